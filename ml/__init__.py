@@ -1,0 +1,49 @@
+"""ctxtrain: windows of market bars, labelled LONG, SHORT or SKIP, become a calibrated Qwen classifier.
+
+The data flows down this list; a module imports only from modules above it.
+
+    errors            what can go wrong, with exit codes
+    labels            the three classes
+    config            the typed config of a run
+    runtime           seeds, device, processes, signals
+    progress          what a person sees meanwhile
+    data.windows      JSONL → windows, faults
+    data.features     windows → normalised numbers
+    data.codec        windows → text
+    data.sampling     oversampling and class weights
+    data.batches      text → tokens → steps of micro-batches
+    data.dataset      all of the above for the files of a run
+    model.embedded    the package's own small Qwen and its tokenizer
+    model.qwen        frozen base + LoRA + head
+    model.loss        class-weighted focal loss
+    model.optim       AdamW and schedule
+    model.learner     one optimizer step; logits
+    evaluation        metrics, targets, temperature
+    output            checkpoints, export, prediction, summary, report
+    train             TrainingPipeline: the run
+    simulate, structure, sample   simulated bars, their structure flags, sample files
+    cli               the commands
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml.config import Config
+    from ml.output.predictor import load_model
+    from ml.train import TrainingPipeline
+
+__all__ = ["Config", "TrainingPipeline", "load_model"]
+__version__ = "0.1.0"
+
+_HOMES = {"Config": "ml.config", "TrainingPipeline": "ml.train", "load_model": "ml.output.predictor"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `ctxtrain --help` starts without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ml' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,248 @@
+"""The commands. Each turns its arguments into one call and its result into text or JSON.
+
+Heavy imports stay inside the commands, so that --help answers at once. Every error ends here: one message on stderr
+and the exit code of `errors.py`; a traceback only with --debug.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ml.errors import EXIT_INTERNAL, EXIT_IO, EXIT_TARGETS_MISSED, ConfigError, CtxtrainError, DataError
+
+app = typer.Typer(
+    name="ctxtrain",
+    help="Train a Qwen classifier (LONG, SHORT, SKIP) on windows of market bars, and use it.",
+    epilog="Add --debug anywhere to see the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, export folder or final_model.zip.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def sample(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Where train.jsonl, val.jsonl, test.jsonl and sample.json go."),
+    ],
+    train: Annotated[int, typer.Option(help="Training windows.")] = 1200,
+    val: Annotated[int, typer.Option(help="Validation windows.")] = 400,
+    test: Annotated[int, typer.Option(help="Test windows.")] = 400,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    noise: Annotated[float, typer.Option(help="Share of labels replaced at random.")] = 0.08,
+    mix: Annotated[str, typer.Option(help="Shares of LONG,SHORT,SKIP.")] = "0.35,0.35,0.30",
+    hide_flags: Annotated[
+        bool, typer.Option("--hide-flags", help="Leave only prices, volume and delta in the bars.")
+    ] = False,
+    shuffle_labels: Annotated[bool, typer.Option("--shuffle-labels", help="Leave nothing to learn.")] = False,
+) -> None:
+    """Write simulated windows with a known rule and a known best score."""
+    from ml.sample import write_sample
+
+    try:
+        shares = tuple(float(share) for share in mix.split(","))
+        written = write_sample(
+            folder,
+            train=train,
+            val=val,
+            test=test,
+            seed=seed,
+            noise=noise,
+            mix=shares,  # type: ignore[arg-type]  # write_sample checks that there are three
+            hide_flags=hide_flags,
+            shuffle_labels=shuffle_labels,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    _print_json(written)
+
+
+@app.command()
+def check(
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training rows.")],
+    val: Annotated[Path | None, typer.Argument(metavar="[VAL]", help="Validation rows.")] = None,
+    test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="Test rows.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check rows without training: faults, classes, unused fields, windows that stand in two files."""
+    from ml.data.check import check_files
+
+    report = check_files({"train": train, "val": val, "test": test})
+    if as_json:
+        _print_json(report)
+    else:
+        from ml.console import print_check
+
+        print_check(report)
+    if report["faults"]:
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config of the run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value]…", help="Keys to change.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in output_dir at its last checkpoint.")
+    ] = False,
+    require_targets: Annotated[
+        bool, typer.Option("--require-targets", help="Exit with 3 if a target is missed.")
+    ] = False,
+) -> None:
+    """Train, choose, calibrate, export and check."""
+    from ml.config import Config
+
+    settings = Config.load(config, overrides or [])
+    from ml.console import print_summary, stdout
+    from ml.progress import Reporter
+    from ml.train import TrainingPipeline
+
+    summary = TrainingPipeline(settings, resume=resume, reporter=Reporter(stdout())).run()
+    if summary:
+        print_summary(summary, settings.output_dir)
+        if require_targets and not summary["targets_met"]:
+            raise typer.Exit(EXIT_TARGETS_MISSED)
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    data: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="Labelled rows.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Score a model on labelled rows."""
+    from ml.data.windows import load_windows
+    from ml.output.predictor import load_model
+
+    predictor = load_model(model)
+    windows = load_windows(data)
+    with _progress("evaluating", len(windows)) as advance:
+        metrics = predictor.evaluate(windows, advance)
+    if as_json:
+        _print_json(metrics)
+    else:
+        from ml.console import print_metrics
+
+        print_metrics(metrics)
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    data: Annotated[str, typer.Argument(metavar="DATA.jsonl|-", help="Rows, labelled or not; - is standard input.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Instead of standard output.")
+    ] = None,
+) -> None:
+    """Write one line with label and probabilities per row, in the order of the rows."""
+    import orjson
+
+    from ml.data.windows import load_windows, parse_lines
+    from ml.output.files import write_bytes
+    from ml.output.predictor import load_model
+
+    predictor = load_model(model)
+    if data == "-":
+        reading = parse_lines(iter(sys.stdin.buffer), "standard input", labelled=False)
+        if reading.faults:
+            raise DataError(reading.faults, total=reading.fault_total)
+        windows = reading.windows
+    else:
+        windows = load_windows(data, labelled=False)
+    with _progress("predicting", len(windows)) as advance:
+        predictions = predictor.predict_windows(windows, advance)
+    lines = b"".join(orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE) for prediction in predictions)
+    if output:
+        write_bytes(output, lines)
+    else:
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+
+
+@app.command()
+def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Export the best epoch of a run again: merged model, zip, summary and report."""
+    from ml.config import Config
+
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run}: no run folder, it has no config.yaml. Give the output_dir of a run.")
+    settings = Config.load(run / "config.yaml").model_copy(update={"output_dir": str(run)})
+    from ml.console import print_summary, stdout
+    from ml.progress import Reporter
+    from ml.train import TrainingPipeline
+
+    print_summary(TrainingPipeline(settings, resume=True, reporter=Reporter(stdout())).export(), str(run))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Write report.html of a finished run again."""
+    import orjson
+
+    from ml.output.report import write_report
+    from ml.output.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    if not folder.summary.exists():
+        raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
+    write_report(folder.report, orjson.loads(folder.summary.read_bytes()), folder.config.read_text(encoding="utf-8"))
+    typer.echo(folder.report)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Any]:
+    """A bar on a terminal's stderr, so that stdout holds results only."""
+    from ml.console import stderr
+    from ml.progress import Reporter
+
+    with Reporter(stderr()).rows(what, total) as advance:
+        yield advance
+
+
+def _print_json(value: object) -> None:
+    from ml.output.files import to_json
+
+    sys.stdout.buffer.write(to_json(value))
+    sys.stdout.buffer.flush()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process with the documented exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words
+    try:
+        app(args=[word for word in words if word != "--debug"], prog_name="ctxtrain")
+    except CtxtrainError as error:
+        _end(str(error), error.exit_code, debug)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _end(f"{what}. Make room or give access, then resume; finished checkpoints are whole.", EXIT_IO, debug)
+    except KeyboardInterrupt:
+        _end("interrupted before training began; nothing was lost", 130, debug)
+    except Exception as error:
+        _end(
+            f"internal fault, not yours: {type(error).__name__}: {error}. Run again with --debug and report it.",
+            EXIT_INTERNAL,
+            debug,
+        )
+
+
+def _end(message: str, exit_code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+    raise SystemExit(exit_code)

@@ -1,0 +1,357 @@
+"""The config of a run: typed, described and range-checked in one place.
+
+Comes in: a YAML file and `section.key=value` overrides. Goes out: a frozen `Config`. All faults are
+reported in one `ConfigError`, each with its dotted key; an unknown key is refused with the nearest name.
+Defaults are those of the specification, section 7. Only `train.py` and `cli.py` see a `Config`: every
+other module takes plain values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from ml.errors import ConfigError
+from ml.labels import LABELS
+
+EMBEDDED_BASE = "embedded"
+
+
+def _class_weights(value: object) -> object:
+    if value in ("auto", "none"):
+        return value
+    if isinstance(value, dict):
+        by_label = {str(key).upper(): weight for key, weight in value.items()}
+        if sorted(by_label) != sorted(LABELS):
+            raise ValueError(f"must name each of {', '.join(LABELS)} once")
+        value = [by_label[label] for label in LABELS]
+    if isinstance(value, list) and len(value) == len(LABELS) and all(map(_is_positive, value)):
+        return [float(weight) for weight in value]
+    raise ValueError("must be auto, none, three positive numbers, or {LONG: w, SHORT: w, SKIP: w}")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _oversampling_target(value: object) -> object:
+    count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if count or value in ("auto", "none"):
+        return value
+    raise ValueError("must be auto, none, or a number of windows per class, at least 1")
+
+
+def _lora_layers(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"all|last:[1-9][0-9]*", value):
+        return value
+    raise ValueError("must be all or last:N with N at least 1, for example last:6")
+
+
+ClassWeights = Annotated[
+    Literal["auto", "none"] | list[float],
+    BeforeValidator(_class_weights, json_schema_input_type=Literal["auto", "none"] | list[float] | dict[str, float]),
+]
+OversamplingTarget = Annotated[
+    Literal["auto", "none"] | int,
+    BeforeValidator(_oversampling_target, json_schema_input_type=Literal["auto", "none"] | int),
+]
+LoraLayers = Annotated[str, BeforeValidator(_lora_layers)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(Section):
+    """Where the rows are and how the model reads them."""
+
+    train: str = Field(min_length=1, description="Training rows, .jsonl or .jsonl.gz.")
+    val: str = Field(min_length=1, description="Validation rows; they choose the epoch and the temperature.")
+    test: str | None = Field(
+        None, min_length=1, description="Rows scored once, at the end; then they judge the targets."
+    )
+    codec: Literal["compact", "json"] = Field(
+        "compact", description="How a window becomes text: quantised integers, or its JSON for comparison."
+    )
+
+
+class ModelConfig(Section):
+    """The frozen base."""
+
+    base: str = Field(
+        EMBEDDED_BASE,
+        min_length=1,
+        description=f"Folder or hub id of a Qwen checkpoint; `{EMBEDDED_BASE}` is the package's own small one.",
+    )
+    revision: str | None = Field(None, description="Hub revision (commit, tag or branch) of the base.")
+    max_tokens: int = Field(2048, ge=8, description="Longest text in tokens; older tokens are cut off, and counted.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic of training; auto is bfloat16 on a GPU that has it, else float32."
+    )
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="Weights of the frozen base during training; int8 and nf4 need a GPU and bitsandbytes.",
+    )
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021)."""
+
+    r: int = Field(8, ge=1, description="Rank.")
+    alpha: int = Field(16, ge=1, description="Scale: the update is multiplied by alpha / r.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
+    target_modules: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj"],
+        min_length=1,
+        description="Linear layers that get an adapter.",
+    )
+    layers: LoraLayers = Field("all", description="Layers that get adapters: all, or last:N.")
+
+
+class LossConfig(Section):
+    """Class-weighted focal loss (Lin et al. 2017)."""
+
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="Focusing parameter; 0 is weighted cross-entropy.")
+    class_weights: ClassWeights = Field(
+        "auto",
+        description="auto (inverse frequency after oversampling, mean 1), none, [w, w, w] or {LONG: w, …}.",
+    )
+
+
+class OversamplingConfig(Section):
+    """Random oversampling, with replacement on top of every original row, drawn anew each epoch."""
+
+    target: OversamplingTarget = Field(
+        "auto", description="Windows per class to raise to: auto (the largest class), none, or a number."
+    )
+    max_repeat: float | None = Field(
+        None,
+        ge=1,
+        description="A class grows to at most this many times its own rows; the class weights take the rest.",
+    )
+
+
+class TrainingConfig(Section):
+    """The loop. An optimizer step sees batch_size × gradient_accumulation windows, whatever the number of processes."""
+
+    epochs: int = Field(10, ge=1, description="Passes over the oversampled rows.")
+    batch_size: int = Field(8, ge=1, description="Windows in a micro-batch.")
+    learning_rate: float = Field(1.0e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    warmup_steps: int = Field(100, ge=0, description="Optimizer steps of linear warm-up; at most half of the run.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decoupled weight decay.")
+    gradient_accumulation: int = Field(4, ge=1, description="Micro-batches in an optimizer step.")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Gradients are clipped to this norm; null is no clipping."
+    )
+    schedule: Literal["warmup_stable_decay", "linear", "cosine", "constant"] = Field(
+        "warmup_stable_decay",
+        description="Learning rate after warm-up; the default decays to 0 over the second half.",
+    )
+    patience: int | None = Field(None, ge=1, description="Stop after this many epochs without a better macro-F1.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
+
+
+class CheckpointsConfig(Section):
+    """What is kept for choosing and for resuming."""
+
+    keep: int = Field(3, ge=1, description="Checkpoints kept by macro-F1; the newest is kept besides.")
+    every_steps: int | None = Field(None, ge=1, description="Also save within an epoch, every so many optimizer steps.")
+
+
+class CalibrationConfig(Section):
+    """Post-calibration (Guo et al. 2017)."""
+
+    method: Literal["temperature", "none"] = Field("temperature", description="Temperature scaling, or nothing.")
+
+
+class TargetsConfig(Section):
+    """The specification's targets, section 6.2, each as a share."""
+
+    accuracy: Share = Field(0.65, description="Priority HIGH.")
+    macro_f1: Share = Field(0.60, description="Priority CRITICAL.")
+    long_precision: Share = Field(0.60, description="Priority HIGH.")
+    short_precision: Share = Field(0.60, description="Priority HIGH.")
+    long_recall: Share = Field(0.55, description="Priority MEDIUM.")
+    short_recall: Share = Field(0.55, description="Priority MEDIUM.")
+
+
+class TrackingConfig(Section):
+    """Experiment trackers, through Accelerate."""
+
+    to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        [], description="Where metrics go besides metrics.jsonl; each needs its package installed."
+    )
+
+
+class Config(Section):
+    """A whole run."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    loss: LossConfig = LossConfig()
+    oversampling: OversamplingConfig = OversamplingConfig()
+    training: TrainingConfig = TrainingConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    targets: TargetsConfig = TargetsConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    output_dir: str = Field(min_length=1, description="The run folder.")
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, lay `section.key=value` overrides over it and check the whole.
+
+        Raises ConfigError with every fault found.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (FileNotFoundError, IsADirectoryError):
+            raise ConfigError(f"{path}: no such config file. Give the path of a YAML file.") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{path}: a config must be UTF-8 text, got {error.reason} at byte {error.start}."
+            ) from None
+        return cls.parse(_parse_yaml(text, str(path)), overrides)
+
+    @classmethod
+    def parse(cls, tree: object, overrides: Sequence[str] = ()) -> Self:
+        """Check a nested mapping with overrides laid over it. Raises ConfigError with every fault found."""
+        if not isinstance(tree, dict):
+            raise ConfigError(f"A config must be a mapping of sections, got {_shown(tree)}.")
+        faults = _apply_overrides(tree, overrides)
+        try:
+            config = cls.model_validate(tree)
+        except ValidationError as error:
+            faults += [_explain(detail) for detail in error.errors(include_url=False)]
+        if faults:
+            raise ConfigError(faults)
+        return config
+
+    def with_absolute_paths(self) -> Self:
+        """The same config with paths that hold from any working folder."""
+        data = {
+            name: path and str(Path(path).absolute()) for name, path in self.data if name in ("train", "val", "test")
+        }
+        base = str(Path(self.model.base).absolute()) if Path(self.model.base).is_dir() else self.model.base
+        return self.model_copy(
+            update={
+                "data": self.data.model_copy(update=data),
+                "model": self.model.model_copy(update={"base": base}),
+                "output_dir": str(Path(self.output_dir).absolute()),
+            }
+        )
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (PyYAML reads 1e-4 as text) and no duplicate keys (PyYAML keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
+                )
+            seen.add(str(key_node.value))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str, source: str) -> object:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        raise ConfigError(f"{place}: not valid YAML: {error.problem}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}.") from None
+
+
+def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Write each `section.key=value` into the tree; return the faults of those that cannot be written."""
+    faults = []
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals or not name:
+            faults.append(f"An override must read section.key=value, got {override!r}.")
+            continue
+        *sections, key = name.split(".")
+        node: Any = tree
+        for section in sections:
+            node = node.setdefault(section, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            faults.append(f"{name} is not a config key{_nearest(name)}.")
+            continue
+        try:
+            node[key] = _parse_yaml(value, name)
+        except ConfigError as error:
+            faults += error.faults
+    return faults
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One pydantic error as `dotted.key rule, got value.`"""
+    key = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("function-"))
+    if detail["type"] == "extra_forbidden":
+        return f"{key} is not a config key{_nearest(key)}."
+    if detail["type"] == "missing":
+        return f"{key} is required. Set it in the config or as an override, {key}=…"
+    rule = detail["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("must have", "must have")
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        rule = "must be a section with keys of its own"
+    return f"{key} {rule}, got {_shown(detail['input'])}."
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '…'} ({type(value).__name__})"
+
+
+def _nearest(name: str) -> str:
+    """`; did you mean section.key?` for the known key whose whole or last part is most alike, or nothing."""
+    known = dotted_keys()
+    leaf = name.rpartition(".")[2]
+    alike = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if not alike:
+        by_leaf = {key.rpartition(".")[2]: key for key in reversed(known)}
+        alike = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)]
+    return f"; did you mean {alike[0]}?" if alike else "; the keys are listed in configs/config.schema.json"
+
+
+def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key of the config as `section.key`, sections included, in the order of declaration."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += dotted_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old → new` for every leaf at which two nested mappings differ."""
+    lines = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} → {after!r}")
+    return lines

@@ -1,0 +1,98 @@
+"""Results as tables for a terminal; plain text in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ml.output.summary import verdict
+
+
+def stdout() -> Console:
+    return Console()
+
+
+def stderr() -> Console:
+    return Console(stderr=True)
+
+
+def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
+    """The end of a run: targets, scores, verdict, files."""
+    console = stdout()
+    targets = Table(title=f"Targets, judged on {summary['targets_judged_on']}", title_justify="left")
+    for column in ("metric", "value", "target", "", "priority"):
+        targets.add_column(column, justify="right" if column in ("value", "target") else "left")
+    for target in summary["targets"]:
+        targets.add_row(
+            target["metric"],
+            f"{target['value']:.3f}",
+            f"{target['target']:.2f}",
+            "met" if target["met"] else "missed",
+            target["priority"],
+        )
+    console.print(targets)
+    print_metrics(summary["test"] or summary["best"])
+    console.print(verdict(summary), highlight=False)
+    model, calibration, best = summary["model"], summary["calibration"], summary["best"]
+    console.print(
+        f"epoch {best['epoch']} of {len(summary['epochs'])}, temperature {calibration['temperature']:.3f}, "
+        f"{model['trainable']:,} of {model['parameters']:,} parameters trained ({model['trainable_share']:.2%})",
+        highlight=False,
+    )
+    for name in ("final_model.zip", "report.html", "training_summary.json"):
+        console.print(str(Path(output_dir) / name), highlight=False, soft_wrap=True)
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Scores per class with the confusion matrix, and the overall figures."""
+    console = stdout()
+    table = Table()
+    columns = [
+        "class",
+        "precision",
+        "recall",
+        "F1",
+        "windows",
+        *(f"called {label}" for label in metrics["per_class"]),
+    ]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row, (label, scores) in enumerate(metrics["per_class"].items()):
+        figures = [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
+        table.add_row(label, *figures, str(scores["support"]), *map(str, metrics["confusion"][row]))
+    console.print(table)
+    console.print(
+        f"accuracy {metrics['accuracy']:.3f}  macro-F1 {metrics['macro_f1']:.3f}  NLL {metrics['nll']:.3f}  "
+        f"ECE {metrics['ece']:.3f}  windows {metrics['rows']:,}",
+        highlight=False,
+    )
+
+
+def print_check(report: Mapping[str, Any]) -> None:
+    console = stdout()
+    table = Table()
+    for column in ("file", "rows", "LONG", "SHORT", "SKIP"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for name, rows in report["rows"].items():
+        table.add_row(name, f"{rows:,}", *(f"{count:,}" for count in report["classes"][name].values()))
+    console.print(table)
+    lines = list(report["faults"])
+    if report["fault_total"] > len(lines):
+        lines.append(f"… and {report['fault_total'] - len(lines):,} more faults")
+    for leak in report["leaks"]:
+        pairs = ", ".join(" = ".join(pair) for pair in leak["examples"])
+        lines.append(f"leak: {leak['count']:,} × {leak['kind']} in {' and '.join(leak['files'])}: {pairs}")
+    for name, partial in report["partial_fields"].items():
+        lines += [
+            f"{name}: {field} is in {count:,} rows only; a model reads what every row has"
+            for field, count in partial.items()
+        ]
+    if report["unused_fields"]:
+        lines.append(f"fields that no model reads: {', '.join(report['unused_fields'])}")
+    lines.append(f"{report['fault_total']:,} faults, {len(report['leaks'])} leaks")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""JSONL → Window → numbers → text → balanced, ordered token batches."""

@@ -1,0 +1,1 @@
+"""Logits → scores, targets met or missed, temperature."""

@@ -1,0 +1,3 @@
+"""The three classes, in the order that they have everywhere: LONG = 0, SHORT = 1, SKIP = 2."""
+
+LABELS = ("LONG", "SHORT", "SKIP")

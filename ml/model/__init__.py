@@ -1,0 +1,1 @@
+"""Base, adapters and head; loss; optimizer and schedule."""

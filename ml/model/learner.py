@@ -1,0 +1,145 @@
+"""One optimizer step, and one pass for logits: the arithmetic of training, in one process or several.
+
+Comes in: token rows, labels, and the plan of a step from `batches.py`. Goes out: changed adapters and head, and the
+figures of the step; or logits of shape (N, 3). What is lost or drawn does not depend on the number of processes.
+
+Legend: N rows, B windows of a micro-batch, C = 3 classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+
+from ml.data.batches import StepPlan, Tokens, collate, evaluation_batches
+from ml.errors import ConfigError
+from ml.labels import LABELS
+from ml.model.qwen import load_trainable_state, logits, trainable_parameters, trainable_state
+from ml.runtime import Purpose, seed_torch
+
+Ints = NDArray[np.int64]
+LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class NonFinite(Exception):
+    """A step's loss or gradient is not finite; raised before any weight changes. `rows` cause it on their own."""
+
+    def __init__(self, loss: float, grad_norm: float, learning_rate: float, rows: list[int]) -> None:
+        super().__init__(f"loss {loss}, gradient norm {grad_norm}, learning rate {learning_rate:g}")
+        self.rows = rows
+
+
+class Learner:
+    """A model with its optimizer, schedule and loss, on the devices of an Accelerator."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: PeftModel,
+        optimizer: AdamW,
+        schedule: LRScheduler,
+        loss_fn: LossFunction,
+        *,
+        max_grad_norm: float | None,
+        seed: int,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.network = accelerator.prepare_model(model)
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.loss_fn = loss_fn
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.parameters = trainable_parameters(model)
+
+    def step(
+        self, tokens: Tokens, labels_N: Ints, plan: StepPlan, weight: float, position: tuple[int, int]
+    ) -> dict[str, float]:
+        """Train once on the windows of a plan; `weight` is Σ α over all of them, in whatever process they are.
+
+        The loss is Σ FL / Σ α over the whole step, so it does not matter how the step is cut. Dropout is drawn from
+        (seed, position, number of the micro-batch). Raises NonFinite.
+        """
+        self.network.train()
+        accelerator = self.accelerator
+        loss = torch.zeros((), device=accelerator.device)
+        for batch in plan.micro_batches:
+            seed_torch(self.seed, Purpose.DROPOUT, *position, batch.index)
+            last = batch is plan.micro_batches[-1]
+            with nullcontext() if last else accelerator.no_sync(self.network):
+                part = self._loss_sum(self.network, tokens, labels_N, batch.rows) * batch.counts / weight
+                accelerator.backward(part * accelerator.num_processes)  # gradients are averaged over processes
+            loss += part.detach()
+        loss_value = float(accelerator.reduce(loss, "sum"))
+        norm = float(accelerator.clip_grad_norm_(self.parameters.values(), self.max_grad_norm or math.inf))
+        learning_rate = float(self.schedule.get_last_lr()[0])
+        if not math.isfinite(loss_value) or not math.isfinite(norm):
+            raise NonFinite(loss_value, norm, learning_rate, self._culprits(tokens, labels_N, plan.windows))
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return {"loss": loss_value, "learning_rate": learning_rate, "grad_norm": norm}
+
+    @torch.no_grad()
+    def logits(self, tokens: Tokens, batch_size: int, advance: Callable[[int], None]) -> Tensor:
+        """Logits of all rows, of shape (N, 3), in every process. Draws no random number and changes no weight."""
+        self.network.eval()
+        accelerator = self.accelerator
+        logits_NC = torch.zeros(len(tokens), len(LABELS), device=accelerator.device)
+        for number, rows in enumerate(evaluation_batches(tokens.lengths, batch_size)):
+            if number % accelerator.num_processes == accelerator.process_index:
+                logits_NC[rows] = logits(self.network, collate(tokens, rows, accelerator.device))
+            advance(len(rows))
+        gathered: Tensor = accelerator.reduce(logits_NC, "sum")  # a row is zero in all processes but one
+        return gathered
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, moments and schedule; optimizers know weights by position, so their names come along."""
+        return {
+            "weights": trainable_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_names": list(self.parameters),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ConfigError if the state is of other weights."""
+        if state["optimizer_names"] != list(self.parameters):
+            raise ConfigError(
+                "A checkpoint must train the weights of this config in the same order; resume with the run's own."
+            )
+        load_trainable_state(self.model, state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def _loss_sum(self, network: torch.nn.Module, tokens: Tokens, labels_N: Ints, rows: Ints) -> Tensor:
+        """Sum of the loss over rows."""
+        device = self.accelerator.device
+        labels_B = torch.from_numpy(labels_N[rows]).to(device)
+        loss_sum, _ = self.loss_fn(logits(network, collate(tokens, rows, device)), labels_B)
+        return loss_sum
+
+    def _culprits(self, tokens: Tokens, labels_N: Ints, rows: Ints) -> list[int]:
+        """The rows whose loss or gradient is not finite when each is computed alone."""
+        culprits = []
+        for row in sorted(set(rows.tolist())):
+            self.optimizer.zero_grad()
+            loss_sum = self._loss_sum(self.model, tokens, labels_N, np.array([row]))
+            self.accelerator.backward(loss_sum)
+            gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
+            if not all(bool(torch.isfinite(value).all()) for value in (loss_sum, *gradients)):
+                culprits.append(row)
+        self.optimizer.zero_grad()
+        return culprits

@@ -1,0 +1,27 @@
+"""Class-weighted focal loss (Lin et al. 2017, "Focal Loss for Dense Object Detection", eq. 5; α_t is the class weight).
+
+    p_t = softmax(logits)[true class]        FL = α_t · (1 − p_t)^γ · (−ln p_t)
+
+Legend: B windows, C = 3 classes in the order of `LABELS`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def focal_loss(logits_BC: Tensor, labels_B: Tensor, gamma: float, class_weights_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of FL over the windows, and the sum of their α_t.
+
+    The mean is their quotient, taken once over a whole optimizer step: micro-batch means would weigh windows by the
+    company they keep. γ = 0 is weighted cross-entropy. Computed from log-softmax in float32 or better, so it is
+    finite at any finite logits.
+    """
+    logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+    log_p_BC = torch.log_softmax(logits_BC, dim=-1)
+    log_pt_B = log_p_BC.gather(1, labels_B[:, None]).squeeze(1)
+    # 1 − p_t without cancellation; the floor keeps the slope of x^γ finite at x = 0 when γ < 1.
+    wrongness_B = (-torch.expm1(log_pt_B)).clamp(min=torch.finfo(log_pt_B.dtype).tiny)
+    alpha_B = class_weights_C.to(log_pt_B)[labels_B]
+    return (alpha_B * wrongness_B**gamma * -log_pt_B).sum(), alpha_B.sum()

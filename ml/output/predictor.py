@@ -1,0 +1,181 @@
+"""An exported model, ready to answer: rows in, labels with calibrated probabilities out.
+
+model = load_model("final_model.zip")      a run folder and an export folder work too
+model.predict(rows)                        a list of dicts, in the order of the rows
+model.logits(rows)                         uncalibrated, shape (rows, 3), in the order of `LABELS`
+model.render(row)                          the text that the tokenizer sees
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.special import softmax
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from ml.data.batches import collate, evaluation_batches, tokenise
+from ml.data.codec import Codec
+from ml.data.windows import Window, parse_row
+from ml.errors import ConfigError, DataError
+from ml.evaluation.metrics import Metrics, evaluate_logits
+from ml.labels import LABELS
+from ml.model.qwen import logits, quiet_transformers
+from ml.output.files import check_manifest, unpack
+
+BATCH_SIZE = 32
+EXPORT_FOLDER = "export"
+Rows = Iterable[Mapping[str, Any]]
+
+
+class Prediction(TypedDict):
+    id: str | None
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+
+
+class CalibrationFile(BaseModel):
+    """The part of `calibration.json` that prediction reads."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+
+
+def load_model(path: str | Path) -> Predictor:
+    """Open a run folder, an export folder or a `final_model.zip`.
+
+    Raises ConfigError if there is nothing at the path, DataError if what is there is no whole export.
+    """
+    return Predictor.load(Path(path))
+
+
+class Predictor:
+    """Model, tokenizer, codec and temperature of one export."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        codec: Codec,
+        temperature: float,
+        max_tokens: int,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.codec = codec
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def load(cls, path: Path) -> Predictor:
+        if path.is_file():
+            with tempfile.TemporaryDirectory() as scratch:
+                unpack(path, Path(scratch))
+                return cls._load_folder(Path(scratch))
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such model. Give a run folder, an export folder or a final_model.zip.")
+        inner = path / EXPORT_FOLDER
+        if not inner.is_dir() and (path / "config.yaml").exists():
+            raise ConfigError(f"{path}: this run has no export yet. Finish it with train --resume, or run export.")
+        return cls._load_folder(inner if inner.is_dir() else path)
+
+    @classmethod
+    def _load_folder(cls, folder: Path) -> Predictor:
+        check_manifest(folder)
+        try:
+            calibration = CalibrationFile.model_validate_json((folder / "calibration.json").read_bytes())
+        except (ValidationError, FileNotFoundError) as error:
+            raise DataError(f"{folder}/calibration.json: not readable ({error}). Export the model again.") from None
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(
+            model.to(device),
+            tokenizer,
+            Codec.load(folder / "codec.json"),
+            calibration.temperature,
+            tokenizer.model_max_length,
+        )
+
+    def predict(self, rows: Rows) -> list[Prediction]:
+        return self.predict_windows(self._windows(rows))
+
+    def logits(self, rows: Rows) -> NDArray[np.float64]:
+        return self.window_logits(self._windows(rows))
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        return self.codec.render(self._windows([row])[0])
+
+    def predict_windows(
+        self, windows: Sequence[Window], advance: Callable[[int], None] | None = None
+    ) -> list[Prediction]:
+        probabilities_NC = softmax(self.window_logits(windows, advance) / self.temperature, axis=1)
+        return [
+            Prediction(
+                id=window.id,
+                label=LABELS[int(p_C.argmax())],
+                confidence=float(p_C.max()),
+                probabilities={label: float(p) for label, p in zip(LABELS, p_C, strict=True)},
+            )
+            for window, p_C in zip(windows, probabilities_NC, strict=True)
+        ]
+
+    def evaluate(self, windows: Sequence[Window], advance: Callable[[int], None] | None = None) -> Metrics:
+        """Scores on labelled windows; probabilities are calibrated."""
+        labels_N = np.array([window.label for window in windows], dtype=np.int64)
+        return evaluate_logits(self.window_logits(windows, advance), labels_N, self.temperature)
+
+    def window_logits(
+        self, windows: Sequence[Window], advance: Callable[[int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """Uncalibrated logits of shape (windows, 3); `advance` is told how many windows each batch held."""
+        return text_logits(
+            self.model,
+            self.tokenizer,
+            self.codec.render_all(windows),
+            max_tokens=self.max_tokens,
+            advance=advance,
+        )
+
+    def _windows(self, rows: Rows) -> list[Window]:
+        windows, faults = [], []
+        for number, row in enumerate(rows, start=1):
+            window, reasons = parse_row(row, f"row {number}", labelled=False)
+            faults += [f"row {number}: {reason}" for reason in reasons]
+            if window:
+                windows.append(window)
+        if faults:
+            raise DataError(faults)
+        return windows
+
+
+@torch.inference_mode()
+def text_logits(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    advance: Callable[[int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Logits of shape (texts, 3) of a model in evaluation mode."""
+    tokens = tokenise(texts, tokenizer, max_tokens)
+    device = next(model.parameters()).device
+    logits_NC = np.empty((len(texts), len(LABELS)))
+    for rows in evaluation_batches(tokens.lengths, BATCH_SIZE):
+        logits_NC[rows] = logits(model, collate(tokens, rows, device)).cpu().numpy()
+        if advance:
+            advance(len(rows))
+    return logits_NC

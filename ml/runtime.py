@@ -1,0 +1,121 @@
+"""Device, processes, seeds and signals: the ground that a run stands on.
+
+Randomness is stateless: whatever needs random numbers seeds its own generator from (seed, purpose, epoch, step, …),
+so that nothing depends on what ran before and no generator state has to be saved.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+class Purpose(IntEnum):
+    """What a stream of random numbers is for; no two purposes share one."""
+
+    HEAD = 1
+    SAMPLING = 2
+    DROPOUT = 3
+
+
+def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:
+    """A numpy generator that depends on its arguments alone."""
+    return np.random.default_rng(np.random.SeedSequence([seed, purpose, *position]))
+
+
+def seed_torch(seed: int, purpose: Purpose, *position: int) -> None:
+    """Put torch's global generators into a state that depends on the arguments alone."""
+    import torch
+
+    words = np.random.SeedSequence([seed, purpose, *position]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0]) & (2**63 - 1))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes: the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def make_accelerator(dtype: str, tracking: list[str], folder: str) -> Accelerator:
+    """The process group, device and precision of a training run.
+
+    Under torchrun every process gets its own; CPU processes talk through gloo. GPUs (bfloat16, several devices)
+    take the same path but were not run on the machine where this was written.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    on_cpu = not torch.cuda.is_available()
+    torch.use_deterministic_algorithms(True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    precision = resolve_dtype(dtype)
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision="bf16" if precision == torch.bfloat16 else "no",
+        log_with=tracking or None,
+        project_dir=folder,
+    )
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that computes in it and float32 elsewhere: CPUs mostly lack fast bfloat16."""
+    import torch
+
+    if name == "auto":
+        name = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def environment() -> dict[str, str | int]:
+    """What bit-exact resume depends on besides the inputs."""
+    import accelerate
+    import peft
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a subclass of str, which a checkpoint may not hold
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "accelerate": accelerate.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+class StopRequest:
+    """Remembers the first signal that asked the run to end, so that the loop can end at a safe point."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+
+    def _remember(self, signal_number: int, _frame: FrameType | None) -> None:
+        self.signal_number = self.signal_number or signal_number
+
+
+@contextmanager
+def catch_signals() -> Iterator[StopRequest]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a `StopRequest` while the block runs."""
+    request = StopRequest()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, request._remember) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,393 @@
+"""The training run, from rows on disk to `final_model.zip`, readable top to bottom.
+
+load_data          rows → windows → text → tokens; classes counted, raised and weighted
+setup_model        frozen Qwen + LoRA + head; AdamW; schedule; focal loss
+train_epoch        optimizer steps over the oversampled windows
+evaluate           validation scores
+save_checkpoint    what resume and selection need
+run                all of these, epoch by epoch, then `finish`: best epoch → temperature → merged model → zip → summary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.optim import AdamW
+
+from ml.config import Config, differences
+from ml.data.batches import plan_step, steps_per_epoch
+from ml.data.dataset import load_dataset
+from ml.data.sampling import epoch_rows
+from ml.errors import ConfigError, Interrupted, TrainingDiverged
+from ml.evaluation.metrics import evaluate_logits
+from ml.evaluation.targets import judge
+from ml.model import qwen
+from ml.model.learner import Learner, NonFinite
+from ml.model.loss import focal_loss
+from ml.model.optim import make_optimizer, make_schedule
+from ml.output import checkpoint
+from ml.output.export import export_model
+from ml.output.files import write_json
+from ml.output.report import write_report
+from ml.output.run_folder import RunFolder
+from ml.output.summary import make_summary
+from ml.output.tracking import installed_trackers, start_tracking, track
+from ml.progress import Reporter
+from ml.runtime import (
+    StopRequest,
+    catch_signals,
+    environment,
+    is_main_process,
+    make_accelerator,
+    resolve_dtype,
+)
+
+EVALUATION_BATCH = 32
+ADVICE = "Check those rows, lower training.learning_rate, or resume from the last checkpoint."
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; with the learner's state it is all that resume needs.
+
+    `step` counts the optimizer steps of the run and `epochs` holds a record per finished epoch; the two sums are loss
+    and class weight of the epoch under way.
+    """
+
+    step: int = 0
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class TrainingPipeline:
+    """One run of one config. The methods can be called one by one, in the order above."""
+
+    learner: Learner
+
+    def __init__(self, config: Config, *, resume: bool = False, reporter: Reporter | None = None) -> None:
+        self.config = config
+        self.resume = resume
+        self.reporter = reporter if reporter and is_main_process() else Reporter()
+        self.folder = RunFolder(config.output_dir)
+        self.checkpoints = self.folder.checkpoints(config.checkpoints.keep)
+        self.state = TrainState()
+        self.stop = StopRequest()
+        self.model: PeftModel | None = None
+        self.optimizer: AdamW | None = None
+        self.loss_fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def load_data(self) -> None:
+        """Read, check, balance, render and tokenise the rows. Raises DataError with the faults of all files."""
+        data, model, training = self.config.data, self.config.model, self.config.training
+        self.tokenizer = qwen.load_tokenizer(model.base, model.revision)
+        self.data = load_dataset(
+            {"train": data.train, "val": data.val, "test": data.test},
+            self.tokenizer,
+            codec=data.codec,
+            max_tokens=model.max_tokens,
+            oversampling=self.config.oversampling.target,
+            max_repeat=self.config.oversampling.max_repeat,
+            weights=self.config.loss.class_weights,
+        )
+        windows = int(self.data.epoch_counts_C.sum())
+        self.steps_per_epoch = steps_per_epoch(windows, training.batch_size, training.gradient_accumulation)
+        self.total_steps = training.epochs * self.steps_per_epoch
+        for note in self.data.notes():
+            self.reporter.say(f"note: {note}")
+
+    def setup_model(self) -> None:
+        """Build model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
+        training = self.config.training
+        accelerator = make_accelerator(
+            self.config.model.dtype, installed_trackers(self.config.tracking.to), str(self.folder.root)
+        )
+        self.model = self._build_model(resolve_dtype(self.config.model.dtype), self.config.model.quantization)
+        self.base_sha256 = qwen.frozen_sha256(self.model)
+        self.optimizer = make_optimizer(
+            qwen.trainable_parameters(self.model).values(),
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+        )
+        schedule = make_schedule(
+            self.optimizer,
+            training.schedule,
+            warmup_steps=training.warmup_steps,
+            total_steps=self.total_steps,
+        )
+        self.loss_fn = partial(
+            focal_loss,
+            gamma=self.config.loss.focal_gamma,
+            class_weights_C=torch.tensor(self.data.class_weights, device=accelerator.device),
+        )
+        self.learner = Learner(
+            accelerator,
+            self.model,
+            self.optimizer,
+            schedule,
+            self.loss_fn,
+            max_grad_norm=training.max_grad_norm,
+            seed=training.seed,
+        )
+
+    def run(self) -> dict[str, Any] | None:
+        """The whole run; returns the summary in the first process and None in others."""
+        with self._opened():
+            for epoch in range(len(self.state.epochs), self.config.training.epochs):
+                if self._out_of_patience():
+                    break
+                if self.state.step < (epoch + 1) * self.steps_per_epoch:
+                    self.train_epoch()
+                metrics = self.evaluate()
+                self.save_checkpoint(metrics)
+                self._stop_if_asked(saved=True)
+            self.learner.accelerator.end_training()
+            return self.finish() if is_main_process() else None
+
+    def train_epoch(self) -> float:
+        """One epoch of optimizer steps, or the rest of it after a resume; returns its mean training loss."""
+        training, labels_N = self.config.training, self.data.labels["train"]
+        epoch, first = divmod(self.state.step, self.steps_per_epoch)
+        if first == 0:
+            self.state.loss_sum = self.state.weight_sum = 0.0
+        order = epoch_rows(labels_N, self.data.epoch_counts_C, training.seed, epoch)
+        with self.reporter.epoch(epoch + 1, training.epochs, self.steps_per_epoch, first) as after_step:
+            for step in range(first, self.steps_per_epoch):
+                plan = plan_step(
+                    order,
+                    self.data.tokens["train"].lengths,
+                    step,
+                    batch_size=training.batch_size,
+                    accumulation=training.gradient_accumulation,
+                    process=self.learner.accelerator.process_index,
+                    processes=self.learner.accelerator.num_processes,
+                )
+                weight = sum(self.data.class_weights[label] for label in labels_N[plan.windows])
+                try:
+                    figures = self.learner.step(self.data.tokens["train"], labels_N, plan, weight, (epoch, step))
+                except NonFinite as error:
+                    raise self._diverged(error, plan.windows.tolist()) from None
+                self.state.step += 1
+                self.state.loss_sum += figures["loss"] * weight
+                self.state.weight_sum += weight
+                self._log(
+                    {
+                        "kind": "step",
+                        "step": self.state.step,
+                        "epoch": epoch + 1,
+                        **figures,
+                        "windows": len(plan.windows),
+                    }
+                )
+                after_step(figures["loss"], figures["learning_rate"], len(plan.windows))
+                every = self.config.checkpoints.every_steps
+                due = every is not None and self.state.step % every == 0
+                if due:
+                    self.save_checkpoint()
+                self._stop_if_asked(saved=due)
+        return self.state.loss_sum / self.state.weight_sum
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores on the validation rows; `loss` is the focal loss with the training's class weights.
+
+        Raises TrainingDiverged if a logit is not finite.
+        """
+        assert self.loss_fn is not None, "setup_model comes first"
+        tokens, labels_N = self.data.tokens["val"], self.data.labels["val"]
+        with self.reporter.rows("validation", len(tokens)) as advance:
+            logits_NC = self.learner.logits(tokens, EVALUATION_BATCH, advance)
+        broken = (~torch.isfinite(logits_NC)).any(dim=1).nonzero().flatten().tolist()
+        if broken:
+            names = ", ".join(self.data.windows["val"][row].name for row in broken[:10])
+            raise TrainingDiverged(f"the logits of {len(broken)} validation rows are not finite: {names}. {ADVICE}")
+        loss_sum, weight_sum = self.loss_fn(logits_NC, torch.from_numpy(labels_N).to(logits_NC.device))
+        return {"loss": float(loss_sum / weight_sum), **evaluate_logits(logits_NC.cpu().numpy(), labels_N)}
+
+    def save_checkpoint(self, metrics: dict[str, Any] | None = None) -> None:
+        """With the scores of an epoch, close it and write its checkpoint; without, write one within the epoch."""
+        if metrics is not None:
+            record = {
+                "epoch": len(self.state.epochs) + 1,
+                "step": self.state.step,
+                "train_loss": self.state.loss_sum / self.state.weight_sum,
+                **metrics,
+            }
+            self.state.epochs.append(record)
+            self._log({"kind": "epoch", **record})
+            self.reporter.epoch_done(record, best=checkpoint.ranking(self.state.epochs)[0] == record["epoch"])
+        if is_main_process():
+            payload = {
+                "state": asdict(self.state),
+                "learner": self.learner.state_dict(),
+                "fingerprint": self._fingerprint(),
+                "environment": self._environment(),
+            }
+            if metrics is not None:
+                self.checkpoints.save_epoch(payload, self.state.epochs)
+            else:
+                self.checkpoints.save_step(payload, self.state.step)
+        self.learner.accelerator.wait_for_everyone()
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Continue from a checkpoint. Raises ConfigError if rows, base or settings are not those it was made with."""
+        payload = checkpoint.load(path)
+        changed = differences(payload["fingerprint"], self._fingerprint())
+        if changed:
+            raise ConfigError(
+                [f"{path.name} was made with other inputs; old → new value: {change}" for change in changed]
+                + ["Resume with what the run was started with, or start another run in another output_dir."]
+            )
+        for change in differences(payload["environment"], self._environment()):
+            self.reporter.say(f"note: the run goes on, but no longer bit for bit: {change}")
+        self.learner.load_state_dict(payload["learner"])
+        self.state = TrainState(**payload["state"])
+        self.reporter.say(f"resuming from {path.name} at optimizer step {self.state.step} of {self.total_steps}")
+
+    def export(self) -> dict[str, Any]:
+        """Export the best epoch so far of a run that was started before; train nothing."""
+        with self._opened():
+            if not self.state.epochs:
+                raise ConfigError(
+                    f"{self.folder.root}: an export needs one finished epoch, this run has none. Train first."
+                )
+            return self.finish()
+
+    def finish(self) -> dict[str, Any]:
+        """Export the best epoch in float32, as it will be used, and score that; writes and returns the summary."""
+        assert self.model is not None, "setup_model comes first"
+        best = checkpoint.ranking(self.state.epochs)[0]
+        weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
+        environment, sizes = self._environment(), qwen.parameter_counts(self.model)
+        device = self.learner.accelerator.device
+        del self.learner, self.model, self.optimizer  # make room for the model that is exported
+        model = self._build_model(torch.float32, quantization="none").to(device)
+        qwen.load_trainable_state(model, weights)
+        exported = export_model(
+            model,
+            self.tokenizer,
+            self.data.codec,
+            self.data.windows["val"],
+            max_tokens=self.config.model.max_tokens,
+            calibrate=self.config.calibration.method == "temperature",
+            base_name=self._base_name(),
+            folder=self.folder,
+        )
+        test = exported.predictor.evaluate(self.data.windows["test"]) if "test" in self.data.windows else None
+        summary = make_summary(
+            model={
+                "base": self._base_name(),
+                "revision": self.config.model.revision,
+                "family": model.config.model_type,
+                "base_sha256": self.base_sha256,
+                **sizes,
+            },
+            data=self.data.summary(),
+            epochs=self.state.epochs,
+            best_epoch=best,
+            validation=exported.validation,
+            test=test,
+            targets=judge(test or exported.validation, self.config.targets.model_dump()),
+            calibration=exported.calibration,
+            export_check=exported.check,
+            environment=environment,
+            folder=self.folder,
+        )
+        write_json(self.folder.summary, summary)
+        write_report(self.folder.report, summary, self.config.to_yaml())
+        return summary
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Own the run folder, build everything, and begin anew or where the newest checkpoint stands."""
+        with catch_signals() as self.stop, self.folder.owned() if is_main_process() else nullcontext():
+            if is_main_process():
+                self.folder.claim(self.config.with_absolute_paths().to_yaml(), resume=self.resume)
+            self.load_data()
+            self.setup_model()
+            newest = self.checkpoints.newest(self.steps_per_epoch) if self.resume else None
+            if newest:
+                self.load_checkpoint(newest)
+            if is_main_process():
+                self.folder.metrics.cut_back(step=self.state.step, epoch=len(self.state.epochs))
+            if self.config.tracking.to:
+                start_tracking(self.learner.accelerator, self.config.model_dump())
+            yield
+
+    def _build_model(self, dtype: torch.dtype, quantization: str) -> PeftModel:
+        model, lora, seed = self.config.model, self.config.lora, self.config.training.seed
+        base = qwen.load_classifier(
+            model.base,
+            self.tokenizer.pad_token_id,
+            revision=model.revision,
+            dtype=dtype,
+            quantization=quantization,
+            seed=seed,
+        )
+        return qwen.add_lora(
+            base,
+            r=lora.r,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            layers=lora.layers,
+            seed=seed,
+            base_name=self._base_name(),
+        )
+
+    def _base_name(self) -> str:
+        base = self.config.model.base
+        return Path(base).name if Path(base).is_dir() else base
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What a resumed run must have in common with its beginning."""
+        dump = self.config.model_dump(mode="json")
+        return {
+            "config": {name: dump[name] for name in ("lora", "loss", "oversampling", "training")},
+            "dtype": str(resolve_dtype(self.config.model.dtype)),
+            "quantization": self.config.model.quantization,
+            "codec": self.data.codec.model_dump(mode="json"),
+            "rows": self.data.fingerprint(),
+            "base": self.base_sha256,
+        }
+
+    def _environment(self) -> dict[str, Any]:
+        return {**environment(), "processes": self.learner.accelerator.num_processes}
+
+    def _out_of_patience(self) -> bool:
+        patience, epochs = self.config.training.patience, self.state.epochs
+        return bool(patience and epochs and len(epochs) - checkpoint.ranking(epochs)[0] >= patience)
+
+    def _stop_if_asked(self, *, saved: bool) -> None:
+        """After a signal to any process, save if that is not done, and end all of them at the same step."""
+        accelerator = self.learner.accelerator
+        signals = torch.tensor([self.stop.signal_number], device=accelerator.device)
+        number = int(accelerator.gather(signals).max())
+        if number:
+            if not saved:
+                self.save_checkpoint()
+            raise Interrupted(
+                number,
+                f"stopped at optimizer step {self.state.step} of {self.total_steps}; continue with train --resume",
+            )
+
+    def _diverged(self, error: NonFinite, group: list[int]) -> TrainingDiverged:
+        rows = error.rows or group
+        names = ", ".join(dict.fromkeys(self.data.windows["train"][row].name for row in rows))
+        whose = "the window that causes it" if error.rows else "no window alone causes it; those of the step"
+        return TrainingDiverged(
+            f"a step needs a finite loss and gradient, but optimizer step {self.state.step + 1} has {error}; {whose}: "
+            f"{names}. No weight was changed. {ADVICE}"
+        )
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if is_main_process():
+            self.folder.metrics.append(record)
+        track(self.learner.accelerator, record)
