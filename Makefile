@@ -16,7 +16,7 @@ COMPILE = .cache/lock/bin/uv pip compile pyproject.toml --universal --python-ver
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench lock clean distclean
+.PHONY: help demo test lint format golden bench lock clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,7 +33,7 @@ test: export OMP_NUM_THREADS = 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1
 test: lint ## install the development tools; linter, formatter, type check, all tests
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## linter, formatter and type check
 	$(BIN)/ruff check .
@@ -43,6 +43,10 @@ lint: $(VENV)/.dev ## linter, formatter and type check
 format: $(VENV)/.dev ## rewrite the code: formatter, then what the linter can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+golden: export OMP_NUM_THREADS = 1
+golden: $(VENV)/.dev ## write tests/golden/losses.txt anew, after a change that means to move numbers
+	$(BIN)/python -m pytest tests/test_training.py -k golden --rewrite-golden
 
 bench: $(VENV)/.runtime ## run every benchmarks/bench_*.py
 	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do \

@@ -4,6 +4,7 @@ The data flows down this list; a module imports only from modules above it.
 
     errors            what can go wrong, with exit codes
     labels            the three classes
+    yaml_text         YAML → plain values, with places
     config            the typed config of a run
     runtime           seeds, device, processes, signals
     progress          what a person sees meanwhile
@@ -11,6 +12,7 @@ The data flows down this list; a module imports only from modules above it.
     data.features     windows → normalised numbers
     data.codec        windows → text
     data.sampling     oversampling and class weights
+    data.check        a report on rows, before training
     data.batches      text → tokens → steps of micro-batches
     data.dataset      all of the above for the files of a run
     model.embedded    the package's own small Qwen and its tokenizer
@@ -20,9 +22,13 @@ The data flows down this list; a module imports only from modules above it.
     model.learner     one optimizer step; logits
     evaluation        metrics, targets, temperature
     output            checkpoints, export, prediction, summary, report
+    build             the config of a run → its model and learner
     train             TrainingPipeline: the run
-    simulate, structure, sample   simulated bars, their structure flags, sample files
+    structure, simulate, sample    structure flags, simulated bars with them, sample files
+    practice, pretrain             what the embedded base learns, from which windows, and how
+    console           results as tables
     cli               the commands
+    __main__          python -m ml
 """
 
 from __future__ import annotations

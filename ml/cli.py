@@ -48,11 +48,14 @@ def sample(
     ] = False,
     shuffle_labels: Annotated[bool, typer.Option("--shuffle-labels", help="Leave nothing to learn.")] = False,
 ) -> None:
-    """Write simulated windows with a known rule and a known best score."""
+    """Write simulated windows with a known answer."""
     from ml.sample import write_sample
 
     try:
-        shares = tuple(float(share) for share in mix.split(","))
+        shares = tuple(map(float, mix.split(",")))
+    except ValueError:
+        raise ConfigError(f"mix must be three numbers with commas between, got {mix!r}. Use 0.35,0.35,0.30.") from None
+    try:
         written = write_sample(
             folder,
             train=train,
@@ -76,7 +79,7 @@ def check(
     test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="Test rows.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check rows without training: faults, classes, unused fields, windows that stand in two files."""
+    """Check rows before training on them."""
     from ml.data.check import check_files
 
     report = check_files({"train": train, "val": val, "test": test})
@@ -93,9 +96,7 @@ def check(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config of the run.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[section.key=value]…", help="Keys to change.")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value", help="Keys to change.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in output_dir at its last checkpoint.")
     ] = False,
@@ -148,7 +149,7 @@ def predict(
         Path | None, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Instead of standard output.")
     ] = None,
 ) -> None:
-    """Write one line with label and probabilities per row, in the order of the rows."""
+    """Label rows, one line a row, in their order."""
     import orjson
 
     from ml.data.windows import load_windows, parse_lines
@@ -175,7 +176,7 @@ def predict(
 
 @app.command()
 def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """Export the best epoch of a run again: merged model, zip, summary and report."""
+    """Export the best epoch of a run again."""
     from ml.config import Config
 
     if not (run / "config.yaml").exists():
@@ -190,7 +191,7 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """Write report.html of a finished run again."""
+    """Write the report of a run again."""
     import orjson
 
     from ml.output.report import write_report
@@ -230,9 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
         _end(str(error), error.exit_code, debug)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _end(f"{what}. Make room or give access, then resume; finished checkpoints are whole.", EXIT_IO, debug)
-    except KeyboardInterrupt:
-        _end("interrupted before training began; nothing was lost", 130, debug)
+        _end(f"{what}. Make room or give access and run again; what was finished is whole.", EXIT_IO, debug)
     except Exception as error:
         _end(
             f"internal fault, not yours: {type(error).__name__}: {error}. Run again with --debug and report it.",
@@ -242,7 +241,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _end(message: str, exit_code: int, debug: bool) -> None:
+    """Of several processes the first speaks for all, unless the fault is one process's own."""
+    from ml.runtime import is_main_process
+
     if debug:
         traceback.print_exc()
-    sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+    if is_main_process() or exit_code == EXIT_INTERNAL:
+        sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
     raise SystemExit(exit_code)

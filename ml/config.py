@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,8 +19,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from ml.errors import ConfigError
+from ml.errors import ConfigError, shown
 from ml.labels import LABELS
+from ml.yaml_text import parse_yaml
 
 EMBEDDED_BASE = "embedded"
 
@@ -29,7 +31,7 @@ def _class_weights(value: object) -> object:
         return value
     if isinstance(value, dict):
         by_label = {str(key).upper(): weight for key, weight in value.items()}
-        if sorted(by_label) != sorted(LABELS):
+        if sorted(by_label) != sorted(LABELS) or len(value) != len(LABELS):
             raise ValueError(f"must name each of {', '.join(LABELS)} once")
         value = [by_label[label] for label in LABELS]
     if isinstance(value, list) and len(value) == len(LABELS) and all(map(_is_positive, value)):
@@ -67,7 +69,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -220,13 +222,17 @@ class Config(Section):
             raise ConfigError(
                 f"{path}: a config must be UTF-8 text, got {error.reason} at byte {error.start}."
             ) from None
-        return cls.parse(_parse_yaml(text, str(path)), overrides)
+        return cls.parse(parse_yaml(text, str(path)), overrides)
 
     @classmethod
     def parse(cls, tree: object, overrides: Sequence[str] = ()) -> Self:
         """Check a nested mapping with overrides laid over it. Raises ConfigError with every fault found."""
         if not isinstance(tree, dict):
-            raise ConfigError(f"A config must be a mapping of sections, got {_shown(tree)}.")
+            raise ConfigError(f"A config must be a mapping of sections, got {shown(tree)}.")
+        tree = deepcopy(tree)
+        for name in SECTIONS:
+            if tree.get(name) is None:  # a section without keys has its defaults
+                tree[name] = {}
         faults = _apply_overrides(tree, overrides)
         try:
             config = cls.model_validate(tree)
@@ -254,36 +260,6 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (PyYAML reads 1e-4 as text) and no duplicate keys (PyYAML keeps the last)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
-                )
-            seen.add(str(key_node.value))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
-)
-
-
-def _parse_yaml(text: str, source: str) -> object:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise ConfigError(f"{place}: not valid YAML: {error.problem}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}.") from None
-
-
 def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     """Write each `section.key=value` into the tree; return the faults of those that cannot be written."""
     faults = []
@@ -297,10 +273,10 @@ def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str
         for section in sections:
             node = node.setdefault(section, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):
-            faults.append(f"{name} is not a config key{_nearest(name)}.")
+            faults.append(f"{name} is not a config key{_nearest(name)}")
             continue
         try:
-            node[key] = _parse_yaml(value, name)
+            node[key] = parse_yaml(value, name)
         except ConfigError as error:
             faults += error.faults
     return faults
@@ -309,30 +285,29 @@ def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str
 def _explain(detail: ErrorDetails) -> str:
     """One pydantic error as `dotted.key rule, got value.`"""
     key = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("function-"))
-    if detail["type"] == "extra_forbidden":
-        return f"{key} is not a config key{_nearest(key)}."
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
+        return f"{key} is not a config key{_nearest(key)}"
     if detail["type"] == "missing":
         return f"{key} is required. Set it in the config or as an override, {key}=…"
-    rule = detail["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("must have", "must have")
+    rule = re.sub(r"^(Input|List|String) should", "must", detail["msg"].removeprefix("Value error, "))
+    rule = rule.partition(" after validation")[0]
     if detail["type"] in ("model_type", "model_attributes_type"):
         rule = "must be a section with keys of its own"
-    return f"{key} {rule}, got {_shown(detail['input'])}."
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 80 else text[:77] + '…'} ({type(value).__name__})"
+    return f"{key} {rule}, got {shown(detail['input'])}."
 
 
 def _nearest(name: str) -> str:
-    """`; did you mean section.key?` for the known key whose whole or last part is most alike, or nothing."""
-    known = dotted_keys()
+    """`; did you mean section.key?`, or where the keys are listed.
+
+    The nearest key has the same last part, or is most alike as a whole, or in its last part.
+    """
+    known = [key for key in dotted_keys() if "." not in name or key not in SECTIONS]
     leaf = name.rpartition(".")[2]
-    alike = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    by_leaf = {key.rpartition(".")[2]: key for key in reversed(known)}
+    alike = [by_leaf[leaf]] if leaf in by_leaf else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if not alike:
-        by_leaf = {key.rpartition(".")[2]: key for key in reversed(known)}
         alike = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)]
-    return f"; did you mean {alike[0]}?" if alike else "; the keys are listed in configs/config.schema.json"
+    return f"; did you mean {alike[0]}?" if alike else "; the keys are listed in configs/config.schema.json."
 
 
 def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -345,13 +320,4 @@ def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: old → new` for every leaf at which two nested mappings differ."""
-    lines = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} → {after!r}")
-    return lines
+SECTIONS = sorted({key.partition(".")[0] for key in dotted_keys() if "." in key})

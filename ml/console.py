@@ -9,8 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ml.output.summary import verdict
-
 
 def stdout() -> Console:
     return Console()
@@ -22,6 +20,8 @@ def stderr() -> Console:
 
 def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
     """The end of a run: targets, scores, verdict, files."""
+    from ml.output.summary import verdict  # only here, so that `check` needs no torch
+
     console = stdout()
     targets = Table(title=f"Targets, judged on {summary['targets_judged_on']}", title_justify="left")
     for column in ("metric", "value", "target", "", "priority"):

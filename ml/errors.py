@@ -14,6 +14,7 @@ the value found and the remedy. Whatever else escapes is our own fault and ends 
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Sequence
 
@@ -22,6 +23,12 @@ EXIT_INTERNAL = 70
 EXIT_IO = 74
 
 MAX_FAULTS_SHOWN = 100
+
+
+def shown(value: object) -> str:
+    """A value that was found, as JSON of at most 60 characters, for a message."""
+    text = json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 class CtxtrainError(Exception):

@@ -56,11 +56,13 @@ def make_accelerator(dtype: str, tracking: list[str], folder: str) -> Accelerato
     """
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     on_cpu = not torch.cuda.is_available()
     torch.use_deterministic_algorithms(True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     precision = resolve_dtype(dtype)
+    AcceleratorState._reset_state(reset_partial_state=False)  # the process's last run may have had another precision
     return Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if precision == torch.bfloat16 else "no",

@@ -10,19 +10,18 @@ run                all of these, epoch by epoch, then `finish`: best epoch → t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
 from torch.optim import AdamW
 
-from ml.config import Config, differences
+from ml.build import base_name, build_learner, build_model
+from ml.config import Config
 from ml.data.batches import plan_step, steps_per_epoch
 from ml.data.dataset import load_dataset
 from ml.data.sampling import epoch_rows
@@ -30,23 +29,20 @@ from ml.errors import ConfigError, Interrupted, TrainingDiverged
 from ml.evaluation.metrics import evaluate_logits
 from ml.evaluation.targets import judge
 from ml.model import qwen
-from ml.model.learner import Learner, NonFinite
-from ml.model.loss import focal_loss
-from ml.model.optim import make_optimizer, make_schedule
+from ml.model.learner import Learner, LossFunction, NonFinite
 from ml.output import checkpoint
 from ml.output.export import export_model
-from ml.output.files import write_json
+from ml.output.files import write_bytes, write_json
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
 from ml.output.summary import make_summary
-from ml.output.tracking import installed_trackers, start_tracking, track
+from ml.output.tracking import start_tracking, track
 from ml.progress import Reporter
 from ml.runtime import (
     StopRequest,
     catch_signals,
     environment,
     is_main_process,
-    make_accelerator,
     resolve_dtype,
 )
 
@@ -83,7 +79,7 @@ class TrainingPipeline:
         self.stop = StopRequest()
         self.model: PeftModel | None = None
         self.optimizer: AdamW | None = None
-        self.loss_fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        self.loss_fn: LossFunction | None = None
 
     def load_data(self) -> None:
         """Read, check, balance, render and tokenise the rows. Raises DataError with the faults of all files."""
@@ -106,37 +102,11 @@ class TrainingPipeline:
 
     def setup_model(self) -> None:
         """Build model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
-        training = self.config.training
-        accelerator = make_accelerator(
-            self.config.model.dtype, installed_trackers(self.config.tracking.to), str(self.folder.root)
+        self.learner = build_learner(
+            self.config, self.tokenizer.pad_token_id, self.data.class_weights, self.total_steps
         )
-        self.model = self._build_model(resolve_dtype(self.config.model.dtype), self.config.model.quantization)
-        self.base_sha256 = qwen.frozen_sha256(self.model)
-        self.optimizer = make_optimizer(
-            qwen.trainable_parameters(self.model).values(),
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-        )
-        schedule = make_schedule(
-            self.optimizer,
-            training.schedule,
-            warmup_steps=training.warmup_steps,
-            total_steps=self.total_steps,
-        )
-        self.loss_fn = partial(
-            focal_loss,
-            gamma=self.config.loss.focal_gamma,
-            class_weights_C=torch.tensor(self.data.class_weights, device=accelerator.device),
-        )
-        self.learner = Learner(
-            accelerator,
-            self.model,
-            self.optimizer,
-            schedule,
-            self.loss_fn,
-            max_grad_norm=training.max_grad_norm,
-            seed=training.seed,
-        )
+        self.model, self.optimizer, self.loss_fn = self.learner.model, self.learner.optimizer, self.learner.loss_fn
+        self.fingerprint = self._fingerprint(self.model)
 
     def run(self) -> dict[str, Any] | None:
         """The whole run; returns the summary in the first process and None in others."""
@@ -178,15 +148,8 @@ class TrainingPipeline:
                 self.state.step += 1
                 self.state.loss_sum += figures["loss"] * weight
                 self.state.weight_sum += weight
-                self._log(
-                    {
-                        "kind": "step",
-                        "step": self.state.step,
-                        "epoch": epoch + 1,
-                        **figures,
-                        "windows": len(plan.windows),
-                    }
-                )
+                place = {"kind": "step", "step": self.state.step, "epoch": epoch + 1}
+                self._log({**place, **figures, "windows": len(plan.windows)})
                 after_step(figures["loss"], figures["learning_rate"], len(plan.windows))
                 every = self.config.checkpoints.every_steps
                 due = every is not None and self.state.step % every == 0
@@ -227,7 +190,7 @@ class TrainingPipeline:
             payload = {
                 "state": asdict(self.state),
                 "learner": self.learner.state_dict(),
-                "fingerprint": self._fingerprint(),
+                "fingerprint": self.fingerprint,
                 "environment": self._environment(),
             }
             if metrics is not None:
@@ -239,13 +202,8 @@ class TrainingPipeline:
     def load_checkpoint(self, path: Path) -> None:
         """Continue from a checkpoint. Raises ConfigError if rows, base or settings are not those it was made with."""
         payload = checkpoint.load(path)
-        changed = differences(payload["fingerprint"], self._fingerprint())
-        if changed:
-            raise ConfigError(
-                [f"{path.name} was made with other inputs; old → new value: {change}" for change in changed]
-                + ["Resume with what the run was started with, or start another run in another output_dir."]
-            )
-        for change in differences(payload["environment"], self._environment()):
+        checkpoint.check_same_run(path.name, payload["fingerprint"], self.fingerprint)
+        for change in checkpoint.differences(payload["environment"], self._environment()):
             self.reporter.say(f"note: the run goes on, but no longer bit for bit: {change}")
         self.learner.load_state_dict(payload["learner"])
         self.state = TrainState(**payload["state"])
@@ -267,36 +225,35 @@ class TrainingPipeline:
         weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
         environment, sizes = self._environment(), qwen.parameter_counts(self.model)
         device = self.learner.accelerator.device
-        del self.learner, self.model, self.optimizer  # make room for the model that is exported
-        model = self._build_model(torch.float32, quantization="none").to(device)
+        self.model = self.optimizer = self.loss_fn = None  # make room for the model that is exported
+        del self.learner
+        model = build_model(self.config, self.tokenizer.pad_token_id, dtype=torch.float32, quantization="none")
         qwen.load_trainable_state(model, weights)
         exported = export_model(
-            model,
+            model.to(device),
             self.tokenizer,
             self.data.codec,
             self.data.windows["val"],
             max_tokens=self.config.model.max_tokens,
             calibrate=self.config.calibration.method == "temperature",
-            base_name=self._base_name(),
+            base_name=base_name(self.config),
             folder=self.folder,
         )
         test = exported.predictor.evaluate(self.data.windows["test"]) if "test" in self.data.windows else None
         summary = make_summary(
             model={
-                "base": self._base_name(),
+                "base": base_name(self.config),
                 "revision": self.config.model.revision,
                 "family": model.config.model_type,
-                "base_sha256": self.base_sha256,
+                "base_sha256": self.fingerprint["base_sha256"],
                 **sizes,
             },
             data=self.data.summary(),
             epochs=self.state.epochs,
             best_epoch=best,
-            validation=exported.validation,
+            exported=exported,
             test=test,
             targets=judge(test or exported.validation, self.config.targets.model_dump()),
-            calibration=exported.calibration,
-            export_check=exported.check,
             environment=environment,
             folder=self.folder,
         )
@@ -308,45 +265,20 @@ class TrainingPipeline:
     def _opened(self) -> Iterator[None]:
         """Own the run folder, build everything, and begin anew or where the newest checkpoint stands."""
         with catch_signals() as self.stop, self.folder.owned() if is_main_process() else nullcontext():
-            if is_main_process():
-                self.folder.claim(self.config.with_absolute_paths().to_yaml(), resume=self.resume)
+            self.folder.refuse_other_run(resume=self.resume)
             self.load_data()
             self.setup_model()
             newest = self.checkpoints.newest(self.steps_per_epoch) if self.resume else None
             if newest:
                 self.load_checkpoint(newest)
             if is_main_process():
+                write_bytes(self.folder.config, self.config.with_absolute_paths().to_yaml().encode())
                 self.folder.metrics.cut_back(step=self.state.step, epoch=len(self.state.epochs))
             if self.config.tracking.to:
                 start_tracking(self.learner.accelerator, self.config.model_dump())
             yield
 
-    def _build_model(self, dtype: torch.dtype, quantization: str) -> PeftModel:
-        model, lora, seed = self.config.model, self.config.lora, self.config.training.seed
-        base = qwen.load_classifier(
-            model.base,
-            self.tokenizer.pad_token_id,
-            revision=model.revision,
-            dtype=dtype,
-            quantization=quantization,
-            seed=seed,
-        )
-        return qwen.add_lora(
-            base,
-            r=lora.r,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            layers=lora.layers,
-            seed=seed,
-            base_name=self._base_name(),
-        )
-
-    def _base_name(self) -> str:
-        base = self.config.model.base
-        return Path(base).name if Path(base).is_dir() else base
-
-    def _fingerprint(self) -> dict[str, Any]:
+    def _fingerprint(self, model: PeftModel) -> dict[str, Any]:
         """What a resumed run must have in common with its beginning."""
         dump = self.config.model_dump(mode="json")
         return {
@@ -355,15 +287,15 @@ class TrainingPipeline:
             "quantization": self.config.model.quantization,
             "codec": self.data.codec.model_dump(mode="json"),
             "rows": self.data.fingerprint(),
-            "base": self.base_sha256,
+            "base_sha256": qwen.frozen_sha256(model),
         }
 
     def _environment(self) -> dict[str, Any]:
         return {**environment(), "processes": self.learner.accelerator.num_processes}
 
     def _out_of_patience(self) -> bool:
-        patience, epochs = self.config.training.patience, self.state.epochs
-        return bool(patience and epochs and len(epochs) - checkpoint.ranking(epochs)[0] >= patience)
+        patience, scores = self.config.training.patience, [epoch["macro_f1"] for epoch in self.state.epochs]
+        return patience is not None and len(scores) > patience and max(scores[:-patience]) >= max(scores[-patience:])
 
     def _stop_if_asked(self, *, saved: bool) -> None:
         """After a signal to any process, save if that is not done, and end all of them at the same step."""

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ml.sample import LABELS, PRICE_FIELDS, rule_label, write_sample
+from ml.labels import LABELS
+from ml.sample import PRICE_FIELDS, rule_label, write_sample
 from ml.simulate import SESSION_BARS, SYMBOLS, Symbol, simulate
 from ml.structure import MAX_LEG_INDEX, Bars, add_structure
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.data.codec import partial_fields
-from ml.data.dataset import by_label, labels_of
-from ml.data.sampling import class_counts
+from ml.data.sampling import by_label, class_counts, labels_of
 from ml.data.windows import Reading, Window, read_windows
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 

@@ -141,7 +141,9 @@ class Codec(BaseModel):
         marks = self._marks(window, numbers)
         high, low, close = (_levels(prices) for prices in (numbers.high, numbers.low, numbers.close))
         volume = _digits(numbers.volume)
-        delta = ["-"] * len(volume) if numbers.delta is None else [str(d) for d in _digits(numbers.delta)]
+        delta = ["-"] * len(volume)
+        if numbers.delta is not None and "delta" in self.fields:
+            delta = [str(d) for d in _digits(numbers.delta)]
         bars = [
             mark + _TWO_DIGITS[h] + _TWO_DIGITS[lo] + _TWO_DIGITS[c] + f"{v}{d}"
             for mark, h, lo, c, v, d in zip(marks, high, low, close, volume, delta, strict=True)
@@ -226,4 +228,4 @@ def _digits(scores: NDArray[np.float64]) -> list[int]:
 def _logarithmic(value: float, *, steps_per_octave: int, smallest: float) -> str:
     if value <= smallest:
         return _TWO_DIGITS[0]
-    return _TWO_DIGITS[min(99, round(steps_per_octave * math.log2(value / smallest)))]
+    return _TWO_DIGITS[round(min(99, steps_per_octave * math.log2(value / smallest)))]

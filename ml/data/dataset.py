@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ml.data.batches import Tokens, tokenise
 from ml.data.codec import Codec, fit_codec, partial_fields
-from ml.data.sampling import class_counts, class_weights, oversampled_counts
+from ml.data.sampling import by_label, class_counts, class_weights, labels_of, oversampled_counts
 from ml.data.windows import Reading, Window, read_windows
 from ml.errors import DataError
 from ml.labels import LABELS
@@ -109,15 +109,6 @@ def load_dataset(
         class_weights=class_weights(epoch_counts_C, weights),
         max_tokens=max_tokens,
     )
-
-
-def labels_of(windows: Sequence[Window]) -> Ints:
-    """Class numbers, of shape (windows,)."""
-    return np.array([window.label for window in windows], dtype=np.int64)
-
-
-def by_label(counts_C: Ints) -> dict[str, int]:
-    return dict(zip(LABELS, counts_C.tolist(), strict=True))
 
 
 def _read(paths: Mapping[str, str | None]) -> dict[str, list[Window]]:

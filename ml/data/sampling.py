@@ -12,11 +12,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.data.windows import Window
 from ml.errors import DataError
 from ml.labels import LABELS
 from ml.runtime import Purpose, generator
 
 Ints = NDArray[np.int64]
+
+
+def labels_of(windows: Sequence[Window]) -> Ints:
+    """Class numbers, of shape (windows,)."""
+    return np.array([window.label for window in windows], dtype=np.int64)
+
+
+def by_label(counts_C: Ints) -> dict[str, int]:
+    return dict(zip(LABELS, counts_C.tolist(), strict=True))
 
 
 def class_counts(labels_N: Sequence[int] | Ints) -> Ints:
@@ -35,9 +45,7 @@ def oversampled_counts(
     if (counts_C == 0).any():
         missing = ", ".join(LABELS[c] for c in np.flatnonzero(counts_C == 0))
         found = ", ".join(f"{label} {count}" for label, count in zip(LABELS, counts_C, strict=True))
-        raise DataError(
-            f"the training rows must have every class, but {missing} has none ({found}). Add rows of that class."
-        )
+        raise DataError(f"the training rows must have every class, got {found}. Add rows of {missing}.")
     wanted = {"auto": int(counts_C.max()), "none": 0}.get(str(target), target)
     raised = np.maximum(counts_C, int(wanted))
     if max_repeat is not None:

@@ -25,13 +25,14 @@ from pydantic import Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
-from ml.errors import MAX_FAULTS_SHOWN, DataError
+from ml.errors import MAX_FAULTS_SHOWN, DataError, shown
 from ml.labels import LABELS
 
 MIN_BARS, MAX_BARS = 30, 50
+LARGEST = 1e15  # beyond any market, and small enough that no sum of squares overflows
 
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-Quantity = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[float, Strict(), Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Quantity = Annotated[float, Strict(), Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Flag = Literal[True, False, 0, 1] | None
 Direction = Literal[-1, 0, 1] | None
 
@@ -65,7 +66,7 @@ class Bar(TypedDict, total=False):
     fvg_retest: Flag
     pb_wave_strength_ok: Flag
     mgann_leg_index: Annotated[int, Strict(), Field(ge=1, le=10)] | None
-    wave_strength: Annotated[float, Strict(), Field(ge=0, le=100)] | None
+    wave_strength: Annotated[float, Strict(), Field(ge=0, le=100, allow_inf_nan=False)] | None
 
 
 class WindowRow(TypedDict, total=False):
@@ -161,7 +162,7 @@ def parse_lines(lines: Iterator[bytes], source: str, *, labelled: bool) -> Readi
         reading.rows += 1
         place = f"{source}:{number}"
         try:
-            row = orjson.loads(line)
+            row = orjson.loads(line.rstrip())  # or the end of a cut line would count as column 1
         except orjson.JSONDecodeError as error:
             reading.add_faults(f"{place}:{error.colno}", [f"not valid JSON: {error.msg}"])
             continue
@@ -182,7 +183,7 @@ def parse_lines(lines: Iterator[bytes], source: str, *, labelled: bool) -> Readi
 def parse_row(row: object, place: str, *, labelled: bool) -> tuple[Window | None, list[str]]:
     """Turn one decoded row into a window, or into the reasons why it is none."""
     if not isinstance(row, dict):
-        return None, [f"a row must be a JSON object, got {type(row).__name__}"]
+        return None, [f"a row must be a JSON object, got {shown(row)}"]
     label, reasons = _label(row) if labelled else (None, [])
     is_text = "context" in row and "context_bars" not in row
     try:
@@ -206,7 +207,7 @@ def parse_row(row: object, place: str, *, labelled: bool) -> tuple[Window | None
 def _identity(value: object) -> tuple[str | None, list[str]]:
     if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
         return (None if value is None else str(value)), []
-    return None, [f"id must be text or a whole number, got {_shown(value)}"]
+    return None, [f"id must be text or a whole number, got {shown(value)}"]
 
 
 def _columns(bars: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
@@ -227,7 +228,7 @@ def _label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
         return LABELS.index(value.upper()), []
     if value is None:
         return None, [f"label is missing; it must be {', '.join(LABELS)} in any case"]
-    return None, [f"label must be {', '.join(LABELS)} in any case, got {_shown(value)}"]
+    return None, [f"label must be {', '.join(LABELS)} in any case, got {shown(value)}"]
 
 
 def _bar_faults(bars: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -253,7 +254,7 @@ def _order_faults(name: str, stamps: Sequence[float | None], bars: Sequence[Mapp
     for index in range(1, len(stamps)):
         before, after = stamps[index - 1], stamps[index]
         if before is not None and after is not None and after <= before:
-            step = f"{bars[index - 1][name]!r} to {bars[index][name]!r}"
+            step = f"{shown(bars[index - 1][name])} to {shown(bars[index][name])}"
             return [f"bars must run oldest first, but {name} goes from {step} at {_bar_name(index, bars)}"]
     return []
 
@@ -265,7 +266,7 @@ def _clock(value: object) -> float:
     with suppress(ValueError, TypeError):
         moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # a TypeError is handled
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    raise ValueError(f"time must be ISO 8601 text or a number, got {_shown(value)}")
+    raise ValueError(f"time must be ISO 8601 text or a number, got {shown(value)}")
 
 
 def _bar_name(index: int, bars: Sequence[object]) -> str:
@@ -293,9 +294,4 @@ def _explain(detail: ErrorDetails) -> str:
         ("list", "array"),
     ):
         rule = rule.replace(python_name, json_name)
-    return f"{path} {rule}, got {_shown(detail['input'])}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return f"{path} {rule}, got {shown(detail['input'])}"

@@ -97,11 +97,16 @@ class Learner:
         """Logits of all rows, of shape (N, 3), in every process. Draws no random number and changes no weight."""
         self.network.eval()
         accelerator = self.accelerator
+        batches = list(evaluation_batches(tokens.lengths, batch_size))
         logits_NC = torch.zeros(len(tokens), len(LABELS), device=accelerator.device)
-        for number, rows in enumerate(evaluation_batches(tokens.lengths, batch_size)):
-            if number % accelerator.num_processes == accelerator.process_index:
-                logits_NC[rows] = logits(self.network, collate(tokens, rows, accelerator.device))
-            advance(len(rows))
+        for first in range(0, len(batches), accelerator.num_processes):
+            # All processes go through the model equally often; one without a batch of its own repeats the last.
+            own = first + accelerator.process_index
+            rows = batches[min(own, len(batches) - 1)]
+            scores_BC = logits(self.network, collate(tokens, rows, accelerator.device))
+            if own < len(batches):
+                logits_NC[rows] = scores_BC
+            advance(sum(len(batch) for batch in batches[first : first + accelerator.num_processes]))
         gathered: Tensor = accelerator.reduce(logits_NC, "sum")  # a row is zero in all processes but one
         return gathered
 

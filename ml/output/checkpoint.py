@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ml.errors import DataError
+from ml.errors import ConfigError, DataError
 from ml.output.files import write_bytes
 
 FORMAT = 1
@@ -72,6 +72,7 @@ class CheckpointFolder:
 def save(path: Path, payload: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **payload}, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, buffer.getvalue())
 
 
@@ -90,3 +91,25 @@ def load(path: Path) -> dict[str, Any]:
             f"{path}: a checkpoint must be of format {FORMAT}, got {found!r}. Resume with the version that wrote it."
         )
     return payload  # type: ignore[no-any-return]  # torch.load is untyped
+
+
+def check_same_run(name: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raises ConfigError, old and new value named, if a checkpoint was made with other rows, base or settings."""
+    changes = differences(saved, current)
+    if changes:
+        raise ConfigError(
+            [f"{name} was made with other inputs; old → new value: {change}" for change in changes]
+            + ["Resume with what the run was started with, or start another run in another output_dir."]
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old → new` for every leaf at which two nested mappings differ."""
+    lines = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} → {after!r}")
+    return lines

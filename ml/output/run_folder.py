@@ -13,7 +13,6 @@ from filelock import FileLock, Timeout
 
 from ml.errors import ConfigError, RunLocked
 from ml.output.checkpoint import CheckpointFolder
-from ml.output.files import write_bytes
 from ml.output.metrics_log import MetricsLog
 
 
@@ -59,11 +58,10 @@ class RunFolder:
         finally:
             lock.release()
 
-    def claim(self, config_yaml: str, *, resume: bool) -> None:
-        """Write the resolved config. Raises ConfigError if the folder holds a run that is not to be resumed."""
+    def refuse_other_run(self, *, resume: bool) -> None:
+        """Raises ConfigError if the folder holds a run that is not to be resumed."""
         if self.config.exists() and not resume:
             raise ConfigError(
                 f"output_dir must be new, {self.root} holds a run already. "
                 "Continue it with --resume, or use another output_dir."
             )
-        write_bytes(self.config, config_yaml.encode())

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml.evaluation.metrics import Metrics
 from ml.evaluation.targets import Target
+from ml.output.export import Exported
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
 
@@ -17,11 +18,9 @@ def make_summary(
     data: Mapping[str, Any],
     epochs: Sequence[Mapping[str, Any]],
     best_epoch: int,
-    validation: Metrics,
+    exported: Exported,
     test: Metrics | None,
     targets: Sequence[Target],
-    calibration: Mapping[str, Any],
-    export_check: Mapping[str, Any],
     environment: Mapping[str, Any],
     folder: RunFolder,
 ) -> dict[str, Any]:
@@ -30,13 +29,14 @@ def make_summary(
         "model": dict(model),
         "data": dict(data),
         "epochs": list(epochs),
-        "best": {"epoch": best_epoch, **validation},
+        "best": {"epoch": best_epoch, **exported.validation},
         "test": test,
         "targets": list(targets),
-        "targets_judged_on": "validation rows, which also chose the epoch" if test is None else "test rows",
+        "targets_judged_on": "validation rows" if test is None else "test rows",
+        "chosen_on": "validation rows",
         "targets_met": all(target["met"] for target in targets),
-        "calibration": dict(calibration),
-        "export_check": dict(export_check),
+        "calibration": exported.calibration,
+        "export_check": exported.check,
         "environment": dict(environment),
         "files": {
             path.relative_to(folder.root).as_posix(): sha256_file(path)
@@ -53,7 +53,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
     """The outcome in one sentence, said as plainly when it is bad."""
     missed = [target["metric"] for target in summary["targets"] if not target["met"]]
     count = len(summary["targets"])
-    where = summary["targets_judged_on"].split(",")[0]
+    where = summary["targets_judged_on"]
+    if where == summary["chosen_on"]:
+        where += ", which also chose the epoch and so flatter"
     if not missed:
         return f"All {count} targets are met on the {where}."
     return f"{len(missed)} of {count} targets are missed on the {where}: {', '.join(missed)}."

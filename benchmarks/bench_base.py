@@ -1,0 +1,170 @@
+"""How well does LoRA on a base learn from few labelled windows, against gradient boosting? Prints a Markdown table.
+
+    python benchmarks/bench_base.py                       # the embedded base, 5 seeds; about two hours on 2 CPU cores
+    python benchmarks/bench_base.py --sizes 100 --seeds 0 1
+    python benchmarks/bench_base.py --base runs/pretrain
+
+Each seed simulates its own `ctxtrain sample --hide-flags`: the pattern has to be read off prices, volume and delta.
+Smaller sizes are random parts of the training rows, the same for all. LoRA has the specification's settings; the epoch
+is chosen on the validation rows and scored once on the test rows. Gradient boosting is scikit-learn's, and gets the
+better *test* score of two inputs, normalised bars and simple window features, which favours it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import f1_score
+
+from ml.config import Config
+from ml.data.batches import Tokens, tokenise
+from ml.data.features import window_numbers
+from ml.data.sampling import labels_of
+from ml.data.windows import MAX_BARS, Window, load_windows
+from ml.model.qwen import load_trainable_state, trainable_state
+from ml.pretrain import PretrainConfig, pretrain
+from ml.progress import Reporter
+from ml.sample import write_sample
+from ml.train import TrainingPipeline
+
+TRAIN, VAL, TEST = 1200, 400, 1000
+LOOK_BACKS = (1, 2, 3, 5, 8, 13, 21, 29)
+# Passes over the rows: a small file needs more of them for the same number of optimizer steps.
+TRAINING = {"batch_size": 16, "gradient_accumulation": 1, "learning_rate": 2.0e-3}
+EPOCHS = {100: 20, 300: 12, 1200: 8}
+
+
+def lora_score(folder: Path, train: Path, base: str, seed: int, size: int) -> float:
+    """Macro-F1 on the test rows, at the epoch with the best macro-F1 on the validation rows."""
+    epochs = next((count for rows, count in EPOCHS.items() if size <= rows), 8)
+    config = Config.parse(
+        {
+            "data": {"train": str(train), "val": str(folder / "val.jsonl")},
+            "model": {"base": base},
+            "training": {**TRAINING, "epochs": epochs, "warmup_steps": 10, "seed": seed},
+            "output_dir": str(folder / "run"),
+        }
+    )
+    run = TrainingPipeline(config)
+    run.load_data()
+    run.setup_model()
+    best, weights = -1.0, None
+    for _ in range(epochs):
+        run.train_epoch()
+        score = run.evaluate()["macro_f1"]
+        if score > best:
+            best, weights = score, trainable_state(run.learner.model)
+    assert weights is not None
+    load_trainable_state(run.learner.model, weights)
+    run.data.tokens["val"], run.data.labels["val"] = _tokens(run, folder / "test.jsonl")
+    return float(run.evaluate()["macro_f1"])
+
+
+def _tokens(run: TrainingPipeline, path: Path) -> tuple[Tokens, NDArray[np.int64]]:
+    windows = load_windows(path)
+    return tokenise(run.data.codec.render_all(windows), run.tokenizer, run.data.max_tokens), labels_of(windows)
+
+
+def boosting_score(train: list[Window], test: list[Window], seed: int) -> dict[str, float]:
+    """Macro-F1 on the test rows from each input."""
+    scores = {}
+    for name, inputs in {"bars": bar_inputs, "features": feature_inputs}.items():
+        model = HistGradientBoostingClassifier(random_state=seed)
+        model.fit(inputs(train), labels_of(train))
+        scores[name] = float(f1_score(labels_of(test), model.predict(inputs(test)), average="macro"))
+    return scores
+
+
+def bar_inputs(windows: list[Window]) -> NDArray[np.float64]:
+    """Normalised bars, aligned at the event; NaN before a window's first bar."""
+    table = np.full((len(windows), 6, MAX_BARS), np.nan)
+    for row, window in enumerate(windows):
+        numbers = window_numbers(window)
+        columns = [numbers.open, numbers.high, numbers.low, numbers.close, numbers.volume, numbers.delta]
+        for column, values in enumerate(columns):
+            if values is not None:
+                table[row, column, -len(values) :] = values
+    return table.reshape(len(windows), -1)
+
+
+def feature_inputs(windows: list[Window]) -> NDArray[np.float64]:
+    """What a trader would compute first: moves, ranges, places, volume and delta over look-backs."""
+    rows = []
+    for window in windows:
+        numbers = window_numbers(window)
+        move = np.diff(numbers.close, prepend=numbers.open[0])
+        row = [numbers.range_in_bars, numbers.bar_range_share, len(move)]
+        for k in LOOK_BACKS:
+            top, bottom = numbers.high[-k:].max(), numbers.low[-k:].min()
+            row += [move[-k:].sum(), np.abs(move[-k:]).sum(), top - numbers.close[-1], numbers.close[-1] - bottom]
+            row += [float(numbers.high[-k:].argmax()), float(numbers.low[-k:].argmin()), numbers.volume[-k:].mean()]
+            row += [(move[-k:] * numbers.volume[-k:]).sum(), (move[-k:] > 0).mean()]
+            if numbers.delta is not None:
+                row.append(numbers.delta[-k:].mean())
+        row += [numbers.low[-1] - numbers.high[-3], numbers.low[-3] - numbers.high[-1]]
+        rows.append(row)
+    return np.array(rows)
+
+
+def run_seed(base: str, random_base: str | None, seed: int, sizes: list[int]) -> list[dict[str, float]]:
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_sample(folder, train=TRAIN, val=VAL, test=TEST, seed=seed, hide_flags=True)
+        lines = (folder / "train.jsonl").read_bytes().splitlines(keepends=True)
+        train, test = load_windows(folder / "train.jsonl"), load_windows(folder / "test.jsonl")
+        for size in sizes:
+            picked = np.sort(np.random.default_rng(seed).permutation(len(lines))[:size])
+            part = folder / f"train_{size}.jsonl"
+            part.write_bytes(b"".join(lines[row] for row in picked))
+            result = {"size": size, "seed": seed, **boosting_score([train[row] for row in picked], test, seed)}
+            if base:
+                result["lora"] = lora_score(folder, part, base, seed, size)
+            if random_base and size == max(sizes):
+                result["random"] = lora_score(folder, part, random_base, seed, size)
+            print(json.dumps(result), flush=True)
+            results.append(result)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="embedded", help="embedded, a folder or a hub id")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1200, 300, 100])
+    parser.add_argument("--no-random", action="store_true", help="leave the randomly initialised base out")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        random_base = None
+        if not arguments.no_random:
+            random_base = str(Path(scratch) / "random")
+            pretrain(PretrainConfig(output_dir=random_base, steps=0), Reporter())
+        rows = [row for seed in arguments.seeds for row in run_seed(arguments.base, random_base, seed, arguments.sizes)]
+    print("\n| windows | seed | LoRA | boosting, bars | boosting, features | LoRA − better | LoRA, random base |")
+    print("|---|---|---|---|---|---|---|")
+    for size in arguments.sizes:
+        of_size = [row for row in rows if row["size"] == size]
+        for row in of_size:
+            print(_line(str(row["seed"]), row))
+        names = set.intersection(*(set(row) for row in of_size))
+        print(_line("mean", {name: float(np.mean([row[name] for row in of_size])) for name in names}))
+
+
+def _line(title: str, row: dict[str, float]) -> str:
+    better = max(row["bars"], row["features"])
+    scores = [row.get("lora", np.nan), row["bars"], row["features"], row.get("lora", np.nan) - better]
+    cells = [f"{int(row['size']):,}", title, *(f"{score:.3f}" for score in scores)]
+    return f"| {' | '.join(cells)} | {row['random']:.3f} |" if "random" in row else f"| {' | '.join(cells)} | |"
+
+
+if __name__ == "__main__":
+    main()

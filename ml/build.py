@@ -1,0 +1,60 @@
+"""A config becomes a model, and a model becomes a learner.
+
+Comes in: a `Config` and what the data has fixed (pad id, class weights, number of steps). Goes out: the adapted
+model, or a `Learner` with optimizer, schedule and loss, on its devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from ml.config import Config
+from ml.model import qwen
+from ml.model.learner import Learner
+from ml.model.loss import focal_loss
+from ml.model.optim import make_optimizer, make_schedule
+from ml.output.tracking import installed_trackers
+from ml.runtime import make_accelerator, resolve_dtype
+
+
+def base_name(config: Config) -> str:
+    """How exports and summaries call the base: its hub id, or the name of its folder without the way to it."""
+    base = config.model.base
+    return Path(base).name if Path(base).is_dir() else base
+
+
+def build_model(config: Config, pad_id: int, *, dtype: torch.dtype, quantization: str) -> PeftModel:
+    """The base in the given precision, with new adapters and head."""
+    base = qwen.load_classifier(
+        config.model.base,
+        pad_id,
+        revision=config.model.revision,
+        dtype=dtype,
+        quantization=quantization,
+        seed=config.training.seed,
+    )
+    return qwen.add_lora(base, **config.lora.model_dump(), seed=config.training.seed, base_name=base_name(config))
+
+
+def build_learner(config: Config, pad_id: int, class_weights: Sequence[float], total_steps: int) -> Learner:
+    """Model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
+    training = config.training
+    accelerator = make_accelerator(config.model.dtype, installed_trackers(config.tracking.to), config.output_dir)
+    dtype = resolve_dtype(config.model.dtype)
+    model = build_model(config, pad_id, dtype=dtype, quantization=config.model.quantization)
+    optimizer = make_optimizer(
+        qwen.trainable_parameters(model).values(),
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+    )
+    schedule = make_schedule(optimizer, training.schedule, warmup_steps=training.warmup_steps, total_steps=total_steps)
+    weights_C = torch.tensor(class_weights, device=accelerator.device)
+    loss_fn = partial(focal_loss, gamma=config.loss.focal_gamma, class_weights_C=weights_C)
+    return Learner(
+        accelerator, model, optimizer, schedule, loss_fn, max_grad_norm=training.max_grad_norm, seed=training.seed
+    )

@@ -1,0 +1,1 @@
+"""What the embedded base is pre-trained on, and with: simulated windows, their statistics, a reader, an optimizer."""

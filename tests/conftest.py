@@ -1,0 +1,62 @@
+"""Ground of every test: no network, and one thread, so that sums keep one order."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # the libraries read the environment when they are imported
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ml.config import Config
+from tests.helpers import learnable_rows, write_rows
+from tests.tiny_models import build_tiny
+
+torch.set_num_threads(1)
+
+MakeConfig = Callable[..., Config]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden/losses.txt anew")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Qwen2 of random weights with the embedded tokenizer."""
+    return build_tiny(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """46 training and 20 validation rows: with steps of 8 windows, an epoch of 54 ends in a ragged one."""
+    folder = tmp_path_factory.mktemp("rows")
+    return {
+        "train": str(write_rows(folder / "train.jsonl", learnable_rows(46, seed=1))),
+        "val": str(write_rows(folder / "val.jsonl", learnable_rows(20, seed=2))),
+    }
+
+
+@pytest.fixture
+def make_config(tiny_base: Path, tiny_rows: dict[str, str], tmp_path: Path) -> MakeConfig:
+    """A config of a short run, with `section.key=value` overrides."""
+
+    def make(*overrides: str, run: str = "run") -> Config:
+        tree = {
+            "data": dict(tiny_rows),
+            "model": {"base": str(tiny_base), "max_tokens": 512},
+            "training": {
+                "epochs": 3,
+                "batch_size": 4,
+                "gradient_accumulation": 2,
+                "warmup_steps": 2,
+                "learning_rate": 1e-2,
+            },
+            "output_dir": str(tmp_path / run),
+        }
+        return Config.parse(tree, overrides)
+
+    return make

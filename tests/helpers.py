@@ -1,0 +1,89 @@
+"""Rows and windows, built small and valid; a test changes what it is about."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml.data.windows import Window, parse_row
+
+Row = dict[str, Any]
+
+PULSES = (
+    "ext_bos", "ext_choch", "ext_choch_up", "ext_choch_down", "int_bos", "int_choch", "sweep_prev_high",
+    "sweep_prev_low", "fvg_retest",
+)  # fmt: skip
+DRIFT = {"LONG": 1.0, "SHORT": -1.0, "SKIP": 0.0}
+
+
+def make_row(
+    label: str = "LONG",
+    bars: int = 30,
+    seed: int = 0,
+    *,
+    drift: float = 0.0,
+    delta: bool = True,
+    flags: bool = True,
+    place: bool = True,
+    **changes: Any,
+) -> Row:
+    """A valid window row: `bars` M1 bars, current_bar included, that walk on a tick grid of 0.25 around 2000.
+
+    `drift` is the mean move of a bar in points; `delta` brings delta, `flags` the structure flags and atr_14, `place`
+    bar_index and time. `changes` are fields of the row, such as id, features or label_reason.
+    """
+    rng = np.random.default_rng(seed)
+    ticks = np.rint(4 * (drift + rng.normal(0, 1, bars)))
+    closes = 2000 + ticks.cumsum() / 4
+    opens = closes - ticks / 4
+    highs = np.maximum(opens, closes) + rng.integers(0, 5, bars) / 4
+    lows = np.minimum(opens, closes) - rng.integers(0, 5, bars) / 4
+    rows: list[Row] = []
+    for i in range(bars):
+        bar: Row = {"open": opens[i], "high": highs[i], "low": lows[i], "close": closes[i]}
+        bar = {name: float(price) for name, price in bar.items()}
+        bar["volume"] = int(rng.integers(50, 500))
+        if place:
+            bar |= {"bar_index": 1000 + i, "time": f"2025-03-03T{10 + i // 60:02d}:{i % 60:02d}:00Z"}
+        if delta:
+            bar["delta"] = int(rng.integers(-50, 50))
+        if flags:
+            bar |= {name: bool(rng.random() < 0.1) for name in PULSES}
+            bar |= {"ext_dir": int(rng.integers(-1, 2)), "int_dir": int(rng.integers(-1, 2))}
+            bar |= {name: bool(rng.random() < 0.5) for name in ("fvg_up", "fvg_down", "pb_wave_strength_ok")}
+            bar |= {"mgann_leg_index": int(rng.integers(1, 11)), "wave_strength": float(rng.integers(0, 101))}
+            bar["atr_14"] = 2.5
+        rows.append(bar)
+    row = {"id": f"row-{seed}", "symbol": "GC", "context_bars": rows[:-1], "current_bar": rows[-1], "label": label}
+    return row | changes
+
+
+def learnable_rows(count: int, seed: int, bars: int = 30) -> list[Row]:
+    """Rows whose label is learnable: LONG drifts up, SHORT down, SKIP not; three, three and four in ten."""
+    rng = np.random.default_rng(seed)
+    few = round(0.3 * count)
+    labels = rng.permutation(["LONG"] * few + ["SHORT"] * few + ["SKIP"] * (count - 2 * few)).tolist()
+    return [
+        make_row(label, bars, seed * 100_000 + i, drift=DRIFT[label], flags=False) for i, label in enumerate(labels)
+    ]
+
+
+def write_rows(path: Path, rows: Iterable[object]) -> Path:
+    """One JSON line a row; text is written as it is, as a line of its own."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def bars_of(row: Row) -> list[Row]:
+    """All bars of a window row, oldest first, to read or to change in place."""
+    return [*row["context_bars"], row["current_bar"]]
+
+
+def make_window(row: Row | None = None) -> Window:
+    """The window of a row that must be valid."""
+    window, reasons = parse_row(row or make_row(), "rows.jsonl:1", labelled=False)
+    assert window is not None, reasons
+    return window

@@ -1,0 +1,267 @@
+"""Bad input at the command line: the exit code, one message that says what was found and what to do, no traceback."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml.cli import main
+from tests.helpers import bars_of, learnable_rows, make_row, write_rows
+
+OK, USAGE, BAD_DATA, IO_FAULT, INTERRUPTED = 0, 2, 65, 74, 130
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *words: object) -> tuple[object, str, str]:
+    """Exit code, stdout and stderr of a command in this process."""
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return end.value.code, out, err
+
+
+def refused(capsys: Capture, code: int, *words: object) -> list[str]:
+    """The lines of the error with which a command ends."""
+    ended, out, err = run(capsys, *words)
+    assert ended == code, err
+    assert "Traceback" not in out + err
+    lines = err.splitlines()
+    assert lines
+    assert all(line.startswith("error: ") for line in lines), err
+    return [line.removeprefix("error: ") for line in lines]
+
+
+def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ml", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """One file for each kind of bad rows, and a good one."""
+    backwards = make_row()
+    backwards["context_bars"].reverse()
+    good = learnable_rows(12, seed=0)
+    contents: dict[str, list[Any]] = {
+        "good": good,
+        "broken": [*good[:5], '{"id": "x", "context_bars": [}', *good[5:]],
+        "unknown_label": [*good[:2], make_row("HOLD")],
+        "backwards": [good[0], backwards],
+        "empty": [],
+        "one_class": [make_row("SKIP", seed=seed, flags=False) for seed in range(4)],
+    }
+    return {name: write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in contents.items()}
+
+
+@pytest.fixture
+def config(tmp_path: Path, files: dict[str, Path]) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"data: {{train: {files['good']}, val: {files['good']}}}\noutput_dir: {tmp_path}/run\n")
+    return path
+
+
+# Faults of config and usage end with 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epoch=3", "training.epoch is not a config key; did you mean training.epochs?"),
+        ("training.epochs=many", 'training.epochs must be a valid integer, got "many".'),
+        ("training.learning_rate=-1e-4", "training.learning_rate must be greater than 0, got -0.0001."),
+        ("epochs", "An override must read section.key=value, got 'epochs'."),
+    ],
+)
+def test_a_config_fault_is_named_with_its_key(capsys: Capture, config: Path, override: str, message: str) -> None:
+    assert refused(capsys, USAGE, "train", config, override) == [message]
+
+
+def test_all_config_faults_come_at_once(capsys: Capture, config: Path) -> None:
+    lines = refused(capsys, USAGE, "train", config, "training.epochs=0", "lora.r=0", "zzz=1")
+    assert [line.split()[0] for line in lines] == ["lora.r", "training.epochs", "zzz"]
+
+
+def test_a_missing_config_and_a_folder_that_is_no_run_are_refused(capsys: Capture, tmp_path: Path) -> None:
+    missing = tmp_path / "none.yaml"
+    assert refused(capsys, USAGE, "train", missing) == [
+        f"{missing}: no such config file. Give the path of a YAML file."
+    ]
+    assert refused(capsys, USAGE, "export", tmp_path) == [
+        f"{tmp_path}: no run folder, it has no config.yaml. Give the output_dir of a run."
+    ]
+    assert refused(capsys, USAGE, "report", tmp_path) == [
+        f"{tmp_path}: no finished run, it has no training_summary.json. Finish it with train --resume."
+    ]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_missing_model_is_refused(capsys: Capture, tmp_path: Path, files: dict[str, Path], command: str) -> None:
+    (line,) = refused(capsys, USAGE, command, tmp_path / "none.zip", files["good"])
+    assert line == f"{tmp_path}/none.zip: no such model. Give a run folder, an export folder or a final_model.zip."
+
+
+def test_bad_numbers_for_the_sample_are_refused_at_once(capsys: Capture, tmp_path: Path) -> None:
+    lines = refused(capsys, USAGE, "sample", tmp_path / "s", "--train", 0, "--noise", 2, "--mix", "0.5,0.5")
+    assert [line.split()[0] for line in lines] == ["train", "noise", "mix"]
+    (line,) = refused(capsys, USAGE, "sample", tmp_path / "s", "--mix", "a,b,c")
+    assert line == "mix must be three numbers with commas between, got 'a,b,c'. Use 0.35,0.35,0.30."
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tarin"], "No such command 'tarin'"),
+        (["check"], "Missing argument 'TRAIN'"),
+        (["check", "a", "--jsn"], "No such option: --jsn"),
+        (["sample", "a", "--train", "x"], "Invalid value for '--train': Input should be a valid integer"),
+    ],
+)
+def test_a_usage_error_shows_the_usage(capsys: Capture, words: list[str], message: str) -> None:
+    code, out, err = run(capsys, *words)
+    assert code == USAGE
+    assert message in err
+    assert "Usage: ctxtrain" in err
+    assert "Traceback" not in out + err
+
+
+# Bad data ends with 65
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        ("missing", "", "no such file. Give the path of a .jsonl or .jsonl.gz file."),
+        ("broken", ":6:30", "not valid JSON: "),
+        ("unknown_label", ":3", 'label must be LONG, SHORT, SKIP in any case, got "HOLD"'),
+        ("backwards", ":2", "bars must run oldest first, but bar_index goes from 1028 to 1027 at context_bars[1]"),
+        ("empty", "", "the file has no rows; it needs at least one"),
+    ],
+)
+def test_bad_rows_are_refused_with_their_place(
+    capsys: Capture, tmp_path: Path, files: dict[str, Path], config: Path, name: str, place: str, message: str
+) -> None:
+    path = tmp_path / f"{name}.jsonl"
+    trained = refused(capsys, BAD_DATA, "train", config, f"data.val={path}")
+    assert trained[0].startswith(f"{path}{place}: {message}")
+
+    code, out, err = run(capsys, "check", files["good"], path)
+    assert (code, err) == (BAD_DATA, "")
+    assert f"{path}{place}: {message}" in out
+
+    code, out, err = run(capsys, "check", files["good"], path, "--json")
+    assert (code, err) == (BAD_DATA, "")
+    assert json.loads(out)["faults"] == trained
+
+
+def test_the_faults_of_all_files_come_at_once(capsys: Capture, files: dict[str, Path], config: Path) -> None:
+    lines = refused(
+        capsys, BAD_DATA, "train", config, f"data.train={files['unknown_label']}", f"data.val={files['broken']}"
+    )
+    assert len(lines) == 2
+
+
+def test_training_rows_of_one_class_are_refused(capsys: Capture, files: dict[str, Path], config: Path) -> None:
+    (line,) = refused(capsys, BAD_DATA, "train", config, f"data.train={files['one_class']}")
+    assert line == "the training rows must have every class, got LONG 0, SHORT 0, SKIP 4. Add rows of LONG, SHORT."
+
+
+def test_a_run_refused_for_its_rows_starts_with_the_same_command_once_they_are_mended(
+    capsys: Capture, files: dict[str, Path], config: Path
+) -> None:
+    for _ in range(2):  # the second would be refused with 2 if the first had left a run behind
+        refused(capsys, BAD_DATA, "train", config, f"data.val={files['broken']}")
+
+
+def test_a_model_that_is_none_is_refused(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
+    (tmp_path / "model.zip").write_bytes(b"no zip at all")
+    (line,) = refused(capsys, BAD_DATA, "evaluate", tmp_path / "model.zip", files["good"])
+    assert line.startswith(f"{tmp_path}/model.zip: not a whole zip file ")
+    assert line.endswith("Copy or export it again.")
+    (line,) = refused(capsys, BAD_DATA, "predict", files["good"].parent, files["good"])
+    assert line.endswith("not an export, it has no manifest.json. Give a folder or zip made by export.")
+
+
+# A good check
+
+
+def test_a_check_of_good_files_reports_rows_classes_and_leaks(
+    capsys: Capture, tmp_path: Path, files: dict[str, Path]
+) -> None:
+    rows = [*learnable_rows(10, seed=4), json.loads(files["good"].read_text().splitlines()[3])]
+    del bars_of(rows[0])[3]["delta"]
+    rows[1]["mood"] = "good"
+    (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(write_rows(tmp_path / "val.jsonl", rows).read_bytes()))
+    code, out, err = run(capsys, "check", files["good"], tmp_path / "val.jsonl.gz", "--json")
+    assert (code, err) == (OK, "")
+    report = json.loads(out)
+    assert report["rows"] == {"train": 12, "val": 11}
+    assert report["classes"]["train"] == {"LONG": 4, "SHORT": 4, "SKIP": 4}
+    assert (report["faults"], report["fault_total"]) == ([], 0)
+    assert report["partial_fields"] == {"train": {}, "val": {"delta": 10}}
+    assert report["unused_fields"] == ["mood"]
+    pair = [f"{files['good']}:4", f"{tmp_path}/val.jsonl.gz:11"]
+    assert report["leaks"] == [
+        {"kind": kind, "files": ["train", "val"], "count": 1, "examples": [pair]}
+        for kind in ("identical window", "same id")
+    ]
+
+    code, out, err = run(capsys, "check", files["good"], tmp_path / "val.jsonl.gz")
+    assert (code, err) == (OK, "")
+    assert f"leak: 1 × identical window in train and val: {' = '.join(pair)}" in out
+    assert "val: delta is in 10 rows only; a model reads what every row has" in out
+    assert "fields that no model reads: mood" in out
+    assert out.splitlines()[-1] == "0 faults, 2 leaks"
+
+
+def test_a_check_counts_the_faults_that_it_does_not_show(capsys: Capture, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["[]"] * 130))
+    assert code == BAD_DATA
+    assert out.splitlines()[-2:] == ["… and 30 more faults", "130 faults, 0 leaks"]
+
+
+# Whole processes
+
+
+def test_a_fault_ends_the_process_with_one_message_and_debug_shows_the_traceback(tmp_path: Path) -> None:
+    missing = tmp_path / "none.yaml"
+    message = f"error: {missing}: no such config file. Give the path of a YAML file.\n"
+    done = process("train", missing)
+    assert (done.returncode, done.stdout, done.stderr) == (USAGE, "", message)
+    done = process("train", missing, "--debug")
+    assert done.returncode == USAGE
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert done.stderr.endswith(message)
+
+
+def test_a_place_that_cannot_be_written_ends_with_74(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = process("sample", tmp_path / "file" / "sample", "--train", 10, "--val", 3, "--test", 3)
+    assert done.returncode == IO_FAULT
+    assert done.stderr.startswith(f"error: {tmp_path}/file")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> None:
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "ml", "check", str(pipe)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        writer = None
+        while writer is None and child.poll() is None:  # it opens once the process reads, which then waits for a row
+            time.sleep(0.02)
+            with suppress(OSError):
+                writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+        if writer is not None:
+            os.close(writer)
+    assert child.returncode == INTERRUPTED
+    assert "Traceback" not in err

@@ -1,0 +1,308 @@
+"""Windows → text: what changes it, what must not, and how `codec.json` fixes it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml.data.codec import PULSES, STATES, Codec, fit_codec, partial_fields
+from ml.data.windows import Window, parse_row
+from ml.errors import DataError
+from ml.model.embedded import build_tokenizer
+from tests.helpers import Row, bars_of, make_row, make_window
+
+TOKENIZER = build_tokenizer()
+BAR = re.compile(r"(?P<marks>(?:[A-LN-RT-Za-z]|O\d\d|[MS]\d)*)(?P<digits>\d{7}[\d-])")
+
+
+def fitted(*rows: Row, kind: Any = "compact") -> Codec:
+    return fit_codec(kind, [make_window(row) for row in rows])
+
+
+def render(row: Row, codec: Codec | None = None) -> str:
+    return (codec or fitted(row)).render(make_window(row))
+
+
+def parts(text: str) -> tuple[list[str], list[str], str]:
+    """Marks of each bar, digits of each bar, and the tail."""
+    *bars, tail = text.split(" ")
+    matches = [BAR.fullmatch(bar) for bar in bars]
+    assert all(matches), text
+    return [m["marks"] for m in matches if m], [m["digits"] for m in matches if m], tail
+
+
+def change_bars(row: Row, change: Any) -> Row:
+    """A copy of the row with `change(bar)` laid over each bar."""
+    row = json.loads(json.dumps(row))
+    for bar in bars_of(row):
+        bar.update(change(bar))
+    return row
+
+
+def scaled(names: tuple[str, ...], factor: float = 1.0, shift: float = 0.0) -> Any:
+    return lambda bar: {name: bar[name] * factor + shift for name in names}
+
+
+PRICES = ("open", "high", "low", "close")
+
+
+@pytest.mark.parametrize("kind", ["compact", "json"])
+def test_label_side_and_unknown_fields_change_no_token(kind: str) -> None:
+    row = make_row(features={"spread": 1.5})
+    codec = fitted(row, kind=kind)
+    changed = change_bars(row, lambda bar: {"outcome": 9.5, "label": "LONG", "conditions_met": ["bos"], "future": [1]})
+    changed |= {
+        "label": "SHORT", "label_confidence": 0.99, "label_reason": "target hit", "conditions_met": ["a", "b"],
+        "conditions_failed": ["c"], "timeframe": "M5", "metadata": {"label": "SHORT"}, "outcome": 1, "id": "x",
+        "symbol": "LONG", "context": "LONG",
+    }  # fmt: skip
+    assert render(changed, codec) == render(row, codec)
+    assert TOKENIZER(render(changed, codec))["input_ids"] == TOKENIZER(render(row, codec))["input_ids"]
+    assert render(changed) == render(row)  # they do not reach the fit either
+
+
+@pytest.mark.parametrize("kind", ["compact", "json"])
+def test_time_and_bar_index_change_no_token(kind: str) -> None:
+    row = make_row()
+    moved = change_bars(row, lambda bar: {"bar_index": bar["bar_index"] + 77, "time": None})
+    assert render(moved, fitted(row, kind=kind)) == render(row, fitted(row, kind=kind))
+
+
+@pytest.mark.parametrize("factor", [0.25, 2.0, 1024.0])
+def test_the_unit_of_prices_changes_no_token(factor: float) -> None:
+    row = make_row()
+    assert render(change_bars(row, scaled((*PRICES, "atr_14"), factor))) == render(row)
+
+
+@pytest.mark.parametrize("shift", [-500.0, 1000.0])
+def test_the_level_of_prices_changes_only_their_share(shift: float) -> None:
+    row = make_row()
+    text, moved = render(row), render(change_bars(row, scaled(PRICES, shift=shift)))
+    assert moved != text
+    assert re.sub(r"a\d\d", "a", moved) == re.sub(r"a\d\d", "a", text)
+
+
+@pytest.mark.parametrize("factor", [0.5, 8.0])
+def test_the_unit_of_delta_changes_no_token(factor: float) -> None:
+    row = make_row()
+    assert render(change_bars(row, scaled(("delta",), factor))) == render(row)
+
+
+@pytest.mark.parametrize("name", [*PRICES, "volume", "delta", *PULSES, *STATES])
+def test_every_field_of_the_last_bar_can_change_the_text(name: str) -> None:
+    row = make_row()
+    other = json.loads(json.dumps(row))
+    value = row["current_bar"][name]
+    other["current_bar"][name] = {"ext_dir": -value or 1, "int_dir": -value or 1}.get(
+        name, not value if isinstance(value, bool) else 101 - value if name == "wave_strength" else 11 - value
+    )
+    if name in PRICES:
+        low, high = (pick(bar[edge] for bar in bars_of(row)) for pick, edge in ((min, "low"), (max, "high")))
+        other["current_bar"] |= {"open": low, "low": low, "close": high, "high": high}
+    elif name in ("volume", "delta"):
+        other["current_bar"][name] = 100_000
+    assert render(other, fitted(row)) != render(row)
+
+
+def test_each_bar_is_marks_and_eight_digits() -> None:
+    row = make_row(bars=37)
+    marks, digits, tail = parts(render(row))
+    assert len(marks) == len(digits) == 37
+    assert all(digit.isdigit() for digit in digits)
+    assert re.fullmatch(r"r\d\da\d\dt\d\d\?", tail)
+
+
+def test_digits_are_levels_of_the_windows_range_and_half_deviations() -> None:
+    row = make_row(flags=False, place=False)
+    window = make_window(row)
+    low, high = window.bars["low"].min(), window.bars["high"].max()
+    volume = np.log1p(window.bars["volume"])
+    for bar, digits in enumerate(parts(render(row))[1]):
+        for start, name in ((0, "high"), (2, "low"), (4, "close")):
+            assert int(digits[start : start + 2]) == round(99 * (window.bars[name][bar] - low) / (high - low))
+        score = (volume[bar] - volume.mean()) / volume.std()
+        assert int(digits[6]) == min(9, max(0, round(2 * score + 5)))
+    extremes = [digits for _, digits in zip(*parts(render(row))[:2], strict=True)]
+    assert any(digits.startswith("99") for digits in extremes)
+    assert any(digits[2:4] == "00" for digits in extremes)
+
+
+def test_the_first_bar_and_the_event_bar_carry_the_complete_state() -> None:
+    marks = parts(render(make_row()))[0]
+    for letters in (marks[0], marks[-1]):
+        for written in STATES.values():
+            assert sum(mark in letters for mark in written.values()) == 1, letters
+
+
+def test_a_state_is_written_where_it_changes_and_a_pulse_where_it_is_true() -> None:
+    row = make_row(flags=False)
+    for i, bar in enumerate(bars_of(row)):
+        bar |= {
+            "ext_dir": 1 if i < 12 else -1,
+            "fvg_up": 20 <= i < 22,
+            "sweep_prev_low": i in (3, 4),
+            "open": bar["close"],
+        }
+        bar |= {"open": 2000, "close": 2000, "high": 2001, "low": 1999}
+    marks = parts(render(row))[0]
+    expected = {0: "Uf", 3: "L", 4: "L", 12: "D", 20: "F", 22: "f", 29: "Df"}
+    assert {bar: letters for bar, letters in enumerate(marks) if letters} == expected
+
+
+def test_an_open_away_from_the_close_before_is_marked() -> None:
+    row = make_row(flags=False)
+    for bar in bars_of(row):
+        bar |= {"open": 2000, "close": 2000, "high": 2050, "low": 1950}
+    bars_of(row)[9]["open"] = 2050
+    bars_of(row)[15]["open"] = 2002  # two of 99 steps away from the close before
+    assert {bar: letters for bar, letters in enumerate(parts(render(row))[0]) if letters} == {9: "O99"}
+
+
+def test_a_window_without_delta_has_a_dash() -> None:
+    digits = parts(render(make_row(delta=False)))[1]
+    assert all(re.fullmatch(r"\d{7}-", digit) for digit in digits)
+
+
+@pytest.mark.parametrize("field", ["delta", "atr_14", "ext_dir", "fvg_retest"])
+def test_a_field_that_some_training_rows_lack_is_read_in_none(field: str) -> None:
+    full, lacking = make_row(), change_bars(make_row(seed=1), lambda bar: {field: None})
+    codec = fitted(full, lacking)
+    assert field not in codec.fields
+    assert partial_fields([make_window(full), make_window(lacking)]) == {field: 1}
+    assert render(full, codec) == render(change_bars(full, lambda bar: {field: None}), codec)
+
+
+def test_a_row_that_lacks_a_trained_field_is_refused_by_name() -> None:
+    codec = fitted(make_row(features={"spread": 1.0}))
+    with pytest.raises(DataError) as caught:
+        codec.render_all([make_window(make_row(features={"spread": 2.0})), make_window(make_row(delta=False))])
+    (fault,) = caught.value.faults
+    assert fault == (
+        "rows.jsonl:1: lacks delta, features.spread, which the model was trained on; "
+        "add the field to every bar, or train on rows without it"
+    )
+
+
+def test_features_are_scaled_by_the_middle_and_spread_of_the_training_rows() -> None:
+    rows = [make_row(seed=i, features={"b": float(i), "a": 5.0}) for i in range(101)]
+    codec = fitted(*rows)
+    assert list(codec.features) == ["a", "b"]
+    assert codec.features["b"].centre == 50
+    assert codec.features["b"].spread == pytest.approx(50 / 1.349)
+
+    def tail(**features: float) -> str:
+        return parts(render(make_row(features=features), codec))[2].partition("z")[2]
+
+    assert tail(a=5.0, b=50.0) == "50z50?"
+    assert tail(a=5.0, b=50 + 2 * 50 / 1.349, c=3.0) == "50z70?"
+    assert tail(a=-1e9, b=1e9) == "00z99?"
+
+
+def test_text_rows_pass_through_and_do_not_mix_with_windows() -> None:
+    text, _ = parse_row({"context": "Trend up.\nLong?", "label": "LONG"}, "a.jsonl:1", labelled=True)
+    assert text is not None
+    codec = fit_codec("compact", [text])
+    assert codec.kind == "text"
+    assert codec.render(text) == "Trend up.\nLong?"
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the model was trained on text rows, got a window row"):
+        codec.render(make_window())
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the model was trained on window rows, got a text row"):
+        fitted(make_row()).render_all([text, make_window()])
+
+
+def test_the_json_codec_writes_the_input_fields_as_they_are() -> None:
+    row = make_row(features={"spread": 1.5, "age": 3})
+    written = orjson.loads(render(row, fitted(row, kind="json")))
+    assert written["features"] == {"age": 3.0, "spread": 1.5}
+    for bar, given_bar in zip(written["bars"], bars_of(row), strict=True):
+        assert bar == {name: value for name, value in given_bar.items() if name not in ("bar_index", "time")}
+
+
+def test_a_saved_codec_renders_as_the_fitted_one(tmp_path: Path) -> None:
+    rows = [make_row(seed=i, features={"spread": 0.1 * i}) for i in range(5)]
+    for kind in ("compact", "json"):
+        codec = fitted(*rows, kind=kind)
+        codec.save(tmp_path / "codec.json")
+        loaded = Codec.load(tmp_path / "codec.json")
+        assert loaded == codec
+        assert loaded.render_all([make_window(row) for row in rows]) == [render(row, codec) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"version": 2}, "version"), ({"kind": "csv"}, "kind"), ({"scale": 3}, "scale"), ({"fields": None}, "fields")],
+)
+def test_a_codec_of_another_version_is_refused(tmp_path: Path, change: Row, named: str) -> None:
+    path = tmp_path / "codec.json"
+    path.write_bytes(orjson.dumps(orjson.loads(fitted(make_row()).to_json()) | change))
+    with pytest.raises(DataError, match=rf"codec\.json: not a codec that this version reads \({named}: .*\)\. Export"):
+        Codec.load(path)
+    path.write_text("{")
+    with pytest.raises(DataError, match="not a codec that this version reads"):
+        Codec.load(path)
+
+
+# Any window
+
+
+def test_a_market_without_movement_stands_in_the_middle() -> None:
+    still = {"open": 2000, "high": 2000, "low": 2000, "close": 2000, "volume": 0, "delta": 0, "atr_14": 0}
+    row = change_bars(make_row(flags=False), lambda _: still)
+    assert render(row) == " ".join(["50505055"] * 30) + " r00a00t00?"
+
+
+def test_numbers_of_the_tail_end_at_99() -> None:
+    row = make_row(flags=False)
+    row["current_bar"] |= {"open": 2000, "high": 2000, "low": 5e-324, "close": 5e-324}
+    assert re.fullmatch(r"r\d\da99\?", parts(render(row))[2])
+
+
+def optional_values(rng: np.random.Generator, count: int) -> dict[str, list[Any]]:
+    """A valid value of each optional field for each bar."""
+    sizes = 10.0 ** rng.integers(-300, 16, count)
+    return {
+        **{name: (rng.random(count) < 0.3).tolist() for name in [*PULSES, "fvg_up", "fvg_down", "pb_wave_strength_ok"]},
+        **{name: rng.integers(-1, 2, count).tolist() for name in ("ext_dir", "int_dir")},
+        "mgann_leg_index": rng.integers(1, 11, count).tolist(),
+        "wave_strength": rng.choice([0, 9.99, 10, 55.5, 99.9, 100], count).tolist(),
+        "delta": (rng.choice([-1, 1], count) * sizes).tolist(),
+        **{name: rng.permutation(sizes).tolist() for name in ("buy_vol", "sell_vol", "atr_14")},
+    }
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    """Windows of any length, optional fields, and prices from a flat market to the largest and smallest numbers."""
+    count = draw(st.integers(30, 50))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    picks = draw(st.lists(st.sampled_from([-1e15, -1.0, 0.0, 5e-324, 1e-9, 2000.0, 2000.25, 1e15]), min_size=1))
+    noise = draw(st.sampled_from([0.0, 1e-12, 0.5, 1e14]))
+    prices = np.sort(np.clip(rng.choice(picks, (count, 4)) + noise * rng.normal(size=(count, 4)), -1e15, 1e15))
+    optional = optional_values(rng, count)
+    names = draw(st.lists(st.sampled_from(sorted(optional)), unique=True))
+    bars = []
+    for bar, (low, a, b, high) in enumerate(prices.tolist()):
+        ohlc = {"open": a, "high": high, "low": low, "close": b} if rng.random() < 0.5 else {"open": b, "close": a}
+        values = {"high": high, "low": low, "volume": 10.0 ** rng.integers(-300, 16)} | ohlc
+        bars.append(values | {name: optional[name][bar] for name in names})
+    features = draw(st.dictionaries(st.text(max_size=3), st.floats(-1e15, 1e15), max_size=2))
+    return make_window({"context_bars": bars[:-1], "current_bar": bars[-1], "features": features})
+
+
+@given(windows())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_any_valid_window_becomes_two_tokens_a_bar_and_one_a_mark(window: Window) -> None:
+    text = fit_codec("compact", [window]).render(window)
+    marks, digits, tail = parts(text)
+    assert len(digits) == len(window.bars["close"])
+    ids = TOKENIZER(text)["input_ids"]
+    assert not set(ids) & set(TOKENIZER.all_special_ids)
+    assert TOKENIZER.decode(ids) == text
+    letters = sum(len(re.findall(r"O\d\d|[MS]\d|[A-Za-z]", mark)) for mark in marks)
+    assert len(ids) == 2 * len(digits) + letters + len(re.findall(r"[a-z]\d\d|\?", tail))

@@ -1,0 +1,303 @@
+"""The config: defaults, types, ranges, overrides, and the words with which a fault is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ml.config import Config, dotted_keys
+from ml.errors import ConfigError
+
+REPOSITORY = Path(__file__).parent.parent
+SCHEMA = REPOSITORY / "configs" / "config.schema.json"
+REWRITE_SCHEMA = """The schema in configs/ is not that of ml/config.py. Rewrite it:
+.venv/bin/python -c "import orjson, pathlib; from ml.config import Config; pathlib.Path('configs/config.schema.json')\
+.write_bytes(orjson.dumps(Config.model_json_schema(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))"
+"""
+
+
+def smallest() -> dict[str, Any]:
+    return {"data": {"train": "train.jsonl", "val": "val.jsonl"}, "output_dir": "runs/a"}
+
+
+def with_overrides(*overrides: str) -> Config:
+    return Config.parse(smallest(), overrides)
+
+
+def faults(*overrides: str, tree: object = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Config.parse(smallest() if tree is None else tree, overrides)
+    return caught.value.faults
+
+
+def value(key: str, override: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(with_overrides(f"{key}={override}"), section), name)
+
+
+def test_defaults_are_those_of_the_specification() -> None:
+    assert Config.parse(smallest()).model_dump() == {
+        "data": {"train": "train.jsonl", "val": "val.jsonl", "test": None, "codec": "compact"},
+        "model": {
+            "base": "embedded", "revision": None, "max_tokens": 2048, "dtype": "auto", "quantization": "none",
+        },
+        "lora": {
+            "r": 8, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+            "layers": "all",
+        },
+        "loss": {"focal_gamma": 2.0, "class_weights": "auto"},
+        "oversampling": {"target": "auto", "max_repeat": None},
+        "training": {
+            "epochs": 10, "batch_size": 8, "learning_rate": 1e-4, "warmup_steps": 100, "weight_decay": 0.01,
+            "gradient_accumulation": 4, "max_grad_norm": 1.0, "schedule": "warmup_stable_decay", "patience": None,
+            "seed": 0,
+        },
+        "checkpoints": {"keep": 3, "every_steps": None},
+        "calibration": {"method": "temperature"},
+        "targets": {
+            "accuracy": 0.65, "macro_f1": 0.60, "long_precision": 0.60, "short_precision": 0.60,
+            "long_recall": 0.55, "short_recall": 0.55,
+        },
+        "tracking": {"to": []},
+        "output_dir": "runs/a",
+    }  # fmt: skip
+
+
+def test_every_key_is_described() -> None:
+    def undescribed(model: type[BaseModel]) -> list[str]:
+        names = []
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                names += undescribed(field.annotation) + ([] if field.annotation.__doc__ else [name])
+            elif not field.description:
+                names.append(name)
+        return names
+
+    assert undescribed(Config) == []
+
+
+def test_all_faults_come_in_one_error() -> None:
+    tree = smallest() | {"training": {"epochs": 0, "epoch": 3}, "lora": {"dropout": 1}, "output_dir": 4}
+    found = faults("loss.focal_gamma=-1", "wrong", tree=tree)
+    assert len(found) == 6
+    for part in ("training.epochs ", "training.epoch ", "lora.dropout", "output_dir", "loss.focal_gamma", "'wrong'"):
+        assert sum(part in fault for fault in found) == 1, part
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("epochs", "training.epochs"),
+        ("training.epoch", "training.epochs"),
+        ("trainig.epochs", "training"),
+        ("trainig", "training"),
+        ("model.r", "lora.r"),
+        ("training.keep", "checkpoints.keep"),
+        ("training.focal_gama", "loss.focal_gamma"),
+        ("data.tset", "data.test"),
+        ("output_dir.name", "output_dir"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(key: str, nearest: str) -> None:
+    assert any(fault.endswith(f"did you mean {nearest}?") for fault in faults(f"{key}=1"))
+    section, _, name = key.rpartition(".")
+    if section != "output_dir":
+        tree = smallest()
+        (tree.setdefault(section, {}) if section else tree)[name] = 1
+        assert any(fault.endswith(f"did you mean {nearest}?") for fault in faults(tree=tree))
+
+
+def test_a_key_like_no_other_is_refused_with_the_list_of_keys() -> None:
+    assert faults("zzz=1") == ["zzz is not a config key; the keys are listed in configs/config.schema.json."]
+    assert faults(tree=smallest() | {"loss": {7: 1}}) == [
+        "loss.7 is not a config key; the keys are listed in configs/config.schema.json."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs=many", 'training.epochs must be a valid integer, got "many".'),
+        ("training.epochs='3'", 'training.epochs must be a valid integer, got "3".'),
+        ("training.epochs=true", "training.epochs must be a valid integer, got true."),
+        ("training.epochs=2.5", "training.epochs must be a valid integer, got 2.5."),
+        ("training.epochs=null", "training.epochs must be a valid integer, got null."),
+        ("training.learning_rate=fast", 'training.learning_rate must be a valid number, got "fast".'),
+        ("training.learning_rate=true", "training.learning_rate must be a valid number, got true."),
+        ("training.learning_rate=.nan", "training.learning_rate must be a finite number, got NaN."),
+        ("training.learning_rate=-1e-4", "training.learning_rate must be greater than 0, got -0.0001."),
+        ("training.learning_rate=0", "training.learning_rate must be greater than 0, got 0."),
+        ("training.seed=-1", "training.seed must be greater than or equal to 0, got -1."),
+        ("lora.r=0", "lora.r must be greater than or equal to 1, got 0."),
+        ("lora.dropout=1.0", "lora.dropout must be less than 1, got 1.0."),
+        ("lora.target_modules=[]", "lora.target_modules must have at least 1 item, got []."),
+        ("lora.target_modules=q_proj", 'lora.target_modules must be a valid list, got "q_proj".'),
+        ("oversampling.max_repeat=.inf", "oversampling.max_repeat must be a finite number, got Infinity."),
+        ("oversampling.max_repeat=0.5", "oversampling.max_repeat must be greater than or equal to 1, got 0.5."),
+        ("targets.accuracy=65", "targets.accuracy must be less than or equal to 1, got 65."),
+        ("data.train=''", 'data.train must have at least 1 character, got "".'),
+        ("data.codec=xml", "data.codec must be 'compact' or 'json', got \"xml\"."),
+        ("tracking.to=[slack]", "tracking.to.0 must be 'tensorboard', 'mlflow' or 'wandb', got \"slack\"."),
+        ("training=3", "training must be a section with keys of its own, got 3."),
+    ],
+)
+def test_a_value_is_refused_with_rule_and_value(override: str, message: str) -> None:
+    assert faults(override) == [message]
+
+
+def test_required_keys_are_named() -> None:
+    needed = [
+        f"{key} is required. Set it in the config or as an override, {key}=…" for key in ("data.train", "data.val")
+    ]
+    assert faults(tree={"data": None, "output_dir": "runs/a"}) == needed
+    assert faults(tree={}) == [*needed, "output_dir is required. Set it in the config or as an override, output_dir=…"]
+    assert faults(tree=["a"]) == ['A config must be a mapping of sections, got ["a"].']
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "meant"),
+    [
+        ("training.learning_rate", "1e-4", 1e-4),
+        ("training.learning_rate", "1.0E-4", 1e-4),
+        ("training.max_grad_norm", "null", None),
+        ("training.max_grad_norm", "2", 2.0),
+        ("training.epochs", "3", 3),
+        ("data.test", "test.jsonl", "test.jsonl"),
+        ("data.test", "a=b.jsonl", "a=b.jsonl"),
+        ("lora.target_modules", "[q_proj, v_proj]", ["q_proj", "v_proj"]),
+        ("loss.class_weights", "{LONG: 1, SHORT: 2, SKIP: 0.5}", [1.0, 2.0, 0.5]),
+        ("loss.class_weights", "{skip: 3, Long: 1, short: 2}", [1.0, 2.0, 3.0]),
+        ("loss.class_weights", "[1, 2, 3.5]", [1.0, 2.0, 3.5]),
+        ("loss.class_weights", "none", "none"),
+        ("oversampling.target", "none", "none"),
+        ("oversampling.target", "400", 400),
+        ("lora.layers", "last:6", "last:6"),
+        ("lora.layers", "all", "all"),
+    ],
+)
+def test_an_override_is_typed_by_the_schema(key: str, written: str, meant: object) -> None:
+    found = value(key, written)
+    assert found == meant
+    assert type(found) is type(meant)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        *("null", "balanced", "1.0", "[1, 2]", "[1, 2, 0]", "[1, 2, -3]", "[1, 2, true]", "[1, 2, .inf]"),
+        *("{LONG: 1, SHORT: 2}", "{LONG: 1, SHORT: 2, HOLD: 3}", "{LONG: 1, long: 2, SHORT: 1, SKIP: 1}"),
+    ],
+)
+def test_class_weights_are_three_positive_numbers_or_a_word(weights: str) -> None:
+    (fault,) = faults(f"loss.class_weights={weights}")
+    assert fault.startswith("loss.class_weights must ")
+
+
+@pytest.mark.parametrize("target", ["null", "0", "-4", "2.5", "true", "max", "[400]"])
+def test_the_oversampling_target_is_a_count_or_a_word(target: str) -> None:
+    (fault,) = faults(f"oversampling.target={target}")
+    assert fault.startswith(
+        "oversampling.target must be auto, none, or a number of windows per class, at least 1, got "
+    )
+
+
+@pytest.mark.parametrize("layers", ["last:0", "last:", "last:-1", "first:3", "last:2x", "6", "null"])
+def test_lora_layers_are_all_or_the_last_ones(layers: str) -> None:
+    (fault,) = faults(f"lora.layers={layers}")
+    assert fault.startswith("lora.layers must be all or last:N with N at least 1, for example last:6, got ")
+
+
+@pytest.mark.parametrize("override", ["training.epochs", "=3", "", "--epochs"])
+def test_an_override_without_key_or_value_is_refused(override: str) -> None:
+    assert faults(override) == [f"An override must read section.key=value, got {override!r}."]
+
+
+def test_an_override_that_is_no_yaml_is_refused_with_its_key() -> None:
+    (fault,) = faults("lora.target_modules=[q_proj")
+    assert fault.startswith("lora.target_modules:1:8: not valid YAML: ")
+
+
+def test_overrides_win_over_the_file_and_leave_the_callers_mapping_alone() -> None:
+    tree = smallest() | {"training": {"epochs": 2, "batch_size": 4}}
+    config = Config.parse(tree, ["training.epochs=5", "lora.r=4"])
+    assert (config.training.epochs, config.training.batch_size, config.lora.r) == (5, 4, 4)
+    assert tree == smallest() | {"training": {"epochs": 2, "batch_size": 4}}
+
+
+def test_a_section_left_empty_has_its_defaults_and_takes_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {train: a, val: b}\noutput_dir: c\ntraining:\nlora:\n")
+    config = Config.load(path, ["training.epochs=5"])
+    assert (config.training.epochs, config.lora.r) == (5, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "reason"),
+    [
+        ("lora: {r: 8}\ntraining:\n  epochs: 3\n  seed: 1\n  epochs: 4\n", "5:3", "the key 'epochs' stands twice"),
+        ("lora: {r: 8}\nlora: {alpha: 3}\n", "2:1", "the key 'lora' stands twice"),
+        ("data:\n  train: [a\noutput_dir: b\n", "3:11", "expected ',' or ']'"),
+        ("data:\n\ttrain: a\n", "2:1", "cannot start any token"),
+        ("? [a]\n: b\n", "1:3", "unhashable key"),
+        ("a: !!python/object/apply:os.getcwd []\n", "1:4", "could not determine a constructor"),
+    ],
+)
+def test_broken_yaml_is_refused_with_its_place(tmp_path: Path, text: str, place: str, reason: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{path}:{place}: not valid YAML: .*") as caught:
+        Config.load(path)
+    assert reason in str(caught.value)
+
+
+def test_a_config_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=r"no such config file\. Give the path of a YAML file\."):
+            Config.load(path)
+    (tmp_path / "latin.yaml").write_bytes(b"output_dir: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"must be UTF-8 text, got .* at byte 15\."):
+        Config.load(tmp_path / "latin.yaml")
+
+
+def test_a_config_is_frozen() -> None:
+    config = Config.parse(smallest())
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training.epochs = 3  # type: ignore[misc]  # the checker says the same
+    with pytest.raises(ValidationError, match="frozen"):
+        config.output_dir = "b"  # type: ignore[misc]
+
+
+def test_the_written_yaml_reads_back_as_the_same_config(tmp_path: Path) -> None:
+    config = with_overrides("loss.class_weights=[1, 2, 3]", "training.learning_rate=3e-5", "data.train=é/no.jsonl")
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert Config.load(path) == config
+    assert yaml.safe_load(config.to_yaml()) == config.model_dump()
+
+
+def test_absolute_paths_replace_relative_ones_and_hub_ids_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    config = with_overrides("model.base=base").with_absolute_paths()
+    assert config.data.train == str(tmp_path / "train.jsonl")
+    assert config.data.test is None
+    assert config.model.base == str(tmp_path / "base")
+    assert config.output_dir == str(tmp_path / "runs" / "a")
+    assert with_overrides("model.base=Qwen/Qwen3-0.6B").with_absolute_paths().model.base == "Qwen/Qwen3-0.6B"
+
+
+def test_the_published_json_schema_is_that_of_the_code() -> None:
+    schema = Config.model_json_schema()
+    assert SCHEMA.read_bytes() == orjson.dumps(schema, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE), (
+        REWRITE_SCHEMA
+    )
+    assert schema["properties"].keys() == {key for key in dotted_keys() if "." not in key}
+
+
+def test_the_demo_config_loads() -> None:
+    config = Config.load(REPOSITORY / "configs" / "demo.yaml")
+    assert config.data.train == "data/sample/train.jsonl"
+    assert config.output_dir == "runs/demo"

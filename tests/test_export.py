@@ -1,0 +1,275 @@
+"""The exported model: the trained one, merged, that anyone opens with transformers, and that takes no foreign file."""
+
+import json
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from ml import Config, TrainingPipeline, load_model
+from ml.errors import ConfigError, DataError, ExportError
+from ml.model import qwen
+from ml.output import checkpoint
+from ml.output.export import check_reopened
+from ml.output.files import check_manifest, pack, sha256_file, unpack, write_manifest
+from ml.output.predictor import text_logits
+from tests.helpers import learnable_rows, make_row, write_rows
+from tests.tiny_models import build_tiny
+
+# Transformers alone, as a stranger would write it.
+STRANGER = """
+import json, sys, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, texts, size = sys.argv[1], json.load(open(sys.argv[2])), int(sys.argv[3])
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+rows = []
+with torch.no_grad():
+    for start in range(0, len(texts), size):
+        batch = tokenizer(texts[start:start + size], padding=True, return_tensors="pt")
+        rows += model(**batch).logits.tolist()
+assert "ml" not in sys.modules
+print(json.dumps(rows))
+"""
+
+
+@dataclass
+class Finished:
+    config: Config
+    summary: dict[str, Any]
+    root: Path
+    rows: list[dict[str, Any]]
+
+    def trained_logits(self) -> np.ndarray:
+        """Logits of the best epoch's adapters on the frozen base, before any merging."""
+        predictor = load_model(self.root)
+        tokenizer = qwen.load_tokenizer(self.config.model.base)
+        base = qwen.load_classifier(self.config.model.base, tokenizer.pad_token_id)
+        model = qwen.add_lora(base, **self.config.lora.model_dump())
+        name = f"checkpoint_epoch_{self.summary['best']['epoch']}.pt"
+        qwen.load_trainable_state(model, checkpoint.load(self.root / "checkpoints" / name)["learner"]["weights"])
+        return text_logits(model.eval(), tokenizer, [predictor.render(row) for row in self.rows], max_tokens=512)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    rows = learnable_rows(200, seed=2)
+    config = Config.parse(
+        {
+            "data": {
+                "train": str(write_rows(folder / "train.jsonl", learnable_rows(46, seed=1))),
+                "val": str(write_rows(folder / "val.jsonl", rows)),
+            },
+            "model": {"base": str(build_tiny(folder / "base")), "max_tokens": 512},
+            "training": {"epochs": 3, "warmup_steps": 1, "learning_rate": 1e-2, "gradient_accumulation": 1},
+            "output_dir": str(folder / "run"),
+        }
+    )
+    summary = TrainingPipeline(config).run()
+    assert summary is not None
+    return Finished(config, summary, Path(config.output_dir), rows)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_plain_transformers_gives_the_trained_logits_on_200_windows(
+    finished: Finished, tmp_path: Path, size: int
+) -> None:
+    predictor = load_model(finished.root)
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps([predictor.render(row) for row in finished.rows]))
+    command = [sys.executable, "-I", "-c", STRANGER, str(finished.root / "export"), str(texts), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    expected = finished.trained_logits()
+    assert np.ptp(expected) > 0.1
+    assert np.abs(np.array(json.loads(done.stdout)) - expected).max() <= 1e-5
+
+
+def test_python_use_gives_the_trained_logits(finished: Finished) -> None:
+    expected = finished.trained_logits()
+    for path in ("final_model.zip", "export", "."):
+        model = load_model(finished.root / path)
+        logits = model.logits(finished.rows)
+        assert logits.shape == (200, 3)
+        assert np.abs(logits - expected).max() <= 1e-5
+    predictions = model.predict(finished.rows[:5])
+    assert [prediction["id"] for prediction in predictions] == [row["id"] for row in finished.rows[:5]]
+    for prediction in predictions:
+        assert sum(prediction["probabilities"].values()) == pytest.approx(1)
+        assert prediction["confidence"] == prediction["probabilities"][prediction["label"]]
+        assert prediction["confidence"] == max(prediction["probabilities"].values())
+
+
+def test_peft_opens_the_adapter(finished: Finished) -> None:
+    tokenizer = qwen.load_tokenizer(finished.config.model.base)
+    base = qwen.load_classifier(finished.config.model.base, tokenizer.pad_token_id, seed=7)
+    model = PeftModel.from_pretrained(base, finished.root / "export" / "adapter").eval()
+    predictor = load_model(finished.root)
+    texts = [predictor.render(row) for row in finished.rows]
+    assert np.abs(text_logits(model, tokenizer, texts, max_tokens=512) - finished.trained_logits()).max() <= 1e-5
+
+
+def test_evaluate_and_predict_on_the_zip_give_the_numbers_of_the_summary(
+    finished: Finished, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ml.cli import main
+
+    archive, data = str(finished.root / "final_model.zip"), finished.config.data.val
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", archive, data, "--json"])
+    assert ended.value.code == 0
+    scores = json.loads(capfd.readouterr().out)
+    best = {name: value for name, value in finished.summary["best"].items() if name != "epoch"}
+    assert scores.pop("nll") == pytest.approx(best.pop("nll"), abs=1e-6)
+    assert scores.pop("ece") == pytest.approx(best.pop("ece"), abs=1e-6)
+    assert scores == best
+
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", archive, data, "-o", str(tmp_path / "out.jsonl")])
+    assert ended.value.code == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [row["id"] for row in finished.rows]
+    right = sum(line["label"] == row["label"] for line, row in zip(lines, finished.rows, strict=True))
+    assert right / 200 == finished.summary["best"]["accuracy"]
+
+
+def test_predict_reads_standard_input_without_labels(finished: Finished) -> None:
+    rows = [make_row(seed=seed, flags=False, id=f"event {seed}") for seed in (3, 1, 2)]
+    for row in rows:
+        del row["label"]
+    command = [sys.executable, "-m", "ml", "predict", str(finished.root), "-"]
+    done = subprocess.run(command, input="\n".join(map(json.dumps, rows)), capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["id"] for line in lines] == ["event 3", "event 1", "event 2"]
+    assert all(list(line) == ["id", "label", "confidence", "probabilities"] for line in lines)
+
+
+def test_a_row_without_a_trained_field_is_refused(finished: Finished) -> None:
+    with pytest.raises(DataError, match=r"row 2: lacks delta, which the model was trained on"):
+        load_model(finished.root).predict([make_row(flags=False), make_row(flags=False, delta=False)])
+
+
+def test_the_example_of_the_model_card_runs_as_it_stands(finished: Finished) -> None:
+    card = (finished.root / "export" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code[1]], cwd=finished.root / "export", capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"\{'LONG': 0\.\d+.*, 'SHORT': 0\.\d+.*, 'SKIP': 0\.\d+.*\}", done.stdout.strip())
+
+
+def test_export_names_no_path_of_this_machine(finished: Finished) -> None:
+    for path in (finished.root / "export").rglob("*"):
+        if path.is_file():
+            assert str(finished.root.parent).encode() not in path.read_bytes()
+
+
+def test_an_export_that_answers_differently_is_refused(finished: Finished, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished.root / "export", tmp_path / "export")
+    predictor = load_model(finished.root)
+    texts = [predictor.render(row) for row in finished.rows[:20]]
+    trained = finished.trained_logits()[:20]
+    assert check_reopened(folder, texts, trained)["max_logit_difference"] <= 1e-5
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.score.weight[0, 0] += 1e-2
+    model.save_pretrained(folder)
+    with pytest.raises(ExportError, match=r"within .*, but differs by"):
+        check_reopened(folder, texts, trained)
+
+
+def test_every_changed_missing_or_added_file_is_named(finished: Finished, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished.root / "export", tmp_path / "export")
+    check_manifest(folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-10] ^= 1
+    weights.write_bytes(content)
+    (folder / "codec.json").unlink()
+    (folder / "surplus.py").write_text("")
+    with pytest.raises(DataError) as raised:
+        load_model(folder)
+    for words in ("model.safetensors: changed", "codec.json: listed", "surplus.py: not listed"):
+        assert words in str(raised.value)
+
+
+def test_packing_is_deterministic_and_unpacks_to_the_same(finished: Finished, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished.root / "export", tmp_path / "export")
+    for path in folder.rglob("*"):
+        path.touch()
+    pack(folder, tmp_path / "again.zip")
+    assert sha256_file(tmp_path / "again.zip") == sha256_file(finished.root / "final_model.zip")
+    unpack(tmp_path / "again.zip", tmp_path / "unpacked")
+    check_manifest(tmp_path / "unpacked")
+
+
+def entry(name: str, mode: int = stat.S_IFREG | 0o644) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["../outside.txt"],
+        ["/absolute.txt"],
+        ["adapter/../../outside.txt"],
+        ["C:\\drive.txt"],
+        ["deep/er/file.txt"],
+        ["Config.json"],
+        [".hidden"],
+        ["link"],
+    ],
+)
+def test_a_hostile_zip_is_refused_before_anything_is_written(names: list[str], tmp_path: Path) -> None:
+    archive = tmp_path / "hostile.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for name in ["config.json", *names]:
+            out.writestr(entry(name, stat.S_IFLNK | 0o777 if name == "link" else stat.S_IFREG | 0o644), b"{}")
+    with pytest.raises(DataError, match="not an export"):
+        unpack(archive, tmp_path / "inside" / "folder")
+    assert not (tmp_path / "inside").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile.zip"]
+
+
+def test_a_compressed_or_cut_zip_is_refused(finished: Finished, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("model.safetensors", b"\0" * 10_000_000)
+    with pytest.raises(DataError, match="not an export"):
+        load_model(bomb)
+    cut = tmp_path / "cut.zip"
+    cut.write_bytes((finished.root / "final_model.zip").read_bytes()[:-100])
+    with pytest.raises(DataError, match="not a whole zip file"):
+        load_model(cut)
+
+
+def test_what_is_no_model_is_named(tmp_path: Path, finished: Finished) -> None:
+    with pytest.raises(ConfigError, match="no such model"):
+        load_model(tmp_path / "nothing.zip")
+    with pytest.raises(DataError, match="not an export, it has no manifest"):
+        load_model(tmp_path)
+    unfinished = tmp_path / "run"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match="no export yet"):
+        load_model(unfinished)
+    for name in ("codec.json", "calibration.json"):
+        folder = shutil.copytree(finished.root / "export", tmp_path / name)
+        (folder / name).write_text('{"version": 2}')
+        write_manifest(folder)
+        with pytest.raises(DataError, match=name):
+            load_model(folder)

@@ -1,0 +1,133 @@
+"""The shape of the package: imports go one way, and pieces stay small."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import ml
+
+PACKAGE = Path(ml.__file__).parent
+MAX_MODULE_LINES = 330
+MAX_FUNCTION_LINES = 70
+
+
+def module_name(path: Path) -> str:
+    """ml/data/codec.py → data.codec; the root of a package has the package's name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+PACKAGES = {module_name(path.parent / "__init__.py") for path in PACKAGE.rglob("__init__.py")}
+MODULES = sorted(TREES.keys() - PACKAGES)
+
+
+def listed() -> list[list[str]]:
+    """The names on each line of the list in the docstring of the package, from top to bottom."""
+    lines = [line for line in (ml.__doc__ or "").splitlines() if line.startswith("    ")]
+    return [line.strip().partition("  ")[0].split(", ") for line in lines]
+
+
+def modules_of(name: str) -> list[str]:
+    """The modules that a name of the list stands for."""
+    return [module for module in MODULES if module == name or module.startswith(f"{name}.")]
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Modules of this package that a module imports anywhere: in functions and for type checking too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            module = node.module or ""
+            for alias in node.names:
+                submodule = f"{module}.{alias.name}"
+                found.add(submodule if submodule.removeprefix("ml.") in TREES else module)
+    return {name.removeprefix("ml").removeprefix(".") for name in found if name.split(".")[0] == "ml"}
+
+
+IMPORTS = {module: imported(TREES[module]) for module in MODULES}
+
+
+def test_the_scan_sees_every_kind_of_import() -> None:
+    code = """
+import ml.labels
+from ml import errors
+from ml.data.codec import END
+from ml.model import qwen as base
+if TYPE_CHECKING:
+    from ml.train import TrainingPipeline
+def late():
+    import ml.output.files as files, torch
+    from ml import load_model
+"""
+    assert imported(ast.parse(code)) == {
+        *("labels", "errors", "data.codec", "model.qwen", "train", "output.files"),
+        "",  # the package itself, for load_model
+    }
+
+
+def test_the_list_of_modules_names_every_module_and_nothing_else() -> None:
+    names = [name for line in listed() for name in line]
+    assert [name for name in names if not modules_of(name)] == []
+    assert sorted(module for name in names for module in modules_of(name)) == MODULES
+
+
+def test_a_module_imports_only_from_above_itself_in_the_list() -> None:
+    wrong = []
+    above: set[str] = set()
+    for line in listed():
+        for name in line:
+            own = set(modules_of(name))
+            wrong += [
+                f"{module} imports {other or 'the package itself'}"
+                for module in sorted(own)
+                for other in sorted(IMPORTS[module] - above - own)
+            ]
+            above |= own
+    assert wrong == []
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    try:
+        TopologicalSorter(IMPORTS).prepare()
+    except CycleError as error:
+        raise AssertionError(" → ".join(error.args[1])) from None
+
+
+def test_the_inits_of_inner_packages_hold_a_docstring_alone() -> None:
+    for package in PACKAGES - {""}:
+        assert ast.get_docstring(TREES[package]), package
+        assert len(TREES[package].body) == 1, package
+
+
+def test_only_the_pipeline_with_its_builder_and_the_commands_see_a_config() -> None:
+    seeing = {
+        module
+        for module in MODULES
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.ImportFrom) and node.module == "ml.config"
+        if "Config" in [alias.name for alias in node.names]
+    }
+    assert seeing == {"build", "train", "cli"}
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert [module for module in MODULES if not ast.get_docstring(TREES[module])] == []
+
+
+def test_modules_stay_small() -> None:
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {module_name(path): lines for path, lines in lengths.items() if lines > MAX_MODULE_LINES} == {}
+
+
+def test_functions_stay_small() -> None:
+    lengths = {
+        f"{module}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}

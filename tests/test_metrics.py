@@ -1,0 +1,223 @@
+"""Scores, targets and temperature."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score, log_loss
+
+from ml.config import TargetsConfig
+from ml.evaluation.calibration import FOLDS, HIGHEST, LOWEST, TemperatureScaler, best_temperature
+from ml.evaluation.metrics import evaluate_logits, expected_calibration_error, negative_log_likelihood
+from ml.evaluation.targets import judge
+from ml.labels import LABELS
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def drawn(rows: int, seed: int, scale: float = 1.0) -> tuple[Floats, Ints]:
+    """Logits, and labels drawn from softmax(logits): so `logits · scale` has the temperature `scale`."""
+    rng = np.random.default_rng(seed)
+    logits_NC = rng.normal(0, 1.5, (rows, 3))
+    labels_N = (rng.random((rows, 1)) > softmax(logits_NC, axis=1).cumsum(axis=1)).sum(axis=1)
+    return logits_NC * scale, labels_N
+
+
+# Scores
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_are_those_of_scikit_learn(seed: int) -> None:
+    logits_NC, labels_N = drawn(200, seed)
+    metrics = evaluate_logits(logits_NC, labels_N)
+    predicted_N = logits_NC.argmax(axis=1)
+    report = classification_report(labels_N, predicted_N, target_names=LABELS, output_dict=True)
+    assert metrics["accuracy"] == accuracy_score(labels_N, predicted_N)
+    assert metrics["macro_f1"] == pytest.approx(f1_score(labels_N, predicted_N, average="macro"), abs=1e-12)
+    assert metrics["confusion"] == confusion_matrix(labels_N, predicted_N).tolist()
+    assert metrics["nll"] == pytest.approx(log_loss(labels_N, softmax(logits_NC, axis=1)), abs=1e-12)
+    assert (metrics["rows"], metrics["absent"]) == (200, [])
+    for label in LABELS:
+        scores = metrics["per_class"][label]
+        assert scores["precision"] == pytest.approx(report[label]["precision"], abs=1e-12)
+        assert scores["recall"] == pytest.approx(report[label]["recall"], abs=1e-12)
+        assert scores["f1"] == pytest.approx(report[label]["f1-score"], abs=1e-12)
+        assert scores["support"] == report[label]["support"]
+
+
+def test_confusion_has_the_true_class_in_rows_and_the_called_class_in_columns() -> None:
+    metrics = evaluate_logits(np.eye(3)[[1, 1, 2, 0]], np.array([0, 0, 0, 2]))
+    assert metrics["confusion"] == [[0, 2, 1], [0, 0, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("called", [0, 1])
+def test_a_class_without_rows_scores_0_stays_in_the_mean_and_is_named(called: int) -> None:
+    labels_N = np.array([0, 0, 2, 2])
+    logits_NC = np.eye(3)[[0, called, 2, 2]] * 5  # SHORT is absent; once it is also called
+    metrics = evaluate_logits(logits_NC, labels_N)
+    assert metrics["absent"] == ["SHORT"]
+    assert metrics["per_class"]["SHORT"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+    others = [metrics["per_class"][label]["f1"] for label in ("LONG", "SKIP")]
+    assert metrics["macro_f1"] == pytest.approx(sum(others) / 3)
+
+
+def test_a_temperature_changes_probabilities_only() -> None:
+    logits_NC, labels_N = drawn(300, 1)
+    plain, cooled = evaluate_logits(logits_NC, labels_N), evaluate_logits(logits_NC, labels_N, temperature=2.5)
+    assert (cooled["accuracy"], cooled["confusion"]) == (plain["accuracy"], plain["confusion"])
+    assert cooled["nll"] == negative_log_likelihood(logits_NC / 2.5, labels_N) != plain["nll"]
+    assert cooled["ece"] == expected_calibration_error(softmax(logits_NC / 2.5, axis=1), labels_N) != plain["ece"]
+
+
+def test_likelihood_is_finite_at_extreme_logits() -> None:
+    logits_NC = np.array([[1e4, -1e4, 0], [1e4, -1e4, 0]])
+    assert negative_log_likelihood(logits_NC, np.array([0, 0])) == 0
+    assert negative_log_likelihood(logits_NC, np.array([0, 1])) == 1e4
+
+
+# Expected calibration error
+
+
+def confident(confidence_N: Floats, correct_N: NDArray[np.bool_]) -> tuple[Floats, Ints]:
+    """Probabilities whose largest entry is the confidence, and labels that it meets or misses."""
+    rest_N = (1 - confidence_N) / 2
+    return np.stack([confidence_N, rest_N, rest_N], axis=1), np.where(correct_N, 0, 1)
+
+
+def test_confidence_that_comes_true_has_no_calibration_error() -> None:
+    probabilities_NC, labels_N = confident(np.full(1500, 0.8), np.arange(1500) % 5 != 0)
+    assert expected_calibration_error(probabilities_NC, labels_N) == pytest.approx(0, abs=1e-9)
+    logits_NC, labels_N = drawn(60_000, 3)
+    assert expected_calibration_error(softmax(logits_NC, axis=1), labels_N) < 0.01
+
+
+def test_overconfidence_is_the_gap_between_confidence_and_accuracy() -> None:
+    probabilities_NC, labels_N = confident(np.full(1500, 0.9), np.arange(1500) % 2 == 0)
+    assert expected_calibration_error(probabilities_NC, labels_N) == pytest.approx(0.4, abs=0.01)
+    assert expected_calibration_error(np.eye(3)[[0, 1, 2]], np.array([1, 2, 0])) == 1
+
+
+def test_bins_hold_equal_mass() -> None:
+    # Confidences lie so close that bins of equal width would be one bin, in which the two errors cancel out.
+    order_N = np.random.default_rng(0).permutation(100)
+    confidence_N = np.where(order_N < 50, 0.701, 0.702)
+    probabilities_NC, labels_N = confident(confidence_N, order_N >= 30)
+    assert expected_calibration_error(probabilities_NC, labels_N, bins=2) == pytest.approx(0.3, abs=0.01)
+    assert expected_calibration_error(probabilities_NC, labels_N, bins=1) == pytest.approx(0, abs=0.01)
+
+
+def test_fewer_rows_than_bins_make_one_bin_a_row() -> None:
+    probabilities_NC, labels_N = confident(np.array([0.9, 0.6]), np.array([True, False]))
+    assert expected_calibration_error(probabilities_NC, labels_N, bins=15) == pytest.approx((0.1 + 0.6) / 2)
+
+
+# Targets
+
+
+def test_targets_carry_the_specifications_values_and_priorities() -> None:
+    metrics = evaluate_logits(*drawn(100, 0))
+    verdicts = judge(metrics, TargetsConfig().model_dump())
+    assert [(v["metric"], v["target"], v["priority"]) for v in verdicts] == [
+        ("accuracy", 0.65, "HIGH"),
+        ("macro_f1", 0.60, "CRITICAL"),
+        ("long_precision", 0.60, "HIGH"),
+        ("short_precision", 0.60, "HIGH"),
+        ("long_recall", 0.55, "MEDIUM"),
+        ("short_recall", 0.55, "MEDIUM"),
+    ]
+    assert [v["value"] for v in verdicts] == [
+        metrics["accuracy"],
+        metrics["macro_f1"],
+        *(metrics["per_class"][label]["precision"] for label in ("LONG", "SHORT")),
+        *(metrics["per_class"][label]["recall"] for label in ("LONG", "SHORT")),
+    ]
+
+
+def test_a_value_that_equals_its_target_meets_it() -> None:
+    metrics = evaluate_logits(*drawn(100, 0))
+    values = {verdict["metric"]: verdict["value"] for verdict in judge(metrics, TargetsConfig().model_dump())}
+    assert all(verdict["met"] for verdict in judge(metrics, values))
+    above = {name: np.nextafter(value, 2) for name, value in values.items()}
+    assert not any(verdict["met"] for verdict in judge(metrics, above))
+
+
+# Temperature
+
+
+@pytest.mark.parametrize("temperature", [0.4, 0.8, 1.7, 5.0])
+def test_a_known_temperature_is_recovered(temperature: float) -> None:
+    logits_NC, labels_N = drawn(20_000, 4, scale=temperature)
+    scaler = TemperatureScaler().fit(logits_NC, labels_N)
+    assert scaler.reason_ is None
+    assert scaler.temperature_ == pytest.approx(temperature, rel=0.04)
+    assert scaler.after_["nll"] < scaler.before_["nll"]
+    assert scaler.after_["ece"] < scaler.before_["ece"]
+    assert scaler.after_["ece"] < 0.02
+
+
+def test_the_found_temperature_is_the_best_of_a_grid() -> None:
+    logits_NC, labels_N = drawn(400, 8, scale=3.0)
+    least = negative_log_likelihood(logits_NC / best_temperature(logits_NC, labels_N), labels_N)
+    assert all(negative_log_likelihood(logits_NC / t, labels_N) >= least for t in np.geomspace(LOWEST, HIGHEST, 400))
+
+
+def test_scores_after_calibration_are_judged_on_rows_that_did_not_fit_it() -> None:
+    logits_NC, labels_N = drawn(60, 11, scale=3.0)
+    scaler = TemperatureScaler().fit(logits_NC, labels_N)
+    in_sample = negative_log_likelihood(logits_NC / scaler.temperature_, labels_N)
+    assert in_sample < scaler.after_["nll"] < scaler.before_["nll"]
+    assert scaler.before_["nll"] == negative_log_likelihood(logits_NC, labels_N)
+
+
+def test_the_probabilities_are_the_softmax_of_scaled_logits_and_the_class_stays() -> None:
+    logits_NC, labels_N = drawn(300, 2, scale=3.0)
+    scaler = TemperatureScaler().fit(logits_NC, labels_N)
+    probabilities_NC = scaler.predict_proba(logits_NC)
+    assert scaler.temperature_ > 1.5
+    assert np.allclose(probabilities_NC, softmax(logits_NC / scaler.temperature_, axis=1), atol=1e-15)
+    assert (probabilities_NC.argmax(axis=1) == logits_NC.argmax(axis=1)).all()
+
+
+def test_the_temperature_stays_1_where_it_does_not_help() -> None:
+    scaler = TemperatureScaler().fit(np.zeros((60, 3)), np.arange(60) % 3)
+    assert scaler.temperature_ == 1
+    assert scaler.after_ == scaler.before_
+    assert scaler.reason_ == "no temperature lowered the negative log-likelihood of rows that it was not fitted on"
+    assert scaler.summary()["reason"] == scaler.reason_
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [([1] * 60, "60 of 1 classes"), ([0, 1, 2] * 3, "9 of 3 classes"), ([2], "1 of 1 classes")],
+)
+def test_the_temperature_stays_1_with_too_few_rows_or_classes(labels: list[int], found: str) -> None:
+    logits_NC, _ = drawn(len(labels), 0, scale=4.0)
+    scaler = TemperatureScaler().fit(logits_NC, np.array(labels))
+    assert (scaler.temperature_, scaler.after_) == (1, scaler.before_)
+    assert scaler.reason_ == f"too few rows to fit a temperature: {found}"
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    rows=st.integers(2 * FOLDS, 40),
+    size=st.sampled_from([0.0, 1e-9, 1.0, 50.0, 1e4, 1e30]),
+    ties=st.booleans(),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_finite_logits_give_a_temperature_within_bounds_that_does_no_harm(
+    seed: int, rows: int, size: float, ties: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits_NC: Floats = size * (rng.integers(-2, 3, (rows, 3)).astype(float) if ties else rng.normal(0, 1, (rows, 3)))
+    labels_N = rng.integers(0, 3, rows)
+    scaler = TemperatureScaler().fit(logits_NC, labels_N)
+    assert LOWEST <= scaler.temperature_ <= HIGHEST
+    assert (scaler.reason_ is None) == (scaler.after_["nll"] < scaler.before_["nll"])
+    assert scaler.after_["nll"] <= scaler.before_["nll"]
+    probabilities_NC = scaler.predict_proba(logits_NC)
+    assert np.isfinite(probabilities_NC).all()
+    likeliest_N = logits_NC.argmax(axis=1)[:, None]
+    assert np.allclose(np.take_along_axis(probabilities_NC, likeliest_N, 1)[:, 0], probabilities_NC.max(axis=1))

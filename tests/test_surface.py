@@ -1,0 +1,101 @@
+"""Public names, commands, options and config keys: what the scripts of users depend on.
+
+A change that turns a test here red is a change that users must be told about.
+"""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer
+
+import ml
+from ml.cli import app
+from ml.config import dotted_keys
+
+CONFIG_KEYS = """
+data data.train data.val data.test data.codec
+model model.base model.revision model.max_tokens model.dtype model.quantization
+lora lora.r lora.alpha lora.dropout lora.target_modules lora.layers
+loss loss.focal_gamma loss.class_weights
+oversampling oversampling.target oversampling.max_repeat
+training training.epochs training.batch_size training.learning_rate training.warmup_steps training.weight_decay
+training.gradient_accumulation training.max_grad_norm training.schedule training.patience training.seed
+checkpoints checkpoints.keep checkpoints.every_steps
+calibration calibration.method
+targets targets.accuracy targets.macro_f1 targets.long_precision targets.short_precision targets.long_recall
+targets.short_recall
+tracking tracking.to
+output_dir
+"""
+
+COMMANDS = {
+    "sample": "folder --train --val --test --seed --noise --mix --hide-flags --shuffle-labels",
+    "check": "train [val] [test] --json",
+    "train": "config [overrides...] --resume --require-targets",
+    "evaluate": "model data --json",
+    "predict": "model data -o/--output",
+    "export": "run",
+    "report": "run",
+}
+
+# Prints the heavy modules that each --help loaded, in one process.
+HELP = """
+import sys
+from ml.cli import main
+for words in ([], *([command] for command in sys.argv[1:])):
+    try:
+        main([*words, "--help"])
+    except SystemExit as end:
+        assert end.code == 0, (words, end.code)
+heavy = {"accelerate", "numpy", "peft", "scipy", "sklearn", "tokenizers", "torch", "transformers"}
+print("LOADED", sorted(heavy & sys.modules.keys()))
+"""
+
+
+def commands() -> dict[str, Any]:
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group has commands
+
+
+def usage(command: Any) -> str:
+    words = []
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            words.append("/".join(name for name in parameter.opts if name != "--help"))
+        else:
+            name = parameter.name + ("..." if parameter.nargs == -1 else "")
+            words.append(name if parameter.required else f"[{name}]")
+    return " ".join(word for word in words if word)
+
+
+def test_public_names_are_these() -> None:
+    assert ml.__all__ == ["Config", "TrainingPipeline", "load_model"]
+    for name in ml.__all__:
+        assert getattr(ml, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'ml' has no attribute 'Trainer'"):
+        ml.Trainer  # noqa: B018  # reading it is the test
+
+
+def test_config_keys_are_these() -> None:
+    assert sorted(dotted_keys()) == sorted(CONFIG_KEYS.split())
+
+
+def test_commands_and_their_options_are_these() -> None:
+    assert {name: usage(command) for name, command in commands().items()} == COMMANDS
+
+
+def test_every_command_and_option_has_its_help() -> None:
+    for name, command in commands().items():
+        assert command.help, name
+        assert [parameter.name for parameter in command.params if not parameter.help] == [], name
+
+
+def test_help_answers_without_loading_anything_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *COMMANDS], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    *pages, loaded = done.stdout.splitlines()
+    assert loaded == "LOADED []"
+    assert sum(line.startswith("Usage: ctxtrain") for line in pages) == 1 + len(COMMANDS)

@@ -1,0 +1,199 @@
+"""A whole run: its files, its choice of epoch, its early stop, and the curve that must not move unnoticed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ml import Config, TrainingPipeline
+from ml.errors import ConfigError, RunLocked
+from ml.output import checkpoint
+from ml.output.checkpoint import ranking
+from ml.output.files import files_below, sha256_file
+from ml.output.run_folder import RunFolder
+from tests.conftest import MakeConfig
+
+GOLDEN = Path(__file__).parent / "golden" / "losses.txt"
+
+
+def losses(config: Config) -> list[float]:
+    """Training loss of every optimizer step."""
+    pipeline = TrainingPipeline(config)
+    pipeline.load_data()
+    pipeline.setup_model()
+    for _ in range(config.training.epochs):
+        pipeline.train_epoch()
+    return [line["loss"] for line in pipeline.folder.metrics.read()]
+
+
+def test_a_run_leaves_every_file_of_the_contract_and_a_summary_that_agrees(make_config: MakeConfig) -> None:
+    config = make_config()
+    summary = TrainingPipeline(config).run()
+    root = Path(config.output_dir)
+    assert summary is not None
+    assert summary == json.loads((root / "training_summary.json").read_text())
+    assert {path.name for path in root.iterdir() if path.suffix != ".lock"} == {
+        "config.yaml", "metrics.jsonl", "checkpoints", "best_model.safetensors", "training_summary.json",
+        "report.html", "export", "final_model.zip",
+    }  # fmt: skip
+    assert set(files_below(root / "export")) == {
+        "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "calibration.json",
+        "codec.json", "manifest.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+    }  # fmt: skip
+    assert all(sha256_file(root / name) == digest for name, digest in summary["files"].items())
+    assert summary["best"]["epoch"] == ranking(summary["epochs"])[0]
+    assert summary["best"]["macro_f1"] == pytest.approx(summary["epochs"][summary["best"]["epoch"] - 1]["macro_f1"])
+    assert summary["data"]["before_oversampling"] == {"LONG": 14, "SHORT": 14, "SKIP": 18}
+    assert summary["data"]["after_oversampling"] == {"LONG": 18, "SHORT": 18, "SKIP": 18}
+    assert [target["met"] for target in summary["targets"]] == [
+        target["value"] >= target["target"] for target in summary["targets"]
+    ]
+    assert summary["export_check"]["max_logit_difference"] <= 1e-5
+    resolved = yaml.safe_load((root / "config.yaml").read_text())
+    assert resolved["training"]["weight_decay"] == 0.01
+    assert Path(resolved["data"]["train"]).is_absolute()
+    assert Config.load(root / "config.yaml") == config.with_absolute_paths()
+
+
+def test_metrics_hold_a_line_per_step_and_per_epoch(make_config: MakeConfig) -> None:
+    config = make_config()
+    TrainingPipeline(config).run()
+    lines = RunFolder(config.output_dir).metrics.read()
+    steps = [line for line in lines if line["kind"] == "step"]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["step"] for line in steps] == list(range(1, 22))  # 54 windows an epoch, 8 a step: 7 steps
+    assert [line["windows"] for line in steps] == [8, 8, 8, 8, 8, 8, 6] * 3
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert steps[0]["learning_rate"] == 0.0
+    assert steps[2]["learning_rate"] == 1e-2
+    weighted = sum(line["loss"] * line["windows"] for line in steps[:7]) / 54  # classes weigh 1 each here
+    assert epochs[0]["train_loss"] == pytest.approx(weighted, rel=1e-6)
+
+
+def test_best_by_macro_f1_and_the_newest_checkpoint_are_kept(make_config: MakeConfig) -> None:
+    config = make_config("training.epochs=6", "checkpoints.keep=2")
+    summary = TrainingPipeline(config).run()
+    assert summary is not None
+    kept = {int(path.stem.rpartition("_")[2]) for path in (Path(config.output_dir) / "checkpoints").iterdir()}
+    assert kept == {*ranking(summary["epochs"])[:2], 6}
+
+
+def test_ties_go_to_the_lower_loss_and_then_to_the_earlier_epoch() -> None:
+    epochs = [
+        {"epoch": 1, "macro_f1": 0.5, "loss": 0.3},
+        {"epoch": 2, "macro_f1": 0.7, "loss": 0.4},
+        {"epoch": 3, "macro_f1": 0.7, "loss": 0.2},
+        {"epoch": 4, "macro_f1": 0.7, "loss": 0.2},
+    ]
+    assert ranking(epochs) == [3, 4, 2, 1]
+
+
+def test_patience_stops_after_so_many_epochs_without_a_better_one(make_config: MakeConfig) -> None:
+    config = make_config("training.epochs=12", "training.patience=2", "training.learning_rate=1e-9")
+    summary = TrainingPipeline(config).run()
+    assert summary is not None
+    scores = [epoch["macro_f1"] for epoch in summary["epochs"]]
+    assert len(scores) < 12
+    assert len(scores) == scores.index(max(scores)) + 1 + 2
+
+
+def test_test_rows_judge_the_targets_where_they_are_given(make_config: MakeConfig, tiny_rows: dict[str, str]) -> None:
+    config = make_config(f"data.test={tiny_rows['train']}", "training.epochs=1")
+    summary = TrainingPipeline(config).run()
+    assert summary is not None
+    assert summary["targets_judged_on"] == "test rows"
+    assert summary["test"]["rows"] == 46
+    assert summary["targets"][0]["value"] == summary["test"]["accuracy"]
+
+
+def test_two_runs_of_one_config_are_equal_to_the_last_bit(make_config: MakeConfig) -> None:
+    first, second = make_config("training.epochs=1", run="a"), make_config("training.epochs=1", run="b")
+    for config in (first, second):
+        torch.manual_seed(hash(config.output_dir) % 1000)  # what ran before must not matter
+        TrainingPipeline(config).run()
+    for name in ("final_model.zip", "metrics.jsonl", "best_model.safetensors"):
+        assert sha256_file(Path(first.output_dir) / name) == sha256_file(Path(second.output_dir) / name)
+
+
+def test_seeds_give_different_runs(make_config: MakeConfig) -> None:
+    curves = [losses(make_config(f"training.seed={seed}", "training.epochs=1", run=str(seed))) for seed in (0, 1)]
+    assert curves[0] != curves[1]
+
+
+def test_loss_curve_is_the_golden_one(make_config: MakeConfig, pytestconfig: pytest.Config) -> None:
+    """49 steps. A change that means to move numbers rewrites the file with `make golden`, and the diff is reviewed."""
+    curve = losses(make_config("training.epochs=7"))
+    if pytestconfig.getoption("--rewrite-golden"):
+        GOLDEN.write_text("".join(f"{loss:.7f}\n" for loss in curve))
+    expected = [float(line) for line in GOLDEN.read_text().split()]
+    assert len(expected) == 49
+    assert curve == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_folder_that_holds_a_run_is_refused(make_config: MakeConfig) -> None:
+    config = make_config("training.epochs=1")
+    TrainingPipeline(config).run()
+    before = (Path(config.output_dir) / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"output_dir must be new, .* holds a run already\. Continue it"):
+        TrainingPipeline(config).run()
+    assert (Path(config.output_dir) / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_fails_on_its_inputs_leaves_the_folder_free(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="at most half of the run"):
+        TrainingPipeline(make_config("training.warmup_steps=1000")).run()
+    assert TrainingPipeline(make_config("training.epochs=1")).run()
+
+
+def test_a_folder_in_use_is_refused_naming_the_owner(make_config: MakeConfig) -> None:
+    config = make_config()
+    with RunFolder(config.output_dir).owned(), pytest.raises(RunLocked, match=r"process \d+ on \S+ since 20"):
+        TrainingPipeline(config).run()
+
+
+def test_methods_can_be_called_one_by_one(make_config: MakeConfig) -> None:
+    pipeline = TrainingPipeline(make_config())
+    assert pipeline.model is None
+    pipeline.load_data()
+    pipeline.setup_model()
+    assert pipeline.train_epoch() > 0
+    metrics = pipeline.evaluate()
+    assert metrics["rows"] == 20
+    pipeline.save_checkpoint(metrics)
+    saved = checkpoint.load(pipeline.checkpoints.epoch_path(1))
+    assert saved["state"]["epochs"][0]["macro_f1"] == metrics["macro_f1"]
+
+
+def test_export_makes_the_same_files_again(make_config: MakeConfig) -> None:
+    config = make_config("training.epochs=2")
+    summary = TrainingPipeline(config).run()
+    assert summary is not None
+    root = Path(config.output_dir)
+    (root / "final_model.zip").unlink()
+    again = TrainingPipeline(config, resume=True).export()
+    assert again == summary
+    assert sha256_file(root / "final_model.zip") == summary["files"]["final_model.zip"]
+
+
+def test_export_before_the_first_epoch_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"an export needs one finished epoch"):
+        TrainingPipeline(make_config(), resume=True).export()
+
+
+def test_bfloat16_training_keeps_adapters_and_export_in_float32(make_config: MakeConfig) -> None:
+    config = make_config("training.epochs=1", "model.dtype=bfloat16")
+    pipeline = TrainingPipeline(config)
+    pipeline.load_data()
+    pipeline.setup_model()
+    assert pipeline.model is not None
+    assert {weight.dtype for weight in pipeline.learner.parameters.values()} == {torch.float32}
+    assert pipeline.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    summary = TrainingPipeline(config).run()
+    assert summary is not None
+    assert all(epoch["train_loss"] > 0 for epoch in summary["epochs"])
+    assert summary["export_check"]["max_logit_difference"] <= 1e-5
+    weights = load_file(Path(config.output_dir) / "best_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
