@@ -38,6 +38,7 @@ COMMANDS = {
     "predict": "model data -o/--output",
     "export": "run",
     "report": "run",
+    "pretrain": "config",
 }
 
 # Prints the heavy modules that each --help loaded, in one process.

@@ -5,7 +5,6 @@ Comes in: a `Stack`, many windows as arrays of shape (W, L), aligned at the even
 shape (W,) that also look at stretches and shapes of the whole window. NaN stands where a statistic does not exist.
 
 Numbers are those of `features.py`: prices in window ranges, volume and delta as z-scores. None of this knows a label.
-
 Legend: W windows, L bars of the longest window, k bars of a look-back.
 """
 
@@ -17,6 +16,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from ml.data.codec import PULSES
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -24,13 +25,9 @@ Table = dict[str, Floats]
 
 LOOK_BACKS = (2, 3, 5, 8, 13, 21, 34)
 LAGS = (0, 1, 2, 3, 4, 5, 8, 13, 21)
-# First and last bar of a stretch, counted back from the event, and stretches as shares of the window.
+# Stretches: first and last bar counted back from the event, and as shares of the window.
 STRETCHES = ((0, 5), (3, 6), (5, 10), (6, 10), (10, 15), (10, 20), (15, 20), (20, 30), (0, 10), (0, 20), (0, 30))
 SHARES = ((0, 1 / 4), (1 / 4, 1 / 2), (1 / 2, 3 / 4), (3 / 4, 1), (0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1), (0, 1))
-PULSES = (
-    *("ext_bos", "ext_choch", "ext_choch_up", "ext_choch_down", "int_bos", "int_choch"),
-    *("sweep_prev_high", "sweep_prev_low", "fvg_retest"),
-)
 TURNS = (1.5, 3.0)  # mean true ranges against a leg that turn it
 BINARY = "is_"  # statistics so named are 0 or 1
 
@@ -39,8 +36,7 @@ BINARY = "is_"  # statistics so named are 0 or 1
 class Stack:
     """Windows side by side. `exists` marks their bars; where it is false, prices repeat the first bar's open.
 
-    `flags` are CTX V3 flags by name; `bar_range_W` is the mean true range in window ranges. Windows without delta
-    have NaN there.
+    `flags` are CTX V3 flags by name, `bar_range_W` mean true ranges in window ranges; an absent delta is NaN.
     """
 
     open: Floats
@@ -331,5 +327,4 @@ def _correlation(left: Floats, right: Floats, weight: Floats) -> Floats:
     left = left - _weighted(left, weight)[:, None]
     right = right - _weighted(right, weight)[:, None]
     spread = np.sqrt(_weighted(left**2, weight) * _weighted(right**2, weight))
-    correlation: Floats = _weighted(left * right, weight) / np.maximum(spread, 1e-9)
-    return correlation
+    return np.divide(_weighted(left * right, weight), np.maximum(spread, 1e-9))
