@@ -36,12 +36,13 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
         )
     console.print(targets)
     print_metrics(summary["test"] or summary["best"])
-    console.print(verdict(summary), highlight=False)
+    console.print(verdict(summary), highlight=False, soft_wrap=True)
     model, calibration, best = summary["model"], summary["calibration"], summary["best"]
     console.print(
         f"epoch {best['epoch']} of {len(summary['epochs'])}, temperature {calibration['temperature']:.3f}, "
         f"{model['trainable']:,} of {model['parameters']:,} parameters trained ({model['trainable_share']:.2%})",
         highlight=False,
+        soft_wrap=True,
     )
     for name in ("final_model.zip", "report.html", "training_summary.json"):
         console.print(str(Path(output_dir) / name), highlight=False, soft_wrap=True)
@@ -69,6 +70,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         f"accuracy {metrics['accuracy']:.3f}  macro-F1 {metrics['macro_f1']:.3f}  NLL {metrics['nll']:.3f}  "
         f"ECE {metrics['ece']:.3f}  windows {metrics['rows']:,}",
         highlight=False,
+        soft_wrap=True,
     )
 
 

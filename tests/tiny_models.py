@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ml.model.embedded import build_tokenizer
+from ml.model.qwen import quiet_transformers
 
 COMMON: dict[str, Any] = {
     "hidden_size": 32,
@@ -54,6 +55,7 @@ def build_tiny(folder: Path, family: str = "qwen2", seed: int = 0) -> Path:
         **FAMILIES[family],
     )
     torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    with quiet_transformers():
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

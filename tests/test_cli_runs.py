@@ -1,0 +1,130 @@
+"""Runs from the command line: how they end, and what a person sees meanwhile."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from ml.cli import main
+from ml.config import Config
+from ml.output.run_folder import RunFolder
+from ml.progress import Reporter
+from tests.conftest import MakeConfig
+from tests.tiny_models import build_tiny
+
+SHORT = ("training.epochs=1", "training.warmup_steps=0")
+
+
+def ends(*words: str) -> object:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    return ended.value.code
+
+
+def file_of(config: Config, tmp_path: Path) -> str:
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    return str(tmp_path / "config.yaml")
+
+
+def test_missed_targets_end_with_3_when_they_are_required(
+    make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(*SHORT, "targets.accuracy=1.0", "training.learning_rate=1e-9")
+    assert ends("train", file_of(config, tmp_path), "--require-targets") == 3
+    shown = capfd.readouterr().out
+    assert "accuracy" in shown.split("missed on the validation rows")[1]
+    assert (Path(config.output_dir) / "final_model.zip").exists()
+    assert ends("train", file_of(config, tmp_path), "--resume") == 0
+
+
+def test_met_targets_end_with_0_and_say_so(
+    make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = ("accuracy", "macro_f1", "long_precision", "short_precision", "long_recall", "short_recall")
+    config = make_config(*SHORT, *(f"targets.{name}=0" for name in names))
+    assert ends("train", file_of(config, tmp_path), "--require-targets") == 0
+    shown = capfd.readouterr().out
+    assert "All 6 targets are met on the validation rows, which also chose the epoch and so flatter." in shown
+    assert "\x1b" not in shown  # no terminal, no escapes
+    assert "epoch 1/1  step 7/7  loss " in shown
+    assert "epoch 1 done  train loss " in shown
+
+
+def test_a_folder_in_use_ends_with_75(
+    make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(*SHORT)
+    with RunFolder(config.output_dir).owned():
+        assert ends("train", file_of(config, tmp_path)) == 75
+    assert f"process {os.getpid()} on" in capfd.readouterr().err
+
+
+def test_divergence_ends_with_70_and_names_the_rows(
+    make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = build_tiny(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    assert ends("train", file_of(make_config(*SHORT, f"model.base={base}"), tmp_path)) == 70
+    message = capfd.readouterr().err
+    assert message.startswith("error: a step needs a finite loss and gradient, but optimizer step 1 has loss nan")
+    assert "train.jsonl:" in message
+    assert "Traceback" not in message
+
+
+def test_sigterm_ends_with_143_and_the_run_goes_on_where_it_stopped(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("training.epochs=2", "training.batch_size=1", "training.gradient_accumulation=4")
+    command = [sys.executable, "-m", "ml", "train", file_of(config, tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = RunFolder(config.output_dir).metrics
+    while process.poll() is None and len(metrics.read()) < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 143, message
+    assert "continue with train --resume" in message
+    done = len(metrics.read())
+    assert ends("train", file_of(config, tmp_path), "--resume") == 0
+    steps = [line["step"] for line in metrics.read() if line["kind"] == "step"]
+    assert steps == list(range(1, 29))
+    assert done < 28
+    assert json.loads((Path(config.output_dir) / "training_summary.json").read_text())["best"]["rows"] == 20
+
+
+def test_a_terminal_shows_a_live_bar_and_a_pipe_plain_lines() -> None:
+    shown = {}
+    for terminal in (True, False):
+        stream = io.StringIO()
+        reporter = Reporter(Console(file=stream, force_terminal=terminal, width=120))
+        with reporter.epoch(1, 2, steps=4, done=0) as after_step:
+            for _ in range(4):
+                after_step(0.5, 1e-3, 8)
+        with reporter.rows("validation", 10) as advance:
+            advance(10)
+        shown[terminal] = stream.getvalue()
+    assert "\x1b[" in shown[True]
+    assert "epoch 1/2" in shown[True]
+    assert "validation" in shown[True]
+    assert "\x1b" not in shown[False]
+    lines = shown[False].splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["step 1/4", "step 2/4", "step 3/4", "step 4/4"]
+    assert all("loss 0.5000  lr 1.00e-03" in line for line in lines)
+
+
+def test_without_a_console_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter()
+    reporter.say("nobody sees this")
+    with reporter.epoch(1, 1, steps=1, done=0) as after_step:
+        after_step(0.1, 0.1, 1)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
