@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime ## install, write the sample data, train on the embedded 
 		$(BIN)/ctxtrain sample data/sample; \
 	fi
 	@rm -rf runs/demo
-	@$(BIN)/ctxtrain train configs/demo.yaml
+	@$(BIN)/ctxtrain train configs/demo.yaml data.test=data/sample/test.jsonl
 
 # One thread a worker: the workers share the cores, and sums keep one order. Nothing is fetched from a hub.
 test: export OMP_NUM_THREADS = 1

@@ -70,7 +70,11 @@ def sample(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    _print_json(written)
+    for name, facts in written["files"].items():
+        typer.echo(f"{folder / f'{name}.jsonl'}  {facts['rows']:,} windows  {facts['labels']}")
+    best = written["expected"]["best"]
+    macro_f1 = "unknown" if best["macro_f1"] is None else f"{best['macro_f1']:.3f}"
+    typer.echo(f"best possible: accuracy {best['accuracy']:.3f}, macro-F1 {macro_f1}; see sample.json")
 
 
 @app.command()

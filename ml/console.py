@@ -58,7 +58,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         "recall",
         "F1",
         "windows",
-        *(f"called {label}" for label in metrics["per_class"]),
+        *(f"→ {label}" for label in metrics["per_class"]),
     ]
     for column in columns:
         table.add_column(column, justify="left" if column == "class" else "right")

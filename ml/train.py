@@ -258,7 +258,7 @@ class TrainingPipeline:
             folder=self.folder,
         )
         write_json(self.folder.summary, summary)
-        write_report(self.folder.report, summary, self.config.to_yaml())
+        write_report(self.folder.report, summary, self.folder.config.read_text(encoding="utf-8"))
         return summary
 
     @contextmanager

@@ -1,6 +1,7 @@
 """A whole run: its files, its choice of epoch, its early stop, and the curve that must not move unnoticed."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,29 @@ def test_tensorboard_gets_every_step_and_epoch(make_config: MakeConfig) -> None:
 def test_a_tracker_that_is_not_installed_is_named_with_the_way_to_get_it(make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.to must name installed packages, wandb is not\. Run pip install"):
         TrainingPipeline(make_config("tracking.to=[wandb]")).run()
+
+
+def test_every_other_setting_has_its_effect(make_config: MakeConfig) -> None:
+    config = make_config(
+        "training.epochs=2",
+        "data.codec=json",
+        "model.max_tokens=400",
+        "lora={r: 4, alpha: 8, dropout: 0, target_modules: [q_proj, v_proj], layers: last:1}",
+        "loss={focal_gamma: 0, class_weights: {LONG: 1, SHORT: 2, SKIP: 3}}",
+        "oversampling={target: 30, max_repeat: 1.5}",
+        "training.schedule=cosine",
+        "training.max_grad_norm=null",
+        "calibration.method=none",
+    )
+    summary = TrainingPipeline(config).run()
+    assert summary is not None
+    assert summary["data"]["codec"] == "json"
+    assert summary["data"]["rows_cut_to_max_tokens"] == {"train": 46, "val": 20}
+    assert summary["data"]["longest_text_tokens"] == {"train": 400, "val": 400}
+    assert summary["data"]["after_oversampling"] == {"LONG": 21, "SHORT": 21, "SKIP": 27}
+    assert summary["data"]["class_weights"] == {"LONG": 1, "SHORT": 2, "SKIP": 3}
+    assert summary["calibration"] == {"method": "none", "temperature": 1.0}
+    assert summary["model"]["trainable"] == 4 * (32 + 32) + 4 * (32 + 16) + 3 * 32
+    steps = [line for line in RunFolder(config.output_dir).metrics.read() if line["kind"] == "step"]
+    assert steps[-1]["learning_rate"] == pytest.approx(1e-2 * 0.5 * (1 + math.cos(math.pi * 15 / 16)))
+    assert all(1.0 < line["loss"] < 1.3 for line in steps[:2])  # near ln 3: γ is 0 and the head is new

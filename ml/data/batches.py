@@ -75,7 +75,7 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_token
     rows = []
     cut = 0
     if texts:
-        for ids in tokenizer(list(texts), split_special_tokens=True)["input_ids"]:
+        for ids in tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]:
             cut += len(ids) > max_tokens
             rows.append(np.array(ids[-max_tokens:], dtype=np.int32))
     pad_id = tokenizer.pad_token_id

@@ -52,16 +52,25 @@ def base_path(base: str) -> str:
 
 
 def load_tokenizer(base: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Tokenizer of the base; texts that spell a special token stay text. Raises ConfigError if there is none."""
+    """Tokenizer of the base. Raises ConfigError if there is none.
+
+    Texts that spell a special token stay text, padding goes right, and cutting goes left, where the oldest bars are.
+    Given here, and not set later, all three are saved with the tokenizer and so hold for whoever opens the export.
+    """
     with _loading(base):
-        tokenizer = AutoTokenizer.from_pretrained(base_path(base), revision=revision, split_special_tokens=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            base_path(base),
+            revision=revision,
+            split_special_tokens=True,
+            padding_side="right",
+            truncation_side="left",
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
                 f"model.base needs a tokenizer with a pad token, {base!r} has none. Add one to its tokenizer."
             )
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 

@@ -66,7 +66,6 @@ def export_model(
     labels_N = np.array([window.label for window in validation], dtype=np.int64)
     trained_NC = text_logits(model.eval(), tokenizer, texts[:CHECKED_ROWS], max_tokens=max_tokens)
     tokenizer.model_max_length = max_tokens
-    tokenizer.truncation_side = "left"  # the newest bars stay
     with tempfile.TemporaryDirectory(prefix=".export.", dir=folder.root) as scratch_name:
         scratch = Path(scratch_name) / "export"
         _save_adapter(model, scratch / "adapter")

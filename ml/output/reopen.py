@@ -18,11 +18,13 @@ def main(folder: str, texts_file: str, logits_file: str, batch_size: str) -> Non
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     ).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # where the trained model's logits were computed
+    model = model.to(device)
     texts = json.loads(Path(texts_file).read_text(encoding="utf-8"))
     rows = []
     for start in range(0, len(texts), int(batch_size)):
         batch = texts[start : start + int(batch_size)]
-        inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+        inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(device)
         with torch.inference_mode():
             rows += model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.tolist()
     Path(logits_file).write_text(json.dumps(rows), encoding="utf-8")
