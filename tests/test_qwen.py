@@ -1,5 +1,6 @@
 """Any Qwen text family: adapters and head train, the base does not, and merge and reload keep the logits."""
 
+import json
 import re
 from pathlib import Path
 
@@ -164,3 +165,11 @@ def test_a_base_without_pad_token_takes_its_end_token(tmp_path: Path) -> None:
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
     assert qwen.load_tokenizer(str(folder)).pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_base_whose_config_names_no_pad_id_gets_the_tokenizers(tmp_path: Path) -> None:
+    folder = build_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"pad_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    model, batch = build(folder)  # a batch of several rows, which transformers refuses without a pad id
+    assert qwen.logits(model, batch).shape == (3, 3)
