@@ -1,6 +1,6 @@
 """How well does LoRA on a base learn from few labelled windows, against gradient boosting? Prints a Markdown table.
 
-    python benchmarks/bench_base.py                       # the embedded base, 5 seeds; about an hour on 2 CPU cores
+    python benchmarks/bench_base.py                       # the embedded base, 5 seeds; half an hour on 2 CPU cores
     python benchmarks/bench_base.py --sizes 100 --seeds 0 1
     python benchmarks/bench_base.py --base runs/pretrain
 
@@ -15,6 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -150,15 +153,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1200, 300, 100])
     parser.add_argument("--no-random", action="store_true", help="leave the randomly initialised base out")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, each on one thread")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _workers(arguments.jobs) as pool:
         random_base = None
         if not arguments.no_random:
             random_base = str(Path(scratch) / "random")
             write_random_base(random_base, seed=0)
-        rows = [row for seed in arguments.seeds for row in run_seed(arguments.base, random_base, seed, arguments.sizes)]
+        one_seed = partial(run_seed, arguments.base, random_base, sizes=arguments.sizes)
+        rows = [row for of_seed in pool.map(one_seed, arguments.seeds) for row in of_seed]
     print("\n| windows | seed | LoRA | boosting, bars | boosting, features | LoRA − better | LoRA, random base |")
     print("|---|---|---|---|---|---|---|")
     for size in arguments.sizes:
@@ -167,6 +170,11 @@ def main() -> None:
             print(_line(str(row["seed"]), row))
         names = set.intersection(*(set(row) for row in of_size))
         print(_line("mean", {name: float(np.mean([row[name] for row in of_size])) for name in names}))
+
+
+def _workers(count: int) -> ProcessPoolExecutor:
+    # Small models gain little from a second thread, and two busy ones beside a neighbour lose much.
+    return ProcessPoolExecutor(count, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _line(title: str, row: dict[str, float]) -> str:
