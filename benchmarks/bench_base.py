@@ -3,6 +3,7 @@
     python benchmarks/bench_base.py                       # the embedded base, 5 seeds; half an hour on 2 CPU cores
     python benchmarks/bench_base.py --sizes 100 --seeds 0 1
     python benchmarks/bench_base.py --base runs/pretrain
+    python benchmarks/bench_base.py --pattern divergence  # one that the base was not made for; see patterns.py
 
 Each seed simulates its own `ctxtrain sample --hide-flags`: the pattern has to be read off prices, volume and delta.
 Smaller sizes are random parts of the training rows, the same for all. LoRA has the specification's settings; the epoch
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from patterns import PATTERNS, write_pattern
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import f1_score
 from transformers import Qwen3ForCausalLM
@@ -80,9 +82,10 @@ def boosting_score(train: list[Window], test: list[Window], seed: int) -> dict[s
     """Macro-F1 on the test rows from each input."""
     scores = {}
     for name, inputs in {"bars": bar_inputs, "features": feature_inputs}.items():
-        model = HistGradientBoostingClassifier(random_state=seed)
-        model.fit(inputs(train), labels_of(train))
-        scores[name] = float(f1_score(labels_of(test), model.predict(inputs(test)), average="macro"))
+        known, asked = inputs(train), inputs(test)
+        seen = ~np.isnan(known).all(axis=0)  # a few windows may all be shorter than the longest
+        model = HistGradientBoostingClassifier(random_state=seed).fit(known[:, seen], labels_of(train))
+        scores[name] = float(f1_score(labels_of(test), model.predict(asked[:, seen]), average="macro"))
     return scores
 
 
@@ -126,11 +129,14 @@ def write_random_base(folder: str, seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def run_seed(base: str, random_base: str | None, seed: int, sizes: list[int]) -> list[dict[str, float]]:
+def run_seed(base: str, random_base: str | None, pattern: str, seed: int, sizes: list[int]) -> list[dict[str, float]]:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_sample(folder, train=TRAIN, val=VAL, test=TEST, seed=seed, hide_flags=True)
+        if pattern == "sample":
+            write_sample(folder, train=TRAIN, val=VAL, test=TEST, seed=seed, hide_flags=True)
+        else:
+            write_pattern(pattern, folder, train=TRAIN, val=VAL, test=TEST, seed=seed)
         lines = (folder / "train.jsonl").read_bytes().splitlines(keepends=True)
         train, test = load_windows(folder / "train.jsonl"), load_windows(folder / "test.jsonl")
         for size in sizes:
@@ -152,6 +158,7 @@ def main() -> None:
     parser.add_argument("--base", default="embedded", help="embedded, a folder or a hub id")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1200, 300, 100])
+    parser.add_argument("--pattern", choices=["sample", *PATTERNS], default="sample")
     parser.add_argument("--no-random", action="store_true", help="leave the randomly initialised base out")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, each on one thread")
     arguments = parser.parse_args()
@@ -160,7 +167,7 @@ def main() -> None:
         if not arguments.no_random:
             random_base = str(Path(scratch) / "random")
             write_random_base(random_base, seed=0)
-        one_seed = partial(run_seed, arguments.base, random_base, sizes=arguments.sizes)
+        one_seed = partial(run_seed, arguments.base, random_base, arguments.pattern, sizes=arguments.sizes)
         rows = [row for of_seed in pool.map(one_seed, arguments.seeds) for row in of_seed]
     print("\n| windows | seed | LoRA | boosting, bars | boosting, features | LoRA − better | LoRA, random base |")
     print("|---|---|---|---|---|---|---|")

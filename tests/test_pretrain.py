@@ -14,6 +14,7 @@ from ml.data.batches import collate, tokenise
 from ml.data.windows import MAX_BARS, MIN_BARS
 from ml.errors import ConfigError
 from ml.model.embedded import base_config, build_tokenizer, embedded_base, is_close_token, token_parts
+from ml.practice import windows as windows_module
 from ml.practice.muon import orthogonal
 from ml.practice.reader import Reader
 from ml.practice.statistics import Stack, bar_statistics, event_statistics
@@ -106,6 +107,20 @@ def test_statistics_mean_what_their_names_say() -> None:
     assert np.isnan(bars["return_5"][0, :10]).all()
 
 
+def test_a_flag_that_a_window_does_not_have_is_unknown_and_changes_nothing_else() -> None:
+    whole, lacking = random_stack(4, (50, 40)), random_stack(4, (50, 40))
+    lacking.flags["ext_bos"][1] = np.nan
+    before, after = bar_statistics(whole), bar_statistics(lacking)
+    about = {name for name in before if "ext_bos" in name}
+    assert about == {"is_ext_bos", "is_seen_ext_bos", "count_ext_bos", "age_ext_bos"}
+    for name in before:
+        np.testing.assert_array_equal(after[name][0], before[name][0], err_msg=name)
+        if name in about:
+            assert np.isnan(after[name][1]).all(), name
+        else:
+            np.testing.assert_array_equal(after[name][1], before[name][1], err_msg=name)
+
+
 def test_legs_turn_at_their_extremes() -> None:
     path = np.concatenate([np.linspace(0, 1, 21), np.linspace(0.95, 0.5, 10), np.linspace(0.55, 0.65, 3)])
     close = np.concatenate([np.zeros(MAX_BARS - len(path)), path])[None]
@@ -140,6 +155,19 @@ def test_practice_windows_differ_in_length_and_in_what_they_show(practice: Pract
     without_flags = sum(not set("DNU") & set(text) for text in practice.texts)
     assert 0 < without_delta < 64
     assert 0 < without_flags < 64
+
+
+def test_flags_from_elsewhere_are_all_shown_or_unknown() -> None:
+    """A question about a flag that neither the text nor the prices can answer would teach the base to guess."""
+    windows = windows_module._cut(np.random.default_rng(0), simulate(np.random.default_rng(0), 600, SYMBOLS[0]), 200)
+    foreign = [window for window in windows if window.place == windows_module.FOREIGN]
+    shown = [set(windows_module._codec(np.random.default_rng(1), window).fields) for window in foreign]
+    assert all(fields == set(window.bars) for fields, window in zip(shown, foreign, strict=True))
+    stack = windows_module._stack(foreign)
+    for name in FLAGS:
+        unknown = np.isnan(stack.flags[name][:, -1])
+        assert unknown.tolist() == [name not in fields for fields in shown]
+        assert 0 < unknown.sum() < len(foreign)
 
 
 # Model
@@ -251,6 +279,18 @@ def test_the_embedded_base_is_small_and_has_the_tokenizer_of_the_code() -> None:
     shipped = AutoTokenizer.from_pretrained(folder, split_special_tokens=True)
     assert shipped.get_vocab() == build_tokenizer().get_vocab()
     assert shipped.backend_tokenizer.to_str() == build_tokenizer().backend_tokenizer.to_str()
+
+
+def test_the_embedded_base_was_made_by_the_recipe_of_the_repository() -> None:
+    facts = json.loads((embedded_base() / "pretrain.json").read_text(encoding="utf-8"))
+    recipe = PretrainConfig.load(Path(__file__).parents[1] / "configs" / "pretrain.yaml").model_dump(mode="json")
+    where = {"output_dir"}
+    assert {k: v for k, v in facts["config"].items() if k not in where} == {
+        k: v for k, v in recipe.items() if k not in where
+    }
+    assert facts["windows"] == recipe["steps"] * recipe["batch_size"]
+    model = AutoModelForCausalLM.from_pretrained(embedded_base())
+    assert facts["parameters"] == sum(weight.numel() for weight in model.parameters())
 
 
 def test_the_embedded_base_has_learnt_to_read_windows() -> None:

@@ -36,7 +36,8 @@ BINARY = "is_"  # statistics so named are 0 or 1
 class Stack:
     """Windows side by side. `exists` marks their bars; where it is false, prices repeat the first bar's open.
 
-    `flags` are CTX V3 flags by name, `bar_range_W` mean true ranges in window ranges; an absent delta is NaN.
+    `flags` are CTX V3 flags by name, `bar_range_W` mean true ranges in window ranges. What a window does not have, its
+    delta or a flag, is NaN at all of its bars.
     """
 
     open: Floats
@@ -222,25 +223,31 @@ def _zigzag(stack: Stack, limit_W: Floats) -> tuple[Floats, Floats, Floats, Ints
 
 def _structure(stack: Stack) -> Table:
     """CTX V3 flags, as they stand and as they have come about since the window's start."""
-    flags = {name: np.where(stack.exists, values, 0.0) for name, values in stack.flags.items()}
     table: Table = {}
-    for name in ("ext_dir", "int_dir"):
-        table[f"is_{name}_up"] = (flags[name] == 1).astype(np.float64)
-        table[f"is_{name}_down"] = (flags[name] == -1).astype(np.float64)
-    for name in (*PULSES, "fvg_up", "fvg_down", "pb_wave_strength_ok"):
-        table[f"is_{name}"] = flags[name]
-    bar = np.arange(flags["ext_bos"].shape[1])
-    for name in PULSES:
-        seen = np.cumsum(flags[name], axis=1)
-        newest = np.maximum.accumulate(np.where(flags[name] > 0, bar, -1), axis=1)
-        table[f"is_seen_{name}"] = (seen > 0).astype(np.float64)
-        table[f"count_{name}"] = np.log1p(seen)
-        table[f"age_{name}"] = np.where(newest >= 0, np.log1p(bar - newest), np.log1p(len(bar)))
-    for leg in (1, 2, 3, 5):
-        table[f"is_leg_{leg}"] = (flags["mgann_leg_index"] <= leg).astype(np.float64)
-    table["leg_index"] = flags["mgann_leg_index"]
-    table["wave_strength"] = flags["wave_strength"]
+    for name, values in stack.flags.items():
+        unknown = np.isnan(values[:, -1:])
+        shown = np.where(stack.exists & ~unknown, values, 0.0)
+        table |= {about: np.where(unknown, np.nan, values) for about, values in _about_flag(name, shown).items()}
     return table
+
+
+def _about_flag(name: str, values: Floats) -> Table:
+    if name in ("ext_dir", "int_dir"):
+        return {f"is_{name}_{side}": (values == way).astype(np.float64) for side, way in (("up", 1), ("down", -1))}
+    if name == "mgann_leg_index":
+        early = {f"is_leg_{leg}": (values <= leg).astype(np.float64) for leg in (1, 2, 3, 5)}
+        return {**early, "leg_index": values}
+    if name not in PULSES:
+        return {name if name == "wave_strength" else f"is_{name}": values}
+    bar = np.arange(values.shape[1])
+    seen = np.cumsum(values, axis=1)
+    newest = np.maximum.accumulate(np.where(values > 0, bar, -1), axis=1)
+    return {
+        f"is_{name}": values,
+        f"is_seen_{name}": (seen > 0).astype(np.float64),
+        f"count_{name}": np.log1p(seen),
+        f"age_{name}": np.where(newest >= 0, np.log1p(bar - newest), np.log1p(len(bar))),
+    }
 
 
 def _stretch(stack: Stack, inside: Bools, name: str) -> Table:

@@ -24,10 +24,9 @@ from ml.structure import Bars, add_structure
 SERIES_BARS = 2400
 WINDOWS_A_SERIES = 48
 EVENT_SHARE = 0.5  # windows that end where a gap is retested; the others end anywhere
-SHOWN = {"all": 0.05, "some": 0.17, "none": 0.78}  # flags that a window shows
-FOREIGN_SHARE = (
-    0.16  # windows whose flags come from elsewhere and all show, so that flags are read and not only derived
-)
+SHOWN = {"all": 0.1, "some": 0.2, "none": 0.7}  # flags that a window shows
+FOREIGN_SHARE = 0.2  # windows with flags from elsewhere, so that flags are read and not only derived
+FOREIGN = "foreign"
 DELTA_SHARE, ATR_SHARE = 0.8, 0.5
 MAX_FEATURES = 4
 FLAGS = (*STATES, *PULSES)
@@ -130,16 +129,21 @@ def _cut(rng: Generator, bars: Bars, count: int) -> list[Window]:
             cut["atr_14"] = bars["atr_14"][end - size : end]
         foreign = rng.random() < FOREIGN_SHARE
         flag_end = int(rng.integers(2 * MAX_BARS, length)) if foreign else end
-        flags = {name: bars[name][flag_end - size : flag_end].astype(np.float64) for name in FLAGS}
+        known = _some_flags(rng) if foreign and rng.random() < 0.5 else FLAGS
+        flags = {name: bars[name][flag_end - size : flag_end].astype(np.float64) for name in known}
         features = {f"z{k}": float(rng.standard_normal()) for k in range(int(rng.integers(MAX_FEATURES + 1)))}
-        windows.append(Window("foreign" if foreign else "", None, None, {**cut, **flags}, features))
+        windows.append(Window(FOREIGN if foreign else "", None, None, {**cut, **flags}, features))
     return windows
+
+
+def _some_flags(rng: Generator) -> tuple[str, ...]:
+    return tuple(name for name in FLAGS if rng.random() < 0.5)
 
 
 def _codec(rng: Generator, window: Window) -> Codec:
     """What the text of this window shows. Foreign flags are all shown, or they could not be known."""
-    shown = "all" if window.place == "foreign" else rng.choice(list(SHOWN), p=list(SHOWN.values()))
-    flags = {"all": FLAGS, "none": (), "some": [name for name in FLAGS if rng.random() < 0.5]}[str(shown)]
+    shown = "all" if window.place == FOREIGN else str(rng.choice(list(SHOWN), p=list(SHOWN.values())))
+    flags = {"all": FLAGS, "none": (), "some": _some_flags(rng)}[shown]
     fields = [name for name in window.bars if name not in FLAGS or name in flags]
     return Codec(kind="compact", fields=fields, features=dict.fromkeys(window.features, OPEN_SCALE))
 
@@ -159,7 +163,7 @@ def _stack(windows: list[Window]) -> Stack:
         columns["volume"][row, -size:] = numbers.volume
         columns["delta"][row, -size:] = np.nan if numbers.delta is None else numbers.delta
         for name in FLAGS:
-            columns[name][row, -size:] = window.bars[name]
+            columns[name][row, -size:] = window.bars.get(name, np.nan)
         height = float(window.bars["high"].max() - window.bars["low"].min())
         mean_range[row] = float(true_range(window.bars).mean()) / height if height > 0 else 0.0
     prices = {name: columns[name] for name in ("open", "high", "low", "close", "volume", "delta")}
