@@ -19,6 +19,8 @@ The data flows down this list; a module imports only from modules above it.
     model.qwen        frozen base + LoRA + head
     model.loss        class-weighted focal loss
     model.optim       AdamW and schedule
+    model.passes      parts of a layer with their backward passes written out
+    model.fast        the model of them: the same results, sooner
     model.learner     one optimizer step; logits
     evaluation        metrics, targets, temperature
     output            checkpoints, export, prediction, summary, report

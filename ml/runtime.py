@@ -6,6 +6,7 @@ so that nothing depends on what ran before and no generator state has to be save
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import signal
@@ -20,6 +21,9 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class Purpose(IntEnum):
@@ -60,6 +64,9 @@ def make_accelerator(dtype: str, tracking: list[str], folder: str) -> Accelerato
 
     on_cpu = not torch.cuda.is_available()
     torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory that it has not written; filling it first costs a pass over each tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by torch at run time
+    _keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     precision = resolve_dtype(dtype)
     AcceleratorState._reset_state(reset_partial_state=False)  # the process's last run may have had another precision
@@ -69,6 +76,17 @@ def make_accelerator(dtype: str, tracking: list[str], folder: str) -> Accelerato
         log_with=tracking or None,
         project_dir=folder,
     )
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc, where there is one, to use freed memory again and not to return it to the system.
+
+    Large tensors otherwise come from fresh pages in every step, and each page costs an interrupt and is zeroed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def resolve_dtype(name: str) -> torch.dtype:

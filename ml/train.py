@@ -107,6 +107,8 @@ class TrainingPipeline:
         )
         self.model, self.optimizer, self.loss_fn = self.learner.model, self.learner.optimizer, self.learner.loss_fn
         self.fingerprint = self._fingerprint(self.model)
+        if reason := self.learner.why_plain:
+            self.reporter.say(f"note: training takes the slower path of transformers and PEFT: {reason}")
 
     def run(self) -> dict[str, Any] | None:
         """The whole run; returns the summary in the first process and None in others."""

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ml.data.batches import StepPlan, Tokens, collate, evaluation_batches
 from ml.errors import ConfigError
 from ml.labels import LABELS
+from ml.model.fast import FastClassifier, why_plain
 from ml.model.qwen import load_trainable_state, logits, trainable_parameters, trainable_state
 from ml.runtime import Purpose, seed_torch
 
@@ -41,7 +42,10 @@ class NonFinite(Exception):
 
 
 class Learner:
-    """A model with its optimizer, schedule and loss, on the devices of an Accelerator."""
+    """A model with its optimizer, schedule and loss, on the devices of an Accelerator.
+
+    `why_plain` says why the model's own forward pass is used and not the faster one, if that is so.
+    """
 
     def __init__(
         self,
@@ -56,7 +60,9 @@ class Learner:
     ) -> None:
         self.accelerator = accelerator
         self.model = model
-        self.network = accelerator.prepare_model(model)
+        self.why_plain = why_plain(model, accelerator.device)
+        self.classifier = model if self.why_plain else FastClassifier(model)
+        self.network = accelerator.prepare_model(self.classifier)
         self.optimizer = optimizer
         self.schedule = schedule
         self.loss_fn = loss_fn
@@ -141,7 +147,7 @@ class Learner:
         culprits = []
         for row in sorted(set(rows.tolist())):
             self.optimizer.zero_grad()
-            loss_sum = self._loss_sum(self.model, tokens, labels_N, np.array([row]))
+            loss_sum = self._loss_sum(self.classifier, tokens, labels_N, np.array([row]))
             self.accelerator.backward(loss_sum)
             gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
             if not all(bool(torch.isfinite(value).all()) for value in (loss_sum, *gradients)):

@@ -1,0 +1,144 @@
+"""The training step and the evaluation of a dense Qwen2 or Qwen3 with LoRA, on a CPU, in few passes over memory.
+
+Comes in: a `PeftModel` as `qwen.add_lora` makes it. Goes out: a module around it with the same weights under the same
+names, whose forward pass gives what the model's own gives, sooner; or the reason why the model's own is needed.
+
+What is spared: gradients of frozen weights and of embeddings, the mask tensor of causal attention and the scores above
+its diagonal, three of four dropout masks of a layer, and in the last layer all but the pooled token of each window.
+Backward passes are written out, so that little is kept between the two; docs/performance.md has the measurements.
+
+Legend: B windows, T tokens, N = B·T, D model width, E, F width of what goes into and out of a linear layer, H query
+heads, K key-value heads, G = H/K query heads that share keys and values, P width of a head, R sum of LoRA ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+from transformers import Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Attention, Gate, Project, apply, heads, norm
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def why_plain(model: PeftModel, device: torch.device) -> str | None:
+    """Why the fast path does not fit this model, or None if it does."""
+    base = model.get_base_model()
+    config = base.config
+    if type(base) not in {Qwen2ForSequenceClassification, Qwen3ForSequenceClassification}:
+        return f"{config.model_type} is neither a dense Qwen2 nor a dense Qwen3"
+    if device.type != "cpu":
+        return f"it was measured on a CPU only, and the model is on {device.type}"
+    if {*config.layer_types} != {"full_attention"}:
+        return "the model has layers with a sliding window"
+    if config.hidden_act != "silu" or config.attention_dropout:
+        return "the model has another activation than SiLU, or dropout in its attention"
+    if list(model.peft_config) != [ADAPTER] or model.peft_config[ADAPTER].peft_type != "LORA":
+        return "the model has other adapters than one LoRA"
+    for name, module in base.model.layers.named_modules():
+        if _last(name) in PROJECTIONS:
+            linear = module.base_layer if type(module) is LoraLinear else module
+            if type(linear) is not nn.Linear:
+                return f"{name} is a {type(linear).__name__}, not a plain linear layer"
+            if linear is not module and _unusual(module):
+                return f"{name} has a variant of LoRA"
+        elif name.endswith("norm") and type(module) not in {Qwen2RMSNorm, Qwen3RMSNorm}:
+            return f"{name} is a {type(module).__name__}, not a plain norm"
+    odd = [name for name, weight in model.named_parameters() if weight.requires_grad and not _trained(name)]
+    return f"{odd[0]} is trained" if odd else None
+
+
+def _unusual(module: Any) -> bool:
+    return bool(module.lora_variant or module.lora_bias[ADAPTER] or module.merged or module.disable_adapters)
+
+
+def _trained(name: str) -> bool:
+    return ".score." in name or (".lora_" in name and name.split(".")[-4] in PROJECTIONS)
+
+
+class FastClassifier(nn.Module):
+    """A `PeftModel` for which `why_plain` gives None, with a faster forward and backward pass."""
+
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = [
+            {
+                _last(path): AdaptedLinear.of(module)
+                for path, module in layer.named_modules()
+                if _last(path) in PROJECTIONS
+            }
+            for layer in model.get_base_model().model.layers
+        ]
+
+    def forward(self, input_ids: Tensor) -> SequenceClassifierOutputWithPast:
+        """Logits of shape (B, 3) of ids of shape (B, T), padded on the right."""
+        with torch.autocast(input_ids.device.type, enabled=False):  # each product has the precision of its weights
+            return SequenceClassifierOutputWithPast(logits=self._logits(input_ids))
+
+    def _logits(self, ids_BT: Tensor) -> Tensor:
+        classifier = self.model.get_base_model()
+        backbone, config = classifier.model, classifier.config
+        batch, tokens = ids_BT.shape
+        places_T = torch.arange(tokens, device=ids_BT.device)
+        last_B = (places_T * (ids_BT != config.pad_token_id)).argmax(dim=1)  # as transformers finds it
+        states_ND = backbone.embed_tokens(ids_BT).view(batch * tokens, -1)
+        cos_T1P, sin_T1P = (table[0, :, None].float() for table in backbone.rotary_emb(states_ND, places_T[None]))
+        for layer, linear in zip(backbone.layers[:-1], self.layers[:-1], strict=True):
+            own, normed_ND = layer.self_attn, norm(states_ND, layer.input_layernorm)
+            q_NE, k_NF, v_NF = self._project(normed_ND, linear, "q_proj", "k_proj", "v_proj")
+            q_BHTP = heads(q_NE, own, "q_norm", batch, cos_T1P, sin_T1P, own.scaling)
+            k_BKTP = heads(k_NF, own, "k_norm", batch, cos_T1P, sin_T1P)
+            v_BKTP = v_NF.view(batch, tokens, -1, own.head_dim).transpose(1, 2)
+            mixed_NE = cast(Tensor, apply(Attention, q_BHTP, k_BKTP, v_BKTP)).to(states_ND.dtype)
+            states_ND = self._rest(states_ND, mixed_NE, layer, linear)
+        states_BD = self._last_layer(states_ND, last_B, cos_T1P, sin_T1P)
+        pooled_BD = norm(states_BD, backbone.norm)
+        return cast(Tensor, classifier.score(pooled_BD.to(next(classifier.score.parameters()).dtype)))
+
+    def _last_layer(self, states_ND: Tensor, last_B: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
+        """The last layer's output, of shape (B, D), at the token of each window that is pooled."""
+        layer, linear = self.model.get_base_model().model.layers[-1], self.layers[-1]
+        own, batch, tokens = layer.self_attn, len(last_B), len(cos_T1P)
+        rows_B = torch.arange(batch, device=last_B.device) * tokens + last_B
+        normed_ND = norm(states_ND, layer.input_layernorm)
+        k_NF, v_NF = self._project(normed_ND, linear, "k_proj", "v_proj")
+        (q_BE,) = self._project(normed_ND.index_select(0, rows_B), linear, "q_proj")
+        # One token of each of B windows has the layout of B tokens of one window.
+        q_1HBP = heads(q_BE, own, "q_norm", 1, cos_T1P[last_B], sin_T1P[last_B], own.scaling)
+        k_BKTP = heads(k_NF, own, "k_norm", batch, cos_T1P, sin_T1P)
+        v_BKTP = v_NF.view(batch, tokens, -1, own.head_dim).transpose(1, 2).to(k_BKTP.dtype)
+        q_BKGP = q_1HBP[0].transpose(0, 1).unflatten(1, (k_BKTP.shape[1], -1))
+        later_BT = torch.arange(tokens, device=last_B.device) > last_B[:, None]
+        scores_BKGT = (q_BKGP @ k_BKTP.mT).masked_fill(later_BT[:, None, None], -torch.inf)
+        mixed_BE = (torch.softmax(scores_BKGT, dim=-1) @ v_BKTP).reshape(batch, -1).to(states_ND.dtype)
+        return self._rest(states_ND.index_select(0, rows_B), mixed_BE, layer, linear)
+
+    def _rest(self, states_ND: Tensor, mixed_NE: Tensor, layer: Any, linear: dict[str, AdaptedLinear]) -> Tensor:
+        """A layer after its attention."""
+        (update_ND,) = self._project(mixed_NE, linear, "o_proj")
+        states_ND = states_ND + update_ND
+        normed_ND, up = norm(states_ND, layer.post_attention_layernorm), linear["up_proj"]
+        gate_NF, up_NF = self._project(normed_ND, linear, "gate_proj", "up_proj")
+        again = up.frozen if up.a is None and up_NF.numel() > KEPT_GATES else None
+        (update_ND,) = self._project(apply(Gate, gate_NF, up_NF, normed_ND.detach(), again), linear, "down_proj")
+        return states_ND + update_ND
+
+    def _project(self, x_NE: Tensor, linear: dict[str, AdaptedLinear], *names: str) -> tuple[Tensor, ...]:
+        """What some linear layers make of the same input; those with adapters share one dropout mask."""
+        parts = [linear[name] for name in names]
+        factors = [weight for part in parts for weight in part.factors()]
+        dropout = max(part.dropout for part in parts) if self.training else 0.0
+        return cast(tuple[Tensor, ...], apply(Project, x_NE, parts, dropout, *factors))
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]

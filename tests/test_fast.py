@@ -1,0 +1,310 @@
+"""The fast path gives the logits, losses and gradients of the plain PEFT modules, and says where it does not apply."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel, get_peft_model
+from rich.console import Console
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForSequenceClassification
+
+from ml.config import LoraConfig
+from ml.model import fast as fast_module
+from ml.model import qwen
+from ml.model.embedded import embedded_base
+from ml.model.fast import FastClassifier, why_plain
+from ml.model.loss import focal_loss
+from ml.model.passes import ADAPTER, keep_mask
+from ml.progress import Reporter
+from ml.train import TrainingPipeline
+from tests.conftest import MakeConfig
+from tests.tiny_models import FAMILIES, build_tiny
+
+CPU = torch.device("cpu")
+PAD = 0
+LENGTHS = (150, 97, 81, 80, 2, 1)  # more and fewer than a block of queries, and a single token
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "attention": {},
+    "last:1": {"layers": "last:1"},
+    "q and v": {"target_modules": ["q_proj", "v_proj"]},
+    "MLP": {"target_modules": ["gate_proj", "down_proj"]},
+    "all, rank 3": {"target_modules": ALL, "r": 3, "alpha": 7},
+}
+
+
+def build(folder: Path, dtype: torch.dtype = torch.float32, **lora: Any) -> PeftModel:
+    """A model none of whose weights is at its start, where LoRA's B is zero and norms are one."""
+    settings = LoraConfig().model_dump() | {"dropout": 0.0} | lora
+    model = qwen.add_lora(qwen.load_classifier(str(folder), PAD, dtype=dtype), **settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad or weight.ndim == 1:
+                weight.add_(torch.randn_like(weight), alpha=0.1)
+    return model.train()
+
+
+def ragged(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> Tensor:
+    ids_BT = torch.randint(1, 200, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
+    for row, length in enumerate(lengths):
+        ids_BT[row, length:] = PAD
+    return ids_BT
+
+
+def results(model: PeftModel, network: nn.Module, ids_BT: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Logits, loss and the gradient of every trained weight."""
+    model.zero_grad()
+    logits_BC = qwen.logits(network, {"input_ids": ids_BT})
+    loss, _ = focal_loss(logits_BC, torch.arange(len(ids_BT)) % 3, 2.0, torch.tensor([1.0, 2.0, 3.0]))
+    loss.backward()
+    weights = qwen.trainable_parameters(model)
+    return logits_BC.detach(), loss.detach(), {name: weight.grad for name, weight in weights.items()}  # type: ignore[misc]
+
+
+def assert_same(fast: tuple[Any, ...], plain: tuple[Any, ...]) -> None:
+    torch.testing.assert_close(fast[0], plain[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fast[1], plain[1], atol=1e-6, rtol=1e-6)
+    assert fast[2].keys() == plain[2].keys()
+    for name, grad in plain[2].items():
+        assert grad.abs().max() > 1e-4, name
+        torch.testing.assert_close(fast[2][name], grad, atol=1e-5 * float(grad.abs().max()), rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "embedded"])
+def test_logits_loss_and_every_gradient_are_those_of_plain_peft(family: str, setting: str, tmp_path: Path) -> None:
+    model = build(embedded_base() if family == "embedded" else build_tiny(tmp_path, family), **SETTINGS[setting])
+    assert why_plain(model, CPU) is None
+    fast = FastClassifier(model)
+    for ids_BT in (ragged(), ragged((3, 2))):
+        assert_same(results(model, fast, ids_BT), results(model, model, ids_BT))
+    short = ragged((1, 1))
+    torch.testing.assert_close(results(model, fast, short)[0], results(model, model, short)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_long_windows_whose_attention_is_computed_twice_are_the_same_too(family: str, tmp_path: Path) -> None:
+    model = build(build_tiny(tmp_path, family))
+    ids_BT = ragged((600, 411))
+    assert_same(results(model, FastClassifier(model), ids_BT), results(model, model, ids_BT))
+
+
+@pytest.mark.parametrize("setting", ["attention", "all, rank 3"])
+def test_large_products_that_are_computed_twice_are_the_same_too(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(build_tiny(tmp_path), **SETTINGS[setting])
+    plain = results(model, model, ragged())
+    monkeypatch.setattr(fast_module, "KEPT_GATES", 1000)  # the constant is for models of millions of numbers
+    assert_same(results(model, FastClassifier(model), ragged()), plain)
+
+
+def test_other_rotary_embeddings_are_the_models_own(tmp_path: Path) -> None:
+    folder = build_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = build(folder)
+    assert_same(results(model, FastClassifier(model), ragged()), results(model, model, ragged()))
+
+
+class Given(nn.Module):
+    """Dropout whose mask is given, as numbers to multiply with."""
+
+    def __init__(self, mask_BTE: Tensor) -> None:
+        super().__init__()
+        self.mask_BTE = mask_BTE
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        return x_BTE * self.mask_BTE
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_dropout_is_that_of_plain_peft_with_the_same_masks(family: str, tmp_path: Path) -> None:
+    share = 0.3
+    model = build(build_tiny(tmp_path, family), dropout=share)
+    fast, ids_BT = FastClassifier(model), ragged()
+    torch.manual_seed(5)
+    dropped = results(model, fast, ids_BT)
+
+    torch.manual_seed(5)
+    batch, tokens, width = *ids_BT.shape, 32
+    last_B = torch.tensor(LENGTHS) - 1
+
+    def draw(rows: int) -> Tensor:
+        return keep_mask(torch.empty(rows, width), share) / (1 - share)
+
+    attentions = [layer.self_attn for layer in model.get_base_model().model.layers]
+    # In the order of the draws: layer 0 with q, k, v and o; layer 1 with k and v, and at the pooled tokens q and o.
+    masks = [draw(batch * tokens).view(batch, tokens, width) for _ in range(3)]
+    pooled = [masks[2].clone(), torch.ones_like(masks[2])]
+    for mask in pooled:
+        mask[torch.arange(batch), last_B] = draw(batch)
+    by_name = [
+        {"q": masks[0], "k": masks[0], "v": masks[0], "o": masks[1]},
+        {"q": pooled[0], "k": masks[2], "v": masks[2], "o": pooled[1]},
+    ]
+    for attention, given in zip(attentions, by_name, strict=True):
+        for name, mask in given.items():
+            getattr(attention, f"{name}_proj").lora_dropout[ADAPTER] = Given(mask)
+    assert_same(dropped, results(model, model, ids_BT))
+
+
+@pytest.mark.parametrize("dropout", [0.05, 0.5, 1 / 65536])
+def test_masks_have_the_right_share_and_depend_on_the_seed_alone(dropout: float) -> None:
+    like, masks = torch.empty(999, 1001), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        masks.append(keep_mask(like, dropout))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert set(masks[0].unique().tolist()) == {0, 1}
+    error = (dropout * (1 - dropout) / like.numel()) ** 0.5
+    assert 1 - float(masks[0].double().mean()) == pytest.approx(dropout, abs=5 * error + 1e-5)
+    for axis in (0, 1):  # no row and no column is favoured
+        shares = masks[0].double().mean(dim=axis)
+        assert float(shares.std()) == pytest.approx((dropout * (1 - dropout) / 1000) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_batch_mates_and_padding_do_not_matter(family: str, tmp_path: Path) -> None:
+    fast, ids_BT = FastClassifier(build(build_tiny(tmp_path, family))).eval(), ragged()
+    with torch.no_grad():
+        together = qwen.logits(fast, {"input_ids": ids_BT})
+        for row, length in enumerate(LENGTHS):
+            alone = qwen.logits(fast, {"input_ids": ids_BT[row : row + 1, :length]})
+            torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
+
+
+def test_evaluation_has_no_dropout_and_draws_nothing(tmp_path: Path) -> None:
+    folder, batch = build_tiny(tmp_path), {"input_ids": ragged()}
+    model = build(folder, dropout=0.5)
+    fast = FastClassifier(model)
+    with torch.no_grad():
+        expected = qwen.logits(FastClassifier(build(folder, dropout=0.0)), batch)
+        assert not torch.allclose(qwen.logits(fast, batch), expected)
+        before = torch.get_rng_state()
+        assert torch.equal(qwen.logits(fast.eval(), batch), expected)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.testing.assert_close(qwen.logits(model, batch), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_what_it_trains_is_the_same_reloaded_in_plain_peft_and_merged(family: str, tmp_path: Path) -> None:
+    folder, batch = build_tiny(tmp_path / "base", family), {"input_ids": ragged()}
+    model = build(folder, dropout=0.1)
+    fast = FastClassifier(model)
+    frozen, names = qwen.frozen_sha256(model), list(qwen.trainable_state(model))
+    optimizer = torch.optim.AdamW(qwen.trainable_parameters(model).values(), lr=1e-2)
+    for _ in range(3):
+        results(model, fast, batch["input_ids"])
+        optimizer.step()
+    assert qwen.frozen_sha256(model) == frozen
+    trained = qwen.trainable_state(model)
+    assert list(trained) == names
+    with torch.no_grad():
+        expected = qwen.logits(fast.eval(), batch)
+        again = build(folder)
+        qwen.load_trainable_state(again, trained)
+        torch.testing.assert_close(qwen.logits(again.eval(), batch), expected, atol=1e-5, rtol=0)
+        merged = qwen.merge(model)
+        merged.save_pretrained(tmp_path / "merged")
+        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+        torch.testing.assert_close(plain.eval()(**batch).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_bfloat16_base_with_float32_adapters(family: str, tmp_path: Path) -> None:
+    folder = build_tiny(tmp_path, family)
+    model, ids_BT = build(folder, torch.bfloat16, target_modules=ALL), ragged((90, 41, 7))
+    model.get_base_model().score.modules_to_save[ADAPTER].register_forward_pre_hook(lambda _, x: (x[0].float(),))
+    fast, plain = results(model, FastClassifier(model), ids_BT), results(model, model, ids_BT)
+    torch.testing.assert_close(fast[0], plain[0], atol=0.05, rtol=0.05)
+    for name, grad in plain[2].items():
+        assert fast[2][name].dtype == torch.float32
+        assert float((fast[2][name] - grad).norm() / grad.norm()) < 0.1, name
+
+
+def kept_bytes(model: PeftModel, network: nn.Module, ids_BT: Tensor) -> int:
+    """Bytes that are kept for the backward pass, weights apart."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        qwen.logits(network, {"input_ids": ids_BT})
+    return sum(kept.values())
+
+
+def test_little_is_kept_and_nothing_below_the_first_adapter(tmp_path: Path) -> None:
+    model = build(embedded_base(), dropout=0.05)
+    whole = kept_bytes(model, FastClassifier(model), ragged())
+    assert whole < 0.7 * kept_bytes(model, model, ragged())
+    top = build(embedded_base(), dropout=0.05, layers="last:1")
+    assert kept_bytes(top, FastClassifier(top), ragged()) < 0.25 * whole
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"qwen2", "qwen3"}))
+def test_other_families_take_the_plain_path_and_a_run_says_so_once(
+    family: str, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    said = io.StringIO()
+    config = make_config(f"model.base={build_tiny(tmp_path / 'base', family)}")
+    pipeline = TrainingPipeline(config, reporter=Reporter(Console(file=said, width=400)))
+    pipeline.load_data()
+    pipeline.setup_model()
+    pipeline.train_epoch()
+    note = f"note: training takes the slower path of transformers and PEFT: {family} is neither a dense Qwen2 nor"
+    assert said.getvalue().count(note) == 1
+    assert not isinstance(pipeline.learner.classifier, FastClassifier)
+
+
+def test_a_run_on_a_dense_family_takes_the_fast_path_and_says_nothing(make_config: MakeConfig) -> None:
+    said = io.StringIO()
+    pipeline = TrainingPipeline(make_config(), reporter=Reporter(Console(file=said, width=400)))
+    pipeline.load_data()
+    pipeline.setup_model()
+    assert isinstance(pipeline.learner.classifier, FastClassifier)
+    assert "slower" not in said.getvalue()
+
+
+def test_what_it_was_not_made_for_is_named(tmp_path: Path) -> None:
+    folder = build_tiny(tmp_path)
+
+    def adapted(**changes: Any) -> PeftModel:
+        settings: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": ["q_proj"], "modules_to_save": ["score"]}
+        model: PeftModel = get_peft_model(qwen.load_classifier(str(folder), PAD), PeftConfig(**(settings | changes)))
+        return model
+
+    assert why_plain(adapted(), CPU) is None
+    assert why_plain(adapted(use_rslora=True), CPU) is None  # another scale, nothing else
+    assert why_plain(adapted(), torch.device("cuda")) == "it was measured on a CPU only, and the model is on cuda"
+    assert "q_proj has a variant of LoRA" in str(why_plain(adapted(use_dora=True), CPU))
+    assert "embed_tokens" in str(why_plain(adapted(target_modules=["q_proj", "embed_tokens"]), CPU))
+    two = adapted()
+    two.add_adapter("second", PeftConfig(task_type="SEQ_CLS", target_modules=["q_proj"]))
+    assert why_plain(two, CPU) == "the model has other adapters than one LoRA"
+    trained = adapted()
+    trained.get_base_model().model.norm.weight.requires_grad_(True)
+    assert str(why_plain(trained, CPU)).endswith("model.norm.weight is trained")
+    config = json.loads((folder / "config.json").read_text())
+    sliding = config | {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2}
+    for changed, reason in (
+        (sliding, "the model has layers with a sliding window"),
+        (config | {"hidden_act": "gelu"}, "another activation than SiLU"),
+        (config | {"attention_dropout": 0.1}, "dropout in its attention"),
+    ):
+        (folder / "config.json").write_text(json.dumps(changed))
+        assert reason in str(why_plain(adapted(), CPU))
