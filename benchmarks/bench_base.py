@@ -1,6 +1,6 @@
 """How well does LoRA on a base learn from few labelled windows, against gradient boosting? Prints a Markdown table.
 
-    python benchmarks/bench_base.py                       # the embedded base, 5 seeds; half an hour on 2 CPU cores
+    python benchmarks/bench_base.py                       # the embedded base, 5 seeds; 10 minutes on 2 CPU cores
     python benchmarks/bench_base.py --sizes 100 --seeds 0 1
     python benchmarks/bench_base.py --base runs/pretrain
     python benchmarks/bench_base.py --pattern divergence  # one that the base was not made for; see patterns.py
