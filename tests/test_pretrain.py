@@ -17,7 +17,8 @@ from ml.model.embedded import base_config, build_tokenizer, embedded_base, is_cl
 from ml.practice import windows as windows_module
 from ml.practice.muon import orthogonal
 from ml.practice.reader import Reader
-from ml.practice.statistics import Stack, bar_statistics, event_statistics
+from ml.practice.stack import Stack
+from ml.practice.statistics import bar_statistics, event_statistics
 from ml.practice.windows import FLAGS, Practice, practice_windows
 from ml.pretrain import PretrainConfig, pretrain
 from ml.progress import Reporter

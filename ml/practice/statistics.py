@@ -10,18 +10,11 @@ Legend: W windows, L bars of the longest window, k bars of a look-back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
 from ml.data.codec import PULSES
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-Table = dict[str, Floats]
+from ml.practice.stack import Bools, Floats, Ints, Stack, Table
 
 LOOK_BACKS = (2, 3, 5, 8, 13, 21, 34)
 LAGS = (0, 1, 2, 3, 4, 5, 8, 13, 21)
@@ -30,30 +23,6 @@ STRETCHES = ((0, 5), (3, 6), (5, 10), (6, 10), (10, 15), (10, 20), (15, 20), (20
 SHARES = ((0, 1 / 4), (1 / 4, 1 / 2), (1 / 2, 3 / 4), (3 / 4, 1), (0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1), (0, 1))
 TURNS = (1.5, 3.0)  # mean true ranges against a leg that turn it
 BINARY = "is_"  # statistics so named are 0 or 1
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Windows side by side. `exists` marks their bars; where it is false, prices repeat the first bar's open.
-
-    `flags` are CTX V3 flags by name, `bar_range_W` mean true ranges in window ranges. What a window does not have, its
-    delta or a flag, is NaN at all of its bars.
-    """
-
-    open: Floats
-    high: Floats
-    low: Floats
-    close: Floats
-    volume: Floats
-    delta: Floats
-    exists: Bools
-    flags: Table
-    bar_range_W: Floats
-
-    @property
-    def returns(self) -> Floats:
-        before = np.concatenate([self.open[:, :1], self.close[:, :-1]], axis=1)
-        return np.where(self.exists, self.close - before, 0.0)
 
 
 def bar_statistics(stack: Stack) -> Table:

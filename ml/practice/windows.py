@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ml.data.codec import PULSES, STATES, Codec, FeatureScale
 from ml.data.features import true_range, window_numbers
 from ml.data.windows import MAX_BARS, MIN_BARS, Window
-from ml.practice.statistics import Floats, Stack, bar_statistics, event_statistics
+from ml.practice.stack import Floats, Stack
+from ml.practice.statistics import bar_statistics, event_statistics
 from ml.simulate import Symbol, simulate
 from ml.structure import Bars, add_structure
 
