@@ -16,7 +16,7 @@ COMPILE = .cache/lock/bin/uv pip compile pyproject.toml --universal --python-ver
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format golden bench lock clean distclean
+.PHONY: help demo test torture lint format golden bench lock clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,12 @@ test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1
 test: lint ## install the development tools; linter, formatter, type check, all tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+torture: export OMP_NUM_THREADS = 1
+torture: export TOKENIZERS_PARALLELISM = false
+torture: export HF_HUB_OFFLINE = 1
+torture: $(VENV)/.dev ## the fault tests in full, behind docs/reliability.md
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist load --torture -m promise $(ARGS)
 
 lint: $(VENV)/.dev ## linter, formatter and type check
 	$(BIN)/ruff check .

@@ -18,10 +18,34 @@ from tests.tiny_models import build_tiny
 torch.set_num_threads(1)
 
 MakeConfig = Callable[..., Config]
+Amount = Callable[[int, int], int]
+Needs = Callable[[bool, str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden/losses.txt anew")
+    parser.addoption("--torture", action="store_true", help="fault tests in full: many more kills, flips and inputs")
+
+
+@pytest.fixture
+def amount(request: pytest.FixtureRequest) -> Amount:
+    """`amount(sample, full)`: how often a fault test tries; the full number under --torture, else a fixed sample."""
+
+    def pick(sample: int, full: int) -> int:
+        return full if request.config.getoption("--torture") else sample
+
+    return pick
+
+
+@pytest.fixture
+def needs(request: pytest.FixtureRequest) -> Needs:
+    """`needs(there, what)`: what a fault test cannot run without. It skips with the reason, or fails under --torture."""
+
+    def check(there: bool, what: str) -> None:
+        if not there:
+            (pytest.fail if request.config.getoption("--torture") else pytest.skip)(f"needs {what}")
+
+    return check
 
 
 @pytest.fixture(scope="session")
