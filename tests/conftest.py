@@ -39,7 +39,7 @@ def amount(request: pytest.FixtureRequest) -> Amount:
 
 @pytest.fixture
 def needs(request: pytest.FixtureRequest) -> Needs:
-    """`needs(there, what)`: what a fault test cannot run without. It skips with the reason, or fails under --torture."""
+    """`needs(there, what)`: what a fault test cannot run without; it skips with the reason, or fails if --torture."""
 
     def check(there: bool, what: str) -> None:
         if not there:
