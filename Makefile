@@ -54,7 +54,7 @@ golden: export OMP_NUM_THREADS = 1
 golden: $(VENV)/.dev ## write tests/golden/losses.txt anew, after a change that means to move numbers
 	$(BIN)/python -m pytest tests/test_training.py -k golden --rewrite-golden
 
-bench: $(VENV)/.runtime ## run every benchmarks/bench_*.py
+bench: $(VENV)/.bench ## run every benchmarks/bench_*.py
 	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do \
 		echo "== $$script"; \
 		$(BIN)/python "$$script" || exit 1; \
@@ -63,6 +63,7 @@ bench: $(VENV)/.runtime ## run every benchmarks/bench_*.py
 lock: .cache/lock/bin/uv ## write requirements/*.txt from pyproject.toml (UPGRADE=--upgrade takes newer releases)
 	$(COMPILE) --output-file requirements/runtime.txt
 	$(COMPILE) --extra dev --constraints requirements/runtime.txt --output-file requirements/dev.txt
+	$(COMPILE) --extra bench --constraints requirements/dev.txt --output-file requirements/bench.txt
 
 clean: ## remove caches, build products, the sample data and the demo run
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/demo data/sample
@@ -94,6 +95,12 @@ $(VENV)/.runtime: requirements/runtime.txt pyproject.toml $(VENV)/bin/python
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@echo "Installing the locked development tools"
 	@$(PIP_INSTALL) $(LOCKED) requirements/dev.txt
+	@$(PIP) check
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.runtime
+	@echo "Installing what the benchmarks compare with"
+	@$(PIP_INSTALL) $(LOCKED) requirements/bench.txt
 	@$(PIP) check
 	@touch $@
 

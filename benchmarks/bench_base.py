@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from sklearn.metrics import f1_score
 from transformers import Qwen3ForCausalLM
 
 from ml.config import Config
-from ml.data.batches import Tokens, tokenise
+from ml.data.batches import tokenise
 from ml.data.features import window_numbers
 from ml.data.sampling import labels_of
 from ml.data.windows import MAX_BARS, Window, load_windows
@@ -50,11 +52,17 @@ EPOCHS = {100: 10, 300: 6, 1200: 4}
 def lora_score(folder: Path, train: Path, base: str, seed: int, size: int) -> float:
     """Macro-F1 on the test rows, at the epoch with the best macro-F1 on the validation rows."""
     epochs = next((count for rows, count in EPOCHS.items() if size <= rows), 4)
+    run = best_run(folder, train, {"model": {"base": base}, "training": {"epochs": epochs, "seed": seed}})
+    return test_score(run, folder / "test.jsonl")
+
+
+def best_run(folder: Path, train: Path, changes: Mapping[str, Mapping[str, Any]]) -> TrainingPipeline:
+    """A run without checkpoints or export, trained, with the weights of its best epoch on the validation rows."""
     config = Config.parse(
         {
-            "data": {"train": str(train), "val": str(folder / "val.jsonl")},
-            "model": {"base": base},
-            "training": {**TRAINING, "epochs": epochs, "seed": seed},
+            "data": {"train": str(train), "val": str(folder / "val.jsonl"), **changes.get("data", {})},
+            "model": dict(changes.get("model", {})),
+            "training": {**TRAINING, **changes.get("training", {})},
             "output_dir": str(folder / "run"),
         }
     )
@@ -62,20 +70,22 @@ def lora_score(folder: Path, train: Path, base: str, seed: int, size: int) -> fl
     run.load_data()
     run.setup_model()
     best, weights = -1.0, None
-    for _ in range(epochs):
+    for _ in range(config.training.epochs):
         run.train_epoch()
         score = run.evaluate()["macro_f1"]
         if score > best:
             best, weights = score, trainable_state(run.learner.model)
     assert weights is not None
     load_trainable_state(run.learner.model, weights)
-    run.data.tokens["val"], run.data.labels["val"] = _tokens(run, folder / "test.jsonl")
-    return float(run.evaluate()["macro_f1"])
+    return run
 
 
-def _tokens(run: TrainingPipeline, path: Path) -> tuple[Tokens, NDArray[np.int64]]:
+def test_score(run: TrainingPipeline, path: Path) -> float:
+    """Macro-F1 of a run on the rows of a file."""
     windows = load_windows(path)
-    return tokenise(run.data.codec.render_all(windows), run.tokenizer, run.data.max_tokens), labels_of(windows)
+    run.data.tokens["val"] = tokenise(run.data.codec.render_all(windows), run.tokenizer, run.data.max_tokens)
+    run.data.labels["val"] = labels_of(windows)
+    return float(run.evaluate()["macro_f1"])
 
 
 def boosting_score(train: list[Window], test: list[Window], seed: int) -> dict[str, float]:

@@ -131,13 +131,14 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Score a model on labelled rows."""
+    from ml.data.sampling import labels_of
     from ml.data.windows import load_windows
     from ml.output.predictor import load_model
 
     predictor = load_model(model)
     windows = load_windows(data)
     with _progress("evaluating", len(windows)) as advance:
-        metrics = predictor.evaluate(windows, advance)
+        metrics = predictor.evaluate(predictor.tokenise(windows), labels_of(windows), advance)
     if as_json:
         _print_json(metrics)
     else:
@@ -157,16 +158,16 @@ def predict(
     """Label rows, one line a row, in their order."""
     import orjson
 
-    from ml.data.windows import load_windows, parse_lines
+    from ml.data.windows import Reading, load_windows, parse_lines
     from ml.output.files import write_bytes
     from ml.output.predictor import load_model
 
     predictor = load_model(model)
     if data == "-":
-        reading = parse_lines(iter(sys.stdin.buffer), "standard input", labelled=False)
+        reading = Reading("standard input")
+        windows = list(parse_lines(sys.stdin.buffer, reading, labelled=False))
         if reading.faults:
             raise DataError(reading.faults, total=reading.fault_total)
-        windows = reading.windows
     else:
         windows = load_windows(data, labelled=False)
     with _progress("predicting", len(windows)) as advance:

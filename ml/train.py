@@ -171,7 +171,7 @@ class TrainingPipeline:
             logits_NC = self.learner.logits(tokens, EVALUATION_BATCH, advance)
         broken = (~torch.isfinite(logits_NC)).any(dim=1).nonzero().flatten().tolist()
         if broken:
-            names = ", ".join(self.data.windows["val"][row].name for row in broken[:10])
+            names = ", ".join(self.data.names["val"][row] for row in broken[:10])
             raise TrainingDiverged(f"the logits of {len(broken)} validation rows are not finite: {names}. {ADVICE}")
         loss_sum, weight_sum = self.loss_fn(logits_NC, torch.from_numpy(labels_N).to(logits_NC.device))
         return {"loss": float(loss_sum / weight_sum), **evaluate_logits(logits_NC.cpu().numpy(), labels_N)}
@@ -226,7 +226,7 @@ class TrainingPipeline:
         best = checkpoint.ranking(self.state.epochs)[0]
         weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
         environment, sizes = self._environment(), qwen.parameter_counts(self.model)
-        device = self.learner.accelerator.device
+        device, tokens, labels = self.learner.accelerator.device, self.data.tokens, self.data.labels
         self.model = self.optimizer = self.loss_fn = None  # make room for the model that is exported
         del self.learner
         model = build_model(self.config, self.tokenizer.pad_token_id, dtype=torch.float32, quantization="none")
@@ -235,13 +235,15 @@ class TrainingPipeline:
             model.to(device),
             self.tokenizer,
             self.data.codec,
-            self.data.windows["val"],
+            self.data.files["val"],
+            tokens["val"],
+            labels["val"],
             max_tokens=self.config.model.max_tokens,
             calibrate=self.config.calibration.method == "temperature",
             base_name=base_name(self.config),
             folder=self.folder,
         )
-        test = exported.predictor.evaluate(self.data.windows["test"]) if "test" in self.data.windows else None
+        test = exported.predictor.evaluate(tokens["test"], labels["test"]) if "test" in tokens else None
         summary = make_summary(
             model={
                 "base": base_name(self.config),
@@ -314,7 +316,7 @@ class TrainingPipeline:
 
     def _diverged(self, error: NonFinite, group: list[int]) -> TrainingDiverged:
         rows = error.rows or group
-        names = ", ".join(dict.fromkeys(self.data.windows["train"][row].name for row in rows))
+        names = ", ".join(dict.fromkeys(self.data.names["train"][row] for row in rows))
         whose = "the window that causes it" if error.rows else "no window alone causes it; those of the step"
         return TrainingDiverged(
             f"a step needs a finite loss and gradient, but optimizer step {self.state.step + 1} has {error}; {whose}: "

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml.data.codec import PULSES, STATES, Codec, fit_codec, partial_fields
+from ml.data.codec import PULSES, STATES, Codec, CodecFitter, fit_codec
 from ml.data.windows import Window, parse_row
 from ml.errors import DataError
 from ml.model.embedded import build_tokenizer
@@ -174,14 +174,17 @@ def test_a_field_that_some_training_rows_lack_is_read_in_none(field: str) -> Non
     full, lacking = make_row(), change_bars(make_row(seed=1), lambda bar: {field: None})
     codec = fitted(full, lacking)
     assert field not in codec.fields
-    assert partial_fields([make_window(full), make_window(lacking)]) == {field: 1}
+    fitter = CodecFitter()
+    for row in (full, lacking):
+        fitter.see(make_window(row))
+    assert fitter.partial_fields() == {field: 1}
     assert render(full, codec) == render(change_bars(full, lambda bar: {field: None}), codec)
 
 
 def test_a_row_that_lacks_a_trained_field_is_refused_by_name() -> None:
     codec = fitted(make_row(features={"spread": 1.0}))
     with pytest.raises(DataError) as caught:
-        codec.render_all([make_window(make_row(features={"spread": 2.0})), make_window(make_row(delta=False))])
+        list(codec.render_all([make_window(make_row(features={"spread": 2.0})), make_window(make_row(delta=False))]))
     (fault,) = caught.value.faults
     assert fault == (
         "rows.jsonl:1: lacks delta, features.spread, which the model was trained on; "
@@ -213,7 +216,7 @@ def test_text_rows_pass_through_and_do_not_mix_with_windows() -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the model was trained on text rows, got a window row"):
         codec.render(make_window())
     with pytest.raises(DataError, match=r"a\.jsonl:1: the model was trained on window rows, got a text row"):
-        fitted(make_row()).render_all([text, make_window()])
+        list(fitted(make_row()).render_all([text, make_window()]))
 
 
 def test_the_json_codec_writes_the_input_fields_as_they_are() -> None:
@@ -231,7 +234,7 @@ def test_a_saved_codec_renders_as_the_fitted_one(tmp_path: Path) -> None:
         codec.save(tmp_path / "codec.json")
         loaded = Codec.load(tmp_path / "codec.json")
         assert loaded == codec
-        assert loaded.render_all([make_window(row) for row in rows]) == [render(row, codec) for row in rows]
+        assert list(loaded.render_all(make_window(row) for row in rows)) == [render(row, codec) for row in rows]
 
 
 @pytest.mark.parametrize(

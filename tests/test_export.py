@@ -18,12 +18,13 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from ml import Config, TrainingPipeline, load_model
+from ml.data.batches import tokenise
 from ml.errors import ConfigError, DataError, ExportError
 from ml.model import qwen
 from ml.output import checkpoint
 from ml.output.export import check_reopened
 from ml.output.files import check_manifest, pack, sha256_file, unpack, write_manifest
-from ml.output.predictor import text_logits
+from ml.output.predictor import token_logits
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.tiny_models import build_tiny
 
@@ -59,7 +60,7 @@ class Finished:
         model = qwen.add_lora(base, **self.config.lora.model_dump())
         name = f"checkpoint_epoch_{self.summary['best']['epoch']}.pt"
         qwen.load_trainable_state(model, checkpoint.load(self.root / "checkpoints" / name)["learner"]["weights"])
-        return text_logits(model.eval(), tokenizer, [predictor.render(row) for row in self.rows], max_tokens=512)
+        return token_logits(model.eval(), tokenise(map(predictor.render, self.rows), tokenizer, 512))
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +117,8 @@ def test_peft_opens_the_adapter(finished: Finished) -> None:
     base = qwen.load_classifier(finished.config.model.base, tokenizer.pad_token_id, seed=7)
     model = PeftModel.from_pretrained(base, finished.root / "export" / "adapter").eval()
     predictor = load_model(finished.root)
-    texts = [predictor.render(row) for row in finished.rows]
-    assert np.abs(text_logits(model, tokenizer, texts, max_tokens=512) - finished.trained_logits()).max() <= 1e-5
+    logits_NC = token_logits(model, tokenise(map(predictor.render, finished.rows), tokenizer, 512))
+    assert np.abs(logits_NC - finished.trained_logits()).max() <= 1e-5
 
 
 def test_evaluate_and_predict_on_the_zip_give_the_numbers_of_the_summary(

@@ -93,7 +93,7 @@ def test_a_bad_window_stops_the_step_before_any_weight_changes_and_is_named(
 ) -> None:
     pipeline = ready(make_config)
     assert pipeline.model is not None
-    tokens, windows = pipeline.data.tokens["train"], pipeline.data.windows["train"]
+    tokens, names = pipeline.data.tokens["train"], pipeline.data.names["train"]
     culprit = 5
     bad_token = int(tokens.row(culprit)[3])
     others = [row for row in range(len(tokens)) if row != culprit and bad_token in tokens.row(row)]
@@ -105,7 +105,7 @@ def test_a_bad_window_stops_the_step_before_any_weight_changes_and_is_named(
     message = str(raised.value)
     assert f"optimizer step {pipeline.state.step + 1} has loss" in message
     assert "learning rate" in message
-    named = {row for row in range(len(tokens)) if f"{windows[row].name}" in message}
+    named = {row for row in range(len(tokens)) if names[row] in message}
     assert named
     assert named <= {culprit, *others}
     after = pipeline.learner.state_dict()

@@ -10,8 +10,10 @@ Legend: N rows, B windows of a batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ints = NDArray[np.int64]
+
+CHUNK = 1000  # texts that the tokenizer is given at a time
 
 
 @dataclass(frozen=True)
@@ -66,28 +70,28 @@ class StepPlan:
     micro_batches: list[MicroBatch]
 
 
-def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokens:
-    """Tokenise texts, keeping the newest `max_tokens` tokens of each.
+def tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokens:
+    """Tokenise texts, a thousand at a time, keeping the newest `max_tokens` tokens of each.
 
     Special-token strings inside a text stay text. Raises DataError where the pad id would stand inside a row, since the
     classification head finds the last token by it.
     """
-    rows = []
-    cut = 0
-    if texts:
-        for ids in tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]:
+    flat, lengths, pad_id, cut = array("i"), array("q"), tokenizer.pad_token_id, 0
+    stream = iter(texts)
+    while chunk := list(islice(stream, CHUNK)):
+        for text, ids in zip(
+            chunk, tokenizer(chunk, split_special_tokens=True, verbose=False)["input_ids"], strict=True
+        ):
+            kept = ids[-max_tokens:]
+            if not kept or pad_id in kept:
+                raise DataError(
+                    f"row {len(lengths) + 1} of the rows given must become at least one token and never the pad token "
+                    f"{tokenizer.pad_token!r}, got {text[:60]!r}. Use a base whose tokenizer has its own pad token."
+                )
             cut += len(ids) > max_tokens
-            rows.append(np.array(ids[-max_tokens:], dtype=np.int32))
-    pad_id = tokenizer.pad_token_id
-    for number, row in enumerate(rows, start=1):
-        if not len(row) or (row == pad_id).any():
-            raise DataError(
-                f"row {number} of the rows given must become at least one token and never the pad token "
-                f"{tokenizer.pad_token!r}, got {texts[number - 1][:60]!r}. "
-                "Use a base whose tokenizer has its own pad token."
-            )
-    flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32)
-    return Tokens(flat, np.cumsum([len(row) for row in rows], dtype=np.int64), pad_id, cut)
+            lengths.append(len(kept))
+            flat.extend(kept)
+    return Tokens(np.array(flat, dtype=np.int32), np.cumsum(np.array(lengths, dtype=np.int64)), pad_id, cut)
 
 
 def collate(tokens: Tokens, rows: Sequence[int] | Ints, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:

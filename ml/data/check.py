@@ -7,56 +7,73 @@ and the fields that no model reads.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ml.data.codec import partial_fields
-from ml.data.sampling import by_label, class_counts, labels_of
-from ml.data.windows import Reading, Window, read_windows
+from ml.data.codec import CodecFitter
+from ml.data.windows import Reading, Window, WindowFile
 from ml.errors import MAX_FAULTS_SHOWN, DataError
+from ml.labels import LABELS
 
 EXAMPLES = 5
 
 
+@dataclass
+class _Survey:
+    """What is kept of a file that was walked through: `keys` holds pairs of a key and the place of its row, by kind."""
+
+    reading: Reading
+    classes: Counter[int | None] = field(default_factory=Counter)
+    fields: CodecFitter = field(default_factory=CodecFitter)
+    keys: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: {"identical window": [], "same id": []})
+
+
 def check_files(paths: Mapping[str, Path | None]) -> dict[str, Any]:
     """Read every file given, keep going past faults, and report on all of them."""
-    readings: dict[str, Reading] = {}
-    faults: list[str] = []
-    for name, path in paths.items():
-        if path is None:
-            continue
-        try:
-            readings[name] = read_windows(path)
-        except DataError as error:
-            readings[name] = Reading(str(path), faults=error.faults, fault_total=error.total)
-        faults += readings[name].faults
+    surveys = {name: _survey(path) for name, path in paths.items() if path is not None}
+    faults = [fault for survey in surveys.values() for fault in survey.reading.faults]
     return {
-        "rows": {name: reading.rows for name, reading in readings.items()},
-        "classes": {name: by_label(class_counts(labels_of(r.windows))) for name, r in readings.items()},
+        "rows": {name: survey.reading.rows for name, survey in surveys.items()},
+        "classes": {
+            name: {label: survey.classes[c] for c, label in enumerate(LABELS)} for name, survey in surveys.items()
+        },
         "faults": faults[:MAX_FAULTS_SHOWN],
-        "fault_total": sum(reading.fault_total for reading in readings.values()),
-        "leaks": [
-            leak
-            for first, second in combinations(readings, 2)
-            for leak in _shared((first, second), readings[first].windows, readings[second].windows)
-        ],
-        "partial_fields": {name: partial_fields(r.windows) for name, r in readings.items() if r.windows},
-        "unused_fields": sorted({field for reading in readings.values() for field in reading.ignored_fields}),
+        "fault_total": sum(survey.reading.fault_total for survey in surveys.values()),
+        "leaks": [leak for pair in combinations(surveys, 2) for leak in _shared(pair, surveys)],
+        "partial_fields": {name: survey.fields.partial_fields() for name, survey in surveys.items() if survey.classes},
+        "unused_fields": sorted({name for survey in surveys.values() for name in survey.reading.ignored_fields}),
     }
 
 
-def _shared(files: tuple[str, str], first: list[Window], second: list[Window]) -> list[dict[str, Any]]:
+def _survey(path: Path) -> _Survey:
+    file = WindowFile(path)
+    survey = _Survey(file.reading)
+    try:
+        for window in file:
+            survey.classes[window.label] += 1
+            survey.fields.see(window)
+            survey.keys["identical window"].append((_content(window), window.place))
+            if window.id is not None:
+                survey.keys["same id"].append((window.id, window.place))
+        survey.reading = file.reading
+    except DataError as error:
+        survey.reading = Reading(str(path), faults=error.faults, fault_total=error.total)
+    return survey
+
+
+def _shared(names: tuple[str, str], surveys: Mapping[str, _Survey]) -> list[dict[str, Any]]:
     """Windows and ids that stand in both of two files."""
+    first, second = (surveys[name] for name in names)
     leaks = []
-    for kind, key_of in (("identical window", _content), ("same id", lambda window: window.id)):
-        places = {key_of(window): window.place for window in first}
-        pairs = [
-            [places[key], window.place] for window in second if (key := key_of(window)) is not None and key in places
-        ]
+    for kind, keys in first.keys.items():
+        places = dict(keys)
+        pairs = [[places[key], place] for key, place in second.keys[kind] if key in places]
         if pairs:
-            leaks.append({"kind": kind, "files": list(files), "count": len(pairs), "examples": pairs[:EXAMPLES]})
+            leaks.append({"kind": kind, "files": list(names), "count": len(pairs), "examples": pairs[:EXAMPLES]})
     return leaks
 
 

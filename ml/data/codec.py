@@ -21,8 +21,9 @@ rows), and `?`, the token at which the classifier reads.
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ml.data.features import WindowNumbers, window_numbers
 from ml.data.windows import BAR_FIELDS, Window
-from ml.errors import DataError
+from ml.errors import MAX_FAULTS_SHOWN, DataError
 
 END = "?"
 # A letter per pulse, written on each bar where it is true.
@@ -92,12 +93,19 @@ class Codec(BaseModel):
             return self._render_json(window)
         return self._render_compact(window)
 
-    def render_all(self, windows: Sequence[Window]) -> list[str]:
-        """The texts of windows, in order. Raises one DataError that names every window that cannot be rendered."""
-        faults = [f"{window.place}: {fault}" for window in windows if (fault := self.fault(window))]
-        if faults:
-            raise DataError(faults)
-        return [self.render(window) for window in windows]
+    def render_all(self, windows: Iterable[Window]) -> Iterator[str]:
+        """The texts of windows, in order. At the end raises one DataError that names all that could not be rendered."""
+        faults: list[str] = []
+        total = 0
+        for window in windows:
+            fault = self.fault(window)
+            if fault is None:
+                yield self.render(window)
+            else:
+                total += 1
+                faults += [f"{window.place}: {fault}"] * (len(faults) < MAX_FAULTS_SHOWN)
+        if total:
+            raise DataError(faults, total=total)
 
     def fault(self, window: Window) -> str | None:
         """Why a window cannot be rendered, or None."""
@@ -187,30 +195,51 @@ class Codec(BaseModel):
         return "".join(parts)
 
 
-def fit_codec(kind: Literal["compact", "json"], windows: Sequence[Window]) -> Codec:
-    """Fix the fields that every training window carries, and the scale of each entry of `features`.
+class CodecFitter:
+    """Sees windows one by one; then fixes the fields that every one carries, and the scale of each `features` entry."""
 
-    A field that only some windows carry is left out; `partial_fields` names those.
-    """
-    if windows[0].text is not None:
-        return Codec(kind="text", fields=[], features={})
-    written = [name for name in BAR_FIELDS if kind == "json" or name not in ("buy_vol", "sell_vol")]  # delta has both
-    fields = [name for name in written if all(name in window.bars for window in windows)]
-    names = sorted(set.intersection(*(set(window.features) for window in windows)))
-    scales = {}
-    for name in names:
-        values = np.array([window.features[name] for window in windows])
-        low, centre, high = np.quantile(values, [0.25, 0.5, 0.75])
-        spread = float(high - low) / 1.349  # the quartiles of a normal lie 1.349 deviations apart
-        scales[name] = FeatureScale(centre=float(centre), spread=spread or float(values.std()) or 1.0)
-    return Codec(kind=kind, fields=fields, features=scales)
+    def __init__(self) -> None:
+        self.windows = 0
+        self.is_text = False
+        self.counts: Counter[str] = Counter()
+        self.values: dict[str, array[float]] = {}
+
+    def see(self, window: Window) -> None:
+        self.windows += 1
+        self.is_text = window.text is not None
+        self.counts.update(window.bars.keys())
+        self.counts.update(f"features.{name}" for name in window.features)
+        for name, value in window.features.items():
+            self.values.setdefault(name, array("d")).append(value)
+
+    def partial_fields(self) -> dict[str, int]:
+        """Fields and features that some windows carry and others lack, with the number of windows that carry them."""
+        return {name: count for name, count in sorted(self.counts.items()) if count < self.windows}
+
+    def fit(self, kind: Literal["compact", "json"]) -> Codec:
+        """A field that only some windows carry is left out."""
+        if self.is_text:
+            return Codec(kind="text", fields=[], features={})
+        written = [
+            name for name in BAR_FIELDS if kind == "json" or name not in ("buy_vol", "sell_vol")
+        ]  # delta has both
+        fields = [name for name in written if self.counts[name] == self.windows]
+        scales = {}
+        for name in sorted(self.values):
+            if len(self.values[name]) == self.windows:
+                values = np.array(self.values[name])
+                low, centre, high = np.quantile(values, [0.25, 0.5, 0.75])
+                spread = float(high - low) / 1.349  # the quartiles of a normal lie 1.349 deviations apart
+                scales[name] = FeatureScale(centre=float(centre), spread=spread or float(values.std()) or 1.0)
+        return Codec(kind=kind, fields=fields, features=scales)
 
 
-def partial_fields(windows: Sequence[Window]) -> dict[str, int]:
-    """Fields and features that some windows carry and others lack, with the number of windows that carry them."""
-    counts = Counter(name for window in windows for name in window.bars)
-    counts.update(f"features.{name}" for window in windows for name in window.features)
-    return {name: count for name, count in sorted(counts.items()) if count < len(windows)}
+def fit_codec(kind: Literal["compact", "json"], windows: Iterable[Window]) -> Codec:
+    """The codec of windows that are at hand."""
+    fitter = CodecFitter()
+    for window in windows:
+        fitter.see(window)
+    return fitter.fit(kind)
 
 
 def _levels(prices: NDArray[np.float64]) -> list[int]:

@@ -1,22 +1,24 @@
 """Rows of JSONL become windows, or faults.
 
 Comes in: `.jsonl` or `.jsonl.gz`, one event a line, as a CTX window (`context_bars` + `current_bar`) or as
-text (`context`). Goes out: a `Reading` with a `Window` per good row and `file:line: reason` per fault; one
-pass finds all faults. Only the fields declared here are read (an allow-list): label-side fields such as
-`conditions_met` cannot reach the model because no code looks at them. Blank lines are ignored.
+text (`context`). Goes out: a `Window` per good row, one after the other, and a `Reading` with `file:line: reason` per
+fault; one pass finds all faults, and memory holds no window but the one at hand. Only the fields declared here are read
+(an allow-list): label-side fields such as `conditions_met` cannot reach the model because no code looks at them. Blank
+lines are ignored.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Required
 
 import numpy as np
 import orjson
@@ -27,6 +29,9 @@ from typing_extensions import TypedDict
 
 from ml.errors import MAX_FAULTS_SHOWN, DataError, shown
 from ml.labels import LABELS
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 MIN_BARS, MAX_BARS = 30, 50
 LARGEST = 1e15  # beyond any market, and small enough that no sum of squares overflows
@@ -116,14 +121,15 @@ class Window:
 
 @dataclass
 class Reading:
-    """What one pass over a file found: `rows` = len(windows) + rows with faults."""
+    """What one pass over a file found: `rows` = `good` windows + rows with faults."""
 
     source: str
     rows: int = 0
-    windows: list[Window] = field(default_factory=list)
+    good: int = 0
     faults: list[str] = field(default_factory=list)
     fault_total: int = 0
     ignored_fields: Counter[str] = field(default_factory=Counter)
+    sha256: str = ""
 
     def add_faults(self, place: str, reasons: Sequence[str]) -> None:
         self.fault_total += len(reasons)
@@ -131,36 +137,61 @@ class Reading:
         self.faults += [f"{place}: {reason}" for reason in reasons[:room]]
 
 
+class WindowFile:
+    """The windows of one file, read anew on each walk, so that no file has to fit into memory.
+
+    Rows with faults are left out; `reading` has what the last whole walk found. A walk raises DataError if the file
+    cannot be read at all, or if it is no longer what the walk before it read.
+    """
+
+    def __init__(self, path: str | Path, *, labelled: bool = True) -> None:
+        self.path = Path(path)
+        self.labelled = labelled
+        self.reading = Reading(str(path))
+
+    def __iter__(self) -> Iterator[Window]:
+        before, reading = self.reading.sha256, Reading(str(self.path))
+        digest = hashlib.sha256()
+        try:
+            with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as stream:
+                yield from parse_lines(_hashed(stream, digest), reading, labelled=self.labelled)
+        except (FileNotFoundError, IsADirectoryError):
+            raise DataError(f"{self.path}: no such file. Give the path of a .jsonl or .jsonl.gz file.") from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{self.path}: not a whole gzip file ({error}). Compress or copy it again.") from None
+        reading.sha256 = digest.hexdigest()
+        if before not in ("", reading.sha256):
+            raise DataError(f"{self.path}: changed while it was read. Start again when nothing writes to it.")
+        self.reading = reading
+
+    def refuse_faults(self) -> None:
+        """Raises DataError with the faults of the last walk."""
+        if self.reading.faults:
+            raise DataError(self.reading.faults, total=self.reading.fault_total)
+
+
 def load_windows(path: str | Path, *, labelled: bool = True) -> list[Window]:
-    """Read all windows of a file. Raises DataError with the faults of every bad row."""
-    reading = read_windows(path, labelled=labelled)
-    if reading.faults:
-        raise DataError(reading.faults, total=reading.fault_total)
-    return reading.windows
+    """All windows of a file at once. Raises DataError with the faults of every bad row."""
+    file = WindowFile(path, labelled=labelled)
+    windows = list(file)
+    file.refuse_faults()
+    return windows
 
 
-def read_windows(path: str | Path, *, labelled: bool = True) -> Reading:
-    """Read a file and keep both what is good and what is not. Raises DataError if it cannot be read at all."""
-    try:
-        return parse_lines(_lines(Path(path)), str(path), labelled=labelled)
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{path}: no such file. Give the path of a .jsonl or .jsonl.gz file.") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error}). Compress or copy it again.") from None
+def _hashed(lines: Iterable[bytes], digest: Hash) -> Iterator[bytes]:
+    for line in lines:
+        digest.update(line)
+        yield line
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-        yield from stream
-
-
-def parse_lines(lines: Iterator[bytes], source: str, *, labelled: bool) -> Reading:
-    reading = Reading(source)
+def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> Iterator[Window]:
+    """The windows of good rows, one after the other; `reading` is told of every row."""
+    odd: dict[bool, str] = {}  # the first place of window rows and of text rows
     for number, line in enumerate(lines, start=1):
         if line.isspace():
             continue
         reading.rows += 1
-        place = f"{source}:{number}"
+        place = f"{reading.source}:{number}"
         try:
             row = orjson.loads(line.rstrip())  # or the end of a cut line would count as column 1
         except orjson.JSONDecodeError as error:
@@ -169,15 +200,15 @@ def parse_lines(lines: Iterator[bytes], source: str, *, labelled: bool) -> Readi
         window, reasons = parse_row(row, place, labelled=labelled)
         reading.add_faults(place, reasons)
         if window:
-            reading.windows.append(window)
+            reading.good += 1
             reading.ignored_fields.update(row.keys() - ROW_FIELDS)
+            odd.setdefault(window.text is None, place)
+            yield window
     if not reading.rows:
-        reading.add_faults(source, ["the file has no rows; it needs at least one"])
-    shapes = {window.text is None for window in reading.windows}
-    if len(shapes) == 2:
-        odd = next(w for w in reading.windows if (w.text is None) != (reading.windows[0].text is None))
-        reading.add_faults(odd.place, ["mixes text rows (context) with window rows (context_bars); use one shape"])
-    return reading
+        reading.add_faults(reading.source, ["the file has no rows; it needs at least one"])
+    if len(odd) == 2:
+        second = list(odd.values())[1]
+        reading.add_faults(second, ["mixes text rows (context) with window rows (context_bars); use one shape"])
 
 
 def parse_row(row: object, place: str, *, labelled: bool) -> tuple[Window | None, list[str]]:

@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from ml.data.batches import Tokens, tokenise
 from ml.data.codec import Codec
 from ml.data.windows import Window
 from ml.errors import ExportError
@@ -33,8 +35,10 @@ from ml.model.qwen import merge, quiet_transformers
 from ml.output import reopen
 from ml.output.card import model_card
 from ml.output.files import pack, share_or_copy, sync_folder, to_json, write_manifest
-from ml.output.predictor import BATCH_SIZE, Predictor, text_logits
+from ml.output.predictor import BATCH_SIZE, Predictor, token_logits
 from ml.output.run_folder import RunFolder
+
+Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-5
 CHECKED_ROWS = 200
@@ -54,17 +58,21 @@ def export_model(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     codec: Codec,
-    validation: Sequence[Window],
+    validation: Iterable[Window],
+    tokens: Tokens,
+    labels_N: Ints,
     *,
     max_tokens: int,
     calibrate: bool,
     base_name: str,
     folder: RunFolder,
 ) -> Exported:
-    """Merge, calibrate, write, check and pack. Raises ExportError if the reopened model answers differently."""
-    texts = codec.render_all(validation)
-    labels_N = np.array([window.label for window in validation], dtype=np.int64)
-    trained_NC = text_logits(model.eval(), tokenizer, texts[:CHECKED_ROWS], max_tokens=max_tokens)
+    """Merge, calibrate, write, check and pack. Raises ExportError if the reopened model answers differently.
+
+    `tokens` and `labels_N` are of the validation windows.
+    """
+    texts = list(codec.render_all(islice(validation, CHECKED_ROWS)))
+    trained_NC = token_logits(model.eval(), tokenise(texts, tokenizer, max_tokens))
     tokenizer.model_max_length = max_tokens
     with tempfile.TemporaryDirectory(prefix=".export.", dir=folder.root) as scratch_name:
         scratch = Path(scratch_name) / "export"
@@ -76,16 +84,16 @@ def export_model(
         predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens)
         calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
         if calibrate:
-            scaler = TemperatureScaler().fit(predictor.window_logits(validation), labels_N)
+            scaler = TemperatureScaler().fit(token_logits(merged, tokens), labels_N)
             calibration, predictor.temperature = scaler.summary(), scaler.temperature_
-        scores = predictor.evaluate(validation)
+        scores = predictor.evaluate(tokens, labels_N)
         codec.save(scratch / "codec.json")
         (scratch / "calibration.json").write_bytes(to_json(calibration))
         (scratch / "README.md").write_text(
             model_card(base_name, scores, texts[0] if codec.kind == "compact" else "your text"),
             encoding="utf-8",
         )
-        check = check_reopened(scratch, texts[:CHECKED_ROWS], trained_NC)
+        check = check_reopened(scratch, texts, trained_NC)
         write_manifest(scratch)
         _put_in_place(scratch, folder)
     return Exported(predictor, calibration, scores, check)

@@ -21,7 +21,7 @@ from scipy.special import softmax
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from ml.data.batches import collate, evaluation_batches, tokenise
+from ml.data.batches import Tokens, collate, evaluation_batches, tokenise
 from ml.data.codec import Codec
 from ml.data.windows import Window, parse_row
 from ml.errors import ConfigError, DataError
@@ -29,6 +29,8 @@ from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.labels import LABELS
 from ml.model.qwen import logits, quiet_transformers
 from ml.output.files import check_manifest, unpack
+
+Ints = NDArray[np.int64]
 
 BATCH_SIZE = 32
 EXPORT_FOLDER = "export"
@@ -132,22 +134,19 @@ class Predictor:
             for window, p_C in zip(windows, probabilities_NC, strict=True)
         ]
 
-    def evaluate(self, windows: Sequence[Window], advance: Callable[[int], None] | None = None) -> Metrics:
-        """Scores on labelled windows; probabilities are calibrated."""
-        labels_N = np.array([window.label for window in windows], dtype=np.int64)
-        return evaluate_logits(self.window_logits(windows, advance), labels_N, self.temperature)
+    def evaluate(self, tokens: Tokens, labels_N: Ints, advance: Callable[[int], None] | None = None) -> Metrics:
+        """Scores on labelled windows that `tokenise` gave; probabilities are calibrated."""
+        return evaluate_logits(token_logits(self.model, tokens, advance), labels_N, self.temperature)
+
+    def tokenise(self, windows: Iterable[Window]) -> Tokens:
+        """What the model reads of windows. Raises DataError for those that lack what it was trained on."""
+        return tokenise(self.codec.render_all(windows), self.tokenizer, self.max_tokens)
 
     def window_logits(
-        self, windows: Sequence[Window], advance: Callable[[int], None] | None = None
+        self, windows: Iterable[Window], advance: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
         """Uncalibrated logits of shape (windows, 3); `advance` is told how many windows each batch held."""
-        return text_logits(
-            self.model,
-            self.tokenizer,
-            self.codec.render_all(windows),
-            max_tokens=self.max_tokens,
-            advance=advance,
-        )
+        return token_logits(self.model, self.tokenise(windows), advance)
 
     def _windows(self, rows: Rows) -> list[Window]:
         windows, faults = [], []
@@ -162,18 +161,10 @@ class Predictor:
 
 
 @torch.inference_mode()
-def text_logits(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    max_tokens: int,
-    advance: Callable[[int], None] | None = None,
-) -> NDArray[np.float64]:
-    """Logits of shape (texts, 3) of a model in evaluation mode."""
-    tokens = tokenise(texts, tokenizer, max_tokens)
+def token_logits(model: nn.Module, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
+    """Logits of shape (rows, 3) of a model in evaluation mode."""
     device = next(model.parameters()).device
-    logits_NC = np.empty((len(texts), len(LABELS)))
+    logits_NC = np.empty((len(tokens), len(LABELS)))
     for rows in evaluation_batches(tokens.lengths, BATCH_SIZE):
         logits_NC[rows] = logits(model, collate(tokens, rows, device)).cpu().numpy()
         if advance:
