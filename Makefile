@@ -38,8 +38,10 @@ test: lint ## install the development tools; linter, formatter, type check, all 
 torture: export OMP_NUM_THREADS = 1
 torture: export TOKENIZERS_PARALLELISM = false
 torture: export HF_HUB_OFFLINE = 1
-torture: $(VENV)/.dev ## the fault tests in full, behind docs/reliability.md
+torture: $(VENV)/.dev ## the fault tests in full; their figures go into docs/reliability.md
+	@rm -rf .cache/figures
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist load --torture -m promise $(ARGS)
+	$(BIN)/python -m tests.reliability.page
 
 lint: $(VENV)/.dev ## linter, formatter and type check
 	$(BIN)/ruff check .

@@ -4,10 +4,12 @@ The data flows down this list; a module imports only from modules above it.
 
     errors            what can go wrong, with exit codes
     labels            the three classes
+    versions          libraries with known holes are refused
     yaml_text         YAML → plain values, with places
     config            the typed config of a run
     runtime           seeds, device, processes, signals
     progress          what a person sees meanwhile
+    data.strict_json  one line of JSON, no key twice
     data.windows      JSONL → windows, faults
     data.features     windows → normalised numbers
     data.codec        windows → text

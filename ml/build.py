@@ -6,14 +6,19 @@ model, or a `Learner` with optimizer, schedule and loss, on its devices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from ml.config import Config
+from ml.data.codec import Codec
+from ml.labels import LABELS
 from ml.model import qwen
 from ml.model.learner import Learner
 from ml.model.loss import focal_loss
@@ -39,6 +44,23 @@ def build_model(config: Config, pad_id: int, *, dtype: torch.dtype, quantization
         seed=config.training.seed,
     )
     return qwen.add_lora(base, **config.lora.model_dump(), seed=config.training.seed, base_name=base_name(config))
+
+
+def fingerprint(
+    config: Config, codec: Codec, rows: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, model: PeftModel
+) -> dict[str, Any]:
+    """What a resumed run must have in common with its beginning; `rows` are digests of the splits."""
+    dump = config.model_dump(mode="json")
+    return {
+        "config": {name: dump[name] for name in ("lora", "loss", "oversampling", "training")},
+        "dtype": str(resolve_dtype(config.model.dtype)),
+        "quantization": config.model.quantization,
+        "labels": list(LABELS),
+        "codec": codec.model_dump(mode="json"),
+        "rows": dict(rows),
+        "tokenizer_sha256": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "base_sha256": qwen.frozen_sha256(model),
+    }
 
 
 def build_learner(config: Config, pad_id: int, class_weights: Sequence[float], total_steps: int) -> Learner:

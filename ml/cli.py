@@ -10,13 +10,14 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ml.errors import EXIT_INTERNAL, EXIT_IO, EXIT_TARGETS_MISSED, ConfigError, CtxtrainError, DataError
+from ml.versions import refuse_known_holes
 
 app = typer.Typer(
     name="ctxtrain",
@@ -245,9 +246,11 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads that wait by spinning starve each other where cores are shared: with a busy neighbour on two cores a step
     # took 20 times as long as with waiting threads (1.2 against 24 windows/s). Read by OpenMP when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
     try:
+        refuse_known_holes()
         app(args=[word for word in words if word != "--debug"], prog_name="ctxtrain")
     except CtxtrainError as error:
         _end(str(error), error.exit_code, debug)
@@ -256,7 +259,8 @@ def main(arguments: list[str] | None = None) -> None:
         _end(f"{what}. Make room or give access and run again; what was finished is whole.", EXIT_IO, debug)
     except Exception as error:
         _end(
-            f"internal fault, not yours: {type(error).__name__}: {error}. Run again with --debug and report it.",
+            f"internal fault, not yours: {type(error).__name__}: {str(error)[:300]}. "
+            "Run again with --debug and report it.",
             EXIT_INTERNAL,
             debug,
         )
@@ -269,5 +273,13 @@ def _end(message: str, exit_code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     if is_main_process() or exit_code == EXIT_INTERNAL:
-        sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+        with suppress(OSError, AttributeError):  # nobody may be there to read it; the exit code still says it
+            sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
     raise SystemExit(exit_code)
+
+
+def _open_standard_streams() -> None:
+    """Where a standard stream is closed its number would go to the next file, and prints into a checkpoint."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
 
+class _Lasting:
+    """A text stream whose reader may go away, as a closed pipe or terminal: what is shown is lost, the run is not."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._kept():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._kept():
+            self._stream.flush()
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # what waits in the buffer goes nowhere from now on, also when the process ends
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
 def stdout() -> Console:
-    return Console()
+    return Console(file=_Lasting(sys.stdout) if sys.stdout else None)  # type: ignore[arg-type]  # it acts as one
 
 
 def stderr() -> Console:
-    return Console(stderr=True)
+    return Console(file=_Lasting(sys.stderr) if sys.stderr else None, stderr=True)  # type: ignore[arg-type]
 
 
 def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:

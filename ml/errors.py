@@ -78,7 +78,7 @@ class RunLocked(CtxtrainError):
 
 
 class Interrupted(CtxtrainError):
-    """A signal asked for the end; a checkpoint was written first."""
+    """A signal asked for the end; whatever was trained is in a checkpoint, and no export was left half done."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)

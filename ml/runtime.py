@@ -10,13 +10,16 @@ import ctypes
 import os
 import platform
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ml.errors import Interrupted
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what batch systems send before the end
 
 
 class Purpose(IntEnum):
@@ -119,21 +123,55 @@ def environment() -> dict[str, str | int]:
 
 
 class StopRequest:
-    """Remembers the first signal that asked the run to end, so that the loop can end at a safe point."""
+    """Remembers the first signal that asked the run to end, so that the loop can end at a safe point.
+
+    Later signals change nothing: whoever is impatient must not cost the run its checkpoint.
+    """
 
     def __init__(self) -> None:
         self.signal_number = 0
+        self._strikes = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal raise Interrupted wherever the block is.
+
+        For work whose only traces are in memory and in scratch files: reading, building, and an export before it takes
+        its name. A library may swallow the exception; then the block ends with it.
+        """
+        try:
+            self._strikes = True
+            self._end_if_asked()
+            yield
+        finally:
+            self._strikes = False
+        self._end_if_asked()
 
     def _remember(self, signal_number: int, _frame: FrameType | None) -> None:
-        self.signal_number = self.signal_number or signal_number
+        if not self.signal_number:
+            self.signal_number = signal_number
+            if self._strikes:
+                self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        if self.signal_number:
+            raise Interrupted(self.signal_number, "stopped between two checkpoints; continue with train --resume")
 
 
 @contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a `StopRequest` while the block runs."""
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a `StopRequest` while the block runs, and let SIGHUP pass.
+
+    So a run outlives its terminal. Only a program's first thread can set handlers; in another one signals stay as
+    they are.
+    """
     request = StopRequest()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, request._remember) for number in numbers}
+    handlers: dict[signal.Signals, Any] = dict.fromkeys(STOPPING, request._remember)
+    if hasattr(signal, "SIGHUP"):
+        handlers[signal.SIGHUP] = signal.SIG_IGN
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield request
     finally:

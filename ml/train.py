@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch.optim import AdamW
 
-from ml.build import base_name, build_learner, build_model
+from ml.build import base_name, build_learner, build_model, fingerprint
 from ml.config import Config
 from ml.data.batches import plan_step, steps_per_epoch
 from ml.data.dataset import load_dataset
@@ -29,25 +29,18 @@ from ml.errors import ConfigError, Interrupted, TrainingDiverged
 from ml.evaluation.metrics import evaluate_logits
 from ml.evaluation.targets import judge
 from ml.model import qwen
-from ml.model.learner import Learner, LossFunction, NonFinite
+from ml.model.learner import ADVICE, Learner, LossFunction, NonFinite
 from ml.output import checkpoint
-from ml.output.export import export_model
+from ml.output.export import place_export, prepare_export
 from ml.output.files import write_bytes, write_json
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
 from ml.output.summary import make_summary
 from ml.output.tracking import start_tracking, track
 from ml.progress import Reporter
-from ml.runtime import (
-    StopRequest,
-    catch_signals,
-    environment,
-    is_main_process,
-    resolve_dtype,
-)
+from ml.runtime import StopRequest, catch_signals, environment, is_main_process
 
 EVALUATION_BATCH = 32
-ADVICE = "Check those rows, lower training.learning_rate, or resume from the last checkpoint."
 
 
 @dataclass
@@ -76,6 +69,7 @@ class TrainingPipeline:
         self.folder = RunFolder(config.output_dir)
         self.checkpoints = self.folder.checkpoints(config.checkpoints.keep)
         self.state = TrainState()
+        self.on_disk = (0, 0)  # optimizer steps and finished epochs of the newest checkpoint
         self.stop = StopRequest()
         self.model: PeftModel | None = None
         self.optimizer: AdamW | None = None
@@ -106,7 +100,9 @@ class TrainingPipeline:
             self.config, self.tokenizer.pad_token_id, self.data.class_weights, self.total_steps
         )
         self.model, self.optimizer, self.loss_fn = self.learner.model, self.learner.optimizer, self.learner.loss_fn
-        self.fingerprint = self._fingerprint(self.model)
+        self.fingerprint = fingerprint(
+            self.config, self.data.codec, self.data.fingerprint(), self.tokenizer, self.model
+        )
         if reason := self.learner.why_plain:
             self.reporter.say(f"note: training takes the slower path of transformers and PEFT: {reason}")
 
@@ -120,7 +116,7 @@ class TrainingPipeline:
                     self.train_epoch()
                 metrics = self.evaluate()
                 self.save_checkpoint(metrics)
-                self._stop_if_asked(saved=True)
+                self._stop_if_asked()
             self.learner.accelerator.end_training()
             return self.finish() if is_main_process() else None
 
@@ -144,9 +140,13 @@ class TrainingPipeline:
                 )
                 weight = sum(self.data.class_weights[label] for label in labels_N[plan.windows])
                 try:
-                    figures = self.learner.step(self.data.tokens["train"], labels_N, plan, weight, (epoch, step))
+                    figures = self.learner.step(
+                        self.data.tokens["train"], labels_N, plan, weight, (epoch, step), self._between_batches
+                    )
                 except NonFinite as error:
-                    raise self._diverged(error, plan.windows.tolist()) from None
+                    raise TrainingDiverged(
+                        error.told(self.state.step + 1, self.data.names["train"], plan.windows)
+                    ) from None
                 self.state.step += 1
                 self.state.loss_sum += figures["loss"] * weight
                 self.state.weight_sum += weight
@@ -154,21 +154,25 @@ class TrainingPipeline:
                 self._log({**place, **figures, "windows": len(plan.windows)})
                 after_step(figures["loss"], figures["learning_rate"], len(plan.windows))
                 every = self.config.checkpoints.every_steps
-                due = every is not None and self.state.step % every == 0
-                if due:
+                if every is not None and self.state.step % every == 0:
                     self.save_checkpoint()
-                self._stop_if_asked(saved=due)
+                self._stop_if_asked()
         return self.state.loss_sum / self.state.weight_sum
 
     def evaluate(self) -> dict[str, Any]:
         """Scores on the validation rows; `loss` is the focal loss with the training's class weights.
 
-        Raises TrainingDiverged if a logit is not finite.
+        Raises TrainingDiverged if a logit is not finite. A signal ends it after a batch.
         """
         assert self.loss_fn is not None, "setup_model comes first"
         tokens, labels_N = self.data.tokens["val"], self.data.labels["val"]
         with self.reporter.rows("validation", len(tokens)) as advance:
-            logits_NC = self.learner.logits(tokens, EVALUATION_BATCH, advance)
+
+            def after_batch(rows: int) -> None:
+                advance(rows)
+                self._stop_if_asked()
+
+            logits_NC = self.learner.logits(tokens, EVALUATION_BATCH, after_batch)
         broken = (~torch.isfinite(logits_NC)).any(dim=1).nonzero().flatten().tolist()
         if broken:
             names = ", ".join(self.data.names["val"][row] for row in broken[:10])
@@ -189,6 +193,7 @@ class TrainingPipeline:
             self._log({"kind": "epoch", **record})
             self.reporter.epoch_done(record, best=checkpoint.ranking(self.state.epochs)[0] == record["epoch"])
         if is_main_process():
+            self.folder.metrics.sync()
             payload = {
                 "state": asdict(self.state),
                 "learner": self.learner.state_dict(),
@@ -199,6 +204,7 @@ class TrainingPipeline:
                 self.checkpoints.save_epoch(payload, self.state.epochs)
             else:
                 self.checkpoints.save_step(payload, self.state.step)
+        self.on_disk = (self.state.step, len(self.state.epochs))
         self.learner.accelerator.wait_for_everyone()
 
     def load_checkpoint(self, path: Path) -> None:
@@ -209,6 +215,7 @@ class TrainingPipeline:
             self.reporter.say(f"note: the run goes on, but no longer bit for bit: {change}")
         self.learner.load_state_dict(payload["learner"])
         self.state = TrainState(**payload["state"])
+        self.on_disk = (self.state.step, len(self.state.epochs))
         self.reporter.say(f"resuming from {path.name} at optimizer step {self.state.step} of {self.total_steps}")
 
     def export(self) -> dict[str, Any]:
@@ -224,26 +231,29 @@ class TrainingPipeline:
         """Export the best epoch in float32, as it will be used, and score that; writes and returns the summary."""
         assert self.model is not None, "setup_model comes first"
         best = checkpoint.ranking(self.state.epochs)[0]
-        weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
         environment, sizes = self._environment(), qwen.parameter_counts(self.model)
         device, tokens, labels = self.learner.accelerator.device, self.data.tokens, self.data.labels
         self.model = self.optimizer = self.loss_fn = None  # make room for the model that is exported
         del self.learner
-        model = build_model(self.config, self.tokenizer.pad_token_id, dtype=torch.float32, quantization="none")
-        qwen.load_trainable_state(model, weights)
-        exported = export_model(
-            model.to(device),
-            self.tokenizer,
-            self.data.codec,
-            self.data.files["val"],
-            tokens["val"],
-            labels["val"],
-            max_tokens=self.config.model.max_tokens,
-            calibrate=self.config.calibration.method == "temperature",
-            base_name=base_name(self.config),
-            folder=self.folder,
-        )
-        test = exported.predictor.evaluate(tokens["test"], labels["test"]) if "test" in tokens else None
+        with self.folder.scratch() as scratch:
+            with self.stop.at_once():
+                weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
+                model = build_model(self.config, self.tokenizer.pad_token_id, dtype=torch.float32, quantization="none")
+                qwen.load_trainable_state(model, weights)
+                exported = prepare_export(
+                    model.to(device),
+                    self.tokenizer,
+                    self.data.codec,
+                    self.data.files["val"],
+                    tokens["val"],
+                    labels["val"],
+                    max_tokens=self.config.model.max_tokens,
+                    calibrate=self.config.calibration.method == "temperature",
+                    base_name=base_name(self.config),
+                    scratch=scratch,
+                )
+                test = exported.predictor.evaluate(tokens["test"], labels["test"]) if "test" in tokens else None
+            place_export(scratch, self.folder)  # from here on a signal changes nothing: the run is as good as done
         summary = make_summary(
             model={
                 "base": base_name(self.config),
@@ -270,29 +280,18 @@ class TrainingPipeline:
         """Own the run folder, build everything, and begin anew or where the newest checkpoint stands."""
         with catch_signals() as self.stop, self.folder.owned() if is_main_process() else nullcontext():
             self.folder.refuse_other_run(resume=self.resume)
-            self.load_data()
-            self.setup_model()
-            newest = self.checkpoints.newest(self.steps_per_epoch) if self.resume else None
-            if newest:
-                self.load_checkpoint(newest)
+            with self.stop.at_once():
+                self.load_data()
+                self.setup_model()
+                found = self.checkpoints.resume_point(self.steps_per_epoch, self.reporter.say) if self.resume else None
+                if found:
+                    self.load_checkpoint(found)
             if is_main_process():
                 write_bytes(self.folder.config, self.config.with_absolute_paths().to_yaml().encode())
                 self.folder.metrics.cut_back(step=self.state.step, epoch=len(self.state.epochs))
             if self.config.tracking.to:
                 start_tracking(self.learner.accelerator, self.config.model_dump())
             yield
-
-    def _fingerprint(self, model: PeftModel) -> dict[str, Any]:
-        """What a resumed run must have in common with its beginning."""
-        dump = self.config.model_dump(mode="json")
-        return {
-            "config": {name: dump[name] for name in ("lora", "loss", "oversampling", "training")},
-            "dtype": str(resolve_dtype(self.config.model.dtype)),
-            "quantization": self.config.model.quantization,
-            "codec": self.data.codec.model_dump(mode="json"),
-            "rows": self.data.fingerprint(),
-            "base_sha256": qwen.frozen_sha256(model),
-        }
 
     def _environment(self) -> dict[str, Any]:
         return {**environment(), "processes": self.learner.accelerator.num_processes}
@@ -301,27 +300,23 @@ class TrainingPipeline:
         patience, scores = self.config.training.patience, [epoch["macro_f1"] for epoch in self.state.epochs]
         return patience is not None and len(scores) > patience and max(scores[:-patience]) >= max(scores[-patience:])
 
-    def _stop_if_asked(self, *, saved: bool) -> None:
+    def _between_batches(self) -> None:
+        """Several processes end together, after a step: within it they may have different numbers of batches."""
+        if self.learner.accelerator.num_processes == 1:
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
         """After a signal to any process, save if that is not done, and end all of them at the same step."""
         accelerator = self.learner.accelerator
         signals = torch.tensor([self.stop.signal_number], device=accelerator.device)
         number = int(accelerator.gather(signals).max())
         if number:
-            if not saved:
+            if self.on_disk != (self.state.step, len(self.state.epochs)):
                 self.save_checkpoint()
             raise Interrupted(
                 number,
                 f"stopped at optimizer step {self.state.step} of {self.total_steps}; continue with train --resume",
             )
-
-    def _diverged(self, error: NonFinite, group: list[int]) -> TrainingDiverged:
-        rows = error.rows or group
-        names = ", ".join(dict.fromkeys(self.data.names["train"][row] for row in rows))
-        whose = "the window that causes it" if error.rows else "no window alone causes it; those of the step"
-        return TrainingDiverged(
-            f"a step needs a finite loss and gradient, but optimizer step {self.state.step + 1} has {error}; {whose}: "
-            f"{names}. No weight was changed. {ADVICE}"
-        )
 
     def _log(self, record: dict[str, Any]) -> None:
         if is_main_process():

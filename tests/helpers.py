@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ml.data.windows import Window, parse_row
+from ml.data.windows import Reading, Window, WindowFile, parse_lines, parse_row
 
 Row = dict[str, Any]
 
@@ -87,3 +87,17 @@ def make_window(row: Row | None = None) -> Window:
     window, reasons = parse_row(row or make_row(), "rows.jsonl:1", labelled=False)
     assert window is not None, reasons
     return window
+
+
+def read(lines: Iterable[bytes], *, labelled: bool = True) -> Reading:
+    """What a walk through the lines of a file finds."""
+    reading = Reading("rows.jsonl")
+    assert len(list(parse_lines(lines, reading, labelled=labelled))) == reading.good
+    return reading
+
+
+def walk(path: Path) -> Reading:
+    """What a walk through a file finds."""
+    file = WindowFile(path)
+    assert len(list(file)) == file.reading.good
+    return file.reading

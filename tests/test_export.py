@@ -240,7 +240,7 @@ def test_a_hostile_zip_is_refused_before_anything_is_written(names: list[str], t
     with zipfile.ZipFile(archive, "w") as out:
         for name in ["config.json", *names]:
             out.writestr(entry(name, stat.S_IFLNK | 0o777 if name == "link" else stat.S_IFREG | 0o644), b"{}")
-    with pytest.raises(DataError, match="not an export"):
+    with pytest.raises(DataError, match="not a whole zip file of an export"):
         unpack(archive, tmp_path / "inside" / "folder")
     assert not (tmp_path / "inside").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile.zip"]
@@ -250,7 +250,7 @@ def test_a_compressed_or_cut_zip_is_refused(finished: Finished, tmp_path: Path) 
     bomb = tmp_path / "bomb.zip"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("model.safetensors", b"\0" * 10_000_000)
-    with pytest.raises(DataError, match="not an export"):
+    with pytest.raises(DataError, match="not a whole zip file of an export"):
         load_model(bomb)
     cut = tmp_path / "cut.zip"
     cut.write_bytes((finished.root / "final_model.zip").read_bytes()[:-100])

@@ -57,6 +57,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(make_config: MakeConfig) ->
     assert norm == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.promise("D3")
 def test_base_does_not_change_and_adapters_do(make_config: MakeConfig) -> None:
     pipeline = ready(make_config)
     assert pipeline.model is not None
@@ -79,6 +80,7 @@ def test_evaluation_leaves_no_trace(make_config: MakeConfig) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.promise("D3")
 def test_one_batch_can_be_learnt_by_heart(make_config: MakeConfig) -> None:
     pipeline = ready(make_config, "training.learning_rate=0.01", "lora.dropout=0", "training.schedule=constant")
     labels_N, tokens = pipeline.data.labels["train"], pipeline.data.tokens["train"]

@@ -1,7 +1,9 @@
-"""A run that was stopped anywhere and continued ends with the bits of one that was not."""
+"""A run that was stopped and continued ends with the bits of one that was not, in processes as users start them.
+
+tests/reliability stops runs everywhere, by the hundred, in forks of one process.
+"""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +17,12 @@ import pytest
 import torch
 
 from ml import Config, TrainingPipeline
-from ml.errors import ConfigError, CtxtrainError, DataError, Interrupted
+from ml.errors import DataError, Interrupted
 from ml.output import checkpoint
-from ml.output.files import sha256_file
+from ml.output.files import seal, sha256_file
 from ml.output.run_folder import RunFolder
 from ml.progress import Reporter
 from tests.conftest import MakeConfig
-from tests.helpers import learnable_rows, write_rows
-from tests.tiny_models import build_tiny
 
 FILES = ("final_model.zip", "metrics.jsonl", "best_model.safetensors")
 Unbroken = Callable[[MakeConfig], Config]
@@ -82,9 +82,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     ("stops", "number"),
     [
         ([7], signal.SIGTERM),  # the last step of an epoch: before its evaluation
-        ([4], signal.SIGINT),  # within an epoch, a step after a checkpoint
         ([6], signal.SIGUSR1),  # at a checkpoint within an epoch
-        ([1, 2, 9, 10, 14], signal.SIGTERM),  # again and again
     ],
 )
 def test_a_stopped_run_saves_and_resumes_to_the_same_bits(
@@ -106,23 +104,6 @@ def test_a_stopped_run_saves_and_resumes_to_the_same_bits(
     assert mine["learner"]["schedule"] == theirs["learner"]["schedule"]
     for part in ("weights", "optimizer"):
         torch.testing.assert_close(numbers(mine["learner"][part]), numbers(theirs["learner"][part]), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_resume_from_an_epochs_edge_gives_the_same_bits(
-    unbroken: Unbroken, make_config: MakeConfig, epochs: int
-) -> None:
-    """As after a kill between an epoch's checkpoint and whatever comes next, the export included."""
-    expected, config = unbroken(make_config), make_config(*SETTINGS)
-    root = Path(config.output_dir)
-    (root / "checkpoints").mkdir(parents=True)
-    for epoch in range(1, epochs + 1):
-        name = f"checkpoints/checkpoint_epoch_{epoch}.pt"
-        shutil.copy(Path(expected.output_dir) / name, root / name)
-    for name in ("config.yaml", "metrics.jsonl"):
-        shutil.copy(Path(expected.output_dir) / name, root / name)
-    TrainingPipeline(config, resume=True).run()
-    assert fingerprints(config) == fingerprints(expected)
 
 
 def test_a_killed_process_resumes_to_the_same_bits(unbroken: Unbroken, make_config: MakeConfig, tmp_path: Path) -> None:
@@ -148,52 +129,6 @@ def test_a_resumed_run_without_a_checkpoint_starts_anew(unbroken: Unbroken, make
     assert fingerprints(config) == fingerprints(expected)
 
 
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("training.learning_rate=0.02", "config.training.learning_rate: 0.01 → 0.02"),
-        ("training.epochs=3", "config.training.epochs: 2 → 3"),
-        ("lora.alpha=32", "config.lora.alpha: 16 → 32"),
-        ("data.codec=json", "codec.kind: 'compact' → 'json'"),
-    ],
-)
-def test_resume_with_other_settings_is_refused_naming_old_and_new(
-    unbroken: Unbroken, make_config: MakeConfig, override: str, named: str
-) -> None:
-    output_dir = unbroken(make_config).output_dir
-    before = sha256_file(Path(output_dir) / "metrics.jsonl")
-    with pytest.raises(ConfigError) as raised:
-        TrainingPipeline(make_config(*SETTINGS, override, f"output_dir={output_dir}"), resume=True).run()
-    assert named in str(raised.value)
-    assert sha256_file(Path(output_dir) / "metrics.jsonl") == before
-
-
-def test_resume_with_other_rows_or_another_base_is_refused(
-    unbroken: Unbroken, make_config: MakeConfig, tmp_path: Path, tiny_rows: dict[str, str]
-) -> None:
-    rows = learnable_rows(46, seed=1)
-    rows[3]["label"] = "SKIP" if rows[3]["label"] != "SKIP" else "LONG"
-    other_rows = write_rows(tmp_path / "other.jsonl", rows)
-    base = build_tiny(tmp_path / "other_base", seed=5)
-    output_dir = unbroken(make_config).output_dir
-    for override, named in ((f"data.train={other_rows}", "rows.train: "), (f"model.base={base}", "base_sha256: ")):
-        with pytest.raises(CtxtrainError) as raised:
-            TrainingPipeline(make_config(*SETTINGS, override, f"output_dir={output_dir}"), resume=True).run()
-        assert named in str(raised.value)
-
-
-def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(unbroken: Unbroken, make_config: MakeConfig) -> None:
-    expected, config = unbroken(make_config), make_config(*SETTINGS)
-    shutil.copytree(expected.output_dir, config.output_dir)
-    path = Path(config.output_dir) / "checkpoints" / "checkpoint_epoch_2.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DataError, match=r"checkpoint_epoch_2\.pt: not a readable checkpoint .* Delete it to resume"):
-        TrainingPipeline(config, resume=True).run()
-    path.unlink()
-    TrainingPipeline(config, resume=True).run()
-    assert fingerprints(config) == fingerprints(expected)
-
-
 def test_a_checkpoint_holds_nothing_that_runs(unbroken: Unbroken, make_config: MakeConfig) -> None:
     path = Path(unbroken(make_config).output_dir) / "checkpoints" / "checkpoint_epoch_1.pt"
     payload = torch.load(path, weights_only=True)
@@ -203,7 +138,9 @@ def test_a_checkpoint_holds_nothing_that_runs(unbroken: Unbroken, make_config: M
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, ("touch harmed",)
 
-    torch.save({"format": checkpoint.FORMAT, "state": Harm()}, path.with_name("checkpoint_epoch_9.pt"))
+    with path.with_name("checkpoint_epoch_9.pt").open("w+b") as stream:
+        torch.save({"format": checkpoint.FORMAT, "state": Harm()}, stream)
+        seal(stream)
     with pytest.raises(DataError, match="not a readable checkpoint"):
         checkpoint.load(path.with_name("checkpoint_epoch_9.pt"))
     path.with_name("checkpoint_epoch_9.pt").unlink()

@@ -4,29 +4,15 @@ import gzip
 import hashlib
 import json
 import tracemalloc
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ml.data.windows import Reading, WindowFile, load_windows, parse_lines, parse_row
+from ml.data.windows import WindowFile, load_windows, parse_row
 from ml.errors import DataError
-from tests.helpers import Row, bars_of, make_row, make_window, write_rows
-
-
-def read(lines: Iterable[bytes], *, labelled: bool = True) -> Reading:
-    reading = Reading("rows.jsonl")
-    assert len(list(parse_lines(lines, reading, labelled=labelled))) == reading.good
-    return reading
-
-
-def walk(path: Path) -> Reading:
-    """What a walk through a file finds."""
-    file = WindowFile(path)
-    assert len(list(file)) == file.reading.good
-    return file.reading
+from tests.helpers import Row, bars_of, make_row, make_window, read, walk, write_rows
 
 
 def reasons(row: object, *, labelled: bool = True) -> list[str]:

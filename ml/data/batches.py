@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
-CHUNK = 1000  # texts that the tokenizer is given at a time
+CHUNK = 1000  # texts that the tokenizer is given at a time; a signal waits for the end of a call
 
 
 @dataclass(frozen=True)

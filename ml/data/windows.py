@@ -27,6 +27,7 @@ from pydantic import Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
+from ml.data import strict_json
 from ml.errors import MAX_FAULTS_SHOWN, DataError, shown
 from ml.labels import LABELS
 
@@ -193,7 +194,7 @@ def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> 
         reading.rows += 1
         place = f"{reading.source}:{number}"
         try:
-            row = orjson.loads(line.rstrip())  # or the end of a cut line would count as column 1
+            row = strict_json.loads(line.rstrip())  # or the end of a cut line would count as column 1
         except orjson.JSONDecodeError as error:
             reading.add_faults(f"{place}:{error.colno}", [f"not valid JSON: {error.msg}"])
             continue

@@ -36,6 +36,9 @@ class TemperatureScaler:
 
     def fit(self, logits_NC: Floats, labels_N: Ints) -> Self:
         logits_NC = np.asarray(logits_NC, dtype=np.float64)
+        if not np.isfinite(logits_NC).all():
+            self.temperature_, self.reason_, self.before_, self.after_ = 1.0, "the logits are not all finite", {}, {}
+            return self
         self.before_ = _scores(logits_NC, labels_N)
         self.temperature_, self.reason_, self.after_ = 1.0, None, self.before_
         if len(np.unique(labels_N)) < 2 or len(labels_N) < 2 * FOLDS:

@@ -9,7 +9,7 @@ Legend: N rows, B windows of a micro-batch, C = 3 classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,9 +23,10 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
 from ml.data.batches import StepPlan, Tokens, collate, evaluation_batches
-from ml.errors import ConfigError
+from ml.errors import ConfigError, TrainingDiverged
 from ml.labels import LABELS
 from ml.model.fast import FastClassifier, why_plain
+from ml.model.optim import not_finite
 from ml.model.qwen import load_trainable_state, logits, trainable_parameters, trainable_state
 from ml.runtime import Purpose, seed_torch
 
@@ -33,12 +34,31 @@ Ints = NDArray[np.int64]
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class NonFinite(Exception):
-    """A step's loss or gradient is not finite; raised before any weight changes. `rows` cause it on their own."""
+ADVICE = "Check those rows, lower training.learning_rate, or resume from the last checkpoint."
 
-    def __init__(self, loss: float, grad_norm: float, learning_rate: float, rows: list[int]) -> None:
-        super().__init__(f"loss {loss}, gradient norm {grad_norm}, learning rate {learning_rate:g}")
+
+class NonFinite(Exception):
+    """A step's loss, gradient, weight or moment is not finite; raised before any weight changes.
+
+    `rows` cause it on their own; `broken` names a weight or moment.
+    """
+
+    def __init__(
+        self, loss: float, grad_norm: float, learning_rate: float, rows: list[int], broken: str | None
+    ) -> None:
+        also = f", and {broken} is not finite" if broken else ""
+        super().__init__(f"loss {loss}, gradient norm {grad_norm}, learning rate {learning_rate:g}{also}")
         self.rows = rows
+
+    def told(self, step: int, names: Sequence[str], group: Ints) -> str:
+        """For a user: optimizer step `step` of the rows `group`, whose names stand in `names`."""
+        rows = self.rows or group.tolist()
+        named = ", ".join(dict.fromkeys(names[row] for row in rows))
+        whose = "the window that causes it" if self.rows else "no window alone causes it; those of the step"
+        return (
+            f"a step needs a finite loss and gradient, but optimizer step {step} has {self}; {whose}: {named}. "
+            f"No weight was changed. {ADVICE}"
+        )
 
 
 class Learner:
@@ -71,17 +91,26 @@ class Learner:
         self.parameters = trainable_parameters(model)
 
     def step(
-        self, tokens: Tokens, labels_N: Ints, plan: StepPlan, weight: float, position: tuple[int, int]
+        self,
+        tokens: Tokens,
+        labels_N: Ints,
+        plan: StepPlan,
+        weight: float,
+        position: tuple[int, int],
+        before_batch: Callable[[], None] | None = None,
     ) -> dict[str, float]:
         """Train once on the windows of a plan; `weight` is Σ α over all of them, in whatever process they are.
 
         The loss is Σ FL / Σ α over the whole step, so it does not matter how the step is cut. Dropout is drawn from
-        (seed, position, number of the micro-batch). Raises NonFinite.
+        (seed, position, number of the micro-batch). `before_batch` may raise to give the step up: until its end no
+        weight, moment or rate has changed. Raises NonFinite.
         """
         self.network.train()
         accelerator = self.accelerator
         loss = torch.zeros((), device=accelerator.device)
         for batch in plan.micro_batches:
+            if before_batch:
+                before_batch()
             seed_torch(self.seed, Purpose.DROPOUT, *position, batch.index)
             last = batch is plan.micro_batches[-1]
             with nullcontext() if last else accelerator.no_sync(self.network):
@@ -91,8 +120,9 @@ class Learner:
         loss_value = float(accelerator.reduce(loss, "sum"))
         norm = float(accelerator.clip_grad_norm_(self.parameters.values(), self.max_grad_norm or math.inf))
         learning_rate = float(self.schedule.get_last_lr()[0])
-        if not math.isfinite(loss_value) or not math.isfinite(norm):
-            raise NonFinite(loss_value, norm, learning_rate, self._culprits(tokens, labels_N, plan.windows))
+        broken = not_finite(self.parameters, self.optimizer)
+        if broken or not math.isfinite(loss_value) or not math.isfinite(norm):
+            raise NonFinite(loss_value, norm, learning_rate, self._culprits(tokens, labels_N, plan.windows), broken)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -117,7 +147,15 @@ class Learner:
         return gathered
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, moments and schedule; optimizers know weights by position, so their names come along."""
+        """Weights, moments and schedule; optimizers know weights by position, so their names come along.
+
+        Raises TrainingDiverged if the last step left something that is not finite: no checkpoint may hold it.
+        """
+        if broken := not_finite(self.parameters, self.optimizer):
+            raise TrainingDiverged(
+                f"a checkpoint must be finite, but {broken} is not. Those on disk are untouched: lower "
+                "training.learning_rate, or resume from the last one."
+            )
         return {
             "weights": trainable_state(self.model),
             "optimizer": self.optimizer.state_dict(),

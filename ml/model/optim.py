@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
@@ -18,6 +20,20 @@ Schedule = Literal["warmup_stable_decay", "linear", "cosine", "constant"]
 def make_optimizer(parameters: Iterable[Parameter], *, learning_rate: float, weight_decay: float) -> AdamW:
     """AdamW (Loshchilov & Hutter 2019). One plain implementation: the fused one differs from it in the last bits."""
     return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, foreach=False, fused=False)
+
+
+def not_finite(parameters: Mapping[str, Parameter], optimizer: AdamW) -> str | None:
+    """What of the weights and their moments is not finite, the first of it by name, or None.
+
+    An infinite second moment makes its weight stand still for good, and neither loss nor gradient shows it.
+    """
+    tensors = {name: weight.detach() for name, weight in parameters.items()}
+    for name, weight in parameters.items():
+        moments = optimizer.state.get(weight, {})
+        tensors |= {f"{moment} of {name}": moments[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in moments}
+    if math.isfinite(get_total_norm(tensors.values(), norm_type=math.inf)):
+        return None
+    return next(name for name, tensor in tensors.items() if not tensor.isfinite().all())
 
 
 def make_schedule(optimizer: AdamW, schedule: Schedule, *, warmup_steps: int, total_steps: int) -> LRScheduler:

@@ -3,30 +3,50 @@
     checkpoint_epoch_N.pt   after epoch N; the best `keep` by macro-F1 and the newest stay
     checkpoint_step_S.pt    within an epoch, after optimizer step S; only until a newer checkpoint is on disk
 
-A checkpoint holds tensors, numbers, text, lists and dicts, nothing else. This is the one module that calls torch.load.
+A checkpoint holds tensors, numbers, text, lists and dicts, nothing else. This is the one module that calls torch.load,
+and only on bytes whose SHA-256 is the one written with them (the seal of `files.py`).
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
+import math
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ml.errors import ConfigError, DataError
-from ml.output.files import write_bytes
+from ml.output.files import Damaged, WriteFailed, make_folder, seal, seal_fits, sha256_file, write_bytes
 
 FORMAT = 1
+PARTS = {"format", "state", "learner", "fingerprint", "environment"}
+ABSENT = "absent"
+# What torch's own unpickler lets out when a file was damaged or made by a stranger.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _NAME = re.compile(r"checkpoint_(epoch|step)_([1-9][0-9]*)\.pt")
 
 
 def ranking(epochs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Epoch numbers, best first: highest macro-F1, then lowest validation loss, then earliest."""
-    ordered = sorted(epochs, key=lambda entry: (-entry["macro_f1"], entry["loss"], entry["epoch"]))
+    """Epoch numbers, best first: highest macro-F1, then lowest validation loss, then earliest; never a NaN."""
+    scored = [entry for entry in epochs if not math.isnan(entry["macro_f1"] + entry["loss"])]
+    ordered = sorted(scored, key=lambda entry: (-entry["macro_f1"], entry["loss"], entry["epoch"]))
     return [entry["epoch"] for entry in ordered]
 
 
@@ -41,56 +61,105 @@ class CheckpointFolder:
         return self.folder / f"checkpoint_epoch_{epoch}.pt"
 
     def save_epoch(self, payload: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> None:
-        """Write the checkpoint of the last of `epochs`, then delete what is neither among the best nor the newest."""
+        """Write the checkpoint of the last of `epochs`, then delete what is neither among the best nor the newest.
+
+        Nothing is deleted before the new file has been read back.
+        """
         newest = epochs[-1]["epoch"]
         save(self.epoch_path(newest), payload)
         kept = {newest, *ranking(epochs)[: self.keep]}
-        for path, kind, number in self._files():
+        for path, kind, number in self.files():
             if kind == "step" or number not in kept:
                 path.unlink()
 
     def save_step(self, payload: Mapping[str, Any], step: int) -> None:
         """Write a checkpoint within an epoch; it replaces the one before it."""
         save(self.folder / f"checkpoint_step_{step}.pt", payload)
-        for path, kind, number in self._files():
+        for path, kind, number in self.files():
             if kind == "step" and number != step:
                 path.unlink()
 
-    def newest(self, steps_per_epoch: int) -> Path | None:
-        """The checkpoint that is furthest in the run; of two at the same step, the one after evaluation."""
+    def resume_point(self, steps_per_epoch: int, say: Callable[[str], None]) -> Path | None:
+        """The checkpoint furthest in the run that is whole, and so is that of the best epoch before it, for the export.
+
+        Of two at the same step it is the one after evaluation. What is passed over is told to `say`; training from an
+        earlier checkpoint makes the same files again. Raises DataError if there are checkpoints and none will do.
+        """
         places = {
             path: (number * steps_per_epoch, True) if kind == "epoch" else (number, False)
-            for path, kind, number in self._files()
+            for path, kind, number in self.files()
         }
-        return max(places, key=places.__getitem__, default=None)
+        faults: list[str] = []
+        for path in sorted(places, key=places.__getitem__, reverse=True):
+            try:
+                best = ranking(load(path)["state"]["epochs"])[:1]
+                if best and self.epoch_path(best[0]) != path:
+                    load(self.epoch_path(best[0]))
+            except FileNotFoundError as error:
+                faults.append(f"{path}: of no use without {error.filename}, the best epoch so far.")
+            except Damaged as error:
+                faults.append(str(error))
+            else:
+                for fault in faults:
+                    say(f"note: {fault} Resuming from {path.name}, which is whole.")
+                return path
+        if faults:
+            raise DataError([*faults, "No checkpoint is left to resume from. Delete them to start from the beginning."])
+        return None
 
-    def _files(self) -> list[tuple[Path, str, int]]:
+    def files(self) -> list[tuple[Path, str, int]]:
+        """The checkpoints with their kind, epoch or step, and its number."""
         matches = [(path, _NAME.fullmatch(path.name)) for path in self.folder.glob("checkpoint_*.pt")]
         return sorted((path, match[1], int(match[2])) for path, match in matches if match)
 
 
 def save(path: Path, payload: Mapping[str, Any]) -> None:
+    """Write and read back. Raises WriteFailed; the file that had the name before is then still there."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **payload}, buffer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, buffer.getvalue())
+    seal(buffer)
+    make_folder(path.parent)
+    write_bytes(path, buffer.getbuffer())
+    if sha256_file(path) != hashlib.sha256(buffer.getbuffer()).hexdigest():
+        raise WriteFailed(errno.EIO, "does not read back as it was written; the disk may be failing", str(path))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Raises DataError if it is damaged, foreign or of another format."""
+    """Read a checkpoint onto the CPU. Raises Damaged if it is not what was written, DataError if of another format."""
+    content = _read_whole(path)
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:200]}). "
-            "Delete it to resume from the one before."
-        ) from None
+        if content.read(4) != b"PK\x03\x04":  # torch reads older containers too, by older and slower code
+            raise pickle.UnpicklingError("not a zip as torch.save writes it")
+        content.seek(0)
+        payload = torch.load(content, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise Damaged(f"{path}: not a readable checkpoint ({reason}).") from None
     found = payload.get("format") if isinstance(payload, dict) else None
-    if found != FORMAT:
+    if type(found) is not int or found != FORMAT or not payload.keys() >= PARTS:
+        got = repr(found) if type(found) is int else type(found).__name__
         raise DataError(
-            f"{path}: a checkpoint must be of format {FORMAT}, got {found!r}. Resume with the version that wrote it."
+            f"{path}: a checkpoint must be of format {FORMAT}, got {got}. Resume with the version that wrote it."
         )
+    _check_name(path, payload["state"])
     return payload  # type: ignore[no-any-return]  # torch.load is untyped
+
+
+def _check_name(path: Path, state: Mapping[str, Any]) -> None:
+    """A file that was copied over another is whole, but not what its name says."""
+    named = _NAME.fullmatch(path.name)
+    if named:
+        held = len(state["epochs"]) if named[1] == "epoch" else state["step"]
+        if held != int(named[2]):
+            raise Damaged(f"{path}: not a readable checkpoint (it holds {named[1]} {held}).")
+
+
+def _read_whole(path: Path) -> io.BytesIO:
+    """The bytes of a checkpoint, if they are those that were written."""
+    content = io.BytesIO(path.read_bytes())
+    if not seal_fits(content):
+        raise Damaged(f"{path}: not a readable checkpoint (it lacks the SHA-256 that was written with its bytes).")
+    return content
 
 
 def check_same_run(name: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -107,7 +176,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     """`key: old → new` for every leaf at which two nested mappings differ."""
     lines = []
     for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
+        before, after = old.get(key, ABSENT), new.get(key, ABSENT)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:

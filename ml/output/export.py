@@ -1,17 +1,16 @@
 """From the best adapters to a folder and a zip that plain transformers opens.
 
 Comes in: the trained PEFT model in float32, tokenizer, codec and validation windows. Goes out: `export/`, checked
-against the trained model in a fresh process before it takes its name, `best_model.safetensors` and
-`final_model.zip`. The same inputs give the same bytes.
+against the trained model in a fresh process, `best_model.safetensors` and `final_model.zip`. All of it is made in a
+scratch folder, where it can be given up at any moment, and then takes its names by a few renames. The same inputs give
+the same bytes.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -34,8 +33,8 @@ from ml.evaluation.metrics import Metrics
 from ml.model.qwen import merge, quiet_transformers
 from ml.output import reopen
 from ml.output.card import model_card
-from ml.output.files import pack, share_or_copy, sync_folder, to_json, write_manifest
-from ml.output.predictor import BATCH_SIZE, Predictor, token_logits
+from ml.output.files import needing, pack, share_or_copy, sync, to_json, write_manifest
+from ml.output.predictor import BATCH_SIZE, EXPORT_FOLDER, Predictor, token_logits
 from ml.output.run_folder import RunFolder
 
 Ints = NDArray[np.int64]
@@ -54,7 +53,7 @@ class Exported:
     check: dict[str, float | int]
 
 
-def export_model(
+def prepare_export(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     codec: Codec,
@@ -65,38 +64,53 @@ def export_model(
     max_tokens: int,
     calibrate: bool,
     base_name: str,
-    folder: RunFolder,
+    scratch: Path,
 ) -> Exported:
-    """Merge, calibrate, write, check and pack. Raises ExportError if the reopened model answers differently.
+    """Merge, calibrate, write, check and pack into an empty scratch folder.
 
-    `tokens` and `labels_N` are of the validation windows.
+    `tokens` and `labels_N` are of the validation windows. Raises ExportError if the reopened model answers differently,
+    WriteFailed if the disk takes no more.
     """
+    folder = scratch / EXPORT_FOLDER
+    size = 2 * sum(weight.nbytes for weight in model.parameters())  # the folder, and the zip of it
     texts = list(codec.render_all(islice(validation, CHECKED_ROWS)))
     trained_NC = token_logits(model.eval(), tokenise(texts, tokenizer, max_tokens))
     tokenizer.model_max_length = max_tokens
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=folder.root) as scratch_name:
-        scratch = Path(scratch_name) / "export"
-        _save_adapter(model, scratch / "adapter")
+    with needing(scratch, size):
+        _save_adapter(model, folder / "adapter")
         merged = merge(model)
         with quiet_transformers():
-            merged.save_pretrained(scratch, max_shard_size="1TB")  # one file, whatever the size
-            tokenizer.save_pretrained(scratch)
+            merged.save_pretrained(folder, max_shard_size="1TB")  # one file, whatever the size
+            tokenizer.save_pretrained(folder)
         predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens)
         calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
         if calibrate:
             scaler = TemperatureScaler().fit(token_logits(merged, tokens), labels_N)
             calibration, predictor.temperature = scaler.summary(), scaler.temperature_
         scores = predictor.evaluate(tokens, labels_N)
-        codec.save(scratch / "codec.json")
-        (scratch / "calibration.json").write_bytes(to_json(calibration))
-        (scratch / "README.md").write_text(
+        codec.save(folder / "codec.json")
+        (folder / "calibration.json").write_bytes(to_json(calibration))
+        (folder / "README.md").write_text(
             model_card(base_name, scores, texts[0] if codec.kind == "compact" else "your text"),
             encoding="utf-8",
         )
-        check = check_reopened(scratch, texts, trained_NC)
-        write_manifest(scratch)
-        _put_in_place(scratch, folder)
+        check = check_reopened(folder, texts, trained_NC)
+        write_manifest(folder)
+        _flush(folder)
+        share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
+        pack(folder, scratch / "final_model.zip")
     return Exported(predictor, calibration, scores, check)
+
+
+def place_export(scratch: Path, folder: RunFolder) -> None:
+    """Give a prepared export its names. What had them stays in the scratch folder and goes with it."""
+    with needing(folder.root, 0):
+        if folder.export.exists():
+            folder.export.rename(scratch / "replaced")
+        (scratch / EXPORT_FOLDER).rename(folder.export)
+        (scratch / "best_model.safetensors").replace(folder.best_model)
+        (scratch / "final_model.zip").replace(folder.zip)
+        sync(folder.root)
 
 
 def check_reopened(folder: Path, texts: Sequence[str], trained_NC: NDArray[np.float64]) -> dict[str, float | int]:
@@ -105,22 +119,7 @@ def check_reopened(folder: Path, texts: Sequence[str], trained_NC: NDArray[np.fl
     The allowed difference is 1e-5, times the largest logit where that is above 1 (float32 has 24 bits whatever the
     scale).
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        texts_file, logits_file = Path(scratch) / "texts.json", Path(scratch) / "logits.json"
-        texts_file.write_bytes(orjson.dumps(list(texts)))
-        command = [
-            sys.executable,
-            "-I",
-            str(reopen.__file__),
-            *map(str, (folder, texts_file, logits_file, BATCH_SIZE)),
-        ]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-            environment.pop(name, None)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ExportError(f"{folder}: transformers cannot open the export:\n{done.stderr[-2000:]}")
-        reopened_NC = np.array(orjson.loads(logits_file.read_bytes()))
+    reopened_NC = reopened_logits(folder, texts)
     difference = float(np.abs(reopened_NC - trained_NC).max())
     allowed = TOLERANCE * max(1.0, float(np.abs(trained_NC).max()))
     if not difference <= allowed:
@@ -129,6 +128,18 @@ def check_reopened(folder: Path, texts: Sequence[str], trained_NC: NDArray[np.fl
             f"{difference:.1e}. The checkpoints are untouched; export again, and report this with the base's name."
         )
     return {"rows": len(texts), "max_logit_difference": difference, "allowed": allowed}
+
+
+def reopened_logits(folder: Path, texts: Sequence[str]) -> NDArray[np.float64]:
+    """What `reopen.py` computes."""
+    command = [sys.executable, "-I", str(reopen.__file__), str(folder), str(BATCH_SIZE)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment.pop(name, None)
+    done = subprocess.run(command, input=orjson.dumps(list(texts)), env=environment, capture_output=True, check=False)
+    if done.returncode:
+        raise ExportError(f"{folder}: transformers cannot open the export:\n{done.stderr.decode()[-2000:]}")
+    return np.array(orjson.loads(done.stdout.splitlines()[-1]))
 
 
 def _save_adapter(model: PeftModel, folder: Path) -> None:
@@ -141,18 +152,8 @@ def _save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "adapter_config.json").write_bytes(to_json(dict(sorted(config.items()))))
 
 
-def _put_in_place(scratch: Path, folder: RunFolder) -> None:
-    """Give a finished export its name, then make the two files that hold its content."""
-    for path in [*scratch.rglob("*"), scratch]:
-        if path.is_dir():
-            sync_folder(path)
-        else:
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_dir():
             path.chmod(0o644)
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    if folder.export.exists():
-        shutil.rmtree(folder.export)
-    scratch.rename(folder.export)
-    sync_folder(folder.root)
-    share_or_copy(folder.export / "model.safetensors", folder.best_model)
-    pack(folder.export, folder.zip)
+        sync(path)

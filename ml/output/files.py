@@ -1,20 +1,28 @@
 """Files that appear whole or not at all, their hashes, and the zip.
 
 A file is written under another name in the same folder, flushed to the disk, renamed into place, and the folder is
-flushed too; so a name always shows either the old content or the new one, also after a crash or a power cut.
+flushed too; so a name always shows either the old content or the new one, also after a crash or a power cut. A flush
+that fails is not tried again, since the system may have dropped what it could not write: the new file goes, the old
+one stays.
+
+Checkpoints and `final_model.zip` are zip files and carry a seal: the SHA-256 of all bytes before it, in the comment
+that ends a zip file. So content and digest become visible by one rename, where a second file could be a version ahead
+or behind, and torch.load, unzip and zipfile pass over it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,9 +30,9 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ml.errors import DataError
+from ml.output.archive import opened_archive
 
 MANIFEST = "manifest.json"
-_SAFE_NAME = re.compile(r"(adapter/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _ZIP_EPOCH = (
     1980,
     1,
@@ -34,6 +42,9 @@ _ZIP_EPOCH = (
     0,
 )  # the earliest date a zip can hold; one date makes equal inputs equal bytes
 _CHUNK = 1 << 20
+_END, _END_SIGNATURE = struct.Struct("<4s16sH"), b"PK\5\6"  # a zip file's last record: its comment's length comes last
+_SEAL, _HEX = b"sha256 ", 64
+_OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
 
 
 class ManifestEntry(BaseModel):
@@ -51,26 +62,109 @@ class Manifest(BaseModel):
     files: dict[str, ManifestEntry]
 
 
+class Damaged(DataError):
+    """A file does not hold the bytes that were written."""
+
+
+class WriteFailed(OSError):
+    """A write that the system refused; says how much room it needed and how much there is."""
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a stream whose content takes the place of `path` when the block ends well, and vanishes when it does not."""
-    descriptor, scratch_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    scratch = Path(scratch_name)
+def needing(path: Path, size: int) -> Iterator[None]:
+    """Say of a failure to write below which path it was, and how many bytes it needed.
+
+    Libraries written in Rust raise plain exceptions, with the system's error number in the text.
+    """
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.chmod(0o644)
-        scratch.replace(path)
-        sync_folder(path.parent)
-    finally:
-        scratch.unlink(missing_ok=True)
+        yield
+    except WriteFailed:
+        raise
+    except Exception as error:
+        number = _OS_ERROR.search(str(error))
+        if isinstance(error, OSError):
+            code, reason = error.errno or errno.EIO, error.strerror or str(error)
+        elif number:
+            code, reason = int(number[1]), os.strerror(int(number[1]))
+        else:
+            raise
+        raise WriteFailed(code, f"{reason} ({size:,} bytes needed, {_free(path)} free)", str(path)) from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    with replacing(path) as stream:
+def _free(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,}"
+    except OSError:
+        return "unknown"
+
+
+@contextmanager
+def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
+    """Open a stream whose content, of about `size` bytes, takes the place of `path` when the block ends well.
+
+    When it does not, the new file vanishes. Raises WriteFailed. If it is the folder that cannot be flushed, the new
+    file is in place, but a power cut may take it back.
+    """
+    with needing(path, size):
+        descriptor, scratch_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        scratch = Path(scratch_name)
+        try:
+            with os.fdopen(descriptor, "w+b") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            scratch.chmod(0o644)
+            scratch.replace(path)
+        except BaseException:
+            with suppress(OSError):  # the first failure is the one to tell
+                scratch.unlink()
+            raise
+        sync(path.parent)
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    with replacing(path, len(content)) as stream:
         stream.write(content)
+
+
+def seal(archive: IO[bytes]) -> None:
+    """Write the SHA-256 of a zip file into its comment, which must be empty."""
+    archive.seek(-_END.size, os.SEEK_END)
+    signature, _, length = _END.unpack(archive.read(_END.size))
+    assert (signature, length) == (_END_SIGNATURE, 0), "not a zip file without comment"
+    archive.seek(-2, os.SEEK_END)
+    archive.write(struct.pack("<H", len(_SEAL) + _HEX) + _SEAL)
+    digest = _digest(archive, archive.tell())
+    archive.write(digest)
+
+
+def seal_fits(archive: IO[bytes]) -> bool | None:
+    """Whether a file is what was sealed; None if it ends as a zip file that never had a seal."""
+    size = archive.seek(0, os.SEEK_END)
+    archive.seek(max(0, size - _END.size - len(_SEAL) - _HEX))
+    tail = archive.read()
+    if tail[-_END.size :][:4] == _END_SIGNATURE and tail.endswith(b"\0\0"):
+        return None
+    fits = tail[:-_HEX].endswith(_SEAL) and tail[-_HEX:] == _digest(archive, size - _HEX)
+    archive.seek(0)
+    return fits
+
+
+def _digest(stream: IO[bytes], size: int) -> bytes:
+    """SHA-256, in hexadecimal, of the first `size` bytes; the stream is left after them."""
+    digest = hashlib.sha256()
+    stream.seek(0)
+    for start in range(0, size, _CHUNK):
+        digest.update(stream.read(min(_CHUNK, size - start)))
+    return digest.hexdigest().encode()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, and flush their names to the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -81,8 +175,9 @@ def to_json(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -90,15 +185,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def share_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source` where the file system can link, else a copy; none is written into."""
-    scratch = target.with_name(f".{target.name}.tmp")
-    scratch.unlink(missing_ok=True)
+    """Make a new `target` the same file as `source` where the file system can link, else a copy."""
     try:
-        os.link(source, scratch)
+        os.link(source, target)
     except OSError:
-        shutil.copyfile(source, scratch)
-    scratch.replace(target)
-    sync_folder(target.parent)
+        shutil.copyfile(source, target)
+        sync(target)
 
 
 def sha256_file(path: Path) -> str:
@@ -143,40 +235,42 @@ def check_manifest(folder: Path) -> None:
 
 
 def pack(folder: Path, target: Path) -> None:
-    """Zip a folder: names sorted, one date, one mode, nothing compressed (weights do not shrink)."""
-    with replacing(target) as stream, zipfile.ZipFile(stream, "w") as archive:
-        for name in files_below(folder):
-            entry = zipfile.ZipInfo(name, _ZIP_EPOCH)
-            entry.external_attr = (stat.S_IFREG | 0o644) << 16
-            entry.create_system = 3  # Unix, whatever system packs
-            entry.file_size = (folder / name).stat().st_size
-            with (folder / name).open("rb") as source, archive.open(entry, "w") as packed:
-                shutil.copyfileobj(source, packed, _CHUNK)
+    """Zip a folder: names sorted, one date, one mode, nothing compressed (weights do not shrink); sealed."""
+    names = files_below(folder)
+    with replacing(target, sum((folder / name).stat().st_size for name in names)) as stream:
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name in names:
+                entry = zipfile.ZipInfo(name, _ZIP_EPOCH)
+                entry.external_attr = (stat.S_IFREG | 0o644) << 16
+                entry.create_system = 3  # Unix, whatever system packs
+                entry.file_size = (folder / name).stat().st_size
+                with (folder / name).open("rb") as source, archive.open(entry, "w") as packed:
+                    shutil.copyfileobj(source, packed, _CHUNK)
+        seal(stream)
 
 
 def unpack(archive_path: Path, folder: Path) -> None:
-    """Unzip an export. Raises DataError, before anything is written, for any name that an export does not hold."""
+    """Unzip an export. Raises DataError, before anything is written, if it is not laid out as `pack` does it.
+
+    The seal is checked first; a zip without one is read, since its manifest has a digest of each file.
+    """
+    with archive_path.open("rb") as stream:
+        if seal_fits(stream) is False:
+            raise Damaged(
+                f"{archive_path}: not a whole zip file (its bytes do not have the SHA-256 that was written with them). "
+                "Copy or export it again."
+            )
     try:
-        with zipfile.ZipFile(archive_path) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            odd = [entry for entry in entries if not _SAFE_NAME.fullmatch(entry.filename) or not _is_plain(entry)]
-            if odd or len(set(map(str.lower, names))) < len(names):
-                culprit = odd[0].filename if odd else "a name that stands twice"
-                raise DataError(f"{archive_path}: not an export, it holds {culprit!r}. Give a zip made by export.")
-            for entry in entries:
+        with opened_archive(archive_path) as archive:
+            for entry in archive.infolist():
                 target = folder / entry.filename
                 target.parent.mkdir(exist_ok=True)
                 with archive.open(entry) as packed, target.open("wb") as stream:
                     _copy_exactly(packed, stream, entry.file_size)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise DataError(f"{archive_path}: not a whole zip file ({error}). Copy or export it again.") from None
-
-
-def _is_plain(entry: zipfile.ZipInfo) -> bool:
-    """A regular file, stored as it is and not encrypted: all that `pack` writes."""
-    mode = entry.external_attr >> 16
-    return stat.S_ISREG(mode) and entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+        raise DataError(
+            f"{archive_path}: not a whole zip file of an export ({error}). Copy or export it again."
+        ) from None
 
 
 def _copy_exactly(source: IO[bytes], target: IO[Any], size: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from ml.output.files import write_bytes
+from ml.output.files import needing, sync, write_bytes
 
 
 class MetricsLog:
@@ -19,8 +19,14 @@ class MetricsLog:
 
     def append(self, line: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as stream:
-            stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        content = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        with needing(self.path, len(content)), self.path.open("ab") as stream:
+            stream.write(content)
+
+    def sync(self) -> None:
+        """Flush the lines to the disk: a checkpoint counts on the lines of its steps."""
+        if self.path.exists():
+            sync(self.path)
 
     def cut_back(self, *, step: int, epoch: int) -> None:
         """Drop the lines after a checkpoint's optimizer step and finished epoch: they are about to be written again."""
@@ -30,8 +36,13 @@ class MetricsLog:
         write_bytes(self.path, b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in kept))
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; a last line without its end was cut by a crash and does not count."""
+        """All whole lines. What a crash has cut or a power cut has torn, and whatever follows, does not count."""
         if not self.path.exists():
             return []
-        lines = self.path.read_bytes().split(b"\n")
-        return [orjson.loads(line) for line in lines[:-1]]
+        records = []
+        for line in self.path.read_bytes().split(b"\n")[:-1]:
+            try:
+                records.append(orjson.loads(line))
+            except orjson.JSONDecodeError:
+                break
+        return records

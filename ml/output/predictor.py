@@ -29,6 +29,7 @@ from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.labels import LABELS
 from ml.model.qwen import logits, quiet_transformers
 from ml.output.files import check_manifest, unpack
+from ml.output.foreign import check_tokenizer, open_config, opening
 
 Ints = NDArray[np.int64]
 
@@ -49,7 +50,7 @@ class CalibrationFile(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    temperature: float = Field(gt=0, allow_inf_nan=False)
+    temperature: float = Field(gt=0, allow_inf_nan=False, strict=True)
 
 
 def load_model(path: str | Path) -> Predictor:
@@ -97,16 +98,19 @@ class Predictor:
             calibration = CalibrationFile.model_validate_json((folder / "calibration.json").read_bytes())
         except (ValidationError, FileNotFoundError) as error:
             raise DataError(f"{folder}/calibration.json: not readable ({error}). Export the model again.") from None
-        with quiet_transformers():
+        with quiet_transformers(), opening(folder):
+            config = open_config(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            check_tokenizer(folder, tokenizer, config)
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
+            codec = Codec.load(folder / "codec.json")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
             model.to(device),
             tokenizer,
-            Codec.load(folder / "codec.json"),
+            codec,
             calibration.temperature,
             tokenizer.model_max_length,
         )
@@ -136,17 +140,21 @@ class Predictor:
 
     def evaluate(self, tokens: Tokens, labels_N: Ints, advance: Callable[[int], None] | None = None) -> Metrics:
         """Scores on labelled windows that `tokenise` gave; probabilities are calibrated."""
-        return evaluate_logits(token_logits(self.model, tokens, advance), labels_N, self.temperature)
+        logits_NC = token_logits(self.model, tokens, advance)
+        _refuse_broken(logits_NC, [f"row {row}" for row in range(1, len(tokens) + 1)])
+        return evaluate_logits(logits_NC, labels_N, self.temperature)
 
     def tokenise(self, windows: Iterable[Window]) -> Tokens:
         """What the model reads of windows. Raises DataError for those that lack what it was trained on."""
         return tokenise(self.codec.render_all(windows), self.tokenizer, self.max_tokens)
 
     def window_logits(
-        self, windows: Iterable[Window], advance: Callable[[int], None] | None = None
+        self, windows: Sequence[Window], advance: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
         """Uncalibrated logits of shape (windows, 3); `advance` is told how many windows each batch held."""
-        return token_logits(self.model, self.tokenise(windows), advance)
+        logits_NC = token_logits(self.model, self.tokenise(windows), advance)
+        _refuse_broken(logits_NC, [window.place for window in windows])
+        return logits_NC
 
     def _windows(self, rows: Rows) -> list[Window]:
         windows, faults = [], []
@@ -158,6 +166,12 @@ class Predictor:
         if faults:
             raise DataError(faults)
         return windows
+
+
+def _refuse_broken(logits_NC: NDArray[np.float64], places: Sequence[str]) -> None:
+    broken = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1)).tolist()
+    if broken:
+        raise DataError([f"{places[row]}: the model gives no finite logits" for row in broken])
 
 
 @torch.inference_mode()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +17,15 @@ from filelock import FileLock, Timeout
 
 from ml.errors import ConfigError, RunLocked
 from ml.output.checkpoint import CheckpointFolder
+from ml.output.files import make_folder, write_bytes
 from ml.output.metrics_log import MetricsLog
+
+_OWNER = re.compile(r"process ([0-9]+) on (\S+) since \S+")
+_WRITTEN = (
+    r"checkpoint_(epoch|step)_[0-9]+\.pt|config\.yaml|metrics\.jsonl|training_summary\.json|report\.html|run\.owner"
+)
+_SCRATCH_FILE = re.compile(rf"\.({_WRITTEN})\.[a-z0-9_]{{8}}\.tmp")  # as tempfile makes names
+_SCRATCH_FOLDER = re.compile(r"\.export\.[a-z0-9_]{8}")
 
 
 class RunFolder:
@@ -28,6 +40,7 @@ class RunFolder:
         self.export = self.root / "export"
         self.zip = self.root / "final_model.zip"
         self.metrics = MetricsLog(self.root / "metrics.jsonl")
+        self._owner_file = self.root / "run.owner"
 
     def checkpoints(self, keep: int) -> CheckpointFolder:
         return CheckpointFolder(self.root / "checkpoints", keep)
@@ -39,29 +52,73 @@ class RunFolder:
         Raises RunLocked at once if another process holds it. Locks are local to a machine: network file systems may not
         honour them.
         """
-        (self.root / "checkpoints").mkdir(parents=True, exist_ok=True)
-        owner = self.root / "run.owner"
+        make_folder(self.root)
         lock = FileLock(self.root / "run.lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            who = owner.read_text() if owner.exists() else "another process"
             raise RunLocked(
-                f"{self.root}: a run folder takes one process at a time, and {who} has it. "
+                f"{self.root}: a run folder takes one process at a time, and {self._owner()} has it. "
                 "Wait for it, stop it, or use another output_dir."
             ) from None
         try:
             since = datetime.now(UTC).isoformat(timespec="seconds")
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+            write_bytes(self._owner_file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+            self._sweep()
             yield
-            owner.unlink(missing_ok=True)
         finally:
+            with suppress(OSError):
+                self._owner_file.unlink()
             lock.release()
 
+    def _owner(self) -> str:
+        """Who holds the lock. The file lags behind it: for a moment it is missing, or of an owner that was killed."""
+        for _ in range(100):
+            with suppress(FileNotFoundError):
+                found = _OWNER.fullmatch(self._owner_file.read_text())
+                if found and (found[2] != socket.gethostname() or _runs(int(found[1]))):
+                    return found[0]
+            time.sleep(0.01)
+        return "another process"
+
+    def _sweep(self) -> None:
+        """Delete what a killed process left under scratch names of this class; only the owner may."""
+        for path in [*self.root.glob(".*"), *(self.root / "checkpoints").glob(".*")]:
+            if _SCRATCH_FOLDER.fullmatch(path.name):
+                shutil.rmtree(path)
+            elif _SCRATCH_FILE.fullmatch(path.name):
+                path.unlink()
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on the same file system, for files that are still being made."""
+        with tempfile.TemporaryDirectory(prefix=".export.", dir=self.root, ignore_cleanup_errors=True) as name:
+            yield Path(name)
+
     def refuse_other_run(self, *, resume: bool) -> None:
-        """Raises ConfigError if the folder holds a run that is not to be resumed."""
-        if self.config.exists() and not resume:
+        """Raises ConfigError if the folder holds a run that is not to be resumed, or files of a run's names."""
+        if resume:
+            return
+        if self.config.exists():
             raise ConfigError(
                 f"output_dir must be new, {self.root} holds a run already. "
                 "Continue it with --resume, or use another output_dir."
             )
+        files = (self.best_model, self.summary, self.report, self.export, self.zip, self.metrics.path)
+        found = [path.name for path in files if path.exists()]
+        found += [f"checkpoints/{path.name}" for path, _, _ in self.checkpoints(0).files()]
+        if found:
+            raise ConfigError(
+                f"output_dir must hold no file that the run would write over, {self.root} has {', '.join(found)}. "
+                "Use another output_dir."
+            )
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return True

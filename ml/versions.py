@@ -1,0 +1,31 @@
+"""Libraries with holes that are known: this program does not start with them."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+
+from ml.errors import ConfigError
+
+# The first release without the hole, and what the hole was.
+FIRST_SAFE = {
+    "torch": ("2.10", "CVE-2026-24747: a checkpoint could corrupt memory"),
+    "transformers": ("5.3", "CVE-2026-4372: a config.json could run code"),
+    "filelock": ("3.20.3", "CVE-2025-68146 and CVE-2026-22701: a link in place of the lock"),
+}
+
+
+def refuse_known_holes() -> None:
+    """Raises ConfigError that names every installed library with a hole. Imports none of them."""
+    faults = [
+        f"{name} must be {first} or newer ({hole}), got {found}. Install requirements/runtime.txt."
+        for name, (first, hole) in FIRST_SAFE.items()
+        if _numbers(found := version(name)) < _numbers(first)
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
+def _numbers(release: str) -> list[int]:
+    """2.13.0+cpu → [2, 13, 0]"""
+    return [int(number) for number in re.findall(r"\d+", release.partition("+")[0])[:3]]

@@ -1,0 +1,129 @@
+"""Processes that want one folder at the same moment, or read while another writes; run in children of the server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ml.errors import RunLocked
+from ml.output import checkpoint
+from ml.output.checkpoint import CheckpointFolder
+from ml.output.files import check_manifest, pack, unpack
+from ml.output.run_folder import RunFolder
+
+WON, LOST, WRONG = 0, 1, 2
+PER_EPOCH = 5
+
+
+def fork(work: Callable[[], int]) -> int:
+    pid = os.fork()
+    if not pid:
+        code = WRONG
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def races(root: str, rounds: str) -> None:
+    """Four processes take a folder at one moment; the winner holds it until it is killed, and then the next may."""
+    for number in range(int(rounds)):
+        folder = RunFolder(Path(root) / str(number % 5))  # owners of earlier rounds left their names
+        start = time.monotonic() + 0.02
+        reading, writing = os.pipe()
+        pids = [fork(partial(contend, folder, start, writing)) for _ in range(4)]
+        winner = int(os.read(reading, 20))
+        losers = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids if pid != winner]
+        assert losers == [LOST] * 3, losers
+        assert winner in pids
+        os.kill(winner, signal.SIGKILL)
+        assert os.waitpid(winner, 0)[1] == signal.SIGKILL
+        os.close(reading)
+        os.close(writing)
+        with folder.owned():
+            assert str(os.getpid()) in (folder.root / "run.owner").read_text()
+        if number % 2:
+            fork_and_die(folder)
+
+
+def contend(folder: RunFolder, start: float, writing: int) -> int:
+    while time.monotonic() < start:
+        pass
+    try:
+        with folder.owned():
+            os.write(writing, str(os.getpid()).encode())
+            signal.pause()
+            return WRONG
+    except RunLocked as error:
+        named = str(error).partition("process ")[2].partition(" time")[2]
+        owner = (folder.root / "run.owner").read_text()
+        return LOST if owner in str(error) and named else WRONG
+
+
+def fork_and_die(folder: RunFolder) -> None:
+    """Leave the name of an owner that is no more."""
+
+    def work() -> int:
+        with folder.owned():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return WRONG
+
+    os.waitpid(fork(work), 0)
+
+
+def reads(export: str, root: str, count: str) -> None:
+    """Read checkpoints and zip again and again while another process writes and rotates them."""
+    run = RunFolder(root)
+    (run.root / "checkpoints").mkdir(parents=True)
+    folder = CheckpointFolder(run.root / "checkpoints", 2)
+
+    def write() -> int:
+        epochs: list[dict[str, float]] = []
+        for step in range(1, 1_000_000):
+            state = {"step": step, "epochs": epochs}
+            weights = {"weights": {"head": torch.full((5000,), float(step))}}
+            saved = {"state": state, "learner": weights, "fingerprint": {}, "environment": {}}
+            if step % PER_EPOCH:
+                folder.save_step(saved, step)
+            else:
+                epochs.append({"epoch": len(epochs) + 1, "macro_f1": (step * 7919 % 1000) / 1000, "loss": 0.5})
+                folder.save_epoch(saved, epochs)
+                pack(Path(export), run.zip)
+        return WON
+
+    writer, newest, changes = fork(write), 0, 0
+    try:
+        while not run.zip.exists():
+            time.sleep(0.01)
+        for number in range(int(count)):
+            found = None
+            while found is None:  # what was newest when the folder was listed may be replaced before it is opened
+                path = folder.resume_point(PER_EPOCH, complain)
+                assert path
+                try:
+                    found = checkpoint.load(path)
+                except FileNotFoundError:
+                    continue
+            step = found["state"]["step"]
+            assert step >= newest
+            assert (found["learner"]["weights"]["head"] == step).all()
+            changes, newest = changes + (step > newest), step
+            if number % 10 == 0:
+                target = run.root / f"unpacked{number}"
+                unpack(run.zip, target)
+                check_manifest(target)
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+    assert changes > int(count) / 10, changes
+
+
+def complain(note: str) -> None:
+    assert "of no use without" in note, note  # a file that was there when the folder was listed
