@@ -95,6 +95,25 @@ def test_a_signal_in_each_part_of_a_run_ends_it_there(
     figure("C4", "{} signals in {} parts of a run", amount(1, 3), 1)
 
 
+@pytest.mark.promise("C4")
+def test_a_signal_at_any_call_of_an_export_leaves_nothing_of_it(
+    late_trial: NewTrial, late_events: list[list[str]], expected: dict[str, Any], amount: Amount, figure: Figure
+) -> None:
+    first, last = (
+        next(i for i, event in enumerate(late_events, 1) if event[0] == kind and event[1].startswith(".export."))
+        for kind in ("mkdir", "rename")
+    )
+    points = [*range(first + 1, last, (last - first) // amount(2, 30)), last - 1]
+    for point in points:
+        trial = late_trial(f"at{point}")
+        ended = trial.train(signal_at=[point], number=signal.SIGTERM).wait()
+        stopped_well(trial.root, ended.code, ended.said)
+        trial.finish()
+        same(results(trial.root), expected)
+        trial.gone()
+    figure("C4", "{} at calls of an export", len(points))
+
+
 @pytest.mark.promise("C5")
 @pytest.mark.parametrize("phase", ["training", "reopening"])
 def test_a_signal_to_the_whole_process_group_loses_nothing(
