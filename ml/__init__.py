@@ -23,6 +23,7 @@ The data flows down this list; a module imports only from modules above it.
     model.optim       AdamW and schedule
     model.passes      parts of a layer with their backward passes written out
     model.fast        the model of them: the same results, sooner
+    model.trunk       what frozen layers give, computed once a row
     model.learner     one optimizer step; logits
     evaluation        metrics, targets, temperature
     output            checkpoints, export, prediction, summary, report

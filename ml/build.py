@@ -7,7 +7,7 @@ model, or a `Learner` with optimizer, schedule and loss, on its devices.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,10 @@ def fingerprint(
     }
 
 
-def build_learner(config: Config, pad_id: int, class_weights: Sequence[float], total_steps: int) -> Learner:
-    """Model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
+def build_learner(
+    config: Config, pad_id: int, class_weights: Sequence[float], total_steps: int, say: Callable[[str], None]
+) -> Learner:
+    """Model, optimizer, schedule and loss; `say` shows notes. Raises ConfigError if they do not fit together."""
     training = config.training
     accelerator = make_accelerator(config.model.dtype, installed_trackers(config.tracking.to), config.output_dir)
     dtype = resolve_dtype(config.model.dtype)
@@ -78,5 +80,12 @@ def build_learner(config: Config, pad_id: int, class_weights: Sequence[float], t
     weights_C = torch.tensor(class_weights, device=accelerator.device)
     loss_fn = partial(focal_loss, gamma=config.loss.focal_gamma, class_weights_C=weights_C)
     return Learner(
-        accelerator, model, optimizer, schedule, loss_fn, max_grad_norm=training.max_grad_norm, seed=training.seed
+        accelerator,
+        model,
+        optimizer,
+        schedule,
+        loss_fn,
+        max_grad_norm=training.max_grad_norm,
+        seed=training.seed,
+        say=say,
     )

@@ -70,7 +70,7 @@ def make_accelerator(dtype: str, tracking: list[str], folder: str) -> Accelerato
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory that it has not written; filling it first costs a pass over each tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by torch at run time
-    _keep_freed_memory()
+    keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     precision = resolve_dtype(dtype)
     AcceleratorState._reset_state(reset_partial_state=False)  # the process's last run may have had another precision
@@ -82,7 +82,7 @@ def make_accelerator(dtype: str, tracking: list[str], folder: str) -> Accelerato
     )
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc, where there is one, to use freed memory again and not to return it to the system.
 
     Large tensors otherwise come from fresh pages in every step, and each page costs an interrupt and is zeroed.

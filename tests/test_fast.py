@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
@@ -15,12 +16,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForSequenceClassification
 
 from ml.config import LoraConfig
+from ml.data.codec import Codec
 from ml.model import fast as fast_module
 from ml.model import qwen
 from ml.model.embedded import embedded_base
 from ml.model.fast import FastClassifier, why_plain
 from ml.model.loss import focal_loss
 from ml.model.passes import ADAPTER, keep_mask
+from ml.output.predictor import BATCH_SIZE, TOKENS_AT_A_TIME, Predictor, _batches
 from ml.progress import Reporter
 from ml.train import TrainingPipeline
 from tests.conftest import MakeConfig
@@ -308,3 +311,42 @@ def test_what_it_was_not_made_for_is_named(tmp_path: Path) -> None:
     ):
         (folder / "config.json").write_text(json.dumps(changed))
         assert reason in str(why_plain(adapted(), CPU))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "embedded"])
+def test_a_merged_model_answers_as_plain_transformers(family: str, tmp_path: Path) -> None:
+    model = build(embedded_base() if family == "embedded" else build_tiny(tmp_path, family), target_modules=ALL)
+    merged = qwen.merge(model).eval()
+    assert why_plain(merged, CPU) is None
+    fast = FastClassifier(merged).eval()
+    kept: list[Tensor] = []
+    for ids_BT in (ragged(), ragged((3, 2)), ragged((600, 411))):
+        masked = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
+        with torch.inference_mode(), saved_tensors_hooks(kept.append, lambda x: x):
+            torch.testing.assert_close(qwen.logits(fast, {"input_ids": ids_BT}), masked, atol=1e-5, rtol=0)
+    assert kept == []
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_predictor_answers_as_the_plain_model_for_short_and_long_texts(family: str, tmp_path: Path) -> None:
+    folder = build_tiny(tmp_path, family)
+    model, tokenizer = qwen.load_classifier(str(folder), PAD).eval(), qwen.load_tokenizer(str(folder))
+    predictor = Predictor(model, tokenizer, Codec(kind="text", fields=[], features={}), 1.0, 900)
+    assert isinstance(predictor.network, FastClassifier) == (family in ("qwen2", "qwen3"))
+    lengths = [3, 850, 20, 40, 900, 700, 1, *range(1, 40)]
+    texts = ["".join("abcdefghij"[(place * length + place // 7) % 10] for place in range(length)) for length in lengths]
+    answers = predictor.logits([{"context": text} for text in texts])
+    for text, answer in zip(texts, answers, strict=True):
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            plain = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0]
+        torch.testing.assert_close(torch.tensor(answer).float(), plain, atol=1e-5, rtol=0)
+
+
+def test_batches_hold_every_row_once_and_no_more_tokens_than_they_may() -> None:
+    lengths = np.random.default_rng(0).integers(1, 700, 300)
+    lengths[7] = 5000
+    batches = list(_batches(lengths))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(300))
+    assert all(len(rows) * lengths[rows].max() <= TOKENS_AT_A_TIME for rows in batches if len(rows) > 1)
+    assert max(map(len, batches)) == BATCH_SIZE

@@ -1,7 +1,8 @@
-"""The training step and the evaluation of a dense Qwen2 or Qwen3 with LoRA, on a CPU, in few passes over memory.
+"""The passes of a dense Qwen2 or Qwen3 classifier, with LoRA or merged, on a CPU, with few walks through memory.
 
-Comes in: a `PeftModel` as `qwen.add_lora` makes it. Goes out: a module around it with the same weights under the same
-names, whose forward pass gives what the model's own gives, sooner; or the reason why the model's own is needed.
+Comes in: a `PeftModel` as `qwen.add_lora` makes it, or the merged model, which is for answers alone. Goes out: a module
+around it with the same weights under the same names, whose forward pass gives what the model's own gives, sooner; or
+the reason why the model's own is needed.
 
 What is spared: gradients of frozen weights and of embeddings, the mask tensor of causal attention and the scores above
 its diagonal, three of four dropout masks of a layer, and in the last layer all but the pooled token of each window.
@@ -19,7 +20,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
-from transformers import Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
+from transformers import PreTrainedModel, Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
@@ -29,9 +30,9 @@ from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Attention, Gate,
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def why_plain(model: PeftModel, device: torch.device) -> str | None:
+def why_plain(model: PeftModel | PreTrainedModel, device: torch.device) -> str | None:
     """Why the fast path does not fit this model, or None if it does."""
-    base = model.get_base_model()
+    base = _without_adapters(model)
     config = base.config
     if type(base) not in {Qwen2ForSequenceClassification, Qwen3ForSequenceClassification}:
         return f"{config.model_type} is neither a dense Qwen2 nor a dense Qwen3"
@@ -41,7 +42,8 @@ def why_plain(model: PeftModel, device: torch.device) -> str | None:
         return "the model has layers with a sliding window"
     if config.hidden_act != "silu" or config.attention_dropout:
         return "the model has another activation than SiLU, or dropout in its attention"
-    if list(model.peft_config) != [ADAPTER] or model.peft_config[ADAPTER].peft_type != "LORA":
+    adapters = model.peft_config if isinstance(model, PeftModel) else None
+    if adapters is not None and (list(adapters) != [ADAPTER] or adapters[ADAPTER].peft_type != "LORA"):
         return "the model has other adapters than one LoRA"
     for name, module in base.model.layers.named_modules():
         if _last(name) in PROJECTIONS:
@@ -52,8 +54,14 @@ def why_plain(model: PeftModel, device: torch.device) -> str | None:
                 return f"{name} has a variant of LoRA"
         elif name.endswith("norm") and type(module) not in {Qwen2RMSNorm, Qwen3RMSNorm}:
             return f"{name} is a {type(module).__name__}, not a plain norm"
+    if adapters is None:
+        return None
     odd = [name for name, weight in model.named_parameters() if weight.requires_grad and not _trained(name)]
     return f"{odd[0]} is trained" if odd else None
+
+
+def _without_adapters(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _unusual(module: Any) -> bool:
@@ -65,9 +73,13 @@ def _trained(name: str) -> bool:
 
 
 class FastClassifier(nn.Module):
-    """A `PeftModel` for which `why_plain` gives None, with a faster forward and backward pass."""
+    """A model for which `why_plain` gives None, with a faster forward pass and, for adapters and head, backward pass.
 
-    def __init__(self, model: PeftModel) -> None:
+    `trunk_layers` counts the layers below the first one with an adapter; with the embeddings they make the trunk, whose
+    output does not change in training.
+    """
+
+    def __init__(self, model: PeftModel | PreTrainedModel) -> None:
         super().__init__()
         self.model = model
         self.layers = [
@@ -76,37 +88,69 @@ class FastClassifier(nn.Module):
                 for path, module in layer.named_modules()
                 if _last(path) in PROJECTIONS
             }
-            for layer in model.get_base_model().model.layers
+            for layer in self._classifier.model.layers
         ]
+        adapted = [
+            number for number, linear in enumerate(self.layers) if any(part.a is not None for part in linear.values())
+        ]
+        self.trunk_layers = min(adapted, default=0)
 
-    def forward(self, input_ids: Tensor) -> SequenceClassifierOutputWithPast:
-        """Logits of shape (B, 3) of ids of shape (B, T), padded on the right."""
+    @property
+    def _classifier(self) -> Any:
+        return _without_adapters(self.model)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The table of tokens, of shape (vocabulary, D)."""
+        return cast(Tensor, self._classifier.model.embed_tokens.weight)
+
+    def forward(self, input_ids: Tensor, states_BTD: Tensor | None = None) -> SequenceClassifierOutputWithPast:
+        """Logits of shape (B, 3) of ids of shape (B, T), padded on the right; with `states_BTD`, what `trunk` gave."""
         with torch.autocast(input_ids.device.type, enabled=False):  # each product has the precision of its weights
-            return SequenceClassifierOutputWithPast(logits=self._logits(input_ids))
+            return SequenceClassifierOutputWithPast(logits=self._logits(input_ids, states_BTD))
 
-    def _logits(self, ids_BT: Tensor) -> Tensor:
-        classifier = self.model.get_base_model()
-        backbone, config = classifier.model, classifier.config
-        batch, tokens = ids_BT.shape
+    @torch.no_grad()
+    def trunk(self, ids_BT: Tensor) -> Tensor:
+        """The states, of shape (B, T, D), that go into the first layer with an adapter."""
+        with torch.autocast(ids_BT.device.type, enabled=False):
+            return self._trunk(ids_BT, *self._rotations(ids_BT.shape[1])).view(*ids_BT.shape, -1)
+
+    def _logits(self, ids_BT: Tensor, states_BTD: Tensor | None) -> Tensor:
+        classifier, (batch, tokens) = self._classifier, ids_BT.shape
         places_T = torch.arange(tokens, device=ids_BT.device)
-        last_B = (places_T * (ids_BT != config.pad_token_id)).argmax(dim=1)  # as transformers finds it
-        states_ND = backbone.embed_tokens(ids_BT).view(batch * tokens, -1)
-        cos_T1P, sin_T1P = (table[0, :, None].float() for table in backbone.rotary_emb(states_ND, places_T[None]))
-        for layer, linear in zip(backbone.layers[:-1], self.layers[:-1], strict=True):
-            own, normed_ND = layer.self_attn, norm(states_ND, layer.input_layernorm)
-            q_NE, k_NF, v_NF = self._project(normed_ND, linear, "q_proj", "k_proj", "v_proj")
-            q_BHTP = heads(q_NE, own, "q_norm", batch, cos_T1P, sin_T1P, own.scaling)
-            k_BKTP = heads(k_NF, own, "k_norm", batch, cos_T1P, sin_T1P)
-            v_BKTP = v_NF.view(batch, tokens, -1, own.head_dim).transpose(1, 2)
-            mixed_NE = cast(Tensor, apply(Attention, q_BHTP, k_BKTP, v_BKTP)).to(states_ND.dtype)
-            states_ND = self._rest(states_ND, mixed_NE, layer, linear)
-        states_BD = self._last_layer(states_ND, last_B, cos_T1P, sin_T1P)
-        pooled_BD = norm(states_BD, backbone.norm)
+        last_B = (places_T * (ids_BT != classifier.config.pad_token_id)).argmax(dim=1)  # as transformers finds it
+        tables = self._rotations(tokens)
+        states_ND = self._trunk(ids_BT, *tables) if states_BTD is None else states_BTD.flatten(0, 1)
+        for number in range(self.trunk_layers, len(self.layers) - 1):
+            states_ND = self._layer(number, states_ND, batch, *tables)
+        pooled_BD = norm(self._last_layer(states_ND, last_B, *tables), classifier.model.norm)
         return cast(Tensor, classifier.score(pooled_BD.to(next(classifier.score.parameters()).dtype)))
+
+    def _rotations(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the first places, of shape (T, 1, P)."""
+        places_1T = torch.arange(tokens, device=self.embeddings.device)[None]
+        cos_1TP, sin_1TP = self._classifier.model.rotary_emb(self.embeddings, places_1T)
+        return cos_1TP[0, :, None].float(), sin_1TP[0, :, None].float()
+
+    def _trunk(self, ids_BT: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
+        states_ND = self._classifier.model.embed_tokens(ids_BT).flatten(0, 1)
+        for number in range(self.trunk_layers):
+            states_ND = self._layer(number, states_ND, len(ids_BT), cos_T1P, sin_T1P)
+        return cast(Tensor, states_ND)
+
+    def _layer(self, number: int, states_ND: Tensor, batch: int, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
+        layer, linear = self._classifier.model.layers[number], self.layers[number]
+        own, normed_ND = layer.self_attn, norm(states_ND, layer.input_layernorm)
+        q_NE, k_NF, v_NF = self._project(normed_ND, linear, "q_proj", "k_proj", "v_proj")
+        q_BHTP = heads(q_NE, own, "q_norm", batch, cos_T1P, sin_T1P, own.scaling)
+        k_BKTP = heads(k_NF, own, "k_norm", batch, cos_T1P, sin_T1P)
+        v_BKTP = v_NF.view(batch, len(cos_T1P), -1, own.head_dim).transpose(1, 2)
+        mixed_NE = cast(Tensor, apply(Attention, q_BHTP, k_BKTP, v_BKTP)).to(states_ND.dtype)
+        return self._rest(states_ND, mixed_NE, layer, linear)
 
     def _last_layer(self, states_ND: Tensor, last_B: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
         """The last layer's output, of shape (B, D), at the token of each window that is pooled."""
-        layer, linear = self.model.get_base_model().model.layers[-1], self.layers[-1]
+        layer, linear = self._classifier.model.layers[-1], self.layers[-1]
         own, batch, tokens = layer.self_attn, len(last_B), len(cos_T1P)
         rows_B = torch.arange(batch, device=last_B.device) * tokens + last_B
         normed_ND = norm(states_ND, layer.input_layernorm)

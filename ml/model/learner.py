@@ -28,6 +28,7 @@ from ml.labels import LABELS
 from ml.model.fast import FastClassifier, why_plain
 from ml.model.optim import not_finite
 from ml.model.qwen import load_trainable_state, logits, trainable_parameters, trainable_state
+from ml.model.trunk import Trunk
 from ml.runtime import Purpose, seed_torch
 
 Ints = NDArray[np.int64]
@@ -64,7 +65,8 @@ class NonFinite(Exception):
 class Learner:
     """A model with its optimizer, schedule and loss, on the devices of an Accelerator.
 
-    `why_plain` says why the model's own forward pass is used and not the faster one, if that is so.
+    `why_plain` says why the model's own forward pass is used and not the faster one, if that is so. With the faster
+    one, what the layers below the first adapter give is computed once a row; `say` is told if it cannot be kept.
     """
 
     def __init__(
@@ -77,12 +79,16 @@ class Learner:
         *,
         max_grad_norm: float | None,
         seed: int,
+        say: Callable[[str], None] = print,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
         self.why_plain = why_plain(model, accelerator.device)
         self.classifier = model if self.why_plain else FastClassifier(model)
         self.network = accelerator.prepare_model(self.classifier)
+        self.trunk: Trunk | None = None
+        if isinstance(self.classifier, FastClassifier) and self.classifier.trunk_layers:
+            self.trunk = Trunk(self.classifier, accelerator.project_dir, say)
         self.optimizer = optimizer
         self.schedule = schedule
         self.loss_fn = loss_fn
@@ -139,7 +145,7 @@ class Learner:
             # All processes go through the model equally often; one without a batch of its own repeats the last.
             own = first + accelerator.process_index
             rows = batches[min(own, len(batches) - 1)]
-            scores_BC = logits(self.network, collate(tokens, rows, accelerator.device))
+            scores_BC = self._scores(self.network, tokens, rows)
             if own < len(batches):
                 logits_NC[rows] = scores_BC
             advance(sum(len(batch) for batch in batches[first : first + accelerator.num_processes]))
@@ -175,10 +181,16 @@ class Learner:
 
     def _loss_sum(self, network: torch.nn.Module, tokens: Tokens, labels_N: Ints, rows: Ints) -> Tensor:
         """Sum of the loss over rows."""
-        device = self.accelerator.device
-        labels_B = torch.from_numpy(labels_N[rows]).to(device)
-        loss_sum, _ = self.loss_fn(logits(network, collate(tokens, rows, device)), labels_B)
+        labels_B = torch.from_numpy(labels_N[rows]).to(self.accelerator.device)
+        loss_sum, _ = self.loss_fn(self._scores(network, tokens, rows), labels_B)
         return loss_sum
+
+    def _scores(self, network: torch.nn.Module, tokens: Tokens, rows: Ints) -> Tensor:
+        """Logits of rows, of shape (B, 3)."""
+        batch = collate(tokens, rows, self.accelerator.device)
+        if self.trunk is not None:
+            batch["states_BTD"] = self.trunk.states(tokens, rows)
+        return logits(network, batch)
 
     def _culprits(self, tokens: Tokens, labels_N: Ints, rows: Ints) -> list[int]:
         """The rows whose loss or gradient is not finite when each is computed alone."""

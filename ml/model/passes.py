@@ -253,7 +253,7 @@ class Attention(Function):
         for group, block in _tiles(len(k), shared, tokens):
             weights = Attention._weights(q, k, group, block)
             out[group, :, block] = _times_each(weights, v[group, : block.stop].mT).unflatten(1, (shared, -1))
-            if tokens <= KEPT_TOKENS:
+            if tokens <= KEPT_TOKENS and any(ctx.needs_input_grad):
                 kept.append(weights)
         ctx.save_for_backward(q, k, v, *kept)
         return out.view(batch, heads, tokens, width).transpose(1, 2).reshape(batch * tokens, -1)
@@ -296,7 +296,7 @@ class Gate(Function):
     def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor, x_ND: Tensor, again: nn.Linear | None) -> Tensor:
         ctx.again = again
         ctx.save_for_backward(gate_NF, up_NF if again is None else x_ND)
-        return F.silu(gate_NF).mul_(up_NF)
+        return F.silu(gate_NF, inplace=not any(ctx.needs_input_grad)).mul_(up_NF)
 
     @staticmethod
     def backward(ctx: Any, g_NF: Tensor) -> tuple[Tensor | None, ...]:

@@ -159,12 +159,13 @@ def add_lora(
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Uncalibrated scores, float32, of shape (B, 3), of a batch from `batches.collate`.
+    """Uncalibrated scores, float32, of shape (B, 3), of a batch from `batches.collate`, and what else the model takes.
 
     The mask stays out: behind a causal model, padding on the right reaches no token before it, and attention without a
     mask tensor is faster. The tests compare this with the masked model for every family.
     """
-    output: Tensor = model(input_ids=batch["input_ids"]).logits
+    inputs = {name: value for name, value in batch.items() if name != "attention_mask"}
+    output: Tensor = model(**inputs).logits
     return output.float()
 
 

@@ -85,7 +85,7 @@ def prepare_export(
         predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens)
         calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
         if calibrate:
-            scaler = TemperatureScaler().fit(token_logits(merged, tokens), labels_N)
+            scaler = TemperatureScaler().fit(token_logits(predictor.network, tokens), labels_N)
             calibration, predictor.temperature = scaler.summary(), scaler.temperature_
         scores = predictor.evaluate(tokens, labels_N)
         codec.save(folder / "codec.json")
