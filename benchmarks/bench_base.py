@@ -34,8 +34,9 @@ from transformers import Qwen3ForCausalLM
 from ml.config import Config
 from ml.data.batches import tokenise
 from ml.data.features import window_numbers
+from ml.data.rows import MAX_BARS, Window
 from ml.data.sampling import labels_of
-from ml.data.windows import MAX_BARS, Window, load_windows
+from ml.data.windows import load_windows
 from ml.model.embedded import base_config, build_tokenizer
 from ml.model.qwen import load_trainable_state, trainable_state
 from ml.pretrain import Architecture

@@ -34,7 +34,8 @@ import orjson
 import torch
 
 from ml.data.codec import Codec, fit_codec
-from ml.data.windows import Window, load_windows
+from ml.data.rows import Window
+from ml.data.windows import load_windows
 from ml.labels import LABELS
 from ml.model.embedded import embedded_base
 from ml.model.qwen import load_classifier, load_tokenizer

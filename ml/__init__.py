@@ -10,7 +10,8 @@ The data flows down this list; a module imports only from modules above it.
     runtime           seeds, device, processes, signals
     progress          what a person sees meanwhile
     data.strict_json  one line of JSON, no key twice
-    data.windows      JSONL → windows, faults
+    data.rows         a JSON object → a window, or faults
+    data.windows      files of JSONL → windows, faults
     data.features     windows → normalised numbers
     data.codec        windows → text
     data.sampling     oversampling and class weights
@@ -25,7 +26,7 @@ The data flows down this list; a module imports only from modules above it.
     model.fast        the model of them: the same results, sooner
     model.trunk       what frozen layers give, computed once a row
     model.learner     one optimizer step; logits
-    evaluation        metrics, targets, temperature
+    evaluation        metrics, temperature; intervals, baselines, targets: what may be believed
     output            checkpoints, export, prediction, summary, report
     build             the config of a run → its model and learner
     train             TrainingPipeline: the run

@@ -155,6 +155,13 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Instead of standard output.")
     ] = None,
+    min_confidence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE|auto",
+            help="Call a less confident row SKIP, and mark it abstained; auto takes the export's thresholds.",
+        ),
+    ] = None,
 ) -> None:
     """Label rows, one line a row, in their order."""
     import orjson
@@ -163,6 +170,13 @@ def predict(
     from ml.output.files import write_bytes
     from ml.output.predictor import load_model
 
+    least: Any = min_confidence
+    if min_confidence not in (None, "auto"):
+        try:
+            least = float(str(min_confidence))
+        except ValueError:
+            wrong = f"min-confidence must be auto or a number from 0 to 1, got {min_confidence!r}. Try 0.55."
+            raise ConfigError(wrong) from None
     predictor = load_model(model)
     if data == "-":
         reading = Reading("standard input")
@@ -172,7 +186,7 @@ def predict(
     else:
         windows = load_windows(data, labelled=False)
     with _progress("predicting", len(windows)) as advance:
-        predictions = predictor.predict_windows(windows, advance)
+        predictions = predictor.predict_windows(windows, advance, min_confidence=least)
     lines = b"".join(orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE) for prediction in predictions)
     if output:
         write_bytes(output, lines)

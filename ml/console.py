@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,20 +54,12 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
     from ml.output.summary import verdict  # only here, so that `check` needs no torch
 
     console = stdout()
-    targets = Table(title=f"Targets, judged on {summary['targets_judged_on']}", title_justify="left")
-    for column in ("metric", "value", "target", "", "priority"):
-        targets.add_column(column, justify="right" if column in ("value", "target") else "left")
-    for target in summary["targets"]:
-        targets.add_row(
-            target["metric"],
-            f"{target['value']:.3f}",
-            f"{target['target']:.2f}",
-            "met" if target["met"] else "missed",
-            target["priority"],
-        )
-    console.print(targets)
+    console.print(_targets(summary))
     print_metrics(summary["test"] or summary["best"])
-    console.print(verdict(summary), highlight=False, soft_wrap=True)
+    console.print(_baselines(summary))
+    intervals = summary["intervals"]
+    console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
+    console.print(verdict(summary), highlight=False, soft_wrap=not console.is_terminal)
     model, calibration, best = summary["model"], summary["calibration"], summary["best"]
     console.print(
         f"epoch {best['epoch']} of {len(summary['epochs'])}, temperature {calibration['temperature']:.3f}, "
@@ -77,6 +69,43 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
     )
     for name in ("final_model.zip", "report.html", "training_summary.json"):
         console.print(str(Path(output_dir) / name), highlight=False, soft_wrap=True)
+
+
+def _targets(summary: Mapping[str, Any]) -> Table:
+    table = Table(title=f"Targets, judged on {summary['targets_judged_on']}", title_justify="left")
+    for column in ("metric", "value", "95 %", "target", "", "priority"):
+        table.add_column(column, justify="right" if column in ("value", "95 %", "target") else "left")
+    for target in summary["targets"]:
+        table.add_row(
+            target["metric"],
+            f"{target['value']:.3f}",
+            interval_text(target["interval"]),
+            f"{target['target']:.2f}",
+            target["verdict"].replace("met, but within chance", "within chance"),
+            target["priority"],
+        )
+    return table
+
+
+def _baselines(summary: Mapping[str, Any]) -> Table:
+    """The model and the baselines on the same rows; `lead` is the model's in macro-F1, with its interval."""
+    from ml.output.summary import readable
+
+    own = summary["test"] or summary["best"]
+    table = Table(title="On the same rows", title_justify="left")
+    for column in ("", "macro-F1", "acc.", "NLL", "lead", "95 %"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = [("the model", own, ("", ""))]
+    for name, scores in summary["baselines"]["scores"].items():
+        lead = scores["difference"]["macro_f1"]
+        rows.append((readable(name), scores, (f"{lead['value']:+.3f}", interval_text(lead["interval"]))))
+    for name, scores, lead_texts in rows:
+        table.add_row(name, *(f"{scores[key]:.3f}" for key in ("macro_f1", "accuracy", "nll")), *lead_texts)
+    return table
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    return "unknown" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:

@@ -27,7 +27,6 @@ from ml.data.dataset import load_dataset
 from ml.data.sampling import epoch_rows
 from ml.errors import ConfigError, Interrupted, TrainingDiverged
 from ml.evaluation.metrics import evaluate_logits
-from ml.evaluation.targets import judge
 from ml.model import qwen
 from ml.model.learner import ADVICE, Learner, LossFunction, NonFinite
 from ml.output import checkpoint
@@ -35,7 +34,7 @@ from ml.output.export import place_export, prepare_export
 from ml.output.files import write_bytes, write_json
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
-from ml.output.summary import make_summary
+from ml.output.summary import assess_export, make_summary
 from ml.output.tracking import start_tracking, track
 from ml.progress import Reporter
 from ml.runtime import StopRequest, catch_signals, environment, is_main_process
@@ -235,6 +234,7 @@ class TrainingPipeline:
         device, tokens, labels = self.learner.accelerator.device, self.data.tokens, self.data.labels
         self.model = self.optimizer = self.loss_fn = None  # make room for the model that is exported
         del self.learner
+        targets, seed = self.config.targets.model_dump(), self.config.training.seed
         with self.folder.scratch() as scratch:
             with self.stop.at_once():
                 weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
@@ -249,10 +249,10 @@ class TrainingPipeline:
                     labels["val"],
                     max_tokens=self.config.model.max_tokens,
                     calibrate=self.config.calibration.method == "temperature",
+                    precisions={"LONG": targets["long_precision"], "SHORT": targets["short_precision"]},
                     base_name=base_name(self.config),
                     scratch=scratch,
                 )
-                test = exported.predictor.evaluate(tokens["test"], labels["test"]) if "test" in tokens else None
             place_export(scratch, self.folder)  # from here on a signal changes nothing: the run is as good as done
         summary = make_summary(
             model={
@@ -266,8 +266,7 @@ class TrainingPipeline:
             epochs=self.state.epochs,
             best_epoch=best,
             exported=exported,
-            test=test,
-            targets=judge(test or exported.validation, self.config.targets.model_dump()),
+            assessment=assess_export(exported, self.data.files, tokens, labels, targets, seed),
             environment=environment,
             folder=self.folder,
         )

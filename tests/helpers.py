@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ml.data.windows import Reading, Window, WindowFile, parse_lines, parse_row
+from ml.data.rows import Window, parse_row
+from ml.data.windows import Reading, WindowFile, parse_lines
 
 Row = dict[str, Any]
 

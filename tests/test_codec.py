@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml.data.codec import PULSES, STATES, Codec, CodecFitter, fit_codec
-from ml.data.windows import Window, parse_row
+from ml.data.rows import Window, parse_row
 from ml.errors import DataError
 from ml.model.embedded import build_tokenizer
 from tests.helpers import Row, bars_of, make_row, make_window

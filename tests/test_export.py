@@ -145,6 +145,24 @@ def test_evaluate_and_predict_on_the_zip_give_the_numbers_of_the_summary(
     assert right / 200 == finished.summary["best"]["accuracy"]
 
 
+def test_less_confident_rows_are_skip_only_where_that_is_asked_for(finished: Finished) -> None:
+    model = load_model(finished.root / "final_model.zip")
+    plain = model.predict(finished.rows)
+    assert not any("abstained" in prediction for prediction in plain)
+    for bound in (0.0, sorted(prediction["confidence"] for prediction in plain)[100], 1.0):
+        for before, after in zip(plain, model.predict(finished.rows, min_confidence=bound), strict=True):
+            abstained = before["confidence"] < bound
+            label = "SKIP" if abstained else before["label"]
+            assert after == {**before, "label": label, "abstained": abstained}
+    stored = json.loads((finished.root / "export" / "calibration.json").read_text())["thresholds"]
+    assert stored == finished.summary["selective"]["thresholds"]
+    for before, after in zip(plain, model.predict(finished.rows, min_confidence="auto"), strict=True):
+        least = stored.get(before["label"], {"min_confidence": 0})["min_confidence"]
+        assert after["abstained"] == (least is None or before["confidence"] < least)
+    with pytest.raises(ConfigError, match=r"auto or a number from 0 to 1, got 1\.5"):
+        model.predict(finished.rows, min_confidence=1.5)
+
+
 def test_predict_reads_standard_input_without_labels(finished: Finished) -> None:
     rows = [make_row(seed=seed, flags=False, id=f"event {seed}") for seed in (3, 1, 2)]
     for row in rows:

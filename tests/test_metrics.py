@@ -1,5 +1,7 @@
 """Scores, targets and temperature."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,6 +27,11 @@ def drawn(rows: int, seed: int, scale: float = 1.0) -> tuple[Floats, Ints]:
     labels_N = (rng.random((rows, 1)) > softmax(logits_NC, axis=1).cumsum(axis=1)).sum(axis=1)
     return logits_NC * scale, labels_N
 
+
+UNKNOWN: dict[str, Any] = {
+    **dict.fromkeys(("accuracy", "macro_f1")),
+    "per_class": dict.fromkeys(LABELS, dict.fromkeys(("precision", "recall"))),
+}
 
 # Scores
 
@@ -119,7 +126,7 @@ def test_fewer_rows_than_bins_make_one_bin_a_row() -> None:
 
 def test_targets_carry_the_specifications_values_and_priorities() -> None:
     metrics = evaluate_logits(*drawn(100, 0))
-    verdicts = judge(metrics, TargetsConfig().model_dump())
+    verdicts = judge(metrics, TargetsConfig().model_dump(), UNKNOWN, trusted=True)
     assert [(v["metric"], v["target"], v["priority"]) for v in verdicts] == [
         ("accuracy", 0.65, "HIGH"),
         ("macro_f1", 0.60, "CRITICAL"),
@@ -138,10 +145,37 @@ def test_targets_carry_the_specifications_values_and_priorities() -> None:
 
 def test_a_value_that_equals_its_target_meets_it() -> None:
     metrics = evaluate_logits(*drawn(100, 0))
-    values = {verdict["metric"]: verdict["value"] for verdict in judge(metrics, TargetsConfig().model_dump())}
-    assert all(verdict["met"] for verdict in judge(metrics, values))
+    values = {
+        verdict["metric"]: verdict["value"]
+        for verdict in judge(metrics, TargetsConfig().model_dump(), UNKNOWN, trusted=True)
+    }
+    assert all(verdict["met"] for verdict in judge(metrics, values, UNKNOWN, trusted=True))
     above = {name: np.nextafter(value, 2) for name, value in values.items()}
-    assert not any(verdict["met"] for verdict in judge(metrics, above))
+    assert not any(verdict["met"] for verdict in judge(metrics, above, UNKNOWN, trusted=True))
+
+
+def intervals(low: float, high: float) -> dict[str, Any]:
+    scores = {"precision": (low, high), "recall": (low, high)}
+    return {"accuracy": (low, high), "macro_f1": (low, high), "per_class": dict.fromkeys(LABELS, scores)}
+
+
+@pytest.mark.parametrize(
+    ("target", "low", "trusted", "verdict"),
+    [
+        (0.6, 0.6, True, "met"),
+        (0.6, 0.59, True, "met, but within chance"),
+        (0.6, 0.6, False, "met, but within chance"),
+        (0.95, 0.6, True, "missed"),
+    ],
+)
+def test_a_target_is_met_beyond_chance_if_the_lower_end_of_a_trusted_interval_meets_it(
+    target: float, low: float, trusted: bool, verdict: str
+) -> None:
+    metrics = evaluate_logits(4 * np.eye(3)[[0, 1, 2, 0, 1, 0, 0, 1, 1, 2]], np.array([0, 1, 2, 0, 1, 0, 0, 1, 1, 0]))
+    judged = judge(metrics, dict.fromkeys(TargetsConfig().model_dump(), target), intervals(low, 1), trusted=trusted)
+    assert {(v["verdict"], v["met"], v["interval"]) for v in judged if v["metric"] in ("accuracy", "long_recall")} == {
+        (verdict, verdict != "missed", (low, 1))
+    }
 
 
 # Temperature

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ml import pretrain as pretrain_module
 from ml.data.batches import collate, tokenise
-from ml.data.windows import MAX_BARS, MIN_BARS
+from ml.data.rows import MAX_BARS, MIN_BARS
 from ml.errors import ConfigError
 from ml.model.embedded import base_config, build_tokenizer, embedded_base, is_close_token, token_parts
 from ml.practice import windows as windows_module

@@ -35,7 +35,7 @@ COMMANDS = {
     "check": "train [val] [test] --json",
     "train": "config [overrides...] --resume --require-targets",
     "evaluate": "model data --json",
-    "predict": "model data -o/--output",
+    "predict": "model data -o/--output --min-confidence",
     "export": "run",
     "report": "run",
     "pretrain": "config",

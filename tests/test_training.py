@@ -109,6 +109,8 @@ def test_test_rows_judge_the_targets_where_they_are_given(make_config: MakeConfi
     assert summary["targets_judged_on"] == "test rows"
     assert summary["test"]["rows"] == 46
     assert summary["targets"][0]["value"] == summary["test"]["accuracy"]
+    assert not summary["judged_rows_chose_the_epoch"]
+    assert {summary[part]["rows"] for part in ("intervals", "baselines", "selective")} == {"test"}
 
 
 def test_two_runs_of_one_config_are_equal_to_the_last_bit(make_config: MakeConfig) -> None:

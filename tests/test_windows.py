@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml.data.windows import WindowFile, load_windows, parse_row
+from ml.data.rows import parse_row
+from ml.data.windows import WindowFile, load_windows
 from ml.errors import DataError
 from tests.helpers import Row, bars_of, make_row, make_window, read, walk, write_rows
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ml.data.codec import CodecFitter
-from ml.data.windows import Reading, Window, WindowFile
+from ml.data.rows import Window
+from ml.data.windows import Reading, WindowFile
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 from ml.labels import LABELS
 

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ml.data.features import WindowNumbers, window_numbers
-from ml.data.windows import BAR_FIELDS, Window
+from ml.data.rows import BAR_FIELDS, Window
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 
 END = "?"

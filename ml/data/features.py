@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.data.windows import Window
+from ml.data.rows import Window
 
 Floats = NDArray[np.float64]
 

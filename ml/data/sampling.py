@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.data.windows import Window
+from ml.data.rows import Window
 from ml.errors import DataError
 from ml.labels import LABELS
 from ml.runtime import Purpose, generator

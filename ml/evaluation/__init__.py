@@ -1,1 +1,1 @@
-"""Logits → scores, targets met or missed, temperature."""
+"""Logits → scores with intervals, baselines beside them, targets met or missed, temperature and thresholds."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,14 +22,17 @@ import orjson
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from ml.data.batches import Tokens, tokenise
 from ml.data.codec import Codec
-from ml.data.windows import Window
+from ml.data.rows import Window
 from ml.errors import ExportError
+from ml.evaluation.blocks import blocks_of
 from ml.evaluation.calibration import TemperatureScaler
-from ml.evaluation.metrics import Metrics
+from ml.evaluation.metrics import Metrics, evaluate_logits
+from ml.evaluation.selective import Threshold, choose_thresholds
 from ml.model.qwen import merge, quiet_transformers
 from ml.output import reopen
 from ml.output.card import model_card
@@ -45,11 +48,16 @@ CHECKED_ROWS = 200
 
 @dataclass(frozen=True)
 class Exported:
-    """The merged model as it was exported, its temperature fit, validation scores and the largest logit difference."""
+    """The merged model as it was exported, its temperature fit, validation scores and the largest logit difference.
+
+    `thresholds` are the confidences below which `predict` may abstain; `validation_logits_NC` are uncalibrated.
+    """
 
     predictor: Predictor
     calibration: dict[str, Any]
+    thresholds: dict[str, Threshold]
     validation: Metrics
+    validation_logits_NC: NDArray[np.float64]
     check: dict[str, float | int]
 
 
@@ -63,12 +71,14 @@ def prepare_export(
     *,
     max_tokens: int,
     calibrate: bool,
+    precisions: Mapping[str, float],
     base_name: str,
     scratch: Path,
 ) -> Exported:
     """Merge, calibrate, write, check and pack into an empty scratch folder.
 
-    `tokens` and `labels_N` are of the validation windows. Raises ExportError if the reopened model answers differently,
+    `tokens` and `labels_N` are of the validation windows; `precisions` names the precision wanted of a class's calls,
+    for which a confidence threshold is stored. Raises ExportError if the reopened model answers differently,
     WriteFailed if the disk takes no more.
     """
     folder = scratch / EXPORT_FOLDER
@@ -84,12 +94,15 @@ def prepare_export(
             tokenizer.save_pretrained(folder)
         predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens)
         calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
+        logits_NC = predictor.token_logits(tokens)
         if calibrate:
-            scaler = TemperatureScaler().fit(token_logits(predictor.network, tokens), labels_N)
+            scaler = TemperatureScaler().fit(logits_NC, labels_N, blocks_of(validation).block_N)
             calibration, predictor.temperature = scaler.summary(), scaler.temperature_
-        scores = predictor.evaluate(tokens, labels_N)
+        scores = evaluate_logits(logits_NC, labels_N, predictor.temperature)
+        thresholds = choose_thresholds(softmax(logits_NC / predictor.temperature, axis=1), labels_N, precisions)
+        predictor.thresholds = {label: threshold["min_confidence"] for label, threshold in thresholds.items()}
         codec.save(folder / "codec.json")
-        (folder / "calibration.json").write_bytes(to_json(calibration))
+        (folder / "calibration.json").write_bytes(to_json({**calibration, "thresholds": thresholds}))
         (folder / "README.md").write_text(
             model_card(base_name, scores, texts[0] if codec.kind == "compact" else "your text"),
             encoding="utf-8",
@@ -99,7 +112,7 @@ def prepare_export(
         _flush(folder)
         share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
         pack(folder, scratch / "final_model.zip")
-    return Exported(predictor, calibration, scores, check)
+    return Exported(predictor, calibration, thresholds, scores, logits_NC, check)
 
 
 def place_export(scratch: Path, folder: RunFolder) -> None:

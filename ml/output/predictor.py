@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -28,9 +28,10 @@ from transformers import (
 
 from ml.data.batches import Tokens, collate, evaluation_batches, tokenise
 from ml.data.codec import Codec
-from ml.data.windows import Window, parse_row
+from ml.data.rows import Window, parse_row
 from ml.errors import ConfigError, DataError
 from ml.evaluation.metrics import Metrics, evaluate_logits
+from ml.evaluation.selective import abstain, least_confidences
 from ml.labels import LABELS
 from ml.model.fast import FastClassifier, why_plain
 from ml.model.qwen import logits, quiet_transformers
@@ -46,11 +47,23 @@ EXPORT_FOLDER = "export"
 Rows = Iterable[Mapping[str, Any]]
 
 
+MinConfidence = float | Literal["auto"] | None
+
+
 class Prediction(TypedDict):
+    """`confidence` is the largest probability; with `abstained` the label is SKIP although another may be likelier."""
+
     id: str | None
     label: str
     confidence: float
     probabilities: dict[str, float]
+    abstained: NotRequired[bool]
+
+
+class StoredThreshold(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    min_confidence: float | None = Field(ge=0, le=1)
 
 
 class CalibrationFile(BaseModel):
@@ -59,6 +72,7 @@ class CalibrationFile(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     temperature: float = Field(gt=0, allow_inf_nan=False, strict=True)
+    thresholds: dict[str, StoredThreshold] = Field(default_factory=dict)
 
 
 def load_model(path: str | Path) -> Predictor:
@@ -70,7 +84,10 @@ def load_model(path: str | Path) -> Predictor:
 
 
 class Predictor:
-    """Model, tokenizer, codec and temperature of one export; `network` is the model's fastest proven forward pass."""
+    """Model, tokenizer, codec, temperature and confidence thresholds by class of one export.
+
+    `network` is the model's fastest proven forward pass.
+    """
 
     def __init__(
         self,
@@ -79,6 +96,7 @@ class Predictor:
         codec: Codec,
         temperature: float,
         max_tokens: int,
+        thresholds: Mapping[str, float | None] | None = None,
     ) -> None:
         self.network: nn.Module = model.eval()
         if why_plain(model, model.device) is None:
@@ -88,6 +106,7 @@ class Predictor:
         self.codec = codec
         self.temperature = temperature
         self.max_tokens = max_tokens
+        self.thresholds = dict(thresholds or {})
 
     @classmethod
     def load(cls, path: Path) -> Predictor:
@@ -124,10 +143,16 @@ class Predictor:
             codec,
             calibration.temperature,
             tokenizer.model_max_length,
+            {label: threshold.min_confidence for label, threshold in calibration.thresholds.items()},
         )
 
-    def predict(self, rows: Rows) -> list[Prediction]:
-        return self.predict_windows(self._windows(rows))
+    def predict(self, rows: Rows, min_confidence: MinConfidence = None) -> list[Prediction]:
+        """A prediction a row. With `min_confidence`, a less confident row is SKIP, and every row has `abstained`.
+
+        "auto" takes the export's thresholds, chosen on validation for the precisions of the targets. Raises ConfigError
+        if the export has none, or the number is not between 0 and 1.
+        """
+        return self.predict_windows(self._windows(rows), min_confidence=min_confidence)
 
     def logits(self, rows: Rows) -> NDArray[np.float64]:
         return self.window_logits(self._windows(rows))
@@ -136,24 +161,48 @@ class Predictor:
         return self.codec.render(self._windows([row])[0])
 
     def predict_windows(
-        self, windows: Sequence[Window], advance: Callable[[int], None] | None = None
+        self,
+        windows: Sequence[Window],
+        advance: Callable[[int], None] | None = None,
+        *,
+        min_confidence: MinConfidence = None,
     ) -> list[Prediction]:
+        least_C = self._least_confidences(min_confidence)
         probabilities_NC = softmax(self.window_logits(windows, advance) / self.temperature, axis=1)
-        return [
+        called_N, abstained_N = abstain(probabilities_NC, least_C)
+        predictions = [
             Prediction(
                 id=window.id,
-                label=LABELS[int(p_C.argmax())],
+                label=LABELS[called],
                 confidence=float(p_C.max()),
                 probabilities={label: float(p) for label, p in zip(LABELS, p_C, strict=True)},
             )
-            for window, p_C in zip(windows, probabilities_NC, strict=True)
+            for window, called, p_C in zip(windows, called_N.tolist(), probabilities_NC, strict=True)
         ]
+        if min_confidence is not None:
+            for prediction, abstained in zip(predictions, abstained_N.tolist(), strict=True):
+                prediction["abstained"] = abstained
+        return predictions
+
+    def _least_confidences(self, min_confidence: MinConfidence) -> NDArray[np.float64]:
+        if min_confidence == "auto":
+            if not self.thresholds:
+                raise ConfigError("this export stores no thresholds. Export the run again, or give a number.")
+            return least_confidences(self.thresholds)
+        value = 0.0 if min_confidence is None else min_confidence
+        if not 0 <= value <= 1:
+            raise ConfigError(f"min-confidence must be auto or a number from 0 to 1, got {value}. Try 0.55.")
+        return np.full(len(LABELS), value)
 
     def evaluate(self, tokens: Tokens, labels_N: Ints, advance: Callable[[int], None] | None = None) -> Metrics:
         """Scores on labelled windows that `tokenise` gave; probabilities are calibrated."""
+        return evaluate_logits(self.token_logits(tokens, advance), labels_N, self.temperature)
+
+    def token_logits(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
+        """Uncalibrated logits of shape (rows, 3) of windows that `tokenise` gave."""
         logits_NC = token_logits(self.network, tokens, advance)
         _refuse_broken(logits_NC, [f"row {row}" for row in range(1, len(tokens) + 1)])
-        return evaluate_logits(logits_NC, labels_N, self.temperature)
+        return logits_NC
 
     def tokenise(self, windows: Iterable[Window]) -> Tokens:
         """What the model reads of windows. Raises DataError for those that lack what it was trained on."""

@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from ml.output.files import write_bytes
-from ml.output.summary import verdict
+from ml.output.summary import readable, verdict
 
 
 def write_report(path: Path, summary: Mapping[str, Any], config_yaml: str) -> None:
     """Fill the page; all values are escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("ml.output").joinpath("report.html.j2").read_text(encoding="utf-8"))
-    page = template.render(summary=summary, verdict=verdict(summary), config=config_yaml)
+    page = template.render(summary=summary, verdict=verdict(summary), readable=readable, config=config_yaml)
     write_bytes(path, page.encode())

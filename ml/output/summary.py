@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ml.evaluation.metrics import Metrics
-from ml.evaluation.targets import Target
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.data.batches import Tokens
+from ml.data.rows import Window
+from ml.evaluation.assess import assess
+from ml.evaluation.metrics import evaluate_logits
 from ml.output.export import Exported
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
+
+
+def assess_export(
+    exported: Exported,
+    windows: Mapping[str, Iterable[Window]],
+    tokens: Mapping[str, Tokens],
+    labels: Mapping[str, NDArray[np.int64]],
+    targets: Mapping[str, float],
+    seed: int,
+) -> dict[str, Any]:
+    """`assess` of the exported model on the test rows if there are any, else on the validation rows; and `test`."""
+    temperature, test = exported.predictor.temperature, None
+    split, logits_NC = "val", exported.validation_logits_NC
+    if "test" in tokens:
+        split, logits_NC = "test", exported.predictor.token_logits(tokens["test"])
+        test = evaluate_logits(logits_NC, labels["test"], temperature)
+    assessment = assess(
+        windows,
+        labels,
+        split,
+        logits_NC=logits_NC,
+        temperature=temperature,
+        metrics=test or exported.validation,
+        targets=targets,
+        thresholds=exported.thresholds,
+        seed=seed,
+    )
+    return {"test": test, **assessment}
 
 
 def make_summary(
@@ -19,23 +52,27 @@ def make_summary(
     epochs: Sequence[Mapping[str, Any]],
     best_epoch: int,
     exported: Exported,
-    test: Metrics | None,
-    targets: Sequence[Target],
+    assessment: Mapping[str, Any],
     environment: Mapping[str, Any],
     folder: RunFolder,
 ) -> dict[str, Any]:
-    """Everything a reader needs to believe or doubt the run. `targets` were judged on test rows if there are any."""
+    """Everything a reader needs to believe or doubt the run; `assessment` is that of `assess_export`."""
+    test = assessment["test"]
     return {
         "model": dict(model),
         "data": dict(data),
         "epochs": list(epochs),
         "best": {"epoch": best_epoch, **exported.validation},
         "test": test,
-        "targets": list(targets),
+        "targets": assessment["targets"],
         "targets_judged_on": "validation rows" if test is None else "test rows",
         "chosen_on": "validation rows",
-        "targets_met": all(target["met"] for target in targets),
+        "judged_rows_chose_the_epoch": test is None,
+        "targets_met": all(target["met"] for target in assessment["targets"]),
+        "intervals": assessment["intervals"],
+        "baselines": assessment["baselines"],
         "calibration": exported.calibration,
+        "selective": assessment["selective"],
         "export_check": exported.check,
         "environment": dict(environment),
         "files": {
@@ -50,12 +87,65 @@ def make_summary(
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """The outcome in one sentence, said as plainly when it is bad."""
-    missed = [target["metric"] for target in summary["targets"] if not target["met"]]
-    count = len(summary["targets"])
-    where = summary["targets_judged_on"]
-    if where == summary["chosen_on"]:
+    """The outcome in a few sentences, said as plainly when it is bad: targets, baselines, doubts."""
+    return " ".join(filter(None, (_of_targets(summary), _of_baselines(summary), _of_doubts(summary))))
+
+
+def _of_targets(summary: Mapping[str, Any]) -> str:
+    by_verdict: dict[str, list[str]] = {}
+    for target in summary["targets"]:
+        by_verdict.setdefault(target["verdict"], []).append(target["metric"])
+    missed, chance = by_verdict.get("missed", []), by_verdict.get("met, but within chance", [])
+    count, where = len(summary["targets"]), summary["targets_judged_on"]
+    if summary["judged_rows_chose_the_epoch"]:
         where += ", which also chose the epoch and so flatter"
-    if not missed:
-        return f"All {count} targets are met on the {where}."
-    return f"{len(missed)} of {count} targets are missed on the {where}: {', '.join(missed)}."
+    if missed:
+        said = f"{len(missed)} of {count} targets are missed on the {where}: {', '.join(missed)}."
+    else:
+        said = f"All {count} targets are met on the {where}."
+    return f"{said} Met, but within chance: {', '.join(chance)}." if chance else said
+
+
+def _of_baselines(summary: Mapping[str, Any]) -> str:
+    baselines, trusted = summary["baselines"], summary["intervals"]["trusted"]
+    own = (summary["test"] or summary["best"])["macro_f1"]
+    best, chance = baselines["best"], baselines["best_without_input"]
+    said = [_comparison(own, "the best baseline", best, baselines["scores"][best], trusted)]
+    low, _ = baselines["scores"][chance]["difference"]["macro_f1"]["interval"]
+    if low <= 0:
+        said.append("Nothing is shown to have been learned.")
+    elif best != chance and baselines["scores"][best]["difference"]["macro_f1"]["interval"][0] <= 0:
+        said.append(_comparison(own, "what needs no input", chance, baselines["scores"][chance], trusted))
+    return " ".join(said)
+
+
+def _comparison(own: float, what: str, name: str, scores: Mapping[str, Any], trusted: bool) -> str:
+    low, high = scores["difference"]["macro_f1"]["interval"]
+    figures = (
+        f"macro-F1 {own:.3f} against {scores['macro_f1']:.3f}, "
+        f"difference {own - scores['macro_f1']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
+    )
+    if low > 0 and trusted:
+        said = f"The model beats {what}, {readable(name)}, beyond chance"
+    elif low > 0:
+        said = f"The model scores more than {what}, {readable(name)}, but that this is beyond chance is not shown"
+    elif high < 0:
+        said = f"The model does not beat {what}, {readable(name)}: it scores less"
+    else:
+        said = f"The model does not beat {what}, {readable(name)}, beyond chance"
+    return f"{said} ({figures})."
+
+
+def _of_doubts(summary: Mapping[str, Any]) -> str:
+    said = []
+    if doubt := summary["intervals"]["doubt"]:
+        said.append(f"The intervals are not to be trusted: {doubt}.")
+    if reason := next(iter(summary["baselines"]["left_out"].values()), None):
+        names = " and ".join(readable(name) for name in summary["baselines"]["left_out"])
+        said.append(f"Left out: {names}; {reason}.")
+    return " ".join(said)
+
+
+def readable(name: str) -> str:
+    """How people read a baseline's name."""
+    return {"majority": "the commonest class", "class_prior": "random calls"}.get(name, name.replace("_", " "))

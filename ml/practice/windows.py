@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ml.data.codec import PULSES, STATES, Codec, FeatureScale
 from ml.data.features import true_range, window_numbers
-from ml.data.windows import MAX_BARS, MIN_BARS, Window
+from ml.data.rows import MAX_BARS, MIN_BARS, Window
 from ml.practice.stack import Floats, Stack
 from ml.practice.statistics import bar_statistics, event_statistics
 from ml.simulate import Symbol, simulate

@@ -19,7 +19,7 @@ from ml.cli import main
 from ml.data import strict_json
 from ml.data.batches import tokenise
 from ml.data.check import check_files
-from ml.data.windows import BAR_FIELDS, Bar
+from ml.data.rows import BAR_FIELDS, Bar
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 from ml.model.embedded import build_tokenizer
 from ml.model.qwen import load_tokenizer

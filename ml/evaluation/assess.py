@@ -1,0 +1,120 @@
+"""All that is said about a model on the rows that judge it: intervals, baselines, targets, answers only when sure.
+
+Comes in: windows and labels of the splits, the exported model's logits and scores on one of them. Goes out: plain
+values for `training_summary.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from ml.data.rows import Window
+from ml.evaluation.baseline import fit_baselines
+from ml.evaluation.blocks import FEWEST_BLOCKS, blocks_of
+from ml.evaluation.intervals import LEVEL, REPLICATES, Judged, difference_intervals, score_intervals
+from ml.evaluation.metrics import Metrics, log_losses
+from ml.evaluation.selective import Threshold, abstain, least_confidences, risk_coverage
+from ml.evaluation.targets import judge
+from ml.labels import LABELS
+
+WITHOUT_INPUT = ("majority", "class_prior")
+
+
+def assess(
+    windows: Mapping[str, Iterable[Window]],
+    labels: Mapping[str, NDArray[np.int64]],
+    split: str,
+    *,
+    logits_NC: NDArray[np.float64],
+    temperature: float,
+    metrics: Metrics,
+    targets: Mapping[str, float],
+    thresholds: Mapping[str, Threshold],
+    seed: int,
+) -> dict[str, Any]:
+    """`targets`, `intervals`, `baselines` and `selective` of the model on `split`.
+
+    `logits_NC` are uncalibrated, and `metrics` were computed from them with the temperature.
+    """
+    labels_N, blocks = labels[split], blocks_of(windows[split])
+    probabilities_NC = softmax(logits_NC / temperature, axis=1)
+    called_NC = np.eye(len(LABELS))[logits_NC.argmax(axis=1)]
+    model = Judged(labels_N, probabilities_NC, called_NC, log_losses(logits_NC / temperature, labels_N))
+    scores = score_intervals(model, blocks.block_N, seed)
+    found, left_out = fit_baselines(windows, labels, split, seed)
+    baselines = {
+        name: {
+            **baseline.scores,
+            "difference": _difference(model, baseline.judged, blocks.block_N, metrics, baseline.scores, seed),
+        }
+        for name, baseline in found.items()
+    }
+    return {
+        "targets": judge(metrics, targets, scores, trusted=blocks.trusted),
+        "intervals": {
+            "level": LEVEL,
+            "method": f"block bootstrap of {REPLICATES:,} replicates, weights from Exp(1); see docs/trust.md",
+            "rows": split,
+            "blocks": blocks.count,
+            "block": blocks.note,
+            "trusted": blocks.trusted,
+            "doubt": blocks.doubt,
+            "fewest_blocks": FEWEST_BLOCKS,
+            "scores": scores,
+        },
+        "baselines": {
+            "rows": split,
+            "scores": baselines,
+            "left_out": left_out,
+            "best": _best(baselines, list(baselines)),
+            "best_without_input": _best(baselines, WITHOUT_INPUT),
+        },
+        "selective": {
+            "rows": split,
+            **risk_coverage(probabilities_NC, labels_N),
+            "thresholds": dict(thresholds),
+            "with_thresholds": _kept(probabilities_NC, labels_N, thresholds),
+        },
+    }
+
+
+def _best(scores: Mapping[str, Any], names: Sequence[str]) -> str:
+    return max(names, key=lambda name: float(scores[name]["macro_f1"]))
+
+
+def _difference(
+    model: Judged,
+    other: Judged,
+    block_N: NDArray[np.int64],
+    metrics: Metrics,
+    scores: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """Model less baseline. The scores of random calls are expectations; the interval moves to their exact value."""
+    found = difference_intervals(model, other, block_N, seed)
+    for name, difference in found.items():
+        value = float(metrics[name]) - float(scores[name])  # type: ignore[literal-required]  # names of Metrics
+        moved = value - difference["value"]
+        difference["interval"] = tuple(end + moved for end in difference["interval"])
+        difference["value"] = value
+    return found
+
+
+def _kept(
+    probabilities_NC: NDArray[np.float64], labels_N: NDArray[np.int64], thresholds: Mapping[str, Threshold]
+) -> dict[str, Any]:
+    """What the stored thresholds do on these rows: calls of each class that are kept, and their precision."""
+    least = {label: threshold["min_confidence"] for label, threshold in thresholds.items()}
+    called_N, abstained_N = abstain(probabilities_NC, least_confidences(least))
+    kept: dict[str, Any] = {"abstained": int(abstained_N.sum())}
+    for label in thresholds:
+        own_N = called_N == LABELS.index(label)
+        right = int((labels_N[own_N] == LABELS.index(label)).sum())
+        calls = int(own_N.sum())
+        kept[label] = {"calls": calls, "precision": right / calls if calls else None}
+    return kept

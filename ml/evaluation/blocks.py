@@ -1,0 +1,138 @@
+"""Which windows stand or fall together: the blocks that a bootstrap draws and a cross-fit keeps whole.
+
+Comes in: symbol, first and last bar and calendar day of every window. Goes out: `block_N`, a block number per window.
+Windows that share bars see the same moves, and windows of one session the same market; counted as independent they
+would make every interval too narrow (block bootstrap: Carlstein 1986; Künsch 1989).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ml.data.rows import Window
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Days = NDArray[np.datetime64]
+
+DAY = 86_400.0
+# With fewer blocks than this an interval is not to be trusted: benchmarks/bench_coverage.py, docs/trust.md.
+FEWEST_BLOCKS = 10
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """`block_N` numbers the blocks from 0; `note` says what a block is. Too few, or no place in time, is `doubt`."""
+
+    block_N: Ints
+    note: str
+    doubt: str | None
+
+    @property
+    def count(self) -> int:
+        return int(self.block_N.max()) + 1
+
+    @property
+    def trusted(self) -> bool:
+        return self.doubt is None
+
+
+def time_blocks(symbols: Sequence[str | None], first_stamp: Floats, last_stamp: Floats, days: Days) -> Ints:
+    """Numbers from 0, of shape (windows,), the same for windows that share bars or a session, directly or by a chain.
+
+    `first_stamp` and `last_stamp` place a window's first and last bar on one scale: windows of a symbol whose spans
+    touch share bars. A session is a symbol on one of `days`. A NaN stamp and a NaT day join nothing.
+    """
+    rows = np.arange(len(symbols))
+    symbol_N = np.unique([symbol or "" for symbol in symbols], return_inverse=True)[1]
+    # A window starts a new chain unless its first bar lies within what the chain's windows reach.
+    order = np.lexsort((first_stamp, symbol_N))
+    order = order[~np.isnan(first_stamp[order]) & ~np.isnan(last_stamp[order])]
+    chain_N = len(rows) + rows
+    reach, chain, symbol = -np.inf, 0, -1
+    for row in order:
+        if symbol_N[row] != symbol or first_stamp[row] > reach:
+            reach, chain, symbol = -np.inf, int(chain_N[row]), symbol_N[row]
+        chain_N[row], reach = chain, max(reach, last_stamp[row])
+    session_N = 2 * len(rows) + rows
+    known = np.flatnonzero(~np.isnat(days))
+    if len(known):
+        pairs = np.stack([symbol_N[known], days[known].astype("datetime64[D]").astype(np.int64)])
+        session_N[known] = 2 * len(rows) + np.unique(pairs, axis=1, return_inverse=True)[1]
+    return _components(len(rows), chain_N, session_N)
+
+
+def _components(count: int, *group_N: Ints) -> Ints:
+    """Connected components of windows and the groups that they belong to, numbered in order of first window."""
+    windows, groups = np.tile(np.arange(count), len(group_N)), np.concatenate(group_N)
+    size = int(groups.max(initial=count)) + 1
+    edges = coo_array((np.ones(len(groups)), (windows, groups)), shape=(size, size))
+    component_N = connected_components(edges, directed=False)[1][:count]
+    _, first, inverse = np.unique(component_N, return_index=True, return_inverse=True)
+    numbers: Ints = np.argsort(np.argsort(first))[inverse].astype(np.int64)
+    return numbers
+
+
+def blocks_of(windows: Iterable[Window]) -> Blocks:
+    """The blocks of a split's windows, by the finest rule that their place in time allows; the note says which.
+
+    Where windows on every bar chain day to day into fewer than `FEWEST_BLOCKS` blocks, days are cut at midnight UTC:
+    neighbours then share some bars, as blocks of a block bootstrap do. Where one block is left, rows stand in.
+    """
+    symbols, times, indices = [], [], []
+    for window in windows:
+        symbols.append(window.symbol)
+        times.append(_ends(window.stamps))
+        indices.append(_ends(window.bar_indices))
+    count = len(symbols)
+    rows = np.arange(count, dtype=np.int64)
+    unknown = sum(time is None for time in times)
+    nowhere = np.full(count, np.datetime64("NaT"), dtype="datetime64[D]")
+    if stamps := _all_known(times):
+        days = _days(stamps[1])
+        block_N, note = time_blocks(symbols, *stamps, days), "windows that share bars, or a symbol's day (UTC)"
+        if block_N.max() + 1 < FEWEST_BLOCKS:
+            free = np.full(count, np.nan)
+            by_day_N = time_blocks(symbols, free, free, days)
+            if by_day_N.max() > block_N.max():
+                block_N, note = by_day_N, "a symbol's days, cut at midnight UTC: windows share bars from day to day"
+    elif stamps := _all_known(indices):
+        block_N, note = time_blocks(symbols, *stamps, nowhere), "windows that share bars; the rows carry no time"
+    else:
+        which = "rows" if unknown == count else f"{unknown:,} of {count:,} rows"
+        note = f"single rows, taken as independent: {which} cannot be placed by time or bar_index"
+        return Blocks(rows, note, _doubt(len(rows)))
+    if block_N.max() == 0:
+        note = f"single rows, for want of a second block of {note}"
+        return Blocks(rows, note, "all windows are one block, and rows in its place make intervals too narrow")
+    return Blocks(block_N, note, _doubt(int(block_N.max()) + 1))
+
+
+def _doubt(count: int) -> str | None:
+    return f"{count} blocks are fewer than {FEWEST_BLOCKS}" if count < FEWEST_BLOCKS else None
+
+
+def _ends(place: Floats | None) -> tuple[float, float] | None:
+    return None if place is None else (float(place[0]), float(place[-1]))
+
+
+def _all_known(places: Sequence[tuple[float, float] | None]) -> tuple[Floats, Floats] | None:
+    known = [place for place in places if place is not None]
+    if not known or len(known) < len(places):
+        return None
+    first, last = zip(*known, strict=True)
+    return np.array(first), np.array(last)
+
+
+def _days(last_stamp: Floats) -> Days:
+    """Calendar days (UTC). Numbers too large for seconds are taken as milli-, micro- or nanoseconds."""
+    seconds = last_stamp.copy()
+    for _ in range(3):
+        seconds = np.where(np.abs(seconds) > 1e11, seconds / 1000, seconds)
+    return np.floor(seconds / DAY).astype(np.int64).astype("datetime64[D]")
