@@ -215,6 +215,8 @@ class TrainingPipeline:
         self.learner.load_state_dict(payload["learner"])
         self.state = TrainState(**payload["state"])
         self.on_disk = (self.state.step, len(self.state.epochs))
+        if is_main_process():
+            self.checkpoints.forget_older(path, self.state.step, self.state.epochs)
         self.reporter.say(f"resuming from {path.name} at optimizer step {self.state.step} of {self.total_steps}")
 
     def export(self) -> dict[str, Any]:
@@ -312,10 +314,8 @@ class TrainingPipeline:
         if number:
             if self.on_disk != (self.state.step, len(self.state.epochs)):
                 self.save_checkpoint()
-            raise Interrupted(
-                number,
-                f"stopped at optimizer step {self.state.step} of {self.total_steps}; continue with train --resume",
-            )
+            place = f"stopped at optimizer step {self.state.step} of {self.total_steps}"
+            raise Interrupted(number, f"{place}; continue with train --resume")
 
     def _log(self, record: dict[str, Any]) -> None:
         if is_main_process():

@@ -65,9 +65,8 @@ class CheckpointFolder:
 
         Nothing is deleted before the new file has been read back.
         """
-        newest = epochs[-1]["epoch"]
-        save(self.epoch_path(newest), payload)
-        kept = {newest, *ranking(epochs)[: self.keep]}
+        save(self.epoch_path(epochs[-1]["epoch"]), payload)
+        kept = self._kept(epochs)
         for path, kind, number in self.files():
             if kind == "step" or number not in kept:
                 path.unlink()
@@ -78,6 +77,16 @@ class CheckpointFolder:
         for path, kind, number in self.files():
             if kind == "step" and number != step:
                 path.unlink()
+
+    def forget_older(self, path: Path, step: int, epochs: Sequence[Mapping[str, Any]]) -> None:
+        """Delete what the save of `path`, after optimizer step `step`, would have deleted if it was cut short."""
+        kept = self._kept(epochs)
+        for other, kind, number in self.files():
+            if other != path and (number <= step if kind == "step" else number <= len(epochs) and number not in kept):
+                other.unlink()
+
+    def _kept(self, epochs: Sequence[Mapping[str, Any]]) -> set[int]:
+        return {*ranking(epochs)[: self.keep], *(epoch["epoch"] for epoch in epochs[-1:])}
 
     def resume_point(self, steps_per_epoch: int, say: Callable[[str], None]) -> Path | None:
         """The checkpoint furthest in the run that is whole, and so is that of the best epoch before it, for the export.

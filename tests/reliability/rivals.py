@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -43,6 +44,8 @@ def races(root: str, rounds: str) -> None:
         losers = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids if pid != winner]
         assert losers == [LOST] * 3, losers
         assert winner in pids
+        named = [(folder.root / f"loser{pid}").read_text() for pid in pids if pid != winner]
+        assert named == [str(winner)] * 3, (named, winner)
         os.kill(winner, signal.SIGKILL)
         assert os.waitpid(winner, 0)[1] == signal.SIGKILL
         os.close(reading)
@@ -61,9 +64,9 @@ def contend(folder: RunFolder, start: float, writing: int) -> int:
             signal.pause()
             return WRONG
     except RunLocked as error:
-        named = str(error).partition("process ")[2].partition(" time")[2]
-        owner = (folder.root / "run.owner").read_text()
-        return LOST if owner in str(error) and named else WRONG
+        named = re.search(r"and process ([0-9]+) on \S+ since \S+ has it", str(error))
+        (folder.root / f"loser{os.getpid()}").write_text(named[1] if named else str(error))
+        return LOST
 
 
 def fork_and_die(folder: RunFolder) -> None:
