@@ -196,7 +196,7 @@ def test_a_difference_is_paired() -> None:
     logits_NC, labels_N = drawn(300, 7)
     model = judged(logits_NC, labels_N)
     same = difference_intervals(model, model, np.arange(300))
-    assert same["macro_f1"] == {"value": 0, "interval": pytest.approx((0, 0), abs=1e-6)}
+    assert same["macro_f1"] == {"value": 0, "interval": pytest.approx([0, 0], abs=1e-6)}
     near_NC = logits_NC.copy()
     near_NC[:5] = near_NC[:5, ::-1]
     near = difference_intervals(model, judged(near_NC, labels_N), np.arange(300))["accuracy"]["interval"]

@@ -100,7 +100,7 @@ def _difference(
     for name, difference in found.items():
         value = float(metrics[name]) - float(scores[name])  # type: ignore[literal-required]  # names of Metrics
         moved = value - difference["value"]
-        difference["interval"] = tuple(end + moved for end in difference["interval"])
+        difference["interval"] = [end + moved for end in difference["interval"]]
         difference["value"] = value
     return found
 

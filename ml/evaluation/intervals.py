@@ -29,7 +29,7 @@ from ml.labels import LABELS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Interval = tuple[float, float]
+Interval = list[float]  # low and high end
 
 LEVEL = 0.95
 REPLICATES = 2_000
@@ -100,7 +100,7 @@ def score_intervals(judged: Judged, block_N: Ints, seed: int = 0) -> dict[str, A
         "macro_f1": _macro_f1_interval(sums_GK, confusion_scores(cells_RCC)["macro_f1"], macro_f1, shares[-_C:]),
         "nll": _mean_interval(totals_RK[:, 10] / rows_R, stretch),
         "brier": _mean_interval(totals_RK[:, 11] / rows_R, stretch),
-        "ece": (max(0.0, 2 * ece - float(high)), max(0.0, 2 * ece - float(low))),
+        "ece": [max(0.0, 2 * ece - float(high)), max(0.0, 2 * ece - float(low))],
         "per_class": {
             label: dict(zip(("precision", "recall", "f1"), shares[1 + c :: _C], strict=True))
             for c, label in enumerate(LABELS)
@@ -119,7 +119,7 @@ def difference_intervals(model: Judged, other: Judged, block_N: Ints, seed: int 
     result = {}
     for name, stretch in (("macro_f1", by_class), ("accuracy", overall), ("nll", overall)):
         value, half = float(found[name][0]), _Z * stretch * float(found_R[name].std())
-        result[name] = {"value": value, "interval": (value - half, value + half)}
+        result[name] = {"value": value, "interval": [value - half, value + half]}
     return result
 
 
@@ -155,7 +155,7 @@ def _share_intervals(sums_GK: Floats, totals_RK: Floats, seed: int) -> list[Inte
         value = right / whole if whole else 0.0
         low_end = 0.0 if right <= _TINY else min(low, value)
         high_end = 1.0 if right >= whole - _TINY else max(high, value)
-        found.append((float(low_end), float(high_end)) if whole else None)
+        found.append([float(low_end), float(high_end)] if whole else None)
     rows_C = _all(whole_GS)[1 + _C : 1 + 2 * _C]
     for c in np.flatnonzero(rows_C == 0):
         found[1 + 2 * _C + c] = None  # an F1 of 0 by rule, not by chance
@@ -179,7 +179,7 @@ def _macro_f1_interval(sums_GK: Floats, f1_R: Floats, value: float, shares_F1: S
     """
     if np.ptp(f1_R) < _TINY:
         shares = [share for share in shares_F1 if share]
-        return min((low for low, _ in shares), default=0.0), max((high for _, high in shares), default=1.0)
+        return [min((low for low, _ in shares), default=0.0), max((high for _, high in shares), default=1.0)]
     bias = norm.ppf(np.clip((f1_R < value).mean() + (f1_R == value).mean() / 2, 0.001, 0.999))
     quantiles = np.quantile(f1_R, norm.cdf(2 * bias + norm.ppf(_TAILS)))
     low, middle, high = logit(np.clip(quantiles, _TINY, 1 - _TINY))
@@ -187,12 +187,12 @@ def _macro_f1_interval(sums_GK: Floats, f1_R: Floats, value: float, shares_F1: S
     known_C = 1 / np.maximum(_rows_a_block(mass_GC), 1)
     stretch = float((known_C + (1 - known_C) * _stretch(mass_GC)).mean())
     low, high = expit(middle + stretch * (low - middle)), expit(middle + stretch * (high - middle))
-    return float(min(low, value)), float(max(high, value))
+    return [float(min(low, value)), float(max(high, value))]
 
 
 def _mean_interval(mean_R: Floats, stretch: float) -> Interval:
     low, middle, high = np.quantile(mean_R, _TAILS)
-    return float(max(0.0, middle + stretch * (low - middle))), float(middle + stretch * (high - middle))
+    return [float(max(0.0, middle + stretch * (low - middle))), float(middle + stretch * (high - middle))]
 
 
 def _class_mass(sums_GK: Floats) -> Floats:
