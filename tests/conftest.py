@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # the libraries read the environment when they are imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.helpers import learnable_rows, write_rows
 from tests.tiny_models import build_tiny
 
 torch.set_num_threads(1)
+# A shell starts background jobs with interrupts ignored, which the processes under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeConfig = Callable[..., Config]
 Amount = Callable[[int, int], int]

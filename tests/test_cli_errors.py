@@ -260,7 +260,10 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> N
             with suppress(OSError):
                 writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=60)
+        try:
+            _, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
         if writer is not None:
             os.close(writer)
     assert child.returncode == INTERRUPTED
