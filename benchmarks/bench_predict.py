@@ -130,6 +130,8 @@ def main() -> None:
     gap = float(np.abs(answers[0] - answers[1]).max())
     assert gap <= 1e-5, f"the two sides must give the same answers, they differ by {gap}"
     rounds = [(ask("ours", "answer"), ask("peer", "answer"), ask("ours", "text")) for _ in range(options.repeats)]
+    for pipe in pipes.values():
+        pipe.send("end")
     ratios, cpu_ratios = (sorted(peer[kind] / ours[kind] for ours, peer, _ in rounds) for kind in (0, 1))
     ours, peer, text = (statistics.median(side[1] for side in column) for column in zip(*rounds, strict=True))
     result = {
