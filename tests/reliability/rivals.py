@@ -37,7 +37,7 @@ def races(root: str, rounds: str) -> None:
     """Four processes take a folder at one moment; the winner holds it until it is killed, and then the next may."""
     for number in range(int(rounds)):
         folder = RunFolder(Path(root) / str(number % 2))  # the round before last left the name of a dead owner
-        start = time.monotonic() + 0.02
+        start = time.monotonic() + 0.15  # a fork of this large process takes some milliseconds
         reading, writing = os.pipe()
         pids = [fork(partial(contend, folder, start, writing)) for _ in range(4)]
         winner = int(os.read(reading, 20))
