@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -287,8 +287,11 @@ def _end(message: str, exit_code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     if is_main_process() or exit_code == EXIT_INTERNAL:
-        with suppress(OSError, AttributeError):  # nobody may be there to read it; the exit code still says it
+        try:  # nobody may be there to read it; the exit code still says it
             sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+            sys.stderr.flush()
+        except (OSError, AttributeError):
+            sys.stderr = None  # or Python tries again at its end, and ends with 120
     raise SystemExit(exit_code)
 
 

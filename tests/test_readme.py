@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: MakeCon
 
 def test_every_command_runs_in_the_order_given(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("ctxtrain ")]
-    assert len(lines) == 8
+    assert len(lines) == 9
     for line in lines:
         words = shlex.split(line)[1:]
         if words[0] == "train":
