@@ -177,3 +177,18 @@ def catch_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_KEPT: list[object] = []
+
+
+def keep_process_group() -> None:
+    """Let the group of processes live until the process ends.
+
+    Its destructor waits for gloo's threads while it holds the interpreter's lock, and one that has just finished a sum
+    wants that lock to let go of its tensors: both would wait for ever.
+    """
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _KEPT.append(torch.distributed.group.WORLD)

@@ -37,7 +37,7 @@ from ml.output.run_folder import RunFolder
 from ml.output.summary import assess_export, make_summary
 from ml.output.tracking import start_tracking, track
 from ml.progress import Reporter
-from ml.runtime import StopRequest, catch_signals, environment, is_main_process
+from ml.runtime import StopRequest, catch_signals, environment, is_main_process, keep_process_group
 
 EVALUATION_BATCH = 32
 
@@ -116,6 +116,7 @@ class TrainingPipeline:
                 metrics = self.evaluate()
                 self.save_checkpoint(metrics)
                 self._stop_if_asked()
+            keep_process_group()
             self.learner.accelerator.end_training()
             return self.finish() if is_main_process() else None
 
