@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from peers import qwen_tokenizer_fast, row_text
-from transformers import Qwen3Config, Qwen3ForSequenceClassification
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ml.config import Config
 from ml.labels import LABELS
@@ -52,7 +52,7 @@ def write_base(folder: Path) -> None:
         eos_token_id=tokenizer.eos_token_id, max_position_embeddings=32_768,
     )  # fmt: skip
     torch.manual_seed(0)
-    Qwen3ForSequenceClassification(config).save_pretrained(folder / "base")
+    Qwen3ForCausalLM(config).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
 
 
@@ -62,7 +62,13 @@ def ours(folder: Path) -> Iterator[dict[str, Any]]:
             "data": {"train": str(folder / "train.jsonl"), "val": str(folder / "val.jsonl")},
             "model": {"base": str(folder / "base")},
             "oversampling": {"target": "none"},
-            "training": {"epochs": 1, "batch_size": BATCH, "gradient_accumulation": 1, "learning_rate": RATE},
+            "training": {
+                "epochs": 1,
+                "batch_size": BATCH,
+                "gradient_accumulation": 1,
+                "learning_rate": RATE,
+                "warmup_steps": 0,
+            },
             "output_dir": str(folder / "ours"),
         }
     )
@@ -161,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rounds.append(answers)
             for what in ("rows", "steps", "parameters"):
                 assert answers["ours"][what] == answers["peer"][what], f"both sides must do the same work: {answers}"
+        for pipe in pipes.values():
+            pipe.send("end")
     ratios = sorted(answers["peer"]["seconds"] / answers["ours"]["seconds"] for answers in rounds)
     print(
         json.dumps(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import version
+
+from packaging.version import Version
 
 from ml.errors import ConfigError
 
@@ -20,12 +21,7 @@ def refuse_known_holes() -> None:
     faults = [
         f"{name} must be {first} or newer ({hole}), got {found}. Install requirements/runtime.txt."
         for name, (first, hole) in FIRST_SAFE.items()
-        if _numbers(found := version(name)) < _numbers(first)
+        if Version(found := version(name)) < Version(first)
     ]
     if faults:
         raise ConfigError(faults)
-
-
-def _numbers(release: str) -> list[int]:
-    """2.13.0+cpu → [2, 13, 0]"""
-    return [int(number) for number in re.findall(r"\d+", release.partition("+")[0])[:3]]

@@ -10,6 +10,7 @@ from scipy.stats import beta
 from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 
 from benchmarks.bench_coverage import EVEN, HIGHEST, LOWEST, RARE, SCORES, Setting, cover, independent
+from ml.data.codec import fit_codec
 from ml.data.rows import Window
 from ml.evaluation.baseline import expected_random_scores, fit_baselines
 from ml.evaluation.blocks import FEWEST_BLOCKS, blocks_of, time_blocks
@@ -227,11 +228,12 @@ def splits() -> tuple[dict[str, list[Window]], dict[str, Ints]]:
 
 def test_baselines_learn_what_is_there_and_come_out_the_same_each_time() -> None:
     windows, labels = splits()
-    found, left_out = fit_baselines(windows, labels, "val", seed=0)
+    codec = fit_codec("compact", windows["train"])
+    found, left_out = fit_baselines(windows, labels, "val", codec, seed=0)
     assert left_out == {}
     assert list(found) == ["majority", "class_prior", "logistic_regression", "gradient_boosting"]
     assert found["logistic_regression"].scores["macro_f1"] > 0.8 < found["gradient_boosting"].scores["macro_f1"]
-    again, _ = fit_baselines(windows, labels, "val", seed=0)
+    again, _ = fit_baselines(windows, labels, "val", codec, seed=0)
     for name, baseline in found.items():
         assert baseline.scores == again[name].scores
         assert (baseline.judged.probabilities_NC == again[name].judged.probabilities_NC).all()
@@ -240,7 +242,7 @@ def test_baselines_learn_what_is_there_and_come_out_the_same_each_time() -> None
 def test_text_rows_get_the_two_baselines_that_need_no_bars() -> None:
     text = {name: [Window("", None, 0, text="x")] * 6 for name in ("train", "val")}
     labels = dict.fromkeys(text, np.array([0, 1, 2, 2, 2, 0]))
-    found, left_out = fit_baselines(text, labels, "val", seed=0)
+    found, left_out = fit_baselines(text, labels, "val", fit_codec("compact", text["train"]), seed=0)
     assert list(found) == ["majority", "class_prior"]
     assert set(left_out) == {"logistic_regression", "gradient_boosting"}
     assert found["majority"].scores["accuracy"] == 0.5

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from ml.data.codec import Codec
 from ml.data.rows import Window
 from ml.evaluation.baseline import fit_baselines
 from ml.evaluation.blocks import FEWEST_BLOCKS, blocks_of
@@ -30,6 +31,7 @@ def assess(
     labels: Mapping[str, NDArray[np.int64]],
     split: str,
     *,
+    codec: Codec,
     logits_NC: NDArray[np.float64],
     temperature: float,
     metrics: Metrics,
@@ -46,7 +48,7 @@ def assess(
     called_NC = np.eye(len(LABELS))[logits_NC.argmax(axis=1)]
     model = Judged(labels_N, probabilities_NC, called_NC, log_losses(logits_NC / temperature, labels_N))
     scores = score_intervals(model, blocks.block_N, seed)
-    found, left_out = fit_baselines(windows, labels, split, seed)
+    found, left_out = fit_baselines(windows, labels, split, codec, seed)
     baselines = {
         name: {
             **baseline.scores,

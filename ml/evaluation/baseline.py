@@ -27,6 +27,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from ml.data.codec import Codec
 from ml.data.rows import Window
 from ml.evaluation.inputs import input_names, window_inputs
 from ml.evaluation.intervals import Judged
@@ -49,9 +50,9 @@ class Baseline:
 
 
 def fit_baselines(
-    windows: Mapping[str, Iterable[Window]], labels: Mapping[str, Ints], split: str, seed: int
+    windows: Mapping[str, Iterable[Window]], labels: Mapping[str, Ints], split: str, codec: Codec, seed: int
 ) -> tuple[dict[str, Baseline], dict[str, str]]:
-    """Baselines judged on `split`, and the reason for each that is left out."""
+    """Baselines judged on `split`, and why others are left out; they read the fields that `codec` reads."""
     train_N, labels_N = labels["train"], labels[split]
     shares_C = np.bincount(train_N, minlength=len(LABELS)) / len(train_N)
     called = {"majority": np.eye(len(LABELS))[shares_C.argmax()], "class_prior": shares_C}
@@ -64,9 +65,9 @@ def fit_baselines(
         "logistic_regression": _logistic_regression,
         "gradient_boosting": lambda weights: _gradient_boosting(weights, seed),
     }
-    if next(iter(windows["train"])).text is not None:
+    if codec.kind == "text":
         return found, dict.fromkeys(makers, TEXT_ROWS)
-    flags, features = input_names(windows["train"])
+    flags, features = input_names(codec)
     tables = {name: window_inputs(windows[name], flags, features) for name in {"train", "val", split}}
     known = ~np.isnan(tables["train"]).all(axis=0)
     tables = {name: table[:, known] for name, table in tables.items()}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.data.codec import CodecFitter
+from ml.data.codec import Codec
 from ml.data.features import window_numbers
 from ml.data.rows import Window
 
@@ -34,12 +34,8 @@ def window_inputs(windows: Iterable[Window], flags: Sequence[str], features: Seq
     )
 
 
-def input_names(windows: Iterable[Window]) -> tuple[list[str], list[str]]:
-    """The flags and the features that every window carries."""
-    fields = CodecFitter()
-    for window in windows:
-        fields.see(window)
-    codec = fields.fit("json")
+def input_names(codec: Codec) -> tuple[list[str], list[str]]:
+    """The flags and the features that every training window carries."""
     return sorted(set(codec.fields) - _NUMBERED), sorted(codec.features)
 
 

@@ -35,6 +35,7 @@ def assess_export(
         windows,
         labels,
         split,
+        codec=exported.predictor.codec,
         logits_NC=logits_NC,
         temperature=temperature,
         metrics=test or exported.validation,

@@ -19,6 +19,7 @@ from ml.config import Config
 from ml.output import checkpoint
 from ml.output.files import sha256_file
 from ml.output.run_folder import RunFolder
+from tests.conftest import Amount
 
 
 @dataclass
@@ -152,3 +153,9 @@ def serving(folder: Path) -> Iterator[Server]:
 def write_config(config: Config, path: Path) -> Path:
     path.write_text(config.to_yaml())
     return path
+
+
+def points_of(shard: int, shards: int, events: int, amount: Amount) -> list[int]:
+    """Every `shards`-th of the calls 1 to `events`; of these a sample of three, or all under --torture."""
+    points = list(range(1 + shard, events + 1, shards))
+    return points[:: -(-len(points) // amount(3, len(points)))]

@@ -29,7 +29,7 @@ from ml.output.run_folder import RunFolder
 from tests.conftest import Amount, Needs
 from tests.reliability.calls import Calls
 from tests.reliability.conftest import Figure, NewTrial
-from tests.reliability.harness import Trial, results, same
+from tests.reliability.harness import Trial, points_of, results, same
 from tests.reliability.power import Recorded
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint_format_1.pt"
@@ -241,8 +241,7 @@ def test_a_failure_of_any_call_costs_nothing_and_is_told(
     amount: Amount,
     figure: Figure,
 ) -> None:
-    points = list(range(1 + shard, len(late_events) + 1, len(SHARDS)))
-    points = points[:: -(-len(points) // amount(3, len(points)))]
+    points = points_of(shard, len(SHARDS), len(late_events), amount)
     for number, point in enumerate(points):
         trial, failure = late_trial(f"at{point}"), FAILURES[(shard + number) % len(FAILURES)]
         kind, path = late_events[point - 1]

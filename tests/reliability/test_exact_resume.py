@@ -21,7 +21,7 @@ from ml.output import checkpoint
 from tests.conftest import Amount, MakeConfig, Needs
 from tests.helpers import learnable_rows, write_rows
 from tests.reliability.conftest import Figure, NewTrial
-from tests.reliability.harness import Trial, plain, results, same
+from tests.reliability.harness import Trial, plain, points_of, results, same
 from tests.tiny_models import build_tiny
 
 SHARDS = range(4)
@@ -90,8 +90,7 @@ def test_a_kill_at_every_call_of_a_save_a_rotation_and_an_export(
     amount: Amount,
     figure: Figure,
 ) -> None:
-    points = list(range(1 + shard, len(late_events) + 1, len(SHARDS)))
-    points = points[:: -(-len(points) // amount(3, len(points)))]
+    points = points_of(shard, len(SHARDS), len(late_events), amount)
     for point in points:
         trial = late_trial(f"at{point}")
         assert trial.train(kill_at=point).wait().code == -signal.SIGKILL, late_events[point - 1]
