@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -182,13 +183,15 @@ def catch_signals() -> Iterator[StopRequest]:
 _KEPT: list[object] = []
 
 
-def keep_process_group() -> None:
-    """Let the group of processes live until the process ends.
+def leave_process_group() -> None:
+    """Before the group of processes ends: give gloo's threads the moment they need, then keep the group for good.
 
-    Its destructor waits for gloo's threads while it holds the interpreter's lock, and one that has just finished a sum
-    wants that lock to let go of its tensors: both would wait for ever.
+    A thread of gloo that has finished an exchange wants the interpreter's lock to let go of its tensors. It would wait
+    for ever if the group's destructor, which joins the threads, ran first and held the lock; and at the interpreter's
+    exit it would abort the process. While this process sleeps the lock is free.
     """
     import torch.distributed
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        time.sleep(0.2)
         _KEPT.append(torch.distributed.group.WORLD)

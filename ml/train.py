@@ -37,7 +37,7 @@ from ml.output.run_folder import RunFolder
 from ml.output.summary import assess_export, make_summary
 from ml.output.tracking import start_tracking, track
 from ml.progress import Reporter
-from ml.runtime import StopRequest, catch_signals, environment, is_main_process, keep_process_group
+from ml.runtime import StopRequest, catch_signals, environment, is_main_process, leave_process_group
 
 EVALUATION_BATCH = 32
 
@@ -116,7 +116,7 @@ class TrainingPipeline:
                 metrics = self.evaluate()
                 self.save_checkpoint(metrics)
                 self._stop_if_asked()
-            keep_process_group()
+            leave_process_group()
             self.learner.accelerator.end_training()
             return self.finish() if is_main_process() else None
 
@@ -293,7 +293,10 @@ class TrainingPipeline:
                 self.folder.metrics.cut_back(step=self.state.step, epoch=len(self.state.epochs))
             if self.config.tracking.to:
                 start_tracking(self.learner.accelerator, self.config.model_dump())
-            yield
+            try:
+                yield
+            finally:
+                leave_process_group()
 
     def _environment(self) -> dict[str, Any]:
         return {**environment(), "processes": self.learner.accelerator.num_processes}
