@@ -6,6 +6,7 @@ The data flows down this list; a module imports only from modules above it.
     labels            the three classes
     versions          libraries with known holes are refused
     yaml_text         YAML → plain values, with places
+    config_text       names of keys; what is said of a wrong one
     config            the typed config of a run
     runtime           seeds, device, processes, signals
     progress          what a person sees meanwhile
@@ -15,6 +16,10 @@ The data flows down this list; a module imports only from modules above it.
     data.features     windows → normalised numbers
     data.codec        windows → text
     data.sampling     oversampling and class weights
+    data.survey       what is kept of a file's rows after a walk
+    data.leaks        rows that know too much; purging
+    data.drift        does validation look like training
+    data.folds        one file → splits that go forward in time
     data.check        a report on rows, before training
     data.batches      text → tokens → steps of micro-batches
     data.dataset      all of the above for the files of a run
@@ -30,6 +35,7 @@ The data flows down this list; a module imports only from modules above it.
     output            checkpoints, export, prediction, summary, report
     build             the config of a run → its model and learner
     train             TrainingPipeline: the run
+    repeat            several runs: walk-forward folds, seeds
     structure, simulate, sample    structure flags, simulated bars with them, sample files
     practice, pretrain             what the embedded base learns, from which windows, and how
     console           results as tables

@@ -83,19 +83,26 @@ def check(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training rows.")],
     val: Annotated[Path | None, typer.Argument(metavar="[VAL]", help="Validation rows.")] = None,
     test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="Test rows.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Count tokens as this Qwen does; else the embedded base.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=8, help="Longest text, as model.max_tokens.")] = 2048,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check rows before training on them."""
-    from ml.data.check import check_files
+    """Check rows and look for leakage before training on them."""
+    from ml.data.check import EMBEDDED_TOKENIZER, check_files
 
-    report = check_files({"train": train, "val": val, "test": test})
+    tokenizer_file = base / "tokenizer.json" if base else EMBEDDED_TOKENIZER
+    if not tokenizer_file.exists():
+        raise ConfigError(f"{base}: no tokenizer.json in it. Give the folder of a Qwen checkpoint.")
+    report = check_files({"train": train, "val": val, "test": test}, tokenizer_file, max_tokens)
     if as_json:
         _print_json(report)
     else:
         from ml.console import print_check
 
         print_check(report)
-    if report["faults"]:
+    if report["faults"] or any(leak["refused"] for leak in report["leaks"]):
         raise typer.Exit(DataError.exit_code)
 
 
@@ -114,15 +121,19 @@ def train(
     from ml.config import Config
 
     settings = Config.load(config, overrides or [])
-    from ml.console import print_summary, stdout
+    from ml.console import print_runs, print_summary, stdout
     from ml.progress import Reporter
+    from ml.repeat import asks_for_several, run_several
     from ml.train import TrainingPipeline
 
-    summary = TrainingPipeline(settings, resume=resume, reporter=Reporter(stdout())).run()
-    if summary:
+    reporter, summary = Reporter(stdout()), None
+    if asks_for_several(settings):
+        summary = run_several(settings, resume=resume, reporter=reporter)
+        print_runs(summary, settings.output_dir)
+    elif summary := TrainingPipeline(settings, resume=resume, reporter=reporter).run():
         print_summary(summary, settings.output_dir)
-        if require_targets and not summary["targets_met"]:
-            raise typer.Exit(EXIT_TARGETS_MISSED)
+    if summary and require_targets and not summary["targets_met"]:
+        raise typer.Exit(EXIT_TARGETS_MISSED)
 
 
 @app.command()

@@ -8,7 +8,6 @@ other module takes plain values.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from copy import deepcopy
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
+from ml.config_text import apply_overrides, dotted_keys, explain, required
 from ml.errors import ConfigError, shown
 from ml.labels import LABELS
 from ml.yaml_text import parse_yaml
@@ -56,6 +55,12 @@ def _lora_layers(value: object) -> object:
     raise ValueError("must be all or last:N with N at least 1, for example last:6")
 
 
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("must be different seeds")
+    return seeds
+
+
 ClassWeights = Annotated[
     Literal["auto", "none"] | list[float],
     BeforeValidator(_class_weights, json_schema_input_type=Literal["auto", "none"] | list[float] | dict[str, float]),
@@ -66,6 +71,7 @@ OversamplingTarget = Annotated[
 ]
 LoraLayers = Annotated[str, BeforeValidator(_lora_layers)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -76,12 +82,24 @@ class DataConfig(Section):
     """Where the rows are and how the model reads them."""
 
     train: str = Field(min_length=1, description="Training rows, .jsonl or .jsonl.gz.")
-    val: str = Field(min_length=1, description="Validation rows; they choose the epoch and the temperature.")
+    val: str | None = Field(
+        None,
+        min_length=1,
+        description="Validation rows; they choose the epoch and the temperature. Required without folds.",
+    )
     test: str | None = Field(
         None, min_length=1, description="Rows scored once, at the end; then they judge the targets."
     )
     codec: Literal["compact", "json"] = Field(
         "compact", description="How a window becomes text: quantised integers, or its JSON for comparison."
+    )
+    purge: bool = Field(
+        False,
+        description="Drop training rows that share bars with val or test, and val rows that share bars with test.",
+    )
+    embargo: int = Field(0, ge=0, description="With purge, also drop rows within so many bars of the rows that judge.")
+    allow_leakage: bool = Field(
+        False, description="Train although windows or ids stand in two files; every figure is then marked."
     )
 
 
@@ -159,6 +177,9 @@ class TrainingConfig(Section):
     )
     patience: int | None = Field(None, ge=1, description="Stop after this many epochs without a better macro-F1.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
+    seeds: Annotated[list[Seed], AfterValidator(_distinct)] | None = Field(
+        None, min_length=2, description="Several seeds instead: a run for each, their mean and their spread."
+    )
 
 
 class CheckpointsConfig(Section):
@@ -185,6 +206,16 @@ class TargetsConfig(Section):
     short_recall: Share = Field(0.55, description="Priority MEDIUM.")
 
 
+class EvaluationConfig(Section):
+    """More than one split."""
+
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="Purged walk-forward folds over data.train, with data.embargo; it alone is read.",
+    )
+
+
 class TrackingConfig(Section):
     """Experiment trackers, through Accelerate."""
 
@@ -205,6 +236,7 @@ class Config(Section):
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     targets: TargetsConfig = TargetsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     output_dir: str = Field(min_length=1, description="The run folder.")
 
@@ -233,11 +265,13 @@ class Config(Section):
         for name in SECTIONS:
             if tree.get(name) is None:  # a section without keys has its defaults
                 tree[name] = {}
-        faults = _apply_overrides(tree, overrides)
+        faults = apply_overrides(tree, overrides, KEYS)
         try:
             config = cls.model_validate(tree)
         except ValidationError as error:
-            faults += [_explain(detail) for detail in error.errors(include_url=False)]
+            faults += [explain(detail, KEYS) for detail in error.errors(include_url=False)]
+        if _key(tree, "data", "val") is None and _key(tree, "evaluation", "folds") is None:
+            faults.append(required("data.val"))
         if faults:
             raise ConfigError(faults)
         return config
@@ -260,64 +294,10 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Write each `section.key=value` into the tree; return the faults of those that cannot be written."""
-    faults = []
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals or not name:
-            faults.append(f"An override must read section.key=value, got {override!r}.")
-            continue
-        *sections, key = name.split(".")
-        node: Any = tree
-        for section in sections:
-            node = node.setdefault(section, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            faults.append(f"{name} is not a config key{_nearest(name)}")
-            continue
-        try:
-            node[key] = parse_yaml(value, name)
-        except ConfigError as error:
-            faults += error.faults
-    return faults
+def _key(tree: dict[str, Any], section: str, name: str) -> object:
+    found = tree[section]
+    return found.get(name) if isinstance(found, dict) else found
 
 
-def _explain(detail: ErrorDetails) -> str:
-    """One pydantic error as `dotted.key rule, got value.`"""
-    key = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("function-"))
-    if detail["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{key} is not a config key{_nearest(key)}"
-    if detail["type"] == "missing":
-        return f"{key} is required. Set it in the config or as an override, {key}=…"
-    rule = re.sub(r"^(Input|List|String) should", "must", detail["msg"].removeprefix("Value error, "))
-    rule = rule.partition(" after validation")[0]
-    if detail["type"] in ("model_type", "model_attributes_type"):
-        rule = "must be a section with keys of its own"
-    return f"{key} {rule}, got {shown(detail['input'])}."
-
-
-def _nearest(name: str) -> str:
-    """`; did you mean section.key?`, or where the keys are listed.
-
-    The nearest key has the same last part, or is most alike as a whole, or in its last part.
-    """
-    known = [key for key in dotted_keys() if "." not in name or key not in SECTIONS]
-    leaf = name.rpartition(".")[2]
-    by_leaf = {key.rpartition(".")[2]: key for key in reversed(known)}
-    alike = [by_leaf[leaf]] if leaf in by_leaf else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    if not alike:
-        alike = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)]
-    return f"; did you mean {alike[0]}?" if alike else "; the keys are listed in configs/config.schema.json."
-
-
-def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every key of the config as `section.key`, sections included, in the order of declaration."""
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += dotted_keys(field.annotation, f"{prefix}{name}.")
-    return keys
-
-
-SECTIONS = sorted({key.partition(".")[0] for key in dotted_keys() if "." in key})
+KEYS = dotted_keys(Config)
+SECTIONS = sorted({key.partition(".")[0] for key in KEYS if "." in key})

@@ -71,6 +71,32 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
         console.print(str(Path(output_dir) / name), highlight=False, soft_wrap=True)
 
 
+def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
+    """The end of several runs: each, their mean and spread, and the pooled scores with their intervals."""
+    console = stdout()
+    table = Table(title="Runs", title_justify="left")
+    for column in ("run", "judged", "macro-F1", "accuracy", "best baseline", "lead"):
+        table.add_column(column, justify="left" if column in ("run", "best baseline") else "right", no_wrap=True)
+    for run in report["runs"]:
+        judged = "test" if run["judged_on"].startswith("test") else "val"
+        baseline = run["best_baseline"].removeprefix("gradient_").replace("_regression", "").replace("_", " ")
+        figures = [f"{run['rows'][judged]:,}", f"{run['macro_f1']:.3f}", f"{run['accuracy']:.3f}"]
+        table.add_row(run["name"], *figures, baseline, f"{run['lead']:+.3f}")
+    for what in ("mean", "deviation"):
+        figures = [f"{report['spread'][name][what]:.3f}" for name in ("macro_f1", "accuracy")]
+        table.add_row(what, "", *figures, "", f"{report['spread']['lead'][what]:+.3f}".lstrip("+"), style="bold")
+    console.print(table)
+    console.print(_targets({**report, "targets_judged_on": "the judged rows of all runs together"}))
+    print_metrics(report["pooled"])
+    intervals = report["intervals"]
+    console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
+    if intervals["doubt"]:
+        console.print(f"The intervals are not to be trusted: {intervals['doubt']}.", highlight=False)
+    if report["runs"][0]["judged_rows_chose_the_epoch"]:
+        console.print("The rows that judge also chose the epochs, and so flatter; give data.test.", highlight=False)
+    console.print(str(Path(output_dir) / "runs.json"), highlight=False, soft_wrap=True)
+
+
 def _targets(summary: Mapping[str, Any]) -> Table:
     table = Table(title=f"Targets, judged on {summary['targets_judged_on']}", title_justify="left")
     for column in ("metric", "value", "95 %", "target", "", "priority"):
@@ -135,26 +161,52 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def print_check(report: Mapping[str, Any]) -> None:
+    """Rows and classes, then in words: faults, leaks, what moved, lengths, fields, and the sum."""
+    from ml.data.leaks import told
+
     console = stdout()
-    table = Table()
-    for column in ("file", "rows", "LONG", "SHORT", "SKIP"):
-        table.add_column(column, justify="left" if column == "file" else "right")
-    for name, rows in report["rows"].items():
-        table.add_row(name, f"{rows:,}", *(f"{count:,}" for count in report["classes"][name].values()))
-    console.print(table)
+    console.print(_rows_table(report))
     lines = list(report["faults"])
     if report["fault_total"] > len(lines):
         lines.append(f"… and {report['fault_total'] - len(lines):,} more faults")
-    for leak in report["leaks"]:
-        pairs = ", ".join(" = ".join(pair) for pair in leak["examples"])
-        lines.append(f"leak: {leak['count']:,} × {leak['kind']} in {' and '.join(leak['files'])}: {pairs}")
+    lines += [f"{'leak' if leak['refused'] else 'look'}: {told(leak)}" for leak in report["leaks"]]
+    lines += [f"not looked for: {what}" for what in report["unchecked"]]
+    for name, entries in report["drift"].items():
+        if moved := [entry for entry in entries if entry["shifted"]]:
+            named = ", ".join(f"{entry['feature']} {entry['psi']:.2f}" for entry in moved)
+            lines.append(f"{name} differs from train (population stability index above 0.25 and chance): {named}")
+    for name, tokens in report["tokens"].items():
+        bars = report["bars"][name]
+        lines.append(
+            f"{name}: {bars['shortest']} to {bars['longest']} bars, {tokens['shortest']} to {tokens['longest']} tokens "
+            f"(median {tokens['median']}); {tokens['rows_cut']:,} rows longer than {tokens['max_tokens']:,}"
+        )
     for name, partial in report["partial_fields"].items():
         lines += [
             f"{name}: {field} is in {count:,} rows only; a model reads what every row has"
             for field, count in partial.items()
         ]
     if report["unused_fields"]:
-        lines.append(f"fields that no model reads: {', '.join(report['unused_fields'])}")
-    lines.append(f"{report['fault_total']:,} faults, {len(report['leaks'])} leaks")
+        side = set(report["label_side_fields"])
+        unused = [f"{name} (label-side)" if name in side else name for name in report["unused_fields"]]
+        lines.append(f"unused, no model reads them: {', '.join(unused)}")
+    refused = sum(leak["refused"] for leak in report["leaks"])
+    lines.append(
+        f"{report['fault_total']:,} faults, {refused} leaks that training refuses, "
+        f"{len(report['leaks']) - refused} things to look at"
+    )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _rows_table(report: Mapping[str, Any]) -> Table:
+    """Rows and classes by file, and by fifths of each file in its order."""
+    table = Table()
+    for column in ("file", "rows", "LONG", "SHORT", "SKIP"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for name, rows in report["rows"].items():
+        table.add_row(name, f"{rows:,}", *(f"{count:,}" for count in report["classes"][name].values()))
+        for number, part in enumerate(report["classes_over_time"].get(name, []), start=1):
+            counts = [part[label] for label in report["classes"][name]]
+            table.add_row(f"  part {number}", f"{sum(counts):,}", *(f"{count:,}" for count in counts), style="dim")
+    return table

@@ -86,6 +86,9 @@ class TrainingPipeline:
             oversampling=self.config.oversampling.target,
             max_repeat=self.config.oversampling.max_repeat,
             weights=self.config.loss.class_weights,
+            purge=data.purge,
+            embargo=data.embargo,
+            allow_leakage=data.allow_leakage,
         )
         windows = int(self.data.epoch_counts_C.sum())
         self.steps_per_epoch = steps_per_epoch(windows, training.batch_size, training.gradient_accumulation)

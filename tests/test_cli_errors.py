@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from ml.cli import main
+from ml.labels import LABELS
 from tests.helpers import bars_of, learnable_rows, make_row, write_rows
 
 OK, USAGE, BAD_DATA, IO_FAULT, INTERRUPTED = 0, 2, 65, 74, 130
@@ -196,35 +198,55 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     capsys: Capture, tmp_path: Path, files: dict[str, Path]
 ) -> None:
     rows = [*learnable_rows(10, seed=4), json.loads(files["good"].read_text().splitlines()[3])]
-    del bars_of(rows[0])[3]["delta"]
-    rows[1]["mood"] = "good"
+    bars_of(rows[0])[3]["wave_strength"] = 50
+    rows[1] |= {"mood": "good", "conditions_met": ["a"]}
     (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(write_rows(tmp_path / "val.jsonl", rows).read_bytes()))
     code, out, err = run(capsys, "check", files["good"], tmp_path / "val.jsonl.gz", "--json")
-    assert (code, err) == (OK, "")
+    assert (code, err) == (BAD_DATA, "")  # a run would refuse the leaks
     report = json.loads(out)
     assert report["rows"] == {"train": 12, "val": 11}
     assert report["classes"]["train"] == {"LONG": 4, "SHORT": 4, "SKIP": 4}
     assert (report["faults"], report["fault_total"]) == ([], 0)
-    assert report["partial_fields"] == {"train": {}, "val": {"delta": 10}}
-    assert report["unused_fields"] == ["mood"]
-    pair = [f"{files['good']}:4", f"{tmp_path}/val.jsonl.gz:11"]
-    assert report["leaks"] == [
-        {"kind": kind, "files": ["train", "val"], "count": 1, "examples": [pair]}
-        for kind in ("identical window", "same id")
-    ]
+    assert report["partial_fields"] == {"train": {}, "val": {}}
+    assert report["unused_fields"] == ["conditions_met", "mood"]
+    assert report["label_side_fields"] == ["conditions_met"]
+    assert report["bars"]["val"] == {"shortest": 30, "median": 30, "longest": 30}
+    assert report["tokens"]["train"]["rows_cut"] == 0
+    parts = report["classes_over_time"]["val"]
+    assert [sum(part[label] for label in LABELS) for part in parts] == [3, 2, 2, 2, 2]
+    pair = [f"row-3 ({files['good']}:4)", f"row-3 ({tmp_path}/val.jsonl.gz:11)"]
+    found = {leak["kind"]: leak for leak in report["leaks"]}
+    assert list(found) == ["identical window", "same id", "shared bars"]
+    for kind in ("identical window", "same id"):
+        assert (found[kind]["files"], found[kind]["count"]) == (["train", "val"], 1)
+        assert (found[kind]["examples"], found[kind]["refused"]) == ([pair], True)
+    assert (found["shared bars"]["count"], found["shared bars"]["refused"]) == (12, False)
 
-    code, out, err = run(capsys, "check", files["good"], tmp_path / "val.jsonl.gz")
-    assert (code, err) == (OK, "")
-    assert f"leak: 1 × identical window in train and val: {' = '.join(pair)}" in out
-    assert "val: delta is in 10 rows only; a model reads what every row has" in out
-    assert "fields that no model reads: mood" in out
-    assert out.splitlines()[-1] == "0 faults, 2 leaks"
+    code, out, err = run(capsys, "check", files["good"], tmp_path / "val.jsonl.gz", "--max-tokens", "70")
+    assert (code, err) == (BAD_DATA, "")
+    assert f"leak: 1 × identical window in train and val: {' and '.join(pair)}. Remove them from one file" in out
+    assert "data.purge=true drops these 12 of 12 train events." in out
+    assert "unused, no model reads them: conditions_met (label-side), mood" in out
+    assert re.search(r"^train: 30 to 30 bars, \d+ to \d+ tokens \(median \d+\); \d+ rows longer than 70$", out, re.M)
+    assert out.splitlines()[-1] == "0 faults, 2 leaks that training refuses, 1 things to look at"
+
+
+def test_a_check_names_what_later_files_lack(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
+    rows = learnable_rows(10, seed=4)
+    del bars_of(rows[0])[3]["delta"]
+    code, out, _ = run(capsys, "check", files["good"], write_rows(tmp_path / "val.jsonl", rows))
+    assert code == BAD_DATA
+    assert f"{tmp_path}/val.jsonl:1: lacks delta, which the model was trained on" in out
+    assert "val: delta is in 9 rows only; a model reads what every row has" in out
 
 
 def test_a_check_counts_the_faults_that_it_does_not_show(capsys: Capture, tmp_path: Path) -> None:
     code, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["[]"] * 130))
     assert code == BAD_DATA
-    assert out.splitlines()[-2:] == ["… and 30 more faults", "130 faults, 0 leaks"]
+    assert out.splitlines()[-2:] == [
+        "… and 30 more faults",
+        "130 faults, 0 leaks that training refuses, 0 things to look at",
+    ]
 
 
 # Whole processes

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ml.config import Config, dotted_keys
+from ml.config import KEYS, Config
 from ml.errors import ConfigError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -40,7 +40,10 @@ def value(key: str, override: str) -> object:
 
 def test_defaults_are_those_of_the_specification() -> None:
     assert Config.parse(smallest()).model_dump() == {
-        "data": {"train": "train.jsonl", "val": "val.jsonl", "test": None, "codec": "compact"},
+        "data": {
+            "train": "train.jsonl", "val": "val.jsonl", "test": None, "codec": "compact", "purge": False, "embargo": 0,
+            "allow_leakage": False,
+        },
         "model": {
             "base": "embedded", "revision": None, "max_tokens": 2048, "dtype": "auto", "quantization": "none",
         },
@@ -53,7 +56,7 @@ def test_defaults_are_those_of_the_specification() -> None:
         "training": {
             "epochs": 10, "batch_size": 8, "learning_rate": 1e-4, "warmup_steps": 100, "weight_decay": 0.01,
             "gradient_accumulation": 4, "max_grad_norm": 1.0, "schedule": "warmup_stable_decay", "patience": None,
-            "seed": 0,
+            "seed": 0, "seeds": None,
         },
         "checkpoints": {"keep": 3, "every_steps": None},
         "calibration": {"method": "temperature"},
@@ -61,6 +64,7 @@ def test_defaults_are_those_of_the_specification() -> None:
             "accuracy": 0.65, "macro_f1": 0.60, "long_precision": 0.60, "short_precision": 0.60,
             "long_recall": 0.55, "short_recall": 0.55,
         },
+        "evaluation": {"folds": None},
         "tracking": {"to": []},
         "output_dir": "runs/a",
     }  # fmt: skip
@@ -153,7 +157,10 @@ def test_required_keys_are_named() -> None:
         f"{key} is required. Set it in the config or as an override, {key}=…" for key in ("data.train", "data.val")
     ]
     assert faults(tree={"data": None, "output_dir": "runs/a"}) == needed
-    assert faults(tree={}) == [*needed, "output_dir is required. Set it in the config or as an override, output_dir=…"]
+    folder = "output_dir is required. Set it in the config or as an override, output_dir=…"
+    assert faults(tree={}) == [needed[0], folder, needed[1]]
+    alone = Config.parse({"data": {"train": "train.jsonl"}, "evaluation": {"folds": 3}, "output_dir": "runs/a"})
+    assert alone.data.val is None
     assert faults(tree=["a"]) == ['A config must be a mapping of sections, got ["a"].']
 
 
@@ -294,7 +301,7 @@ def test_the_published_json_schema_is_that_of_the_code() -> None:
     assert SCHEMA.read_bytes() == orjson.dumps(schema, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE), (
         REWRITE_SCHEMA
     )
-    assert schema["properties"].keys() == {key for key in dotted_keys() if "." not in key}
+    assert schema["properties"].keys() == {key for key in KEYS if "." not in key}
 
 
 def test_the_demo_config_loads() -> None:

@@ -126,7 +126,7 @@ def test_evaluate_and_predict_on_the_zip_give_the_numbers_of_the_summary(
 ) -> None:
     from ml.cli import main
 
-    archive, data = str(finished.root / "final_model.zip"), finished.config.data.val
+    archive, data = str(finished.root / "final_model.zip"), str(finished.config.data.val)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", archive, data, "--json"])
     assert ended.value.code == 0

@@ -17,6 +17,7 @@ from ml.output.checkpoint import ranking
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
 from tests.conftest import MakeConfig
+from tests.helpers import learnable_rows, write_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.txt"
 
@@ -102,8 +103,9 @@ def test_patience_stops_after_so_many_epochs_without_a_better_one(make_config: M
     assert len(scores) == scores.index(max(scores)) + 1 + 2
 
 
-def test_test_rows_judge_the_targets_where_they_are_given(make_config: MakeConfig, tiny_rows: dict[str, str]) -> None:
-    config = make_config(f"data.test={tiny_rows['train']}", "training.epochs=1")
+def test_test_rows_judge_the_targets_where_they_are_given(make_config: MakeConfig, tmp_path: Path) -> None:
+    test = write_rows(tmp_path / "test.jsonl", learnable_rows(46, seed=3))
+    config = make_config(f"data.test={test}", "training.epochs=1")
     summary = TrainingPipeline(config).run()
     assert summary is not None
     assert summary["targets_judged_on"] == "test rows"

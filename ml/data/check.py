@@ -1,87 +1,97 @@
 """A look at the rows before anything is trained on them.
 
-Comes in: paths by split. Goes out: a report as plain values: rows, classes, all faults, what stands in two files,
-and the fields that no model reads.
+Comes in: paths by split, and the tokenizer of a base. Goes out: a report as plain values: rows, classes over time, all
+faults, leaks, drift, lengths, and the fields that no model reads.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ml.data.codec import CodecFitter
-from ml.data.rows import Window
-from ml.data.windows import Reading, WindowFile
+import numpy as np
+from tokenizers import Tokenizer
+
+from ml.data.codec import Codec
+from ml.data.drift import drift
+from ml.data.leaks import find_leaks, unchecked
+from ml.data.rows import LABEL_SIDE
+from ml.data.sampling import by_label, class_counts
+from ml.data.survey import Survey, survey
+from ml.data.windows import WindowFile
 from ml.errors import MAX_FAULTS_SHOWN, DataError
-from ml.labels import LABELS
 
-EXAMPLES = 5
-
-
-@dataclass
-class _Survey:
-    """What is kept of a file that was walked through: `keys` holds pairs of a key and the place of its row, by kind."""
-
-    reading: Reading
-    classes: Counter[int | None] = field(default_factory=Counter)
-    fields: CodecFitter = field(default_factory=CodecFitter)
-    keys: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: {"identical window": [], "same id": []})
+EMBEDDED_TOKENIZER = Path(__file__).parents[1] / "assets" / "base" / "tokenizer.json"
+PARTS = 5  # of a file, of equally many rows, to show how the classes change over time
 
 
-def check_files(paths: Mapping[str, Path | None]) -> dict[str, Any]:
-    """Read every file given, keep going past faults, and report on all of them."""
-    surveys = {name: _survey(path) for name, path in paths.items() if path is not None}
-    faults = [fault for survey in surveys.values() for fault in survey.reading.faults]
+def check_files(
+    paths: Mapping[str, Path | None], tokenizer_file: Path = EMBEDDED_TOKENIZER, max_tokens: int = 2048
+) -> dict[str, Any]:
+    """Read every file given, keep going past faults, and report on all of them.
+
+    Tokens are counted with the tokenizer of a base, given as its `tokenizer.json`.
+    """
+    found = {name: survey(WindowFile(path)) for name, path in paths.items() if path is not None}
+    surveys = {name: one for name, (one, _) in found.items() if one.names}
+    faults = [fault for _, error in found.values() if error for fault in error.faults]
+    total = sum(error.total for _, error in found.values() if error)
+    texts: dict[str, list[bytes]] = {}
+    tokens: dict[str, dict[str, int]] = {}
+    if "train" in surveys and not faults:
+        codec, tokenizer = surveys["train"].fields.fit("compact"), Tokenizer.from_file(str(tokenizer_file))
+        for name, one in surveys.items():
+            try:
+                texts[name], tokens[name] = _rendered(one, codec, tokenizer, max_tokens)
+            except DataError as error:
+                faults, total = faults + error.faults, total + error.total
+    ignored = {name for one, _ in found.values() for name in one.file.reading.ignored_fields}
+    whole = "train" in surveys and texts.keys() == surveys.keys()
     return {
-        "rows": {name: survey.reading.rows for name, survey in surveys.items()},
-        "classes": {
-            name: {label: survey.classes[c] for c, label in enumerate(LABELS)} for name, survey in surveys.items()
-        },
+        "rows": {name: one.file.reading.rows for name, (one, _) in found.items()},
+        "classes": {name: by_label(class_counts(one.class_numbers())) for name, (one, _) in found.items()},
+        "classes_over_time": {name: _over_time(one) for name, one in surveys.items()},
         "faults": faults[:MAX_FAULTS_SHOWN],
-        "fault_total": sum(survey.reading.fault_total for survey in surveys.values()),
-        "leaks": [leak for pair in combinations(surveys, 2) for leak in _shared(pair, surveys)],
-        "partial_fields": {name: survey.fields.partial_fields() for name, survey in surveys.items() if survey.classes},
-        "unused_fields": sorted({name for survey in surveys.values() for name in survey.reading.ignored_fields}),
+        "fault_total": total,
+        "leaks": find_leaks(surveys, texts if whole else {}) if "train" in surveys else [],
+        "unchecked": unchecked(surveys),
+        "drift": {
+            name: drift(surveys["train"], one)
+            for name, one in surveys.items()
+            if name != "train" and "train" in surveys
+        },
+        "bars": {name: _spread(np.array(one.bars)) for name, one in surveys.items()},
+        "tokens": tokens,
+        "partial_fields": {name: one.fields.partial_fields() for name, one in surveys.items()},
+        "unused_fields": sorted(ignored),
+        "label_side_fields": sorted(ignored & LABEL_SIDE),
     }
 
 
-def _survey(path: Path) -> _Survey:
-    file = WindowFile(path)
-    survey = _Survey(file.reading)
-    try:
-        for window in file:
-            survey.classes[window.label] += 1
-            survey.fields.see(window)
-            survey.keys["identical window"].append((_content(window), window.place))
-            if window.id is not None:
-                survey.keys["same id"].append((window.id, window.place))
-        survey.reading = file.reading
-    except DataError as error:
-        survey.reading = Reading(str(path), faults=error.faults, fault_total=error.total)
-    return survey
+def _rendered(one: Survey, codec: Codec, tokenizer: Tokenizer, max_tokens: int) -> tuple[list[bytes], dict[str, int]]:
+    """A digest of each row's text, and how long the texts are."""
+    digests, lengths = [], []
+    for text in codec.render_all(one.file):
+        digests.append(hashlib.sha256(text.encode()).digest()[:16])
+        lengths.append(len(tokenizer.encode(text).ids))
+    cut = int((np.array(lengths) > max_tokens).sum())
+    return digests, _spread(np.array(lengths)) | {"max_tokens": max_tokens, "rows_cut": cut}
 
 
-def _shared(names: tuple[str, str], surveys: Mapping[str, _Survey]) -> list[dict[str, Any]]:
-    """Windows and ids that stand in both of two files."""
-    first, second = (surveys[name] for name in names)
-    leaks = []
-    for kind, keys in first.keys.items():
-        places = dict(keys)
-        pairs = [[places[key], place] for key, place in second.keys[kind] if key in places]
-        if pairs:
-            leaks.append({"kind": kind, "files": list(names), "count": len(pairs), "examples": pairs[:EXAMPLES]})
-    return leaks
+def _over_time(one: Survey) -> list[dict[str, Any]]:
+    """Classes of the rows in their order, in five parts; the first and last row of each are named."""
+    labels_N, parts = one.class_numbers(), np.array_split(np.arange(len(one.names)), min(PARTS, len(one.names)))
+    return [
+        {"first": one.names[part[0]], "last": one.names[part[-1]], **by_label(class_counts(labels_N[part]))}
+        for part in parts
+    ]
 
 
-def _content(window: Window) -> str:
-    """SHA-256 of everything of a window that a model could read."""
-    digest = hashlib.sha256((window.text or "").encode())
-    for name, values in window.bars.items():
-        digest.update(name.encode() + values.tobytes())
-    digest.update(repr(sorted(window.features.items())).encode())
-    return digest.hexdigest()
+def _spread(lengths: Any) -> dict[str, int]:
+    return {
+        "shortest": int(lengths.min()),
+        "median": int(np.median(lengths)),
+        "longest": int(lengths.max()),
+    }

@@ -1,16 +1,15 @@
-"""The rows of a run, ready to train on: read, balanced, rendered, tokenised.
+"""The rows of a run, ready to train on: read, purged, balanced, rendered, tokenised, searched for leaks.
 
 Comes in: paths of the splits and a tokenizer. Goes out: a `Dataset` with labels, names and tokens by split
-(`train`, `val`, and `test` where there is one), the codec, and the class counts and weights.
+(`train`, `val`, and `test` where there is one), the codec, the class counts and weights, and what was found.
 
-Each file is walked through twice, first for its labels and for what the codec depends on, then to render and tokenise.
-Windows are not kept, so that memory holds a few hundred bytes of a row and not its 20,000.
+Each file is walked through twice, first for a `Survey`, then to render and tokenise; and once more where purging drops
+rows of it. Windows are not kept, so that memory holds some hundred bytes of a row and not its 20,000.
 """
 
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.data.batches import Tokens, tokenise
-from ml.data.codec import Codec, CodecFitter
+from ml.data.codec import Codec
+from ml.data.drift import drift
+from ml.data.leaks import Finding, find_leaks, purged_rows, told, unchecked
 from ml.data.sampling import by_label, class_counts, class_weights, oversampled_counts
+from ml.data.survey import Survey, survey
 from ml.data.windows import WindowFile
-from ml.errors import DataError
+from ml.errors import ConfigError, DataError
 from ml.labels import LABELS
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ Ints = NDArray[np.int64]
 class Dataset:
     """By split: the file, names of the rows for messages, labels of shape (rows,) and tokens.
 
-    `counts_C` are the training rows per class, `epoch_counts_C` the windows per class of an oversampled epoch.
+    `counts_C` are the training rows per class, `epoch_counts_C` the windows per class of an oversampled epoch. `leaks`
+    are the findings of `leaks.py`, `drift` those of `drift.py` for train and val.
     """
 
     files: dict[str, WindowFile]
@@ -48,6 +51,9 @@ class Dataset:
     epoch_counts_C: Ints
     class_weights: list[float]
     max_tokens: int
+    leaks: list[Finding]
+    unchecked: list[str]
+    drift: list[dict[str, Any]]
 
     def notes(self) -> list[str]:
         """What a user should know about the rows although nothing is wrong with them."""
@@ -65,11 +71,22 @@ class Dataset:
             absent = [label for label, count in by_label(class_counts(labels_N)).items() if not count]
             if absent:
                 notes.append(f"{name} has no {', '.join(absent)} rows; a class without rows scores 0")
+        notes += [
+            f"{file.dropped:,} of {file.reading.good:,} {name} rows are dropped: they share bars with, or lie too "
+            "near to, rows that judge them"
+            for name, file in self.files.items()
+            if file.dropped
+        ]
+        notes += [told(leak) for leak in self.leaks] + [f"not looked for: {what}" for what in self.unchecked]
+        if moved := [entry for entry in self.drift if entry["shifted"]]:
+            named = ", ".join(f"{entry['feature']} {entry['psi']:.2f}" for entry in moved[:5])
+            notes.append(f"val differs from train in {len(moved)} numbers (population stability index): {named}")
         return notes
 
     def summary(self) -> dict[str, Any]:
         return {
             "rows": {name: len(names) for name, names in self.names.items()},
+            "purged": {name: file.dropped for name, file in self.files.items()},
             "sha256": {name: file.reading.sha256 for name, file in self.files.items()},
             "classes": {name: by_label(class_counts(labels_N)) for name, labels_N in self.labels.items()},
             "before_oversampling": by_label(self.counts_C),
@@ -79,6 +96,9 @@ class Dataset:
             "partial_fields": self.partial_fields,
             "longest_text_tokens": {name: int(tokens.lengths.max()) for name, tokens in self.tokens.items()},
             "rows_cut_to_max_tokens": {name: tokens.cut for name, tokens in self.tokens.items()},
+            "leaks": self.leaks,
+            "unchecked": self.unchecked,
+            "drift": self.drift,
         }
 
     def fingerprint(self) -> dict[str, str]:
@@ -100,50 +120,70 @@ def load_dataset(
     oversampling: Literal["auto", "none"] | int,
     max_repeat: float | None,
     weights: Literal["auto", "none"] | Sequence[float],
+    purge: bool = False,
+    embargo: int = 0,
+    allow_leakage: bool = False,
 ) -> Dataset:
-    """Read `train`, `val` and, where given, `test`. Raises one DataError with the faults of all files."""
-    files, names, labels, fitter = _survey(paths)
-    fitted = fitter.fit(codec)
+    """Read `train`, `val` and, where given, `test`.
+
+    Raises one DataError with the faults of all files, or with all windows and ids that stand in two of them.
+    """
+    surveys = _surveys({split: WindowFile(path) for split, path in paths.items() if path is not None})
+    if purge:
+        surveys = _purged(surveys, embargo)
+    fitted = surveys["train"].fields.fit(codec)
+    labels = {name: one.class_numbers() for name, one in surveys.items()}
     counts_C = class_counts(labels["train"])
     epoch_counts_C = oversampled_counts(counts_C, oversampling, max_repeat)
+    tokens = {name: tokenise(fitted.render_all(one.file), tokenizer, max_tokens) for name, one in surveys.items()}
+    texts = {
+        name: [hashlib.sha256(rows.row(n).tobytes()).digest()[:16] for n in range(len(rows))]
+        for name, rows in tokens.items()
+    }
+    leaks = find_leaks(surveys, texts)
+    refused = [told(leak) for leak in leaks if leak["refused"]]
+    if refused and not allow_leakage:
+        raise DataError(refused)
     return Dataset(
-        files=files,
-        names=names,
+        files={name: one.file for name, one in surveys.items()},
+        names={name: one.names for name, one in surveys.items()},
         labels=labels,
-        tokens={name: tokenise(fitted.render_all(file), tokenizer, max_tokens) for name, file in files.items()},
+        tokens=tokens,
         codec=fitted,
-        partial_fields=fitter.partial_fields(),
+        partial_fields=surveys["train"].fields.partial_fields(),
         counts_C=counts_C,
         epoch_counts_C=epoch_counts_C,
         class_weights=class_weights(epoch_counts_C, weights),
         max_tokens=max_tokens,
+        leaks=leaks,
+        unchecked=unchecked(surveys),
+        drift=drift(surveys["train"], surveys["val"]),
     )
 
 
-def _survey(
-    paths: Mapping[str, str | None],
-) -> tuple[dict[str, WindowFile], dict[str, list[str]], dict[str, Ints], CodecFitter]:
-    """The first walk through all files. Raises one DataError with the faults of all."""
-    files: dict[str, WindowFile] = {}
-    names: dict[str, list[str]] = {}
-    labels: dict[str, Ints] = {}
-    faults: list[str] = []
-    fitter, total = CodecFitter(), 0
-    for split, path in paths.items():
-        if path is None:
-            continue
-        file = files[split] = WindowFile(path)
-        names[split], numbers = [], array("b")
-        try:
-            for window in file:
-                names[split].append(window.name)
-                numbers.append(-1 if window.label is None else window.label)
-                if split == "train":
-                    fitter.see(window)
-            file.refuse_faults()
-        except DataError as error:
-            faults, total = faults + error.faults, total + error.total
-        labels[split] = np.array(numbers, dtype=np.int64)
-    if faults:
-        raise DataError(faults, total=total)
-    return files, names, labels, fitter
+def _surveys(files: Mapping[str, WindowFile]) -> dict[str, Survey]:
+    """Walk through all files. Raises one DataError with the faults of all."""
+    found = {split: survey(file) for split, file in files.items()}
+    errors = [error for _, error in found.values() if error]
+    if errors:
+        faults = [fault for error in errors for fault in error.faults]
+        raise DataError(faults, total=sum(error.total for error in errors))
+    return {split: one for split, (one, _) in found.items()}
+
+
+def _purged(surveys: dict[str, Survey], embargo: int) -> dict[str, Survey]:
+    """The surveys without the rows that share bars with, or lie too near, rows that judge them."""
+    try:
+        gone = {name: rows for name, rows in purged_rows(surveys, embargo).items() if len(rows)}
+    except ValueError as error:
+        raise ConfigError(
+            f"data.purge needs to know where windows lie, but {error}. Add them, or set it to false."
+        ) from None
+    for name, rows in gone.items():
+        if len(rows) == len(surveys[name].names):
+            raise DataError(
+                f"data.purge must leave rows, but all {len(rows):,} of {name} share bars with, or lie within "
+                f"data.embargo={embargo} bars of, rows that judge them. Split the files by time."
+            )
+        surveys[name].file.drop(rows.tolist())
+    return surveys | _surveys({name: surveys[name].file for name in gone})

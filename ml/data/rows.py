@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Required
 
 import numpy as np
@@ -83,6 +84,8 @@ class TextRow(TypedDict, total=False):
 PLACE_FIELDS = ("bar_index", "time")  # they order the bars and never reach the model
 BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in PLACE_FIELDS)
 ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
+# Known to tell the label or to follow from it. Like every field that is not declared above, no code reads them.
+LABEL_SIDE = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
 
 _WINDOW_ROW = TypeAdapter(WindowRow)
 _TEXT_ROW = TypeAdapter(TextRow)
@@ -197,12 +200,13 @@ def _bar_faults(bars: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _order_faults(name: str, stamps: Sequence[float | None], bars: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Bars run forwards: each stamp is later than the one before it. Only the first step back is named."""
-    for index in range(1, len(stamps)):
-        before, after = stamps[index - 1], stamps[index]
-        if before is not None and after is not None and after <= before:
-            step = f"{shown(bars[index - 1][name])} to {shown(bars[index][name])}"
-            return [f"bars must run oldest first, but {name} goes from {step} at {_bar_name(index, bars)}"]
+    """Bars run forwards: each stamp is later than those before it. Only the first step back is named."""
+    known = [(index, stamp) for index, stamp in enumerate(stamps) if stamp is not None]
+    for (last, before), (index, stamp) in pairwise(known):
+        if stamp <= before:
+            step = f"{shown(bars[last][name])} to {shown(bars[index][name])}"
+            told = ": a bar of the context lies after the event" if index == len(bars) - 1 and stamp < before else ""
+            return [f"bars must run oldest first, but {name} goes from {step} at {_bar_name(index, bars)}{told}"]
     return []
 
 

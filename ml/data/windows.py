@@ -12,7 +12,9 @@ import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import compress, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,20 +50,28 @@ class WindowFile:
     """The windows of one file, read anew on each walk, so that no file has to fit into memory.
 
     Rows with faults are left out; `reading` has what the last whole walk found. A walk raises DataError if the file
-    cannot be read at all, or if it is no longer what the walk before it read.
+    cannot be read at all, or if it is no longer what the walk before it read. `drop` leaves windows out of later walks.
     """
 
     def __init__(self, path: str | Path, *, labelled: bool = True) -> None:
         self.path = Path(path)
         self.labelled = labelled
         self.reading = Reading(str(path))
+        self.dropped = 0
+        self._kept: Iterable[bool] = repeat(True)
+
+    def drop(self, rows: Sequence[int]) -> None:
+        """Leave out these windows, by their number among those of the last walk."""
+        gone = set(rows)
+        self.dropped = len(gone)
+        self._kept = [row not in gone for row in range(self.reading.good)]
 
     def __iter__(self) -> Iterator[Window]:
         before, reading = self.reading.sha256, Reading(str(self.path))
         digest = hashlib.sha256()
         try:
-            with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as stream:
-                yield from parse_lines(_hashed(stream, digest), reading, labelled=self.labelled)
+            with _opened(self.path) as stream:
+                yield from compress(parse_lines(_hashed(stream, digest), reading, labelled=self.labelled), self._kept)
         except (FileNotFoundError, IsADirectoryError):
             raise DataError(f"{self.path}: no such file. Give the path of a .jsonl or .jsonl.gz file.") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -83,6 +93,16 @@ def load_windows(path: str | Path, *, labelled: bool = True) -> list[Window]:
     windows = list(file)
     file.refuse_faults()
     return windows
+
+
+def raw_rows(path: Path) -> Iterator[bytes]:
+    """The lines of a file that hold rows, as they stand."""
+    with _opened(path) as stream:
+        yield from (line for line in stream if not line.isspace())
+
+
+def _opened(path: Path) -> AbstractContextManager[Iterable[bytes]]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _hashed(lines: Iterable[bytes], digest: Hash) -> Iterator[bytes]:

@@ -59,14 +59,21 @@ def make_summary(
 ) -> dict[str, Any]:
     """Everything a reader needs to believe or doubt the run; `assessment` is that of `assess_export`."""
     test = assessment["test"]
+    leaked = "; ".join(
+        f"{leak['count']:,} × {leak['kind']} in {' and '.join(leak['files'])}"
+        for leak in data["leaks"]
+        if leak["refused"]
+    )
+    mark = {"leaked": leaked} if leaked else {}
     return {
         "model": dict(model),
         "data": dict(data),
-        "epochs": list(epochs),
-        "best": {"epoch": best_epoch, **exported.validation},
-        "test": test,
-        "targets": assessment["targets"],
-        "targets_judged_on": "validation rows" if test is None else "test rows",
+        "epochs": [dict(epoch) | mark for epoch in epochs],
+        "best": {"epoch": best_epoch, **exported.validation} | mark,
+        "test": test and {**test, **mark},
+        "targets": [target | mark for target in assessment["targets"]],
+        "targets_judged_on": ("validation rows" if test is None else "test rows")
+        + (f" (LEAKED: {leaked})" if leaked else ""),
         "chosen_on": "validation rows",
         "judged_rows_chose_the_epoch": test is None,
         "targets_met": all(target["met"] for target in assessment["targets"]),
@@ -88,8 +95,14 @@ def make_summary(
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """The outcome in a few sentences, said as plainly when it is bad: targets, baselines, doubts."""
-    return " ".join(filter(None, (_of_targets(summary), _of_baselines(summary), _of_doubts(summary))))
+    """The outcome in a few sentences, said as plainly when it is bad: leaks, targets, baselines, doubts."""
+    parts = (_of_leaks(summary), _of_targets(summary), _of_baselines(summary), _of_doubts(summary))
+    return " ".join(filter(None, parts))
+
+
+def _of_leaks(summary: Mapping[str, Any]) -> str:
+    leaked = summary["best"].get("leaked")
+    return f"No figure here is to be believed, for rows are in two files: {leaked}." if leaked else ""
 
 
 def _of_targets(summary: Mapping[str, Any]) -> str:

@@ -155,10 +155,12 @@ def test_a_zip_of_changed_bytes_is_unpacked_inside_or_refused(tmp_path: Path, am
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of a run of one epoch."""
     folder = tmp_path_factory.mktemp("export")
-    rows = str(write_rows(folder / "rows.jsonl", learnable_rows(20, seed=1)))
+    files = {
+        name: str(write_rows(folder / name, learnable_rows(20, seed))) for seed, name in enumerate(("train", "val"))
+    }
     config = Config.parse(
         {
-            "data": {"train": rows, "val": rows},
+            "data": files,
             "model": {"base": str(build_tiny(folder / "base")), "max_tokens": 512},
             "training": {"epochs": 1, "warmup_steps": 0},
             "output_dir": str(folder / "run"),
@@ -337,13 +339,13 @@ def private_run(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Training, export and prediction without a network and with secrets in the environment and beside the rows."""
     folder = tmp_path_factory.mktemp("private")
-    rows = learnable_rows(20, seed=1)
+    rows = learnable_rows(40, seed=1)
     for row in rows:
         row |= {"metadata": {"note": DEEP_SECRET}, "label_reason": DEEP_SECRET, "conditions_met": [DEEP_SECRET]}
-    data = write_rows(folder / "rows.jsonl", rows)
+    train, data = write_rows(folder / "train.jsonl", rows[20:]), write_rows(folder / "rows.jsonl", rows[:20])
     config = folder / "config.yaml"
     config.write_text(
-        f"data: {{train: {data}, val: {data}}}\nmodel: {{base: {tiny_base}, max_tokens: 512}}\n"
+        f"data: {{train: {train}, val: {data}}}\nmodel: {{base: {tiny_base}, max_tokens: 512}}\n"
         f"training: {{epochs: 1, warmup_steps: 0}}\noutput_dir: {folder}/run\n"
     )
     bare = (

@@ -1,0 +1,77 @@
+"""One file becomes several splits that go forward in time.
+
+Comes in: the `Survey` of a file. Goes out: row numbers of train, val and test by fold, and files of them.
+
+The rows, ordered by their event, are cut into folds + 1 parts of equally many. Fold k tests on part k + 1 and knows the
+parts before it only; the last fifth of those validates, that is, it chooses the epoch and the temperature. What shares
+bars across a seam is purged later, when a fold's files are read (walk-forward: Pardo 1992; purging: `leaks.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.data.sampling import class_counts
+from ml.data.survey import Survey, spans_of
+from ml.data.windows import raw_rows
+from ml.errors import ConfigError
+from ml.labels import LABELS
+
+Ints = NDArray[np.int64]
+
+VALIDATION_SHARE = 0.2  # of the rows before a fold's test rows
+
+
+def walk_forward(survey: Survey, folds: int) -> list[dict[str, Ints]]:
+    """Row numbers by fold and split, in the order of their events.
+
+    Raises ConfigError where rows cannot be ordered in time, or a fold would train on rows without some class.
+    """
+    spans = spans_of({"rows": survey})
+    if spans is None:
+        raise ConfigError(
+            "evaluation.folds orders rows by time, but some have neither time nor bar_index on every bar. Add one of "
+            "them, or give data.val and data.test."
+        )
+    order = np.argsort(spans.last_N["rows"], kind="stable")
+    parts = np.array_split(order, folds + 1)
+    labels_N = survey.class_numbers()
+    found, faults = [], []
+    for number in range(1, folds + 1):
+        before = np.concatenate(parts[:number])
+        cut = len(before) - max(1, round(VALIDATION_SHARE * len(before)))
+        fold = {"train": before[:cut], "val": before[cut:], "test": parts[number]}
+        missing = [LABELS[c] for c in np.flatnonzero(class_counts(labels_N[fold["train"]]) == 0)]
+        if missing or not len(fold["test"]):
+            faults.append(
+                f"fold {number} of evaluation.folds={folds} would train on {cut:,} rows without "
+                f"{', '.join(missing) or 'rows to test on'}. Use fewer folds or more rows."
+            )
+        found.append(fold)
+    if faults:
+        raise ConfigError(faults)
+    return found
+
+
+def write_splits(source: Path, splits: Mapping[str, Ints], folder: Path) -> dict[str, Path]:
+    """Copy rows of a file into a file per split, in the order given; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {int(row): (name, n) for name, rows in splits.items() for n, row in enumerate(rows)}
+    lines: dict[str, dict[int, bytes]] = {name: {} for name in splits}
+    for row, line in enumerate(raw_rows(source)):
+        if row in places:
+            name, n = places[row]
+            lines[name][n] = line
+    paths = {name: folder / f"{name}.jsonl" for name in splits}
+    for name, path in paths.items():
+        path.write_bytes(b"".join(_in_order(lines[name])))
+    return paths
+
+
+def _in_order(lines: Mapping[int, bytes]) -> Iterator[bytes]:
+    for n in range(len(lines)):
+        yield lines[n].rstrip(b"\r\n") + b"\n"

@@ -1,0 +1,226 @@
+"""What lets a model know more about the rows that judge it than it will know in the market.
+
+Comes in: a `Survey` by split and, where there are any, digests of the rendered texts. Goes out: findings as plain
+values, each with the rows it names and the remedy; and the rows that purging drops.
+
+Purging and embargo: López de Prado, Advances in Financial Machine Learning (2018), section 7.4. Rows whose bars
+are also in a window that judges them are dropped from the rows that train; an embargo keeps a distance of more bars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.data.survey import Spans, Survey, spans_of
+from ml.labels import LABELS
+
+Ints = NDArray[np.int64]
+Finding = dict[str, Any]
+
+EXAMPLES = 5
+TELLING = 0.95  # a share of each class; so much from one field alone is not foresight
+FEWEST_ROWS = 30  # fewer cannot show that a field tells the label
+REMOVE = "Remove them from one file, or go on with data.allow_leakage=true, which marks every figure."
+
+
+def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Sequence[bytes]]) -> list[Finding]:
+    """Findings of all kinds, those that are refused first. `texts` has a digest of each row's rendered text."""
+    spans = spans_of(surveys)
+    found: list[Finding] = []
+    for pair in combinations(surveys, 2):
+        first, second = (surveys[name] for name in pair)
+        found += _shared(pair, "identical window", first.contents, second.contents, surveys)
+        if texts:
+            told = tuple(_only_in_text(surveys[name].contents, texts[name], surveys, name) for name in pair)
+            found += _shared(pair, "identical text", told[0], told[1], surveys)
+        found += _shared(pair, "same id", first.ids, second.ids, surveys)
+        if spans:
+            found += _shared_bars(pair, spans, surveys)
+            found += _older(pair, spans, surveys)
+    found += _two_labels(surveys)
+    found += _telling_fields(surveys["train"])
+    return sorted(found, key=lambda finding: not finding["refused"])
+
+
+def unchecked(surveys: Mapping[str, Survey]) -> list[str]:
+    """What could not be looked for, and why."""
+    if len(surveys) > 1 and spans_of(surveys) is None:
+        return ["shared bars and order in time: some rows have neither time nor bar_index on every bar"]
+    return []
+
+
+def overlapping(
+    spans: Spans, name: str, judges: Sequence[str], surveys: Mapping[str, Survey], embargo: int = 0
+) -> tuple[Ints, list[str]]:
+    """Rows of `name` with a bar in, or within `embargo` bars of, a window of `judges`, each with such a window's name.
+
+    An embargo of N bars is N times the usual distance of the symbol's bars, so it counts a night or a weekend as time.
+    """
+    rows, partners = [], []
+    for symbol in np.unique(spans.symbol_N[name]):
+        own = np.flatnonzero(spans.symbol_N[name] == symbol)
+        gap = embargo * float(np.median(spans.bar_N[name][own]))
+        judging = [(judge, np.flatnonzero(spans.symbol_N[judge] == symbol)) for judge in judges]
+        first = np.concatenate([spans.first_N[judge][chosen] for judge, chosen in judging])
+        last = np.concatenate([spans.last_N[judge][chosen] for judge, chosen in judging])
+        names = [surveys[judge].names[row] for judge, chosen in judging for row in chosen]
+        if not len(first):
+            continue
+        order = np.argsort(first, kind="stable")
+        # Of the windows that start before a row ends, the one that ends last overlaps it if any does.
+        furthest = np.maximum.accumulate(last[order])
+        holder = order[np.maximum.accumulate(np.where(last[order] == furthest, np.arange(len(order)), 0))]
+        before = np.searchsorted(first[order], spans.last_N[name][own] + gap, side="right") - 1
+        hit = (before >= 0) & (furthest[before] >= spans.first_N[name][own] - gap)
+        rows += own[hit].tolist()
+        partners += [names[n] for n in holder[before[hit]]]
+    by_row = sorted(zip(rows, partners, strict=True))
+    return np.array([row for row, _ in by_row], dtype=np.int64), [partner for _, partner in by_row]
+
+
+def purged_rows(surveys: Mapping[str, Survey], embargo: int) -> dict[str, Ints]:
+    """Rows to drop by split: of each split those that share bars with, or lie too near, a later one of the order given.
+
+    Raises ValueError where rows cannot be placed.
+    """
+    spans = spans_of(surveys)
+    if spans is None:
+        raise ValueError("some rows have neither time nor bar_index on every bar")
+    splits = list(surveys)
+    return {
+        name: overlapping(spans, name, splits[place + 1 :], surveys, embargo)[0]
+        for place, name in enumerate(splits[:-1])
+    }
+
+
+def told(finding: Finding) -> str:
+    """A finding as a line for people."""
+    where = " and ".join(finding["files"])
+    pairs = "; ".join(" and ".join(pair) for pair in finding["examples"][:2])
+    return f"{finding['count']:,} × {finding['kind']} in {where}: {pairs}. {finding['remedy']}"
+
+
+def _finding(
+    kind: str,
+    files: Sequence[str],
+    count: int,
+    examples: Sequence[Sequence[str]],
+    remedy: str,
+    *,
+    refused: bool = False,
+) -> Finding:
+    return {
+        "kind": kind,
+        "files": list(files),
+        "count": count,
+        "examples": [list(example) for example in examples[:EXAMPLES]],
+        "refused": refused,
+        "remedy": remedy,
+    }
+
+
+def _shared(
+    files: tuple[str, str],
+    kind: str,
+    first: Sequence[bytes | str | None],
+    second: Sequence[bytes | str | None],
+    surveys: Mapping[str, Survey],
+) -> list[Finding]:
+    """Rows whose key stands in both files."""
+    rows = {key: row for row, key in enumerate(first) if key is not None}
+    pairs = [(rows[key], row) for row, key in enumerate(second) if key in rows]
+    names = [[surveys[files[0]].names[a], surveys[files[1]].names[b]] for a, b in pairs[:EXAMPLES]]
+    return [_finding(kind, files, len(pairs), names, REMOVE, refused=True)] if pairs else []
+
+
+def _only_in_text(
+    contents: Sequence[bytes], texts: Sequence[bytes], surveys: Mapping[str, Survey], name: str
+) -> list[bytes | None]:
+    """The texts of rows whose window itself is in no other file."""
+    elsewhere = {key for other, one in surveys.items() if other != name for key in one.contents}
+    return [None if content in elsewhere else text for content, text in zip(contents, texts, strict=True)]
+
+
+def _shared_bars(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) -> list[Finding]:
+    rows, partners = overlapping(spans, files[0], [files[1]], surveys)
+    if not len(rows):
+        return []
+    remedy = f"data.purge=true drops these {len(rows):,} of {len(surveys[files[0]].names):,} {files[0]} events."
+    names = [[surveys[files[0]].names[row], partner] for row, partner in zip(rows[:EXAMPLES], partners, strict=False)]
+    return [_finding("shared bars", files, len(rows), names, remedy)]
+
+
+def _older(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) -> list[Finding]:
+    """Rows of the first file whose event is later than one of the second, by symbol."""
+    first, second = files
+    count, touching, examples = 0, 0, []
+    for symbol in np.intersect1d(spans.symbol_N[first], spans.symbol_N[second]):
+        own, other = (np.flatnonzero(spans.symbol_N[name] == symbol) for name in files)
+        events = np.sort(spans.last_N[second][other])
+        later = own[spans.last_N[first][own] > events[0]]
+        count += len(later)
+        before = np.searchsorted(events, spans.last_N[first][later]) - 1  # the last event before the row's own
+        distance = spans.first_N[first][later] - events[before]
+        touching += int((distance <= 1.5 * spans.bar_N[first][later]).sum())
+        oldest = surveys[second].names[other[spans.last_N[second][other].argmin()]]
+        examples += [[surveys[first].names[row], oldest] for row in later[:EXAMPLES]]
+    if not count:
+        return []
+    remedy = (
+        f"{count - touching:,} of them start after a gap of at least one bar, {touching:,} have no bar in between. "
+        "Fine where blocks of time are held out; but the market knows the past only: for that, order the files by time."
+    )
+    return [_finding("judged on older rows", files, count, examples, remedy)]
+
+
+def _two_labels(surveys: Mapping[str, Survey]) -> list[Finding]:
+    """Windows that are the same and labelled differently, wherever they stand."""
+    seen: dict[bytes, tuple[str, int]] = {}
+    files: dict[str, None] = {}
+    examples = []
+    for name, one in surveys.items():
+        for row, content in enumerate(one.contents):
+            other, twin = seen.setdefault(content, (name, row))
+            if surveys[other].labels[twin] != one.labels[row]:
+                files |= dict.fromkeys((other, name))
+                examples.append([surveys[other].names[twin], one.names[row]])
+    remedy = "One window has one outcome: keep the right label, or drop the rows."
+    return [_finding("two labels for one window", list(files), len(examples), examples, remedy)] if examples else []
+
+
+def _telling_fields(train: Survey) -> list[Finding]:
+    """Fields whose value at the event predicts all classes, or one of them, almost perfectly, in a small tree.
+
+    Cross-validated over five folds: a class is told if 95 % of its rows are called so, and 95 % of the others are not.
+    """
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.tree import DecisionTreeClassifier
+
+    sample, labels_N = train.sample, train.class_numbers()[train.sample.rows]
+    counts_C = np.bincount(labels_N, minlength=len(LABELS))
+    if len(labels_N) < FEWEST_ROWS or (counts_C > 0).sum() < 2 or counts_C[counts_C > 0].min() < 5:
+        return []
+    found = []
+    for name in sorted(set.intersection(*(set(values) for values in sample.values))):
+        column = np.array([values[name] for values in sample.values])
+        if (column == column[0]).all():
+            continue
+        tree = DecisionTreeClassifier(max_leaf_nodes=8, class_weight="balanced", random_state=0)
+        folds = StratifiedKFold(5, shuffle=True, random_state=0)
+        called_N = cross_val_predict(tree, column[:, None], labels_N, cv=folds)
+        classes = [
+            LABELS[c]
+            for c in np.flatnonzero(counts_C)
+            if min((called_N[labels_N == c] == c).mean(), (called_N[labels_N != c] != c).mean()) >= TELLING
+        ]
+        if classes:
+            right = int((called_N == labels_N).sum())
+            remedy = f"{name} tells {', '.join(classes)} on its own; leave it out if it is not known at the event."
+            example = [[name, f"{right:,} of {len(labels_N):,} rows called rightly from it alone"]]
+            found.append(_finding("label told by one field", ["train"], right, example, remedy) | {"field": name})
+    return found

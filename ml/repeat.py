@@ -1,0 +1,158 @@
+"""Several runs of one config: walk-forward folds over one file, several seeds, or both; mean, spread and intervals.
+
+Comes in: a config with `evaluation.folds` or `training.seeds`. Goes out: `runs.json` in its output_dir, and below it a
+folder of its own for every run, as any run has, so that each can be resumed, looked at and used by itself.
+
+One seed or one split says little where rows are few. The pooled scores take the rows that judged each run together;
+their intervals draw blocks of time, and a window that several seeds answered stays with its block.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from scipy.special import softmax
+
+from ml.config import Config
+from ml.data.folds import walk_forward, write_splits
+from ml.data.rows import Window
+from ml.data.sampling import labels_of
+from ml.data.survey import survey
+from ml.data.windows import WindowFile, load_windows
+from ml.errors import ConfigError
+from ml.evaluation.blocks import blocks_of
+from ml.evaluation.intervals import Judged, score_intervals
+from ml.evaluation.metrics import evaluate_logits, log_losses
+from ml.evaluation.targets import judge
+from ml.labels import LABELS
+from ml.output.files import sha256_file, write_json
+from ml.output.predictor import load_model
+from ml.output.run_folder import RunFolder
+from ml.progress import Reporter
+from ml.train import TrainingPipeline
+
+SPREAD = ("accuracy", "macro_f1", "nll", "ece")
+
+
+def asks_for_several(config: Config) -> bool:
+    return config.evaluation.folds is not None or config.training.seeds is not None
+
+
+def run_several(config: Config, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+    """All runs, one after the other; returns what `runs.json` holds. Raises what a run raises; those done stay."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("evaluation.folds and training.seeds run in one process. Start them without torchrun.")
+    reporter = reporter or Reporter()
+    folder = RunFolder(config.output_dir)
+    with folder.owned():
+        runs, configs = [], _configs(config, folder.root)
+        for number, (name, settings) in enumerate(configs.items(), start=1):
+            reporter.say(f"run {number} of {len(configs)}: {name}")
+            summary = _finished(settings) if resume else None
+            summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter).run()
+            assert summary is not None, "there is one process"
+            runs.append({"name": name, "seed": settings.training.seed, **_of_run(summary)})
+        report = {"runs": runs, **_pooled(list(configs.values()), config.targets.model_dump(), config.training.seed)}
+        report["spread"] = {name: _spread([run[name] for run in runs]) for name in (*SPREAD, "lead")}
+        write_json(folder.root / "runs.json", report)
+    return report
+
+
+def _configs(config: Config, root: Path) -> dict[str, Config]:
+    """The config of every run by its name, which is also its folder below `root`."""
+    splits: dict[str, dict[str, Any]] = {"": {}}
+    if folds := config.evaluation.folds:
+        source, error = survey(WindowFile(config.data.train))
+        if error:
+            raise error
+        splits = {}
+        for number, rows in enumerate(walk_forward(source, folds), start=1):
+            paths = write_splits(source.file.path, rows, root / "rows" / f"fold_{number}")
+            splits[f"fold_{number}"] = {name: str(path) for name, path in paths.items()} | {"purge": True}
+    found = {}
+    for split, data in splits.items():
+        for seed in config.training.seeds or [config.training.seed]:
+            name = "-".join(filter(None, [split, f"seed_{seed}" if config.training.seeds else ""]))
+            found[name] = config.model_copy(
+                update={
+                    "data": config.data.model_copy(update=data),
+                    "training": config.training.model_copy(update={"seed": seed, "seeds": None}),
+                    "evaluation": config.evaluation.model_copy(update={"folds": None}),
+                    "output_dir": str(root / name),
+                }
+            )
+    return found
+
+
+def _finished(config: Config) -> dict[str, Any] | None:
+    """The summary of a run that has ended, of this very config and these rows."""
+    folder, data = RunFolder(config.output_dir), config.data
+    if (
+        not folder.summary.exists()
+        or folder.config.read_text(encoding="utf-8") != config.with_absolute_paths().to_yaml()
+    ):
+        return None
+    summary: dict[str, Any] = orjson.loads(folder.summary.read_bytes())
+    paths = {"train": data.train, "val": data.val, "test": data.test}
+    now = {name: sha256_file(Path(path)) for name, path in paths.items() if path}
+    return summary if summary["data"]["sha256"] == now else None
+
+
+def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
+    scores, baselines = summary["test"] or summary["best"], summary["baselines"]
+    return {
+        "rows": summary["data"]["rows"],
+        "purged": summary["data"]["purged"],
+        "epoch": summary["best"]["epoch"],
+        **{name: scores[name] for name in SPREAD},
+        "best_baseline": baselines["best"],
+        "lead": scores["macro_f1"] - baselines["scores"][baselines["best"]]["macro_f1"],
+        "judged_on": summary["targets_judged_on"],
+        "judged_rows_chose_the_epoch": summary["judged_rows_chose_the_epoch"],
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation (n − 1), smallest and largest."""
+    return {
+        "mean": float(np.mean(values)),
+        "deviation": float(np.std(values, ddof=1)),
+        "lowest": min(values),
+        "highest": max(values),
+    }
+
+
+def _pooled(configs: Sequence[Config], targets: dict[str, float], seed: int) -> dict[str, Any]:
+    """Scores of all judged rows of all runs, each by the model of its run, with intervals and targets."""
+    windows: list[Window] = []
+    starts: dict[str, int] = {}
+    logits, rows = [], []
+    for config in configs:
+        model, path = load_model(RunFolder(config.output_dir).zip), str(config.data.test or config.data.val)
+        own = load_windows(path)
+        if path not in starts:
+            starts[path] = len(windows)
+            windows += own
+        rows.append(starts[path] + np.arange(len(own)))
+        logits.append(model.window_logits(own) / model.temperature)
+    row_N, logits_NC = np.concatenate(rows), np.concatenate(logits)
+    labels_N, blocks = labels_of(windows)[row_N], blocks_of(windows)
+    judged = Judged(
+        labels_N,
+        softmax(logits_NC, axis=1),
+        np.eye(len(LABELS))[logits_NC.argmax(axis=1)],
+        log_losses(logits_NC, labels_N),
+    )
+    metrics, intervals = evaluate_logits(logits_NC, labels_N), score_intervals(judged, blocks.block_N[row_N], seed)
+    judgements = judge(metrics, targets, intervals, trusted=blocks.trusted)
+    return {
+        "pooled": metrics,
+        "intervals": {"blocks": blocks.count, "block": blocks.note, "doubt": blocks.doubt, "scores": intervals},
+        "targets": judgements,
+        "targets_met": all(target["met"] for target in judgements),
+    }

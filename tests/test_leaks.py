@@ -1,0 +1,339 @@
+"""Leaks that are planted are found, clean data raises no alarm, and purging drops exactly what it says."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml import TrainingPipeline
+from ml.data.check import check_files
+from ml.data.dataset import load_dataset
+from ml.data.drift import drift, population_stability
+from ml.data.leaks import overlapping, purged_rows
+from ml.data.survey import MOST_SAMPLED, Survey, spans_of, survey
+from ml.data.windows import WindowFile
+from ml.errors import ConfigError, DataError
+from ml.labels import LABELS
+from ml.model.qwen import load_tokenizer
+from ml.output.summary import verdict
+from ml.sample import write_sample
+from tests.conftest import Amount, MakeConfig
+from tests.helpers import Row, bars_of, learnable_rows, make_row, write_rows
+
+Files = dict[str, list[Row]]
+Plant = Callable[[Files, np.random.Generator], None]
+SPLITS = ("train", "val", "test")
+
+
+def clean_sample(folder: Path, seed: int) -> Files:
+    """Simulated windows in time order, no bar in two files; every other seed shows no flags."""
+    write_sample(folder, train=90, val=30, test=30, seed=seed, hide_flags=seed % 2 == 1)
+    return {name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in SPLITS}
+
+
+def write(folder: Path, files: Files) -> dict[str, Path | None]:
+    return {name: write_rows(folder / f"{name}.jsonl", rows) for name, rows in files.items()}
+
+
+def kinds(folder: Path, files: Files) -> set[str]:
+    report = check_files(write(folder, files))
+    found = {leak["kind"] for leak in report["leaks"]} | set(report["unchecked"])
+    return found | (
+        {"bars after the event"} if any("after the event" in fault for fault in report["faults"]) else set()
+    )
+
+
+def judged(files: Files, rng: np.random.Generator) -> list[Row]:
+    return files[str(rng.choice(["val", "test"]))]
+
+
+def plant_identical_window(files: Files, rng: np.random.Generator) -> None:
+    judged(files, rng)[3] = deepcopy(files["train"][int(rng.integers(90))]) | {"id": "another"}
+
+
+def plant_identical_text(files: Files, rng: np.random.Generator) -> None:
+    """Prices and volumes twice as high: other numbers, the same text."""
+    row = deepcopy(files["train"][int(rng.integers(90))]) | {"id": "another", "symbol": "OTHER"}
+    for bar in bars_of(row):
+        for name in ("open", "high", "low", "close", "atr_14"):
+            if name in bar:
+                bar[name] *= 2
+    judged(files, rng)[3] = row
+
+
+def plant_same_id(files: Files, rng: np.random.Generator) -> None:
+    judged(files, rng)[5]["id"] = files["train"][int(rng.integers(90))]["id"]
+
+
+def plant_shared_bars(files: Files, rng: np.random.Generator) -> None:
+    """One to all bars of an event stand at the same places as another event's, in a row of prices of its own."""
+    row, other = judged(files, rng)[7], files["train"][int(rng.integers(90))]
+    row["symbol"] = other["symbol"]
+    bars, others = bars_of(row), bars_of(other)
+    for_time = bool(rng.integers(2))
+    shift = int(rng.integers(min(len(bars), len(others))))
+    if not for_time:
+        for one in (bar for rows in files.values() for each in rows for bar in bars_of(each)):
+            del one["time"]
+    start = np.datetime64(others[shift]["time"].rstrip("Z")) if for_time else None
+    for n, bar in enumerate(bars):
+        bar["bar_index"] = others[shift]["bar_index"] + n
+        if start is not None:
+            bar["time"] = str(start + np.timedelta64(60 * n, "s")) + "Z"
+
+
+def plant_older_rows(files: Files, rng: np.random.Generator) -> None:
+    row = files["val"].pop(int(rng.integers(30)))
+    later = files["train"].pop(int(rng.integers(45)))
+    row["symbol"] = later["symbol"]
+    files["train"].append(row)
+    files["val"].insert(0, later)
+
+
+def plant_two_labels(files: Files, rng: np.random.Generator) -> None:
+    """In one file, under another id."""
+    row = deepcopy(files["train"][11]) | {"id": "another"}
+    row["label"] = LABELS[(LABELS.index(row["label"]) + int(rng.integers(1, 3))) % 3]
+    files["train"].append(row)
+
+
+def plant_telling_feature(files: Files, rng: np.random.Generator) -> None:
+    """The outcome in a feature: a code, a noisy return, or a flag of one class; two rows in a hundred are wrong."""
+    form = rng.integers(3)
+    for row in (row for rows in files.values() for row in rows):
+        label = LABELS.index(row["label"]) if rng.random() > 0.02 else int(rng.integers(3))
+        value = (label, [1.0, -1.0, 0.0][label] + 0.15 * rng.normal(), int(label == 1))[form]
+        row["features"] = {**(row.get("features") or {}), "signal": float(value), "noise": float(rng.normal())}
+
+
+def plant_telling_flag(files: Files, rng: np.random.Generator) -> None:
+    """A field of the event's bar that was filled in after the outcome."""
+    for row in (row for rows in files.values() for row in rows):
+        for bar in bars_of(row):
+            bar["wave_strength"] = float(rng.integers(40, 60))
+        row["current_bar"]["wave_strength"] = {"LONG": 90.0, "SHORT": 10.0, "SKIP": 50.0}[row["label"]]
+
+
+def plant_later_bar(files: Files, rng: np.random.Generator) -> None:
+    """The event is not the last bar: a later one stands in the context."""
+    row = judged(files, rng)[int(rng.integers(30))]
+    place = int(rng.integers(len(row["context_bars"])))
+    time = np.datetime64(row["current_bar"]["time"].rstrip("Z")) + np.timedelta64(60, "s")
+    for bar in row["context_bars"][place + 1 :]:
+        del bar["time"], bar["bar_index"]
+    row["context_bars"][place]["time"] = f"{time}Z"
+
+
+PLANTED: dict[str, tuple[Plant, ...]] = {
+    "identical window": (plant_identical_window,),
+    "identical text": (plant_identical_text,),
+    "same id": (plant_same_id,),
+    "shared bars": (plant_shared_bars,),
+    "judged on older rows": (plant_older_rows,),
+    "two labels for one window": (plant_two_labels,),
+    "label told by one field": (plant_telling_feature, plant_telling_flag),
+    "bars after the event": (plant_later_bar,),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_each_kind_of_leak_is_found_wherever_it_is_planted(kind: str, tmp_path: Path, amount: Amount) -> None:
+    missed = []
+    for seed in range(amount(3, 100)):
+        files, rng = clean_sample(tmp_path, seed), np.random.default_rng(seed)
+        PLANTED[kind][seed % len(PLANTED[kind])](files, rng)
+        if kind not in (found := kinds(tmp_path, files)):
+            missed.append((seed, found))
+    assert missed == []
+
+
+def test_clean_data_raises_no_alarm(tmp_path: Path, amount: Amount) -> None:
+    alarms = {seed: kinds(tmp_path, clean_sample(tmp_path, seed)) for seed in range(amount(3, 100))}
+    assert {seed: found for seed, found in alarms.items() if found} == {}
+
+
+def test_a_rare_class_and_a_field_that_says_little_raise_no_alarm(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [make_row("SKIP" if n % 20 else ("LONG", "SHORT")[n // 20 % 2], seed=n) for n in range(240)]
+    for row in rows:
+        row["features"] = {"signal": float(rng.normal()) + (row["label"] == "LONG")}
+    assert check_files({"train": write_rows(tmp_path / "train.jsonl", rows)})["leaks"] == []
+
+
+def test_a_prompt_that_spells_its_label_is_found(tmp_path: Path) -> None:
+    rows = [{"context": f"window {n}: {LABELS[n % 3].lower()}", "label": LABELS[n % 3]} for n in range(60)]
+    (leak,) = check_files({"train": write_rows(tmp_path / "train.jsonl", rows)})["leaks"][:1]
+    assert (leak["kind"], leak["field"]) == ("label told by one field", "the word LONG in context")
+
+
+def test_what_cannot_be_looked_for_is_said(tmp_path: Path) -> None:
+    files = {name: [make_row(place=False, seed=n) for n in rows] for name, rows in (("train", (1, 2)), ("val", (3,)))}
+    report = check_files(write(tmp_path, files))
+    assert report["unchecked"] == [
+        "shared bars and order in time: some rows have neither time nor bar_index on every bar"
+    ]
+
+
+def placed(symbol: str, first: int, bars: int, seed: int) -> Row:
+    """A window by bar_index only."""
+    row = make_row(bars=bars, seed=seed, place=False, symbol=symbol, id=f"{symbol}-{first}-{seed}")
+    for n, bar in enumerate(bars_of(row)):
+        bar["bar_index"] = first + n
+    return row
+
+
+def random_surveys(folder: Path, seed: int) -> dict[str, Survey]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: survey(
+            WindowFile(
+                write_rows(
+                    folder / f"{name}.jsonl",
+                    [
+                        placed(str(rng.choice(["A", "B"])), int(rng.integers(600)), int(rng.integers(30, 51)), n)
+                        for n in range(12)
+                    ],
+                )
+            )
+        )[0]
+        for name in ("train", "val", "test")
+    }
+
+
+@pytest.mark.parametrize("embargo", [0, 1, 17, 100])
+def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path: Path) -> None:
+    hits = 0
+    for seed in range(5):
+        surveys = random_surveys(tmp_path, seed)
+        spans = spans_of(surveys)
+        assert spans is not None
+        bars = {
+            name: [
+                {(symbol, float(bar)) for bar in np.arange(first - reach, last + 1 + reach)}
+                for symbol, first, last in zip(one.symbols, spans.first_N[name], spans.last_N[name], strict=True)
+            ]
+            for name, one in surveys.items()
+            for reach in [embargo if name == "train" else 0]
+        }
+        expected = [
+            row
+            for row, own in enumerate(bars["train"])
+            if any(own & other for name in ("val", "test") for other in bars[name])
+        ]
+        rows, partners = overlapping(spans, "train", ["val", "test"], surveys, embargo)
+        assert rows.tolist() == purged_rows(surveys, embargo)["train"].tolist() == expected
+        for row, partner in zip(rows, partners, strict=True):
+            name, place = next((n, one.names.index(partner)) for n, one in surveys.items() if partner in one.names)
+            assert bars["train"][row] & bars[name][place]
+        hits += len(expected)
+    assert hits >= 5
+    assert hits < 60 or embargo == 100  # and there nothing is left
+
+
+def tokenised(config: Any, **changes: Any) -> Any:
+    tokenizer = load_tokenizer("embedded", None)
+    paths = {"train": config.data.train, "val": config.data.val, "test": None}
+    settings: Any = {"codec": "compact", "max_tokens": 512, "oversampling": "auto"}
+    settings |= {"max_repeat": None, "weights": "auto"}
+    return load_dataset(paths, tokenizer, **settings, **changes)
+
+
+def test_a_purged_run_trains_without_the_dropped_rows_and_says_so(make_config: MakeConfig, tmp_path: Path) -> None:
+    rows = learnable_rows(46, seed=1)
+    for n, row in enumerate(rows):
+        for place, bar in enumerate(bars_of(row)):
+            bar |= {"bar_index": 100 * n + place, "time": f"2025-03-{1 + n // 24:02d}T{n % 24:02d}:{place:02d}:00Z"}
+    files = {"train": rows[:36], "val": deepcopy(rows[36:])}
+    for bar, other in zip(bars_of(files["val"][0]), bars_of(rows[5]), strict=True):
+        bar["time"] = other["time"]  # the sixth training window's bars
+    paths = write(tmp_path, files)
+    config = make_config(*(f"data.{name}={path}" for name, path in paths.items()))
+    assert len(tokenised(config).names["train"]) == 36
+    near = tokenised(config, purge=True, embargo=31)  # windows lie 31 bars apart
+    assert len(near.names["train"]) == 36 - 3  # its own and its neighbours
+    purged = config.model_copy(update={"data": config.data.model_copy(update={"purge": True})})
+    pipeline = TrainingPipeline(purged)
+    summary = pipeline.run()
+    assert summary is not None
+    assert summary["data"]["purged"] == {"train": 1, "val": 0}
+    assert summary["data"]["rows"]["train"] == 35
+    assert sum(summary["data"]["before_oversampling"].values()) == 35
+    assert rows[5]["id"] not in " ".join(pipeline.data.names["train"])
+    assert any(note.startswith("1 of 36 train rows are dropped") for note in pipeline.data.notes())
+    assert [leak["kind"] for leak in summary["data"]["leaks"] if leak["kind"] == "shared bars"] == []
+
+
+def test_purging_needs_places_and_leaves_rows(make_config: MakeConfig, tmp_path: Path) -> None:
+    rows = [make_row(LABELS[n % 3], seed=n) for n in range(12)]  # all at the same time
+    config = make_config(
+        f"data.train={write_rows(tmp_path / 'a', rows)}", f"data.val={write_rows(tmp_path / 'b', rows)}"
+    )
+    with pytest.raises(DataError, match=r"data\.purge must leave rows, but all 12 of train share bars"):
+        tokenised(config, purge=True)
+    rows = [make_row(LABELS[n % 3], seed=n, place=False) for n in range(12)]
+    write_rows(tmp_path / "a", rows)
+    with pytest.raises(ConfigError, match=r"data\.purge needs to know where windows lie"):
+        tokenised(config, purge=True)
+
+
+def test_leaked_rows_are_refused_or_mark_every_figure(make_config: MakeConfig, tmp_path: Path) -> None:
+    rows = learnable_rows(46, seed=1)
+    paths = write(tmp_path, {"train": rows, "val": [*learnable_rows(19, seed=2), rows[3]]})
+    config = make_config(*(f"data.{name}={path}" for name, path in paths.items()))
+    with pytest.raises(DataError) as refused:
+        TrainingPipeline(config).load_data()
+    assert [fault.partition(":")[0] for fault in refused.value.faults] == [
+        "1 × identical window in train and val",
+        "1 × same id in train and val",
+    ]
+    assert not Path(config.output_dir, "checkpoints").exists()
+    data = config.data.model_copy(update={"allow_leakage": True})
+    summary = TrainingPipeline(config.model_copy(update={"data": data})).run()
+    assert summary is not None
+    leaked = "1 × identical window in train and val; 1 × same id in train and val"
+    for figures in (summary["best"], *summary["epochs"], *summary["targets"]):
+        assert figures["leaked"] == leaked
+    assert summary["targets_judged_on"] == f"validation rows (LEAKED: {leaked})"
+    assert verdict(summary).startswith(f"No figure here is to be believed, for rows are in two files: {leaked}.")
+
+
+# Drift
+
+
+def test_the_stability_index_is_its_formula_and_grows_with_the_shift() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=4000)
+    psi, bins = population_stability(np.array([0.0] * 60 + [1.0] * 40), np.array([0.0] * 30 + [1.0] * 70))
+    p, q = np.array([60.5, 40.5]) / 101, np.array([30.5, 70.5]) / 101
+    assert bins == 2
+    assert psi == pytest.approx(float(((q - p) * np.log(q / p)).sum()))
+    values = [population_stability(first, rng.normal(shift, size=1000))[0] for shift in (0.0, 0.5, 1.0)]
+    assert values[0] < 0.03 < values[1] < values[2]
+    same = [population_stability(first, rng.normal(size=400))[0] for _ in range(40)]
+    assert np.mean(same) == pytest.approx(9 * (1 / 4000 + 1 / 400), rel=0.3)
+
+
+def test_drift_names_the_features_that_moved(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [make_row(seed=n, features={"still": float(rng.normal()), "moved": float(rng.normal())}) for n in range(200)]
+    for row in rows[120:]:
+        row["features"]["moved"] += 3
+        for bar in bars_of(row):
+            bar["volume"] *= 5
+    paths = write(tmp_path, {"train": rows[:120], "val": rows[120:]})
+    found = drift(*(survey(WindowFile(path))[0] for path in paths.values() if path))
+    assert {entry["feature"] for entry in found if entry["shifted"]} == {"features.moved", "mean volume"}
+    assert [entry["psi"] for entry in found] == sorted((entry["psi"] for entry in found), reverse=True)
+
+
+def test_a_sample_of_events_stays_small_and_even(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ml.data.survey.MOST_SAMPLED", 8)
+    assert MOST_SAMPLED > 8
+    path = write_rows(tmp_path / "rows.jsonl", [make_row(bars=30, seed=n) for n in range(37)])
+    sample = survey(WindowFile(path))[0].sample
+    assert sample.rows == list(range(0, 37, sample.stride))
+    assert len(sample.rows) == len(sample.values) == len(sample.shape) <= 8

@@ -1,0 +1,155 @@
+"""Several runs of one config: folds that go forward in time, seeds, and what is said of them together."""
+
+import json
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml import load_model
+from ml.cli import main
+from ml.config import Config
+from ml.data.folds import walk_forward, write_splits
+from ml.data.survey import survey
+from ml.data.windows import WindowFile, load_windows
+from ml.errors import ConfigError, Interrupted, RunLocked
+from ml.output.run_folder import RunFolder
+from ml.repeat import run_several
+from tests.conftest import MakeConfig
+from tests.helpers import Row, bars_of, learnable_rows, make_row, write_rows
+from tests.test_resume import Signaller
+
+LABELS = ("LONG", "SHORT", "SKIP")
+
+
+def dated_rows(count: int, seed: int, apart: int) -> list[Row]:
+    """Learnable rows whose events lie `apart` minutes from each other; a window has 30 of them."""
+    rows = learnable_rows(count, seed)
+    start = np.datetime64("2025-03-03T00:00:00")
+    for n, row in enumerate(rows):
+        for place, bar in enumerate(bars_of(row)):
+            bar["bar_index"] = apart * n + place
+            bar["time"] = f"{start + np.timedelta64(60 * (apart * n + place), 's')}Z"
+    return rows
+
+
+def test_folds_go_forward_and_test_every_later_row_once(tmp_path: Path) -> None:
+    rows = dated_rows(50, 1, apart=7)
+    shuffled = [rows[n] for n in np.random.default_rng(0).permutation(50)]
+    found = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", shuffled)))[0]
+    folds = walk_forward(found, 4)
+    events = np.array([ends[1] for ends in found.times if ends])
+    for fold in folds:
+        train, val, test = (events[fold[name]] for name in ("train", "val", "test"))
+        assert train.max() < val.min() <= val.max() < test.min()
+        assert len(val) == round(0.2 * (len(train) + len(val)))
+    tested = np.concatenate([fold["test"] for fold in folds])
+    assert sorted(tested) == sorted(np.argsort(events)[10:])
+    assert all(len(one["train"]) < len(other["train"]) for one, other in pairwise(folds))
+
+
+def test_rows_are_copied_as_they_stand(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in dated_rows(6, 1, apart=7)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text(f"{lines[0]}\n\n" + "\r\n".join(lines[1:]))  # a blank line, other ends, none at the end
+    paths = write_splits(source, {"train": np.array([5, 0]), "val": np.array([2])}, tmp_path / "fold")
+    assert paths["train"].read_text() == f"{lines[5]}\n{lines[0]}\n"
+    assert paths["val"].read_text() == f"{lines[2]}\n"
+
+
+def test_folds_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    placeless = [make_row(LABELS[n % 3], seed=n, place=False) for n in range(12)]
+    with pytest.raises(ConfigError, match=r"evaluation\.folds orders rows by time"):
+        walk_forward(survey(WindowFile(write_rows(tmp_path / "a", placeless)))[0], 2)
+    one_class = dated_rows(30, 1, apart=7)
+    for row in one_class[:16]:
+        row["label"] = "SKIP"
+    with pytest.raises(ConfigError) as refused:
+        walk_forward(survey(WindowFile(write_rows(tmp_path / "b", one_class)))[0], 3)
+    assert [fault.split(" of ")[0] for fault in refused.value.faults] == ["fold 1", "fold 2", "fold 3"]
+    assert "6 rows without LONG, SHORT" in refused.value.faults[0]
+
+
+@pytest.fixture(scope="module")
+def dated(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Windows that overlap by 10 bars with the next."""
+    return str(write_rows(tmp_path_factory.mktemp("dated") / "rows.jsonl", dated_rows(72, 3, apart=20)))
+
+
+def several(make_config: MakeConfig, dated: str, *overrides: str, run: str = "runs") -> Config:
+    fixed = (f"data.train={dated}", "evaluation.folds=2", "training.epochs=1", "training.warmup_steps=0", *overrides)
+    return make_config(*fixed, run=run)
+
+
+def test_folds_times_seeds_are_runs_of_their_own_and_pooled(make_config: MakeConfig, dated: str) -> None:
+    config = several(make_config, dated, "training.seeds=[0,4]", "data.embargo=5")
+    report = run_several(config)
+    root = Path(config.output_dir)
+    assert json.loads((root / "runs.json").read_text())["runs"] == report["runs"]
+    names = ["fold_1-seed_0", "fold_1-seed_4", "fold_2-seed_0", "fold_2-seed_4"]
+    assert [run["name"] for run in report["runs"]] == names
+    assert [run["seed"] for run in report["runs"]] == [0, 4, 0, 4]
+    for run in report["runs"]:
+        summary = json.loads((root / run["name"] / "training_summary.json").read_text())
+        assert run["macro_f1"] == summary["test"]["macro_f1"]
+        assert run["purged"] == {"train": 1, "val": 1, "test": 0}  # one window at each of two seams
+        assert [leak for leak in summary["data"]["leaks"] if leak["kind"] == "shared bars"] == []
+        assert Config.load(root / run["name"] / "config.yaml").data.embargo == 5
+    scores = [run["macro_f1"] for run in report["runs"]]
+    assert report["spread"]["macro_f1"]["mean"] == pytest.approx(np.mean(scores))
+    assert report["spread"]["macro_f1"]["deviation"] == pytest.approx(np.std(scores, ddof=1))
+    assert report["pooled"]["rows"] == 2 * 48
+    right = 0
+    for name in names:
+        windows = load_windows(root / "rows" / name.split("-")[0] / "test.jsonl")
+        predictions = load_model(root / name / "final_model.zip").predict_windows(windows)
+        right += sum(p["label"] == LABELS[w.label or 0] for p, w in zip(predictions, windows, strict=True))
+    assert report["pooled"]["accuracy"] == right / 96
+    assert report["intervals"]["blocks"] <= 48  # a window that two seeds answered is in one block
+
+
+def test_seeds_alone_say_that_validation_rows_flatter(
+    make_config: MakeConfig, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = make_config("training.seeds=[1,2]", "training.epochs=1")
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tmp_path / "config.yaml"), "--require-targets"])
+    out = capfd.readouterr().out
+    report = json.loads((Path(config.output_dir) / "runs.json").read_text())
+    assert ended.value.code == (0 if report["targets_met"] else 3)
+    assert [run["name"] for run in report["runs"]] == ["seed_1", "seed_2"]
+    assert report["pooled"]["rows"] == 40
+    assert "The rows that judge also chose the epochs, and so flatter; give data.test." in out
+    assert "deviation" in out
+
+
+def test_runs_that_were_stopped_go_on_where_they_were(make_config: MakeConfig, dated: str) -> None:
+    config = several(make_config, dated)
+    root = Path(config.output_dir)
+    with pytest.raises(Interrupted):
+        run_several(config, reporter=Signaller(4, signal.SIGTERM))  # the first fold has three steps
+    assert (root / "fold_2" / "checkpoints").exists()
+    assert not (root / "runs.json").exists()
+    with pytest.raises(ConfigError, match="resume"):
+        run_several(config)
+    finished = (root / "fold_1" / "final_model.zip").stat()
+    report = run_several(config, resume=True)
+    assert [run["name"] for run in report["runs"]] == ["fold_1", "fold_2"]
+    assert (root / "fold_1" / "final_model.zip").stat() == finished  # what was done is not done again
+    steps = [line["step"] for line in RunFolder(root / "fold_2").metrics.read() if line["kind"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))  # the second fold went on, each step once
+
+
+def test_two_processes_cannot_share_the_folder_of_several_runs(make_config: MakeConfig, dated: str) -> None:
+    config = several(make_config, dated)
+    with RunFolder(config.output_dir).owned(), pytest.raises(RunLocked):
+        run_several(config)
+
+
+def test_several_processes_are_refused(make_config: MakeConfig, dated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="without torchrun"):
+        run_several(several(make_config, dated))
