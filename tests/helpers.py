@@ -71,6 +71,17 @@ def learnable_rows(count: int, seed: int, bars: int = 30) -> list[Row]:
     ]
 
 
+def dated_rows(count: int, seed: int, apart: int) -> list[Row]:
+    """Learnable rows whose events lie `apart` minutes from each other; a window has 30 of them."""
+    rows = learnable_rows(count, seed)
+    start = np.datetime64("2025-03-03T00:00:00")
+    for n, row in enumerate(rows):
+        for place, bar in enumerate(bars_of(row)):
+            bar["bar_index"] = apart * n + place
+            bar["time"] = f"{start + np.timedelta64(60 * (apart * n + place), 's')}Z"
+    return rows
+
+
 def write_rows(path: Path, rows: Iterable[object]) -> Path:
     """One JSON line a row; text is written as it is, as a line of its own."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]

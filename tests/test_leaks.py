@@ -234,6 +234,15 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
     assert hits < 60 or embargo == 100  # and there nothing is left
 
 
+def test_a_window_inside_a_longer_one_does_not_hide_it(tmp_path: Path) -> None:
+    files = {"train": [placed("A", 45, 30, 0)], "val": [placed("A", 0, 50, 1), placed("A", 5, 30, 2)]}
+    surveys = {name: survey(WindowFile(path))[0] for name, path in write(tmp_path, files).items() if path}
+    spans = spans_of(surveys)
+    assert spans is not None
+    rows, partners = overlapping(spans, "train", ["val"], surveys)
+    assert (rows.tolist(), partners) == ([0], [surveys["val"].names[0]])
+
+
 def tokenised(config: Any, **changes: Any) -> Any:
     tokenizer = load_tokenizer("embedded", None)
     paths = {"train": config.data.train, "val": config.data.val, "test": None}

@@ -10,7 +10,7 @@ from ml.cli import main
 from ml.config import Config
 from ml.yaml_text import parse_yaml
 from tests.conftest import MakeConfig
-from tests.helpers import learnable_rows, write_rows
+from tests.helpers import dated_rows, learnable_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,8 +25,8 @@ def blocks(language: str) -> list[str]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> Path:
     """A working folder as after `make demo`, with fewer windows and a tiny base under the embedded one's name."""
     (tmp_path / "data" / "sample").mkdir(parents=True)
-    for seed, name in enumerate(("train", "val", "test")):
-        write_rows(tmp_path / "data" / "sample" / f"{name}.jsonl", learnable_rows(20, seed))
+    for seed, (name, rows) in enumerate((("train", 60), ("val", 20), ("test", 20))):
+        write_rows(tmp_path / "data" / "sample" / f"{name}.jsonl", dated_rows(rows, seed, apart=40))
     (tmp_path / "configs").mkdir()
     demo = (ROOT / "configs" / "demo.yaml").read_text()
     demo = demo.replace("base: embedded", f"base: {make_config().model.base}")
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: MakeCon
 
 def test_every_command_runs_in_the_order_given(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("ctxtrain ")]
-    assert len(lines) == 9
+    assert len(lines) == 11
     for line in lines:
         words = shlex.split(line)[1:]
         if words[0] == "train":
@@ -47,6 +47,8 @@ def test_every_command_runs_in_the_order_given(folder: Path, capfd: pytest.Captu
         assert ended.value.code == 0, f"{line}\n{capfd.readouterr().err}"
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 20
     assert (folder / "data" / "other" / "sample.json").exists()
+    assert (folder / "runs" / "folds" / "runs.json").exists()
+    assert (folder / "runs" / "seeds" / "seed_1" / "final_model.zip").exists()
 
 
 def test_the_python_example_runs(folder: Path) -> None:

@@ -18,21 +18,10 @@ from ml.errors import ConfigError, Interrupted, RunLocked
 from ml.output.run_folder import RunFolder
 from ml.repeat import run_several
 from tests.conftest import MakeConfig
-from tests.helpers import Row, bars_of, learnable_rows, make_row, write_rows
+from tests.helpers import dated_rows, make_row, write_rows
 from tests.test_resume import Signaller
 
 LABELS = ("LONG", "SHORT", "SKIP")
-
-
-def dated_rows(count: int, seed: int, apart: int) -> list[Row]:
-    """Learnable rows whose events lie `apart` minutes from each other; a window has 30 of them."""
-    rows = learnable_rows(count, seed)
-    start = np.datetime64("2025-03-03T00:00:00")
-    for n, row in enumerate(rows):
-        for place, bar in enumerate(bars_of(row)):
-            bar["bar_index"] = apart * n + place
-            bar["time"] = f"{start + np.timedelta64(60 * (apart * n + place), 's')}Z"
-    return rows
 
 
 def test_folds_go_forward_and_test_every_later_row_once(tmp_path: Path) -> None:
