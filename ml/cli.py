@@ -116,22 +116,30 @@ def train(
     require_targets: Annotated[
         bool, typer.Option("--require-targets", help="Exit with 3 if a target is missed.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show neither progress nor tables.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; progress goes to standard error.")
+    ] = False,
 ) -> None:
     """Train, choose, calibrate, export and check."""
     from ml.config import Config
 
     settings = Config.load(config, overrides or [])
-    from ml.console import print_runs, print_summary, stdout
+    from ml.console import print_runs, print_summary, stderr, stdout
     from ml.progress import Reporter
     from ml.repeat import asks_for_several, run_several
     from ml.train import TrainingPipeline
 
-    reporter, summary = Reporter(stdout()), None
-    if asks_for_several(settings):
-        summary = run_several(settings, resume=resume, reporter=reporter)
-        print_runs(summary, settings.output_dir)
-    elif summary := TrainingPipeline(settings, resume=resume, reporter=reporter).run():
-        print_summary(summary, settings.output_dir)
+    reporter = Reporter(None if quiet else stderr() if as_json else stdout())
+    several = asks_for_several(settings)
+    if several:
+        summary: dict[str, Any] | None = run_several(settings, resume=resume, reporter=reporter)
+    else:
+        summary = TrainingPipeline(settings, resume=resume, reporter=reporter).run()
+    if summary and as_json:
+        _print_json(summary)
+    elif summary and not quiet:
+        (print_runs if several else print_summary)(summary, settings.output_dir)
     if summary and require_targets and not summary["targets_met"]:
         raise typer.Exit(EXIT_TARGETS_MISSED)
 

@@ -221,7 +221,7 @@ class TrainingPipeline:
         self.on_disk = (self.state.step, len(self.state.epochs))
         if is_main_process():
             self.checkpoints.forget_older(path, self.state.step, self.state.epochs)
-        self.reporter.say(f"resuming from {path.name} at optimizer step {self.state.step} of {self.total_steps}")
+        self.reporter.resuming(path.name, self.state.step, self.total_steps, self.state.epochs)
 
     def export(self) -> dict[str, Any]:
         """Export the best epoch so far of a run that was started before; train nothing."""

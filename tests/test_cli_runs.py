@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ml.cli import main
 from ml.config import Config
+from ml.labels import LABELS
 from ml.output.run_folder import RunFolder
 from ml.progress import Reporter
 from tests.conftest import MakeConfig
@@ -56,7 +59,7 @@ def test_met_targets_end_with_0_and_say_so(
     assert "All 6 targets are met on the validation rows, which also chose the epoch and so flatter." in shown
     assert "\x1b" not in shown  # no terminal, no escapes
     assert "epoch 1/1  step 7/7  loss " in shown
-    assert "epoch 1 done  train loss " in shown
+    assert "epoch done  train loss " in shown
 
 
 def test_a_folder_in_use_ends_with_75(
@@ -119,6 +122,43 @@ def test_a_terminal_shows_a_live_bar_and_a_pipe_plain_lines() -> None:
     lines = shown[False].splitlines()
     assert [line.split("  ")[1] for line in lines] == ["step 1/4", "step 2/4", "step 3/4", "step 4/4"]
     assert all("loss 0.5000  lr 1.00e-03" in line for line in lines)
+
+
+def record(epoch: int, macro_f1: float) -> dict[str, Any]:
+    per_class = {label: {"f1": 0.5} for label in LABELS}
+    losses = {"train_loss": 0.25, "loss": 0.5}
+    return {"epoch": epoch, **losses, "accuracy": 0.7, "macro_f1": macro_f1, "per_class": per_class}
+
+
+def test_epochs_are_lines_of_one_table_and_the_bar_names_the_best_so_far() -> None:
+    stream = io.StringIO()
+    reporter = Reporter(Console(file=stream, force_terminal=True, width=140))
+    reporter.resuming("checkpoint_epoch_2.pt", 8, 12, [record(1, 0.6), record(2, 0.55)])
+    with reporter.epoch(3, 3, steps=4, done=0) as after_step:
+        after_step(0.5, 1e-3, 8)
+        time.sleep(0.2)  # the bar is drawn ten times a second
+    reporter.epoch_done(record(3, 0.58), best=False)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip() for line in stream.getvalue().splitlines()]
+    head = "epoch done  train loss  val loss  accuracy  macro-F1  LONG F1  SHORT F1  SKIP F1"
+    assert lines.count(head) == 1
+    table = [line.split() for line in lines if re.match(r"[123] ", line)]
+    assert [row[0] for row in table] == ["1", "2", "3"]
+    assert table[0] == ["1", "0.2500", "0.5000", "0.700", "0.600", "0.500", "0.500", "0.500", "best", "so", "far"]
+    assert "best" not in table[1] + table[2]
+    assert any("step 1/4" in line and "9/12" in line and "best macro-F1 0.600" in line for line in lines)
+
+
+def test_quiet_and_json_leave_standard_output_to_the_result(
+    make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("training.epochs=1")
+    assert ends("train", file_of(config, tmp_path), "--json") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["best"]["epoch"] == 1
+    assert "epoch 1/1  step 7/7" in err
+    other = make_config("training.epochs=1", run="quiet")
+    assert ends("train", file_of(other, tmp_path), "--quiet") == 0
+    assert capfd.readouterr() == ("", "")
 
 
 def test_without_a_console_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

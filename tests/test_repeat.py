@@ -111,6 +111,7 @@ def test_seeds_alone_say_that_validation_rows_flatter(
     assert ended.value.code == (0 if report["targets_met"] else 3)
     assert [run["name"] for run in report["runs"]] == ["seed_1", "seed_2"]
     assert report["pooled"]["rows"] == 40
+    assert report["intervals"]["blocks"] == 20  # rows, each answered by two seeds
     assert "The rows that judge also chose the epochs, and so flatter; give data.test." in out
     assert "deviation" in out
 

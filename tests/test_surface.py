@@ -35,7 +35,7 @@ output_dir
 COMMANDS = {
     "sample": "folder --train --val --test --seed --noise --mix --hide-flags --shuffle-labels",
     "check": "train [val] [test] --base --max-tokens --json",
-    "train": "config [overrides...] --resume --require-targets",
+    "train": "config [overrides...] --resume --require-targets --quiet --json",
     "evaluate": "model data --json",
     "predict": "model data -o/--output --min-confidence",
     "export": "run",
