@@ -89,3 +89,13 @@ def build_learner(
         seed=training.seed,
         say=say,
     )
+
+
+def model_facts(config: Config, family: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of the model besides its size."""
+    return {
+        "base": base_name(config),
+        "revision": config.model.revision,
+        "family": family,
+        "base_sha256": fingerprint["base_sha256"],
+    }

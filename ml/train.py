@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch.optim import AdamW
 
-from ml.build import base_name, build_learner, build_model, fingerprint
+from ml.build import base_name, build_learner, build_model, fingerprint, model_facts
 from ml.config import Config
 from ml.data.batches import plan_step, steps_per_epoch
 from ml.data.dataset import load_dataset
@@ -243,9 +243,10 @@ class TrainingPipeline:
         targets, seed = self.config.targets.model_dump(), self.config.training.seed
         with self.folder.scratch() as scratch:
             with self.stop.at_once():
-                weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
                 model = build_model(self.config, self.tokenizer.pad_token_id, dtype=torch.float32, quantization="none")
-                qwen.load_trainable_state(model, weights)
+                qwen.load_trainable_state(
+                    model, checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
+                )
                 exported = prepare_export(
                     model.to(device),
                     self.tokenizer,
@@ -257,17 +258,12 @@ class TrainingPipeline:
                     calibrate=self.config.calibration.method == "temperature",
                     precisions={"LONG": targets["long_precision"], "SHORT": targets["short_precision"]},
                     base_name=base_name(self.config),
+                    leaked=self.data.leaked,
                     scratch=scratch,
                 )
             place_export(scratch, self.folder)  # from here on a signal changes nothing: the run is as good as done
         summary = make_summary(
-            model={
-                "base": base_name(self.config),
-                "revision": self.config.model.revision,
-                "family": model.config.model_type,
-                "base_sha256": self.fingerprint["base_sha256"],
-                **sizes,
-            },
+            model={**model_facts(self.config, model.config.model_type, self.fingerprint), **sizes},
             data=self.data.summary(),
             epochs=self.state.epochs,
             best_epoch=best,

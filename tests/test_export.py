@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
@@ -22,6 +23,7 @@ from ml.data.batches import tokenise
 from ml.errors import ConfigError, DataError, ExportError
 from ml.model import qwen
 from ml.output import checkpoint
+from ml.output.card import model_card
 from ml.output.export import check_reopened
 from ml.output.files import check_manifest, pack, sha256_file, unpack, write_manifest
 from ml.output.predictor import token_logits
@@ -187,6 +189,16 @@ def test_the_example_of_the_model_card_runs_as_it_stands(finished: Finished) -> 
         [sys.executable, "-I", "-c", code[1]], cwd=finished.root / "export", capture_output=True, text=True, check=True
     )
     assert re.fullmatch(r"\{'LONG': 0\.\d+.*, 'SHORT': 0\.\d+.*, 'SKIP': 0\.\d+.*\}", done.stdout.strip())
+
+
+def test_the_model_card_holds_its_scores_for_a_hub(finished: Finished) -> None:
+    metadata: Any = ModelCard(finished.root.joinpath("export", "README.md").read_text()).data
+    assert (metadata.library_name, metadata.pipeline_tag) == ("transformers", "text-classification")
+    scores = {result.metric_name: result.metric_value for result in metadata.eval_results}
+    best = finished.summary["best"]
+    assert scores == {"accuracy": best["accuracy"], "macro-F1": best["macro_f1"]}
+    assert "base_model" not in metadata.to_dict()  # a folder's name is no id of a hub
+    assert "base_model: Qwen/Qwen3-0.6B" in model_card("Qwen/Qwen3-0.6B", best, "text")
 
 
 def test_export_names_no_path_of_this_machine(finished: Finished) -> None:

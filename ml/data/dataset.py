@@ -55,6 +55,12 @@ class Dataset:
     unchecked: list[str]
     drift: list[dict[str, Any]]
 
+    @property
+    def leaked(self) -> str:
+        """What stands in two files although it was allowed, or nothing."""
+        refused = [leak for leak in self.leaks if leak["refused"]]
+        return "; ".join(f"{leak['count']:,} × {leak['kind']} in {' and '.join(leak['files'])}" for leak in refused)
+
     def notes(self) -> list[str]:
         """What a user should know about the rows although nothing is wrong with them."""
         notes = [
@@ -97,6 +103,7 @@ class Dataset:
             "longest_text_tokens": {name: int(tokens.lengths.max()) for name, tokens in self.tokens.items()},
             "rows_cut_to_max_tokens": {name: tokens.cut for name, tokens in self.tokens.items()},
             "leaks": self.leaks,
+            "leaked": self.leaked,
             "unchecked": self.unchecked,
             "drift": self.drift,
         }

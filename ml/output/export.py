@@ -73,13 +73,14 @@ def prepare_export(
     calibrate: bool,
     precisions: Mapping[str, float],
     base_name: str,
+    leaked: str,
     scratch: Path,
 ) -> Exported:
     """Merge, calibrate, write, check and pack into an empty scratch folder.
 
     `tokens` and `labels_N` are of the validation windows; `precisions` names the precision wanted of a class's calls,
-    for which a confidence threshold is stored. Raises ExportError if the reopened model answers differently,
-    WriteFailed if the disk takes no more.
+    for which a confidence threshold is stored; `leaked` is what the card must warn of. Raises ExportError if the
+    reopened model answers differently, WriteFailed if the disk takes no more.
     """
     folder = scratch / EXPORT_FOLDER
     size = 2 * sum(weight.nbytes for weight in model.parameters())  # the folder, and the zip of it
@@ -104,7 +105,7 @@ def prepare_export(
         codec.save(folder / "codec.json")
         (folder / "calibration.json").write_bytes(to_json({**calibration, "thresholds": thresholds}))
         (folder / "README.md").write_text(
-            model_card(base_name, scores, texts[0] if codec.kind == "compact" else "your text"),
+            model_card(base_name, scores, texts[0] if codec.kind == "compact" else "your text", leaked),
             encoding="utf-8",
         )
         check = check_reopened(folder, texts, trained_NC)

@@ -59,11 +59,7 @@ def make_summary(
 ) -> dict[str, Any]:
     """Everything a reader needs to believe or doubt the run; `assessment` is that of `assess_export`."""
     test = assessment["test"]
-    leaked = "; ".join(
-        f"{leak['count']:,} × {leak['kind']} in {' and '.join(leak['files'])}"
-        for leak in data["leaks"]
-        if leak["refused"]
-    )
+    leaked = data["leaked"]
     mark = {"leaked": leaked} if leaked else {}
     return {
         "model": dict(model),
