@@ -23,8 +23,8 @@ Ints = NDArray[np.int64]
 Finding = dict[str, Any]
 
 EXAMPLES = 5
-# Share of a class that one field finds, and of the others that it leaves alone: so much is not foresight. A flag that is part
-# of the label's own rule stays below 0.85 on simulated rows.
+# Share of a class that one field finds, and of the others that it leaves alone: so much is not foresight. A flag that
+# is part of the label's own rule stays below 0.85 on simulated rows.
 TELLING = 0.9
 FEWEST_ROWS = 30  # fewer cannot show that a field tells the label
 REMOVE = "Remove them from one file, or go on with data.allow_leakage=true, which marks every figure."
