@@ -221,7 +221,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     folder = RunFolder(run)
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
-    write_report(folder.report, orjson.loads(folder.summary.read_bytes()), folder.config.read_text(encoding="utf-8"))
+    write_report(folder, orjson.loads(folder.summary.read_bytes()))
     typer.echo(folder.report)
 
 
