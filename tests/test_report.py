@@ -70,6 +70,7 @@ class Page(HTMLParser):
         if "script" in self.open:
             self.scripts[-1] += data
         elif "style" not in self.open:
+            data = data.replace("\N{NO-BREAK SPACE}", " ")
             self.text += data
             if self.open and self.open[-1] in ("th", "td"):
                 self.tables[self.region][-1][-1] += data

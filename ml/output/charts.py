@@ -154,7 +154,7 @@ def reliability(rows: Rows, colors: Mapping[str, str]) -> Spec:
     ends = _chart([{"confidence": end, "accuracy": end} for end in LIKELIEST])
     whole, domain = alt.Scale(domain=LIKELIEST), list(colors)
     x = alt.X("confidence:Q", title="confidence", scale=whole, axis=alt.Axis(format="%", grid=False))
-    y = alt.Y("accuracy:Q", title="right", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
+    y = alt.Y("accuracy:Q", title="called right", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
     base = _chart(rows).encode(
         x=x,
         y=y,

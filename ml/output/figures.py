@@ -206,7 +206,7 @@ def classes(scores: Mapping[str, Any], ends: Mapping[str, Any]) -> Figure:
 
 
 def reliability(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    names = {"before": "before temperature", "after": "after temperature"}
+    names = {"before": "before", "after": "after temperature"}
     rows: list[dict[str, Any]] = [{"series": name, **bin_} for key, name in names.items() for bin_ in tables[key]]
     return Figure(
         "Does confidence mean what it says?",
@@ -283,11 +283,13 @@ def candles(mistake: Mapping[str, Any]) -> Figure | None:
 
 
 def share(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f} %"
+    """As text that does not break: 12.3 %."""
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def span(ends: Sequence[float] | None, form: str = ".3f") -> str:
-    return "unknown" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}"
+    """As text that does not break: 0.123 to 0.456."""
+    return "unknown" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _interval(
