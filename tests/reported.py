@@ -20,9 +20,10 @@ HOSTILE = "</script><script>window.taken = 1</script><img src=x onerror='window.
 
 
 def hostile_rows(count: int, seed: int) -> list[Row]:
-    """Learnable rows with flags, of which each id and symbol would break out of a page that does not escape."""
+    """Learnable rows with flags, three LONG to two SHORT to one SKIP; each id and symbol would break out of a page."""
     rng = np.random.default_rng(seed)
-    labels = rng.permutation([*DRIFT] * (count // 3)).tolist()
+    mix = {"LONG": count // 2, "SHORT": count // 3, "SKIP": count // 6}
+    labels = rng.permutation([label for label, rows in mix.items() for _ in range(rows)]).tolist()
     return [
         make_row(label, seed=1000 * seed + i, drift=DRIFT[label] / 2, id=f"{HOSTILE} {i}", symbol=HOSTILE)
         for i, label in enumerate(labels)

@@ -17,6 +17,8 @@ Rows = Sequence[Mapping[str, Any]]
 Spec = dict[str, Any]
 
 BLUE, ORANGE, GREY = "var(--blue)", "var(--orange)", "var(--grey)"
+MANY_DOTS = 50
+FEW_ROWS = 10_000  # more are written as 12.3k
 LIKELIEST = (0.3, 1.0)  # the likeliest of three classes has a probability of at least a third
 TEXT, MUTED, LINE = "var(--text)", "var(--muted)", "var(--line)"
 FONT = "system-ui, sans-serif"
@@ -64,7 +66,8 @@ def script(drawing: str) -> str:
 def intervals(rows: Rows, title: str, *, domain: Sequence[float] | None = None, zero: bool = False) -> Spec:
     """A dot a row with its interval; `rows` have name, value, low, high and, as an upright tick, `target`."""
     base = _chart(rows)
-    y = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(grid=False, ticks=False, domain=False, labelColor=TEXT))
+    axis = alt.Axis(grid=False, ticks=False, domain=False, labelColor=TEXT)
+    y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None, axis=axis)
     scale = alt.Scale(domain=domain) if domain else alt.Scale(zero=False, padding=10)
     tips = _tips(("name", "", ""), ("value", title, ".3f"), ("low", "interval from", ".3f"), ("high", "to", ".3f"))
     layers = [
@@ -105,7 +108,8 @@ def lines(
     tips = _tips(("series", "", ""), ("epoch", "epoch", ".2~f"), ("value", title, ".3~g"))
     dots = [row for row in rows if row["dot"]]
     width = alt.condition("datum.dot", alt.value(2.5), alt.value(1.2)) if dots else alt.value(2)
-    early = chosen < max(row["epoch"] for row in rows) / 2
+    size = 60 if len(dots) < MANY_DOTS else 15
+    early = chosen < max((row["epoch"] for row in rows), default=chosen) / 2
     mark = _chart([{"epoch": chosen, "text": f"chosen: {chosen}"}]).encode(x="epoch:Q")
     layers = [
         mark.mark_rule(color=MUTED),
@@ -113,7 +117,7 @@ def lines(
             color=TEXT, align="left" if early else "right", dx=5 if early else -5, dy=-1, baseline="bottom"
         ).encode(y=alt.value(0), text="text:N"),
         base.mark_line().encode(x=x, y=y, color=color, strokeDash=dash, strokeWidth=width),
-        *([_chart(dots).mark_point(filled=True, size=60, opacity=1).encode(x=x, y=y, color=color)] if dots else []),
+        *([_chart(dots).mark_point(filled=True, size=size, opacity=1).encode(x=x, y=y, color=color)] if dots else []),
         base.mark_point(size=120, opacity=0, filled=True).encode(x=x, y=y, tooltip=tips),
     ]
     if level is not None:
@@ -222,18 +226,19 @@ def risk(rows: Rows) -> Spec:
 def balance(rows: Rows, colors: Mapping[str, str]) -> Spec:
     """Bars beside each other by class; `rows` have class, series and rows."""
     domain = list(colors)
+    digits = "," if max(row["rows"] for row in rows) < FEW_ROWS else ".3~s"
     axis = alt.Axis(labelAngle=0, labelColor=TEXT, ticks=False, labelExpr=r"split(datum.label, '\n')")
     bars = _chart(rows).encode(
         x=alt.X("class:N", sort=None, title=None, axis=axis),
         xOffset=alt.XOffset("series:N", sort=domain),
-        y=alt.Y("rows:Q", title="windows", axis=alt.Axis(format=",d")),
+        y=alt.Y("rows:Q", title="windows", axis=alt.Axis(format="~s")),
         tooltip=_tips(("class", "", ""), ("series", "", ""), ("rows", "windows", ",")),
     )
     color = alt.Color("series:N", scale=alt.Scale(domain=domain, range=list(colors.values())))
     return _spec(
         alt.layer(
             bars.mark_bar(cornerRadiusEnd=3).encode(color=color),
-            bars.mark_text(dy=-8).encode(text=alt.Text("rows:Q", format=",")),
+            bars.mark_text(dy=-8).encode(text=alt.Text("rows:Q", format=digits)),
         ),
         height=220,
     )

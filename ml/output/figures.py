@@ -54,14 +54,14 @@ def targets(found: Sequence[Mapping[str, Any]]) -> Figure:
         "The dot is the value, the line its 95 % interval, the orange tick the target: a target is met beyond chance "
         "when the whole line lies to the right of its tick.",
         charts.intervals(rows, "value", domain=(0, 1)),
-        ("metric", "value", "95 % interval", "target", "verdict", "priority"),
+        ("metric", "verdict", "value", "target", "95 % interval", "priority"),
         [
             (
                 metric_name(t["metric"]),
-                f"{t['value']:.3f}",
-                span(t["interval"]),
-                f"≥ {t['target']:.2f}",
                 t["verdict"],
+                f"{t['value']:.3f}",
+                f"≥\N{NO-BREAK SPACE}{t['target']:.2f}",
+                span(t["interval"]),
                 t["priority"].lower(),
             )
             for t in found
@@ -246,9 +246,9 @@ def risk(curve: Sequence[Mapping[str, float]]) -> Figure:
 
 def balance(data: Mapping[str, Any]) -> Figure:
     before, after, weights = (data[key] for key in ("before_oversampling", "after_oversampling", "class_weights"))
-    names = {"rows of the file": before, "windows an epoch": after}
+    names = {"before": before, "after": after}
     rows = [
-        {"class": f"{label}\nweight {weights[label]:.2f}", "series": name, "rows": counts[label]}
+        {"class": f"{label}\nweight\n{weights[label]:.2f}", "series": name, "rows": counts[label]}
         for label in LABELS
         for name, counts in names.items()
     ]
@@ -256,8 +256,8 @@ def balance(data: Mapping[str, Any]) -> Figure:
         "Training windows by class, before and after oversampling",
         "Oversampling repeats windows of rare classes, the weight multiplies what an error on the class costs: "
         "together they keep a common class from drowning a rare one.",
-        charts.balance(rows, {"rows of the file": charts.GREY, "windows an epoch": charts.BLUE}),
-        ("class", "rows of the file", "windows an epoch", "class weight"),
+        charts.balance(rows, {"before": charts.GREY, "after": charts.BLUE}),
+        ("class", "before", "after, in an epoch", "class weight"),
         [(label, f"{before[label]:,}", f"{after[label]:,}", f"{weights[label]:.3f}") for label in LABELS],
     )
 

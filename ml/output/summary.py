@@ -97,9 +97,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     """The verdict against the targets in one sentence."""
     by_verdict: dict[str, list[str]] = {}
     for target in summary["targets"]:
-        name = metric_name(target["metric"])
-        said = f"{name} ({target['value']:.3f}, wanted {target['target']:.2f})" if not target["met"] else name
-        by_verdict.setdefault(target["verdict"], []).append(said)
+        by_verdict.setdefault(target["verdict"], []).append(metric_name(target["metric"]))
     missed, chance = by_verdict.get("missed", []), by_verdict.get("met, but within chance", [])
     count, scores = len(summary["targets"]), summary["test"] or summary["best"]
     where = f"on {scores['rows']:,} {'validation' if summary['test'] is None else 'test'} windows"
