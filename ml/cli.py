@@ -240,7 +240,10 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     folder = RunFolder(run)
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
-    write_report(folder.report, orjson.loads(folder.summary.read_bytes()), folder.config.read_text(encoding="utf-8"))
+    summary = orjson.loads(folder.summary.read_bytes())
+    if "mistakes" not in summary:
+        raise ConfigError(f"{folder.summary}: of a version without a full report. Run ctxtrain export {run} first.")
+    write_report(folder, summary)
     typer.echo(folder.report)
 
 

@@ -273,7 +273,7 @@ class TrainingPipeline:
             folder=self.folder,
         )
         write_json(self.folder.summary, summary)
-        write_report(self.folder.report, summary, self.folder.config.read_text(encoding="utf-8"))
+        write_report(self.folder, summary)
         return summary
 
     @contextmanager

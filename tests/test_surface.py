@@ -52,7 +52,7 @@ for words in ([], *([command] for command in sys.argv[1:])):
         main([*words, "--help"])
     except SystemExit as end:
         assert end.code == 0, (words, end.code)
-heavy = {"accelerate", "numpy", "peft", "scipy", "sklearn", "tokenizers", "torch", "transformers"}
+heavy = {"accelerate", "altair", "numpy", "peft", "scipy", "sklearn", "tokenizers", "torch", "transformers"}
 print("LOADED", sorted(heavy & sys.modules.keys()))
 """
 

@@ -299,7 +299,8 @@ def test_the_area_under_risk_and_coverage_is_the_plug_in_of_harmonic_weights() -
     harmonic = np.concatenate([[0], (1 / np.arange(1, 151)).cumsum()])
     found = risk_coverage(probabilities_NC, labels_N)
     assert found["aurc"] == pytest.approx(float(error_N @ (harmonic[150] - harmonic[:150])) / 150)
-    assert found["curve"][-1] == {"coverage": 1, "risk": pytest.approx(error_N.mean())}
+    least = probabilities_NC.max(axis=1).min()
+    assert found["curve"][-1] == {"coverage": 1, "risk": pytest.approx(error_N.mean()), "confidence": least}
     flat = risk_coverage(np.tile([0.5, 0.3, 0.2], (150, 1)), labels_N)
     assert np.allclose([point["risk"] for point in flat["curve"]], (labels_N != 0).mean())
 
@@ -346,6 +347,7 @@ def summary(lead: tuple[float, float], chance_lead: tuple[float, float], doubt: 
         "targets_judged_on": "validation rows",
         "judged_rows_chose_the_epoch": True,
         "test": None,
+        "data": {"leaked": ""},
         "best": {"macro_f1": 0.7},
         "intervals": {"trusted": doubt is None, "doubt": doubt},
         "baselines": {

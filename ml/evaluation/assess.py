@@ -1,4 +1,4 @@
-"""All that is said about a model on the rows that judge it: intervals, baselines, targets, answers only when sure.
+"""All that is said about a model on the rows that judge it: intervals, baselines, targets, sureness and mistakes.
 
 Comes in: windows and labels of the splits, the exported model's logits and scores on one of them. Goes out: plain
 values for `training_summary.json`.
@@ -19,7 +19,8 @@ from ml.evaluation.baseline import fit_baselines
 from ml.evaluation.blocks import FEWEST_BLOCKS, blocks_of
 from ml.evaluation.intervals import LEVEL, REPLICATES, Judged, difference_intervals, score_intervals
 from ml.evaluation.metrics import Metrics, log_losses
-from ml.evaluation.selective import Threshold, abstain, least_confidences, risk_coverage
+from ml.evaluation.mistakes import confident_mistakes
+from ml.evaluation.selective import Threshold, abstain, confidence_histogram, least_confidences, risk_coverage
 from ml.evaluation.targets import judge
 from ml.labels import LABELS
 
@@ -39,7 +40,7 @@ def assess(
     thresholds: Mapping[str, Threshold],
     seed: int,
 ) -> dict[str, Any]:
-    """`targets`, `intervals`, `baselines` and `selective` of the model on `split`.
+    """`targets`, `intervals`, `baselines`, `selective` and `mistakes` of the model on `split`.
 
     `logits_NC` are uncalibrated, and `metrics` were computed from them with the temperature.
     """
@@ -79,9 +80,11 @@ def assess(
         "selective": {
             "rows": split,
             **risk_coverage(probabilities_NC, labels_N),
+            "histogram": confidence_histogram(probabilities_NC, labels_N),
             "thresholds": dict(thresholds),
             "with_thresholds": _kept(probabilities_NC, labels_N, thresholds),
         },
+        "mistakes": confident_mistakes(windows[split], labels_N, probabilities_NC),
     }
 
 

@@ -19,6 +19,7 @@ Ints = NDArray[np.int64]
 
 CURVE_POINTS = 20
 FEWEST_CALLS = 10  # a precision of fewer calls says nothing
+HISTOGRAM_EDGES = np.linspace(0.3, 1.0, 15)  # the likeliest of three classes has at least a third
 SKIP = LABELS.index("SKIP")
 
 
@@ -36,7 +37,8 @@ class Threshold(TypedDict):
 
 
 def risk_coverage(probabilities_NC: Floats, labels_N: Ints) -> dict[str, Any]:
-    """`aurc` and `curve`: {coverage, risk} at 20 coverages; risk is the share of errors among the rows answered.
+    """`aurc` and `curve`: {coverage, risk, confidence} at 20 coverages; risk is the share of errors among the rows
+    answered, confidence the least of them.
 
     Rows are answered from the most confident on. AURC = (1/n) Σ_k risk of the k most confident (Geifman and El-Yaniv
     2017, section 3; Ding et al. 2020), which is the plug-in estimator Σ_i error_i (H_n − H_{i−1}) / n of Zhou et al.
@@ -49,8 +51,23 @@ def risk_coverage(probabilities_NC: Floats, labels_N: Ints) -> dict[str, Any]:
     sorted_N = mean_T[np.sort(tie_N)]
     risk_N = sorted_N.cumsum() / np.arange(1, len(sorted_N) + 1)
     counts = np.unique(np.ceil(len(sorted_N) * np.arange(1, CURVE_POINTS + 1) / CURVE_POINTS).astype(np.int64))
-    curve = [{"coverage": int(k) / len(sorted_N), "risk": float(risk_N[k - 1])} for k in counts]
+    least_N = -np.sort(-confidence_N)
+    curve = [
+        {"coverage": int(k) / len(sorted_N), "risk": float(risk_N[k - 1]), "confidence": float(least_N[k - 1])}
+        for k in counts
+    ]
     return {"aurc": float(risk_N.mean()), "curve": curve}
+
+
+def confidence_histogram(probabilities_NC: Floats, labels_N: Ints) -> list[dict[str, float]]:
+    """Rows called right and called wrong in 14 bins of confidence, 0.05 wide, of which the last holds 1 too."""
+    confidence_N, correct_N = probabilities_NC.max(axis=1), probabilities_NC.argmax(axis=1) == labels_N
+    right, wrong = (np.histogram(confidence_N[own], HISTOGRAM_EDGES)[0] for own in (correct_N, ~correct_N))
+    bins = zip(HISTOGRAM_EDGES[:-1], HISTOGRAM_EDGES[1:], right, wrong, strict=True)
+    return [
+        {"from": round(float(low), 2), "to": round(float(high), 2), "right": int(hits), "wrong": int(misses)}
+        for low, high, hits, misses in bins
+    ]
 
 
 def choose_thresholds(probabilities_NC: Floats, labels_N: Ints, wanted: Mapping[str, float]) -> dict[str, Threshold]:

@@ -1,24 +1,80 @@
-"""`report.html`: one self-contained page that says how the run went.
+"""`report.html`: one self-contained page that says how the run went, for a trader and for an engineer.
 
-Comes in: the summary of a run. Goes out: a file without scripts or outside requests, filled from `report.html.j2`.
+Comes in: a run folder, its summary, metrics and config. Goes out: a file that asks the network for nothing, filled from
+`report.html.j2`, `report.css` and `report.js`. Its policy names its script by the hash: no other can run.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from ml.data.codec import PULSES
+from ml.labels import LABELS
 from ml.output.files import write_bytes
-from ml.output.summary import readable, verdict
+from ml.output.run_folder import RunFolder
+from ml.output.summary import baselines_said, doubts_said, headline, leaks_said, readable
 
 
-def write_report(path: Path, summary: Mapping[str, Any], config_yaml: str) -> None:
-    """Fill the page; all values are escaped."""
+def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Write the page of a finished run; all values are escaped."""
+    from ml.output import charts, figures  # the plotting library takes a second, and only this needs it
+
+    shown = figures.all_figures(summary, folder.metrics.read())
+    mistakes = [(mistake, figures.candles(mistake)) for mistake in summary["mistakes"]]
+    specs = {name: figure.spec for name, figure in shown.items()}
+    specs |= {f"mistake-{number}": figure.spec for number, (_, figure) in enumerate(mistakes, 1) if figure}
+    script = charts.script(_text("report.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("ml.output").joinpath("report.html.j2").read_text(encoding="utf-8"))
-    page = template.render(summary=summary, verdict=verdict(summary), readable=readable, config=config_yaml)
-    write_bytes(path, page.encode())
+    environment.filters |= {"share": figures.share, "span": figures.span, "readable": readable}
+    page = environment.from_string(_text("report.html.j2")).render(
+        summary=summary,
+        scores=summary["test"] or summary["best"],
+        headline=headline(summary),
+        share_right=figures.share((summary["test"] or summary["best"])["accuracy"]),
+        baselines_said=baselines_said(summary),
+        doubts_said=doubts_said(summary),
+        figures=shown,
+        mistakes=mistakes,
+        pulses=PULSES,
+        data_rows=_data_rows(summary["data"]),
+        drift_rows=_drift_rows(summary["data"]),
+        leaks_said=leaks_said(summary),
+        charts={"config": charts.CONFIG, "specs": specs},
+        script=script,
+        script_hash=_hash(script),
+        style=_text("report.css"),
+        config=folder.config.read_text(encoding="utf-8"),
+        run=folder.root.resolve().name,
+    )
+    write_bytes(folder.report, page.encode())
+
+
+def _data_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    """A row a file: its windows, in all and by class."""
+    return [
+        [name, *(f"{count:,}" for count in (rows, *(data["classes"][name][label] for label in LABELS)))]
+        for name, rows in data["rows"].items()
+    ]
+
+
+def _drift_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each of the ten numbers that moved most from train to val."""
+    return [
+        [entry["feature"], f"{entry['psi']:.2f}", f"{entry['chance']:.2f}", "yes" if entry["shifted"] else "no"]
+        for entry in data["drift"][:10]
+    ]
+
+
+def _text(name: str) -> str:
+    return files("ml.output").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """As a content security policy names a script (W3C CSP level 3, section 2.3.1)."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"

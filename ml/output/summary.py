@@ -77,6 +77,7 @@ def make_summary(
         "baselines": assessment["baselines"],
         "calibration": exported.calibration,
         "selective": assessment["selective"],
+        "mistakes": assessment["mistakes"],
         "export_check": exported.check,
         "environment": dict(environment),
         "files": {
@@ -92,13 +93,40 @@ def make_summary(
 
 def verdict(summary: Mapping[str, Any]) -> str:
     """The outcome in a few sentences, said as plainly when it is bad: leaks, targets, baselines, doubts."""
-    parts = (_of_leaks(summary), _of_targets(summary), _of_baselines(summary), _of_doubts(summary))
+    parts = (leaks_said(summary), _of_targets(summary), baselines_said(summary), doubts_said(summary))
     return " ".join(filter(None, parts))
 
 
-def _of_leaks(summary: Mapping[str, Any]) -> str:
-    leaked = summary["best"].get("leaked")
+def leaks_said(summary: Mapping[str, Any]) -> str:
+    leaked = summary["data"]["leaked"]
     return f"No figure here is to be believed, for rows are in two files: {leaked}." if leaked else ""
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The verdict against the targets in one sentence."""
+    by_verdict: dict[str, list[str]] = {}
+    for target in summary["targets"]:
+        by_verdict.setdefault(target["verdict"], []).append(metric_name(target["metric"]))
+    missed, chance = by_verdict.get("missed", []), by_verdict.get("met, but within chance", [])
+    count, scores = len(summary["targets"]), summary["test"] or summary["best"]
+    where = f"on {scores['rows']:,} {'validation' if summary['test'] is None else 'test'} windows"
+    if missed:
+        said = f"{len(missed)} of {count} targets {'is' if len(missed) == 1 else 'are'} missed {where}: {_and(missed)}"
+    else:
+        said = f"All {count} targets are met {where}"
+        said += f", but within chance: {_and(chance)}" if chance else ", beyond chance"
+    flatters = "; these windows also chose the epoch, so the figures flatter"
+    return f"{said}{flatters if summary['judged_rows_chose_the_epoch'] else ''}."
+
+
+def metric_name(name: str) -> str:
+    """macro_f1 → macro-F1, long_recall → LONG recall."""
+    label, _, score = name.partition("_")
+    return "macro-F1" if name == "macro_f1" else f"{label.upper()} {score}" if score else name
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _of_targets(summary: Mapping[str, Any]) -> str:
@@ -116,7 +144,8 @@ def _of_targets(summary: Mapping[str, Any]) -> str:
     return f"{said} Met, but within chance: {', '.join(chance)}." if chance else said
 
 
-def _of_baselines(summary: Mapping[str, Any]) -> str:
+def baselines_said(summary: Mapping[str, Any]) -> str:
+    """What the model beats and what it does not, with the differences."""
     baselines, trusted = summary["baselines"], summary["intervals"]["trusted"]
     own = (summary["test"] or summary["best"])["macro_f1"]
     best, chance = baselines["best"], baselines["best_without_input"]
@@ -146,7 +175,8 @@ def _comparison(own: float, what: str, name: str, scores: Mapping[str, Any], tru
     return f"{said} ({figures})."
 
 
-def _of_doubts(summary: Mapping[str, Any]) -> str:
+def doubts_said(summary: Mapping[str, Any]) -> str:
+    """Why the figures may not be believed; empty if nothing speaks against them."""
     said = []
     if doubt := summary["intervals"]["doubt"]:
         said.append(f"The intervals are not to be trusted: {doubt}.")
