@@ -32,6 +32,7 @@ The data flows down this list; a module imports only from modules above it.
     train             TrainingPipeline: the run
     structure, simulate, sample    structure flags, simulated bars with them, sample files
     practice, pretrain             what the embedded base learns, from which windows, and how
+    serve             predictions over HTTP
     console           results as tables
     cli               the commands
     __main__          python -m ml

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from ml.errors import EXIT_INTERNAL, EXIT_IO, EXIT_TARGETS_MISSED, ConfigError, CtxtrainError, DataError
-from ml.versions import refuse_known_holes
+from ml.versions import refuse_known_holes, require_extra
 
 app = typer.Typer(
     name="ctxtrain",
@@ -30,6 +30,13 @@ app = typer.Typer(
 )
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, export folder or final_model.zip.")]
+MinConfidence = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE|auto",
+        help="Call a less confident row SKIP, and mark it abstained; auto takes the export's thresholds.",
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -155,13 +162,7 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Instead of standard output.")
     ] = None,
-    min_confidence: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SHARE|auto",
-            help="Call a less confident row SKIP, and mark it abstained; auto takes the export's thresholds.",
-        ),
-    ] = None,
+    min_confidence: MinConfidence = None,
 ) -> None:
     """Label rows, one line a row, in their order."""
     import orjson
@@ -170,13 +171,7 @@ def predict(
     from ml.output.files import write_bytes
     from ml.output.predictor import load_model
 
-    least: Any = min_confidence
-    if min_confidence not in (None, "auto"):
-        try:
-            least = float(str(min_confidence))
-        except ValueError:
-            wrong = f"min-confidence must be auto or a number from 0 to 1, got {min_confidence!r}. Try 0.55."
-            raise ConfigError(wrong) from None
+    least = _min_confidence(min_confidence)
     predictor = load_model(model)
     if data == "-":
         reading = Reading("standard input")
@@ -193,6 +188,28 @@ def predict(
     else:
         sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
+
+
+@app.command()
+def serve(
+    model: ModelPath,
+    host: Annotated[str, typer.Option(help="Address to listen at. Nobody is asked who they are.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Windows that the model reads together.")] = 32,
+    max_wait_ms: Annotated[float, typer.Option(min=0, max=10_000, help="Wait of an idle model for more.")] = 2.0,
+    max_body_bytes: Annotated[int, typer.Option(min=1, max=16 << 20, help="Longer bodies get 413.")] = 1 << 20,
+    queue: Annotated[int, typer.Option(min=1, max=100_000, help="Windows that may wait; then 503.")] = 256,
+    min_confidence: MinConfidence = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="A line on stderr for each request.")] = False,
+) -> None:
+    """Answer HTTP requests: docs/serving.md."""
+    require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
+    least = _min_confidence(min_confidence)
+    from ml.serve.server import serve as answer
+    from ml.serve.service import Limits
+
+    limits = Limits(max_batch, max_wait_ms / 1000, max_body_bytes, queue)
+    answer(model, (host, port), limits, min_confidence=least, access_log=access_log, announce=typer.echo)
 
 
 @app.command()
@@ -236,6 +253,14 @@ def pretrain(config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help=
     from ml.progress import Reporter
 
     _print_json(make_base(settings, Reporter(stderr())))
+
+
+def _min_confidence(text: str | None) -> Any:
+    try:
+        return text if text in (None, "auto") else float(str(text))
+    except ValueError:
+        wrong = f"min-confidence must be auto or a number from 0 to 1, got {text!r}. Try 0.55."
+        raise ConfigError(wrong) from None
 
 
 @contextmanager
