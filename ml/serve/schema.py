@@ -100,8 +100,9 @@ def row_schemas(codec: Codec) -> dict[str, Any]:
     row["properties"] |= UNREAD
     row["description"] = "One event. Fields that are not listed, such as a label, are taken and never read."
     if codec.kind != "text":
-        # delta may come as buy_vol and sell_vol
         found["Bar"]["required"] = [name for name in codec.fields if name != "delta"]
+        if "delta" in codec.fields:
+            found["Bar"]["anyOf"] = [{"required": ["delta"]}, {"required": ["buy_vol", "sell_vol"]}]
         order = " and ".join(PLACE_FIELDS)
         found["Bar"]["description"] = (
             f"low ≤ open, close ≤ high; {order} rise from bar to bar. This model needs, in every bar and not null: "
