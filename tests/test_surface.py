@@ -36,6 +36,7 @@ COMMANDS = {
     "train": "config [overrides...] --resume --require-targets",
     "evaluate": "model data --json",
     "predict": "model data -o/--output --min-confidence",
+    "serve": "model --host --port --max-batch --max-wait-ms --max-body-bytes --queue --min-confidence --access-log",
     "export": "run",
     "report": "run",
     "pretrain": "config",
@@ -50,7 +51,8 @@ for words in ([], *([command] for command in sys.argv[1:])):
         main([*words, "--help"])
     except SystemExit as end:
         assert end.code == 0, (words, end.code)
-heavy = {"accelerate", "numpy", "peft", "scipy", "sklearn", "tokenizers", "torch", "transformers"}
+heavy = {"accelerate", "fastapi", "numpy", "peft", "prometheus_client", "scipy", "sklearn", "tokenizers", "torch"}
+heavy |= {"transformers", "uvicorn"}
 print("LOADED", sorted(heavy & sys.modules.keys()))
 """
 

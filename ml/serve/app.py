@@ -29,13 +29,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import ml
 from ml.serve import schema
 from ml.serve.bodies import parse_many, parse_one, read_body
 from ml.serve.refusals import Refusal, draining, json_response, of_http
 from ml.serve.service import Service
 
 ROUTES = frozenset({"/predict", "/predict/batch", "/health", "/health/ready", "/metrics", "/openapi.json", "/docs"})
+API_VERSION = "1"  # of routes, fields and codes; the model has its own
 OWN_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _log = logging.getLogger("ctxtrain.serve")
@@ -55,7 +55,7 @@ def make_app(service: Service, *, access_log: bool) -> ASGIApp:
 
     app = FastAPI(
         title="ctxtrain",
-        version=ml.__version__,
+        version=API_VERSION,
         description="Windows of market bars in, calibrated probabilities of LONG, SHORT and SKIP out.",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
@@ -137,8 +137,9 @@ def _add_states(app: FastAPI, service: Service) -> None:
 
 def _add_documents(app: FastAPI, service: Service) -> None:
     document = app.openapi()  # of the routes above
-    rows = {"type": "array", "items": {"$ref": schema.REFERENCE.format(model="Row")}, "minItems": 1}
-    rows["maxItems"] = service.limits.queue
+    most = f"At most {service.limits.queue:,}, or the answer is 413."
+    row = {"$ref": schema.REFERENCE.format(model="Row")}
+    rows = {"type": "array", "items": row, "minItems": 1, "description": most}
     batch = {"type": "object", "properties": {"rows": rows}, "required": ["rows"]}
     document["components"]["schemas"] |= schema.row_schemas(service.predictor.codec) | {"Batch": batch}
     pages = Environment(loader=PackageLoader("ml.serve", "."), autoescape=select_autoescape(default=True))

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from ml.output.predictor import Prediction
 
@@ -17,6 +25,7 @@ class Metrics:
     """The metrics of one server; `waiting` tells how many windows are in its queue."""
 
     def __init__(self, version: str, waiting: Callable[[], float]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # else each count has a second line, with its date
         self.registry = own = CollectorRegistry()
         self.requests = Counter("ctxtrain_requests", "Requests by route and status", ["route", "status"], registry=own)
         self.request_seconds = Histogram(

@@ -68,10 +68,9 @@ def serve(
 def bound(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that has the address and does not listen yet."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        listener = socket.socket(family, kind)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)  # with its protocol, or asyncio leaves Nagle's delay on: 40 ms
     except OSError as error:
         raise ConfigError(f"--host must be an address of this machine, got {host!r} ({error}).") from None
     with listener:
