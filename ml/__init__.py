@@ -38,8 +38,10 @@ The data flows down this list; a module imports only from modules above it.
     repeat            several runs: walk-forward folds, seeds
     structure, simulate, sample    structure flags, simulated bars with them, sample files
     practice, pretrain             what the embedded base learns, from which windows, and how
+    serve             predictions over HTTP
     console           results as tables
-    cli               the commands
+    commands          what a user types
+    cli               the process around them: errors, exit codes
     __main__          python -m ml
 """
 

@@ -27,7 +27,10 @@ MAX_FAULTS_SHOWN = 100
 
 def shown(value: object) -> str:
     """A value that was found, as JSON of at most 60 characters, for a message."""
-    text = json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True)
+    except RecursionError:
+        text = "a value nested too deeply to show"
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 

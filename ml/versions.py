@@ -1,8 +1,9 @@
-"""Libraries with holes that are known: this program does not start with them."""
+"""Libraries with holes that are known, with which this program does not start, and libraries that are optional."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
+from importlib.util import find_spec
 
 from packaging.version import Version
 
@@ -25,3 +26,10 @@ def refuse_known_holes() -> None:
     ]
     if faults:
         raise ConfigError(faults)
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Raises ConfigError that says how to install an optional extra, if a module of it is missing."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} is not installed. Run pip install 'ctxtrain[{extra}]'.")

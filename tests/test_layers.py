@@ -111,7 +111,7 @@ def test_only_the_pipeline_with_its_builder_and_the_commands_see_a_config() -> N
         if isinstance(node, ast.ImportFrom) and node.module == "ml.config"
         if "Config" in [alias.name for alias in node.names]
     }
-    assert seeing == {"build", "train", "repeat", "cli"}
+    assert seeing == {"build", "train", "repeat", "commands"}
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import ml
-from ml.cli import app
+from ml.commands import app
 from ml.config import KEYS
 
 CONFIG_KEYS = """
@@ -38,6 +38,7 @@ COMMANDS = {
     "train": "config [overrides...] --resume --require-targets --quiet --json",
     "evaluate": "model data --json",
     "predict": "model data -o/--output --min-confidence",
+    "serve": "model --host --port --max-batch --max-wait-ms --max-body-bytes --queue --min-confidence --access-log",
     "export": "run",
     "report": "run",
     "pretrain": "config",
@@ -52,7 +53,8 @@ for words in ([], *([command] for command in sys.argv[1:])):
         main([*words, "--help"])
     except SystemExit as end:
         assert end.code == 0, (words, end.code)
-heavy = {"accelerate", "altair", "numpy", "peft", "scipy", "sklearn", "tokenizers", "torch", "transformers"}
+heavy = {"accelerate", "altair", "fastapi", "numpy", "peft", "prometheus_client", "scipy", "sklearn", "tokenizers"}
+heavy |= {"torch", "transformers", "uvicorn"}
 print("LOADED", sorted(heavy & sys.modules.keys()))
 """
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Required
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, Strict, TypeAdapter, ValidationError
+from pydantic import Field, Strict, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
@@ -30,6 +30,9 @@ Number = Annotated[float, Strict(), Field(ge=-LARGEST, le=LARGEST, allow_inf_nan
 Quantity = Annotated[float, Strict(), Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Flag = Literal[True, False, 0, 1] | None
 Direction = Literal[-1, 0, 1] | None
+# Any, because they are read by `_clock` and `_identity`.
+Time = Annotated[Any, WithJsonSchema({"type": ["string", "number", "null"], "description": "ISO 8601, or a number"})]
+Identity = Annotated[Any, WithJsonSchema({"type": ["string", "integer", "null"]})]
 
 
 class Bar(TypedDict, total=False):
@@ -41,7 +44,7 @@ class Bar(TypedDict, total=False):
     close: Required[Number]
     volume: Required[Quantity]
     bar_index: Annotated[int, Strict()] | None
-    time: Any  # ISO 8601 text or a number; read by `_clock`
+    time: Time
     delta: Number | None
     buy_vol: Quantity | None
     sell_vol: Quantity | None
@@ -69,7 +72,7 @@ class WindowRow(TypedDict, total=False):
 
     context_bars: Required[Annotated[list[Bar], Field(min_length=MIN_BARS - 1, max_length=MAX_BARS - 1)]]
     current_bar: Required[Bar]
-    id: Any  # text or a whole number; read by `_identity`
+    id: Identity
     symbol: Annotated[str, Strict()] | None
     features: dict[str, Number] | None
 
@@ -78,7 +81,7 @@ class TextRow(TypedDict, total=False):
     """A row that holds a prompt of the user's own."""
 
     context: Required[Annotated[str, Strict(), Field(min_length=1, pattern=r"\S")]]
-    id: Any  # text or a whole number; read by `_identity`
+    id: Identity
 
 
 PLACE_FIELDS = ("bar_index", "time")  # they order the bars and never reach the model

@@ -35,7 +35,7 @@ from ml.evaluation.selective import abstain, least_confidences
 from ml.labels import LABELS
 from ml.model.fast import FastClassifier, why_plain
 from ml.model.qwen import logits, quiet_transformers
-from ml.output.files import check_manifest, unpack
+from ml.output.files import MANIFEST, check_manifest, sha256_file, unpack
 from ml.output.foreign import check_tokenizer, open_config, opening
 from ml.runtime import keep_freed_memory
 
@@ -44,6 +44,7 @@ Ints = NDArray[np.int64]
 BATCH_SIZE = 32
 TOKENS_AT_A_TIME = 3072  # of a batch, padding included: so much stays in a core's cache, and long texts fit in memory
 EXPORT_FOLDER = "export"
+VERSION_DIGITS = 16
 Rows = Iterable[Mapping[str, Any]]
 
 
@@ -86,7 +87,8 @@ def load_model(path: str | Path) -> Predictor:
 class Predictor:
     """Model, tokenizer, codec, temperature and confidence thresholds by class of one export.
 
-    `network` is the model's fastest proven forward pass.
+    `network` is the model's fastest proven forward pass. `version` names an export that was opened: the start of the
+    SHA-256 of its manifest, which holds the SHA-256 of every other file.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Predictor:
         temperature: float,
         max_tokens: int,
         thresholds: Mapping[str, float | None] | None = None,
+        version: str = "",
     ) -> None:
         self.network: nn.Module = model.eval()
         if why_plain(model, model.device) is None:
@@ -107,6 +110,7 @@ class Predictor:
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.thresholds = dict(thresholds or {})
+        self.version = version
 
     @classmethod
     def load(cls, path: Path) -> Predictor:
@@ -144,6 +148,7 @@ class Predictor:
             calibration.temperature,
             tokenizer.model_max_length,
             {label: threshold.min_confidence for label, threshold in calibration.thresholds.items()},
+            sha256_file(folder / MANIFEST)[:VERSION_DIGITS],
         )
 
     def predict(self, rows: Rows, min_confidence: MinConfidence = None) -> list[Prediction]:

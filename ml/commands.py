@@ -1,0 +1,299 @@
+"""The commands. Each turns its arguments into one call and its result into text or JSON.
+
+Heavy imports stay inside the commands, so that --help answers at once. Errors go through to `cli.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ml.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
+from ml.versions import require_extra
+
+app = typer.Typer(
+    name="ctxtrain",
+    help="Train a Qwen classifier (LONG, SHORT, SKIP) on windows of market bars, and use it.",
+    epilog="Add --debug anywhere to see the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, export folder or final_model.zip.")]
+MinConfidence = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE|auto",
+        help="Call a less confident row SKIP, and mark it abstained; auto takes the export's thresholds.",
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def sample(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Where train.jsonl, val.jsonl, test.jsonl and sample.json go."),
+    ],
+    train: Annotated[int, typer.Option(help="Training windows.")] = 1200,
+    val: Annotated[int, typer.Option(help="Validation windows.")] = 400,
+    test: Annotated[int, typer.Option(help="Test windows.")] = 400,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    noise: Annotated[float, typer.Option(help="Share of labels replaced at random.")] = 0.08,
+    mix: Annotated[str, typer.Option(help="Shares of LONG,SHORT,SKIP.")] = "0.35,0.35,0.30",
+    hide_flags: Annotated[
+        bool, typer.Option("--hide-flags", help="Leave only prices, volume and delta in the bars.")
+    ] = False,
+    shuffle_labels: Annotated[bool, typer.Option("--shuffle-labels", help="Leave nothing to learn.")] = False,
+) -> None:
+    """Write simulated windows with a known answer."""
+    from ml.sample import write_sample
+
+    try:
+        shares = tuple(map(float, mix.split(",")))
+    except ValueError:
+        raise ConfigError(f"mix must be three numbers with commas between, got {mix!r}. Use 0.35,0.35,0.30.") from None
+    try:
+        written = write_sample(
+            folder,
+            train=train,
+            val=val,
+            test=test,
+            seed=seed,
+            noise=noise,
+            mix=shares,  # type: ignore[arg-type]  # write_sample checks that there are three
+            hide_flags=hide_flags,
+            shuffle_labels=shuffle_labels,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for name, facts in written["files"].items():
+        typer.echo(f"{folder / f'{name}.jsonl'}  {facts['rows']:,} windows  {facts['labels']}")
+    best = written["expected"]["best"]
+    macro_f1 = "unknown" if best["macro_f1"] is None else f"{best['macro_f1']:.3f}"
+    typer.echo(f"best possible: accuracy {best['accuracy']:.3f}, macro-F1 {macro_f1}; see sample.json")
+
+
+@app.command()
+def check(
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training rows.")],
+    val: Annotated[Path | None, typer.Argument(metavar="[VAL]", help="Validation rows.")] = None,
+    test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="Test rows.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Count tokens as this Qwen does; else the embedded base.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=8, help="Longest text, as model.max_tokens.")] = 2048,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check rows and look for leakage before training on them."""
+    from ml.data.check import EMBEDDED_TOKENIZER, check_files
+
+    tokenizer_file = base / "tokenizer.json" if base else EMBEDDED_TOKENIZER
+    if not tokenizer_file.exists():
+        raise ConfigError(f"{base}: no tokenizer.json in it. Give the folder of a Qwen checkpoint.")
+    report = check_files({"train": train, "val": val, "test": test}, tokenizer_file, max_tokens)
+    if as_json:
+        _print_json(report)
+    else:
+        from ml.console import print_check
+
+        print_check(report)
+    if report["faults"] or any(leak["refused"] for leak in report["leaks"]):
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config of the run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="section.key=value", help="Keys to change.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in output_dir at its last checkpoint.")
+    ] = False,
+    require_targets: Annotated[
+        bool, typer.Option("--require-targets", help="Exit with 3 if a target is missed.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show neither progress nor tables.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; progress goes to standard error.")
+    ] = False,
+) -> None:
+    """Train, choose, calibrate, export and check."""
+    from ml.config import Config
+
+    settings = Config.load(config, overrides or [])
+    from ml.console import print_runs, print_summary, stderr, stdout
+    from ml.progress import Reporter
+    from ml.repeat import asks_for_several, run_several
+    from ml.train import TrainingPipeline
+
+    reporter = Reporter(None if quiet else stderr() if as_json else stdout())
+    several = asks_for_several(settings)
+    if several:
+        summary: dict[str, Any] | None = run_several(settings, resume=resume, reporter=reporter)
+    else:
+        summary = TrainingPipeline(settings, resume=resume, reporter=reporter).run()
+    if summary and as_json:
+        _print_json(summary)
+    elif summary and not quiet:
+        (print_runs if several else print_summary)(summary, settings.output_dir)
+    if summary and require_targets and not summary["targets_met"]:
+        raise typer.Exit(EXIT_TARGETS_MISSED)
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    data: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="Labelled rows.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Score a model on labelled rows."""
+    from ml.data.sampling import labels_of
+    from ml.data.windows import load_windows
+    from ml.output.predictor import load_model
+
+    predictor = load_model(model)
+    windows = load_windows(data)
+    with _progress("evaluating", len(windows)) as advance:
+        metrics = predictor.evaluate(predictor.tokenise(windows), labels_of(windows), advance)
+    if as_json:
+        _print_json(metrics)
+    else:
+        from ml.console import print_metrics
+
+        print_metrics(metrics)
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    data: Annotated[str, typer.Argument(metavar="DATA.jsonl|-", help="Rows, labelled or not; - is standard input.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Instead of standard output.")
+    ] = None,
+    min_confidence: MinConfidence = None,
+) -> None:
+    """Label rows, one line a row, in their order."""
+    import orjson
+
+    from ml.data.windows import Reading, load_windows, parse_lines
+    from ml.output.files import write_bytes
+    from ml.output.predictor import load_model
+
+    least = _min_confidence(min_confidence)
+    predictor = load_model(model)
+    if data == "-":
+        reading = Reading("standard input")
+        windows = list(parse_lines(sys.stdin.buffer, reading, labelled=False))
+        if reading.faults:
+            raise DataError(reading.faults, total=reading.fault_total)
+    else:
+        windows = load_windows(data, labelled=False)
+    with _progress("predicting", len(windows)) as advance:
+        predictions = predictor.predict_windows(windows, advance, min_confidence=least)
+    lines = b"".join(orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE) for prediction in predictions)
+    if output:
+        write_bytes(output, lines)
+    else:
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+
+
+@app.command()
+def serve(
+    model: ModelPath,
+    host: Annotated[str, typer.Option(help="Address to listen at. Nobody is asked who they are.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Windows that the model reads together.")] = 32,
+    max_wait_ms: Annotated[float, typer.Option(min=0, max=10_000, help="Wait of an idle model for more.")] = 2.0,
+    max_body_bytes: Annotated[int, typer.Option(min=1, max=16 << 20, help="Longer bodies get 413.")] = 1 << 20,
+    queue: Annotated[int, typer.Option(min=1, max=100_000, help="Windows that may wait; then 503.")] = 256,
+    min_confidence: MinConfidence = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="A line on stderr for each request.")] = False,
+) -> None:
+    """Answer HTTP requests: docs/serving.md."""
+    require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
+    least = _min_confidence(min_confidence)
+    from ml.serve.server import serve as answer
+    from ml.serve.service import Limits
+
+    limits = Limits(max_batch, max_wait_ms / 1000, max_body_bytes, queue)
+    answer(model, (host, port), limits, min_confidence=least, access_log=access_log, announce=typer.echo)
+
+
+@app.command()
+def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Export the best epoch of a run again."""
+    from ml.config import Config
+
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run}: no run folder, it has no config.yaml. Give the output_dir of a run.")
+    settings = Config.load(run / "config.yaml").model_copy(update={"output_dir": str(run)})
+    from ml.console import print_summary, stdout
+    from ml.progress import Reporter
+    from ml.train import TrainingPipeline
+
+    print_summary(TrainingPipeline(settings, resume=True, reporter=Reporter(stdout())).export(), str(run))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Write the report of a run again."""
+    import orjson
+
+    from ml.output.report import write_report
+    from ml.output.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    if not folder.summary.exists():
+        raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
+    summary = orjson.loads(folder.summary.read_bytes())
+    if "mistakes" not in summary:
+        raise ConfigError(f"{folder.summary}: of a version without a full report. Run ctxtrain export {run} first.")
+    write_report(folder, summary)
+    typer.echo(folder.report)
+
+
+@app.command()
+def pretrain(config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="As configs/pretrain.yaml.")]) -> None:
+    """Make a base, or adapt a Qwen to unlabelled windows."""
+    from ml.pretrain import PretrainConfig
+    from ml.pretrain import pretrain as make_base
+
+    settings = PretrainConfig.load(config)
+    from ml.console import stderr
+    from ml.progress import Reporter
+
+    _print_json(make_base(settings, Reporter(stderr())))
+
+
+def _min_confidence(text: str | None) -> Any:
+    try:
+        return text if text in (None, "auto") else float(str(text))
+    except ValueError:
+        wrong = f"min-confidence must be auto or a number from 0 to 1, got {text!r}. Try 0.55."
+        raise ConfigError(wrong) from None
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Any]:
+    """A bar on a terminal's stderr, so that stdout holds results only."""
+    from ml.console import stderr
+    from ml.progress import Reporter
+
+    with Reporter(stderr()).rows(what, total) as advance:
+        yield advance
+
+
+def _print_json(value: object) -> None:
+    from ml.output.files import to_json
+
+    sys.stdout.buffer.write(to_json(value))
+    sys.stdout.buffer.flush()
