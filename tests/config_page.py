@@ -15,13 +15,14 @@ from ml.config import Config
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 HEAD = """# Every key of the config
 
-`make docs` writes this page from the schema in `ml/config.py`, and a test fails when it is not current. A config is a YAML file; each key
-can be changed on the command line as `section.key=value`, where the value is YAML too: `training.epochs=3`, `data.test=null`,
-`'training.seeds=[0,1]'`, `'loss.class_weights={LONG: 2, SHORT: 2, SKIP: 1}'`.
+`make docs` writes this page from the schema in `ml/config.py`, and a test fails when it is not current. A config is a
+YAML file; each key can be changed on the command line as `section.key=value`, where the value is YAML too:
+`training.epochs=3`, `data.test=null`, `'training.seeds=[0,1]'`, `'loss.class_weights={LONG: 2, SHORT: 2, SKIP: 1}'`.
 
-All faults of a config are reported at once, an unknown key with the nearest known one, and the command ends with exit code 2. Types are strict: `'3'`
-and `2.5` are no integers. An editor that reads `configs/config.schema.json` completes the keys: the first line of `configs/demo.yaml` shows how.
-The keys of `ctxtrain pretrain` are those of `PretrainConfig` in `ml/pretrain.py`: [real-qwen.md](real-qwen.md).
+All faults of a config are reported at once, an unknown key with the nearest known one, and the command ends with exit
+code 2. Types are strict: `'3'` and `2.5` are no integers. An editor that reads `configs/config.schema.json` completes
+the keys: the first line of `configs/demo.yaml` shows how. The keys of `ctxtrain pretrain` are those of
+`PretrainConfig` in `ml/pretrain.py`: [real-qwen.md](real-qwen.md).
 """
 WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 LIMITS = {
