@@ -16,7 +16,7 @@ COMPILE = .cache/lock/bin/uv pip compile pyproject.toml --universal --python-ver
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test torture lint format golden bench lock clean distclean
+.PHONY: help demo test torture docs lint format golden bench lock clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ torture: $(VENV)/.dev ## the fault tests in full; their figures go into docs/rel
 	@rm -rf .cache/figures
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist load --torture -m promise $(ARGS)
 	$(BIN)/python -m tests.reliability.page
+
+docs: $(VENV)/.dev ## write docs/config.md anew from the schema of the config
+	$(BIN)/python -m tests.config_page
 
 lint: $(VENV)/.dev ## linter, formatter and type check
 	$(BIN)/ruff check .

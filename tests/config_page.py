@@ -1,0 +1,91 @@
+"""Write docs/config.md from the schema of ml/config.py.
+
+python -m tests.config_page
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ml.config import Config
+
+PAGE = Path(__file__).parents[1] / "docs" / "config.md"
+HEAD = """# Every key of the config
+
+`make docs` writes this page from the schema in `ml/config.py`, and a test fails when it is not current. A config is a
+YAML file; each key can be changed on the command line as `section.key=value`, where the value is YAML too:
+`training.epochs=3`, `data.test=null`, `'training.seeds=[0,1]'`, `'loss.class_weights={LONG: 2, SHORT: 2, SKIP: 1}'`.
+
+All faults of a config are reported at once, an unknown key with the nearest known one, and the command ends with exit
+code 2. Types are strict: `'3'` and `2.5` are no integers. An editor that reads `configs/config.schema.json` completes
+the keys: the first line of `configs/demo.yaml` shows how. The keys of `ctxtrain pretrain` are those of
+`PretrainConfig` in `ml/pretrain.py`: [real-qwen.md](real-qwen.md).
+"""
+WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+LIMITS = {
+    "minimum": "≥ {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "≤ {}",
+    "exclusiveMaximum": "< {}",
+    "minItems": "at least {} of them",
+    "minLength": "not empty",
+}
+
+
+def page() -> str:
+    """The whole page: a table for each section, in the order of declaration."""
+    schema = Config.model_json_schema()
+    parts, alone = [HEAD], []
+    for name, entry in schema["properties"].items():
+        if "$ref" not in entry:
+            alone.append(_row(name, entry, schema["required"]))
+            continue
+        section = schema["$defs"][entry["$ref"].rpartition("/")[2]]
+        rows = [_row(f"{name}.{key}", one, section.get("required", [])) for key, one in section["properties"].items()]
+        parts.append(_table(name, section["description"], rows))
+    parts.append(_table("Outside of the sections", "", alone))
+    return "\n".join(parts)
+
+
+def _table(title: str, said: str, rows: list[str]) -> str:
+    said = f"{said}\n\n" if said else ""
+    return f"## {title}\n\n{said}| key | type | default | range | |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _row(key: str, entry: dict[str, Any], required: list[str]) -> str:
+    default = "required" if key.rpartition(".")[2] in required else f"`{orjson.dumps(entry['default']).decode()}`"
+    limits = ", ".join(_limits(entry)) or "–"
+    return f"| `{key}` | {_kind(entry)} | {default} | {limits} | {entry['description']} |"
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    if "enum" in entry:
+        return " or ".join(f"`{value}`" for value in entry["enum"])
+    if "const" in entry:
+        return f"`{entry['const']}`"
+    if "anyOf" in entry:
+        return " or ".join(map(_kind, entry["anyOf"]))
+    if entry["type"] == "array":
+        return f"list of {_kind(entry['items'])}"
+    if entry["type"] == "object":
+        return f"mapping to {_kind(entry['additionalProperties'])}"
+    return WORDS[entry["type"]]
+
+
+def _limits(entry: dict[str, Any]) -> list[str]:
+    """What the values must keep to; of a list, also what its members must."""
+    found = [said.format(_figure(entry[name])) for name, said in LIMITS.items() if name in entry]
+    for part in [*entry.get("anyOf", []), *([entry["items"]] if "items" in entry else [])]:
+        found += [limit for limit in _limits(part) if limit not in found]
+    return found
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if value == int(value) else f"{value:g}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,153 @@
+"""The pages in docs/: what they tell people to type works, what they name exists, what they list is what is there.
+
+README.md and docs/serving.md have their commands run by test_readme.py and test_serve.py.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ml.config import Config
+from ml.data.rows import ROW_FIELDS, Bar
+from ml.output import checkpoint
+from ml.output.files import files_below
+from ml.pretrain import PretrainConfig
+from ml.yaml_text import parse_yaml
+from tests import config_page
+from tests.documented import PAGES, ROOT, blocks, commands, run, typed, write_working_folder
+from tests.helpers import dated_rows, learnable_rows, write_rows
+
+RUN_ELSEWHERE = {"README.md", "docs/serving.md"}
+
+
+def load(path: Path) -> Any:
+    return orjson.loads(path.read_bytes())
+
+
+def listed(kind: str, page: str = "docs/formats.md") -> set[str]:
+    """The first column of the table that is headed `kind`."""
+    (table,) = re.findall(rf"^\| {kind} \|.*\n((?:\|.*\n)+)", PAGES[page], re.MULTILINE)
+    return {name for line in table.splitlines() for name in re.findall(r"`([^`]+)`", line.split(" | ")[0])}
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Path]:
+    """A working folder in which the tutorial's commands were typed, one after the other."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    write_working_folder(folder, tiny_base)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for command in commands("docs/tutorial.md"):
+            run(command)
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+def test_the_tutorial_ends_in_what_it_says(tutorial: Path) -> None:
+    assert len(commands("docs/tutorial.md")) == 8
+    assert all("abstained" in orjson.loads(line) for line in (tutorial / "sure.jsonl").read_bytes().splitlines())
+    assert (tutorial / "runs" / "mine" / "final_model.zip").exists()
+    assert (tutorial / "runs" / "folds" / "fold_1" / "final_model.zip").exists()
+
+
+def test_the_formats_page_lists_what_a_run_leaves(tutorial: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    root = tutorial / "runs" / "mine"
+    lines = [orjson.loads(line) for line in (root / "metrics.jsonl").read_bytes().splitlines()]
+    newest = max((root / "checkpoints").iterdir())
+    sure = orjson.loads((tutorial / "sure.jsonl").read_bytes().splitlines()[0])
+    capfdbinary.readouterr()
+    run("ctxtrain check data/sample/train.jsonl data/sample/val.jsonl --json")
+    found = {
+        "key": load(root / "training_summary.json"),
+        "step key": next(line for line in lines if line["kind"] == "step"),
+        "epoch key": next(line for line in lines if line["kind"] == "epoch"),
+        "checkpoint key": checkpoint.load(newest),
+        "file of the export": files_below(root / "export"),
+        "calibration key": load(root / "export" / "calibration.json"),
+        "codec key": load(root / "export" / "codec.json"),
+        "prediction key": sure,
+        "runs key": load(tutorial / "runs" / "folds" / "runs.json"),
+        "check key": orjson.loads(capfdbinary.readouterr().out),
+    }
+    assert {kind: listed(kind) for kind in found} == {kind: set(keys) for kind, keys in found.items()}
+    assert {path.name for path in root.iterdir()} <= {name.strip("/") for name in listed("file in the run folder")}
+
+
+@pytest.fixture
+def own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path) -> Path:
+    """The files that docs/own-windows.md takes its reader to have."""
+    write_working_folder(tmp_path, tiny_base)
+    rows = dated_rows(100, seed=0, apart=40)  # cut in order of time, as the page says
+    for name, part in (("train", rows[:60]), ("val", rows[60:80]), ("test", rows[80:])):
+        write_rows(tmp_path / f"{name}.jsonl", part)
+    new = [{name: value for name, value in row.items() if name != "label"} for row in learnable_rows(3, seed=9)]
+    write_rows(tmp_path / "new.jsonl", new)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_own_windows_are_checked_trained_on_and_predicted(own_windows: Path) -> None:
+    assert len(commands("docs/own-windows.md")) == 3
+    for command in commands("docs/own-windows.md"):
+        run(command)
+    assert len((own_windows / "predictions.jsonl").read_bytes().splitlines()) == 3
+
+
+def test_own_windows_lists_every_field_that_is_read() -> None:
+    assert listed("bar field", "docs/own-windows.md") == set(Bar.__annotations__)
+    assert listed("row field", "docs/own-windows.md") == ROW_FIELDS
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - RUN_ELSEWHERE))
+def test_every_command_of_a_page_is_run_or_is_a_target_of_make(page: str) -> None:
+    if page not in {"docs/tutorial.md", "docs/own-windows.md"}:
+        assert commands(page) == [], "give the page a test that runs its commands"
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    others = [line for line in typed(page) if not line.startswith("ctxtrain ")]
+    assert [line for line in others if line.split()[0] != "make" or line.split()[1] not in targets] == []
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_config_on_a_page_is_a_config(page: str) -> None:
+    for shown in blocks(page, "yaml"):
+        tree = parse_yaml(shown, page)
+        assert isinstance(tree, dict), shown
+        if "steps" in tree:
+            PretrainConfig.model_validate(tree)
+        else:
+            Config.parse(tree)
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_file_that_a_page_names_exists(page: str) -> None:
+    names = set(re.findall(r"`((?:ml|configs|docs|tests|benchmarks)/[\w./-]+)`", PAGES[page]))
+    assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_link_within_the_pages_resolves(page: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", PAGES[page])
+    inside = [link.partition("#") for link in links if not link.startswith(("http://", "https://"))]
+    here = (ROOT / page).parent
+    assert [path for path, _, _ in inside if not (here / path).exists()] == []
+    for path, _, anchor in inside:
+        headings = re.findall(r"^#+ (.*)$", (here / path).read_text(), re.MULTILINE) if anchor else []
+        slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in slugs, f"{path}#{anchor}"
+
+
+def test_the_index_and_the_readme_name_every_page() -> None:
+    pages = {Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", PAGES["docs/README.md"])) == pages
+    assert set(re.findall(r"\]\(docs/([\w-]+\.md)\)", PAGES["README.md"])) >= pages
+
+
+def test_the_page_of_config_keys_is_that_of_the_schema() -> None:
+    assert config_page.PAGE.read_text() == config_page.page(), "docs/config.md is not current: run `make docs`"
