@@ -22,7 +22,7 @@ from tests import config_page
 from tests.documented import PAGES, ROOT, blocks, commands, run, typed, write_working_folder
 from tests.helpers import dated_rows, learnable_rows, write_rows
 
-RUN_ELSEWHERE = {"README.md", "docs/serving.md"}
+RUN = {"README.md", "docs/tutorial.md", "docs/own-windows.md"}  # in the order in which they stand there
 
 
 def load(path: Path) -> Any:
@@ -105,9 +105,9 @@ def test_own_windows_lists_every_field_that_is_read() -> None:
     assert listed("row field", "docs/own-windows.md") == ROW_FIELDS
 
 
-@pytest.mark.parametrize("page", sorted(PAGES.keys() - RUN_ELSEWHERE))
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - {"docs/serving.md"}))
 def test_every_command_of_a_page_is_run_or_is_a_target_of_make(page: str) -> None:
-    if page not in {"docs/tutorial.md", "docs/own-windows.md"}:
+    if page not in RUN:
         assert commands(page) == [], "give the page a test that runs its commands"
     targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
     others = [line for line in typed(page) if not line.startswith("ctxtrain ")]
