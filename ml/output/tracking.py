@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from ml.errors import ConfigError, Interrupted, shown
+from ml.errors import ConfigError, Interrupted
 from ml.output.files import write_json
 from ml.output.run_folder import RunFolder
 from ml.output.summary import verdict
@@ -83,7 +83,7 @@ class Trackers:
         except Exception as error:
             self.tools.pop(name, None)
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            self.say(f"note: {name} is left out from here on, the run goes on without it: {shown(why)}")
+            self.say(f"note: {name} is left out from here on, the run goes on without it: {why[:300]}")
 
 
 @contextmanager
