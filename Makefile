@@ -16,10 +16,10 @@ COMPILE = .cache/lock/bin/uv pip compile pyproject.toml --universal --python-ver
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test torture docs lint format golden bench lock clean distclean
+.PHONY: help demo test test-trackers torture docs lint format golden bench lock clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.runtime ## install, write the sample data, train on the embedded base model, evaluate, calibrate, export
 	@if ! [ -f data/sample/train.jsonl ] || ! [ -f data/sample/val.jsonl ] || ! [ -f data/sample/test.jsonl ]; then \
@@ -34,6 +34,12 @@ test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1
 test: lint ## install the development tools; linter, formatter, type check, all tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+test-trackers: export OMP_NUM_THREADS = 1
+test-trackers: export TOKENIZERS_PARALLELISM = false
+test-trackers: export HF_HUB_OFFLINE = 1
+test-trackers: $(VENV)/.trackers ## install MLflow and W&B too; test the trackers against the real ones
+	$(BIN)/python -m pytest tests/test_tracking.py --torture $(ARGS)
 
 torture: export OMP_NUM_THREADS = 1
 torture: export TOKENIZERS_PARALLELISM = false
@@ -68,7 +74,9 @@ bench: $(VENV)/.bench ## run every benchmarks/bench_*.py
 lock: .cache/lock/bin/uv ## write requirements/*.txt from pyproject.toml (UPGRADE=--upgrade takes newer releases)
 	$(COMPILE) --output-file requirements/runtime.txt
 	$(COMPILE) --extra dev --constraints requirements/runtime.txt --output-file requirements/dev.txt
-	$(COMPILE) --extra bench --constraints requirements/dev.txt --output-file requirements/bench.txt
+	$(COMPILE) --extra mlflow --extra wandb --constraints requirements/dev.txt --output-file requirements/trackers.txt
+	$(COMPILE) --extra bench --constraints requirements/dev.txt --constraints requirements/trackers.txt \
+		--output-file requirements/bench.txt
 
 clean: ## remove caches, build products, the sample data and the demo run
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/demo data/sample
@@ -100,6 +108,12 @@ $(VENV)/.runtime: requirements/runtime.txt pyproject.toml $(VENV)/bin/python
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@echo "Installing the locked development tools"
 	@$(PIP_INSTALL) $(LOCKED) requirements/dev.txt
+	@$(PIP) check
+	@touch $@
+
+$(VENV)/.trackers: requirements/trackers.txt $(VENV)/.dev
+	@echo "Installing MLflow and Weights & Biases"
+	@$(PIP_INSTALL) $(LOCKED) requirements/trackers.txt
 	@$(PIP) check
 	@touch $@
 

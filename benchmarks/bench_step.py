@@ -93,8 +93,8 @@ def make_rows(shape: str) -> tuple[Tokens, np.ndarray]:
     return Tokens(flat, lengths.cumsum(), 0, 0), rng.integers(0, len(LABELS), len(lengths))
 
 
-def our_step(model: PeftModel, tokens: Tokens, labels_N: np.ndarray, folder: str) -> Any:
-    accelerator: Accelerator = make_accelerator("float32", [], folder)
+def our_step(model: PeftModel, tokens: Tokens, labels_N: np.ndarray) -> Any:
+    accelerator: Accelerator = make_accelerator("float32")
     optimizer = make_optimizer(trainable_parameters(model).values(), learning_rate=RATE, weight_decay=DECAY)
     schedule = make_schedule(optimizer, "constant", warmup_steps=0, total_steps=10**6)
     weights_C = torch.ones(len(LABELS))
@@ -139,7 +139,8 @@ def live(pipe: Any, side: str, shape: str, threads: int) -> None:
     model = make_model(shape)
     drops = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     with tempfile.TemporaryDirectory() as folder:
-        step = (our_step if side == "ours" else peer_step)(model, *make_rows(shape), folder)
+        rows = make_rows(shape)
+        step = our_step(model, *rows) if side == "ours" else peer_step(model, *rows, folder)
         number = 0
         while (order := pipe.recv()) != "end":
             for drop in drops:
@@ -154,7 +155,7 @@ def live(pipe: Any, side: str, shape: str, threads: int) -> None:
 def live_matmul(pipe: Any, threads: int) -> None:
     """Answer each message with the GFLOP/s of a matrix product, by torch.mm and by our own route."""
     torch.set_num_threads(threads)
-    make_accelerator("float32", [], ".")  # for the settings of a run
+    make_accelerator("float32")  # for the settings of a run
     a, b = torch.randn(2048, 896), torch.randn(4864, 896)
     products = dict(zip(ROUTES, (lambda: torch.mm(a, b.t()), lambda: times(a, b)), strict=True))
     while pipe.recv() != "end":

@@ -23,7 +23,7 @@ from ml.model import qwen
 from ml.model.learner import Learner
 from ml.model.loss import focal_loss
 from ml.model.optim import make_optimizer, make_schedule
-from ml.output.tracking import installed_trackers
+from ml.output.tracking import require_trackers
 from ml.runtime import make_accelerator, resolve_dtype
 
 
@@ -68,7 +68,8 @@ def build_learner(
 ) -> Learner:
     """Model, optimizer, schedule and loss; `say` shows notes. Raises ConfigError if they do not fit together."""
     training = config.training
-    accelerator = make_accelerator(config.model.dtype, installed_trackers(config.tracking.to), config.output_dir)
+    require_trackers(config.tracking.to)
+    accelerator = make_accelerator(config.model.dtype)
     dtype = resolve_dtype(config.model.dtype)
     model = build_model(config, pad_id, dtype=dtype, quantization=config.model.quantization)
     optimizer = make_optimizer(

@@ -57,7 +57,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def make_accelerator(dtype: str, tracking: list[str], folder: str) -> Accelerator:
+def make_accelerator(dtype: str) -> Accelerator:
     """The process group, device and precision of a training run.
 
     Under torchrun every process gets its own; CPU processes talk through gloo. GPUs (bfloat16, several devices)
@@ -78,8 +78,6 @@ def make_accelerator(dtype: str, tracking: list[str], folder: str) -> Accelerato
     return Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if precision == torch.bfloat16 else "no",
-        log_with=tracking or None,
-        project_dir=folder,
     )
 
 

@@ -35,7 +35,7 @@ from ml.output.files import write_bytes, write_json
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
 from ml.output.summary import assess_export, make_summary
-from ml.output.tracking import start_tracking, track
+from ml.output.tracking import Trackers, tracked
 from ml.progress import Reporter
 from ml.runtime import StopRequest, catch_signals, environment, is_main_process, leave_process_group
 
@@ -68,6 +68,7 @@ class TrainingPipeline:
         self.folder = RunFolder(config.output_dir)
         self.checkpoints = self.folder.checkpoints(config.checkpoints.keep)
         self.state = TrainState()
+        self.trackers = Trackers()
         self.on_disk = (0, 0)  # optimizer steps and finished epochs of the newest checkpoint
         self.stop = StopRequest()
         self.model: PeftModel | None = None
@@ -274,6 +275,7 @@ class TrainingPipeline:
         )
         write_json(self.folder.summary, summary)
         write_report(self.folder, summary)
+        self.trackers.finished(summary, self.folder)
         return summary
 
     @contextmanager
@@ -290,10 +292,10 @@ class TrainingPipeline:
             if is_main_process():
                 write_bytes(self.folder.config, self.config.with_absolute_paths().to_yaml().encode())
                 self.folder.metrics.cut_back(step=self.state.step, epoch=len(self.state.epochs))
-            if self.config.tracking.to:
-                start_tracking(self.learner.accelerator, self.config.model_dump())
+            names, config = self.config.tracking.to if is_main_process() else [], self.config.model_dump()
             try:
-                yield
+                with tracked(names, self.folder, config, self.state.step, self.reporter.say) as self.trackers:
+                    yield
             finally:
                 leave_process_group()
 
@@ -323,4 +325,4 @@ class TrainingPipeline:
     def _log(self, record: dict[str, Any]) -> None:
         if is_main_process():
             self.folder.metrics.append(record)
-        track(self.learner.accelerator, record)
+        self.trackers.log(record)

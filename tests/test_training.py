@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ml import Config, TrainingPipeline
 from ml.errors import ConfigError, RunLocked
@@ -203,22 +202,6 @@ def test_bfloat16_training_keeps_adapters_and_export_in_float32(make_config: Mak
     assert summary["export_check"]["max_logit_difference"] <= 1e-5
     weights = load_file(Path(config.output_dir) / "best_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
-
-
-def test_tensorboard_gets_every_step_and_epoch(make_config: MakeConfig) -> None:
-    config = make_config("training.epochs=1", "tracking.to=[tensorboard]")
-    TrainingPipeline(config).run()
-    lines = RunFolder(config.output_dir).metrics.read()
-    events = EventAccumulator(str(Path(config.output_dir) / "ctxtrain"))
-    events.Reload()
-    losses = [(event.step, event.value) for event in events.Scalars("step/loss")]
-    assert losses == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines if line["kind"] == "step"]
-    assert events.Scalars("epoch/macro_f1")[0].value == pytest.approx(lines[-1]["macro_f1"], rel=1e-6)
-
-
-def test_a_tracker_that_is_not_installed_is_named_with_the_way_to_get_it(make_config: MakeConfig) -> None:
-    with pytest.raises(ConfigError, match=r"tracking\.to must name installed packages, wandb is not\. Run pip install"):
-        TrainingPipeline(make_config("tracking.to=[wandb]")).run()
 
 
 def test_every_other_setting_has_its_effect(make_config: MakeConfig) -> None:

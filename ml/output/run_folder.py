@@ -23,6 +23,7 @@ from ml.output.metrics_log import MetricsLog
 _OWNER = re.compile(r"process ([0-9]+) on (\S+) since \S+")
 _WRITTEN = (
     r"checkpoint_(epoch|step)_[0-9]+\.pt|config\.yaml|metrics\.jsonl|training_summary\.json|report\.html|run\.owner"
+    r"|tracking\.json"
 )
 _SCRATCH_FILE = re.compile(rf"\.({_WRITTEN})\.[a-z0-9_]{{8}}\.tmp")  # as tempfile makes names
 _SCRATCH_FOLDER = re.compile(r"\.export\.[a-z0-9_]{8}")
@@ -37,6 +38,7 @@ class RunFolder:
         self.best_model = self.root / "best_model.safetensors"
         self.summary = self.root / "training_summary.json"
         self.report = self.root / "report.html"
+        self.tracking = self.root / "tracking.json"  # ids of the run in the trackers
         self.export = self.root / "export"
         self.zip = self.root / "final_model.zip"
         self.metrics = MetricsLog(self.root / "metrics.jsonl")
