@@ -13,6 +13,7 @@ from ml import TrainingPipeline
 from ml.config import Config
 from ml.output.run_folder import RunFolder
 from tests.conftest import MakeConfig
+from tests.event_files import curve, events_of, scalars, texts
 
 # 54 windows an epoch in steps of 12: the last step has 6, which are two micro-batches, one of them ragged. With an
 # accumulation of 3, one process has a micro-batch less than the other in every step but the last.
@@ -29,7 +30,7 @@ def torchrun(config: Config, folder: Path, *arguments: str) -> subprocess.Comple
 
 
 def test_two_processes_give_the_curve_and_the_choice_of_one(make_config: MakeConfig, tmp_path: Path) -> None:
-    one, two = make_config(*SETTINGS, run="one"), make_config(*SETTINGS, run="two")
+    one, two = make_config(*SETTINGS, run="one"), make_config(*SETTINGS, "tracking.to=[tensorboard]", run="two")
     expected = TrainingPipeline(one).run()
     assert expected is not None
     done = torchrun(two, tmp_path)
@@ -44,6 +45,9 @@ def test_two_processes_give_the_curve_and_the_choice_of_one(make_config: MakeCon
     assert [line["windows"] for line in mine if line["kind"] == "step"] == [12, 12, 12, 12, 6] * 2
     assert summary["best"]["epoch"] == expected["best"]["epoch"]
     assert summary["environment"]["processes"] == 2
+    events = events_of(two)
+    assert curve(two, "step", "loss") == scalars(events, "step/loss")  # the first process tracks, each step once
+    assert len(texts(events, "verdict")) == 1
     assert len(re.findall(r"^ {9}2 ", done.stdout, re.MULTILINE)) == 1  # a line of the table of epochs
 
 

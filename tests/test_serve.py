@@ -374,7 +374,7 @@ def test_health_says_what_is_served(server: Served) -> None:
         state = server.ask(path)
         assert state.status == 200
         assert (state.body["status"], state.body["model_version"]) == ("ok", server.version)
-        assert state.body["input"] == {
+        assert state.body["reads"] == {
             "kind": "window", "fields": ["open", "high", "low", "close", "volume", "delta"], "features": []
         }  # fmt: skip
 

@@ -23,11 +23,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ml import TrainingPipeline
 from ml.config import Config
 from ml.errors import ConfigError, Interrupted
-from ml.output.run_folder import RunFolder
 from ml.output.tracking import require_trackers
 from ml.progress import Reporter
 from tests.conftest import MakeConfig, Needs
-from tests.test_processes import torchrun
+from tests.event_files import curve, events_of, scalars, texts
 
 SHORT = ("training.epochs=2", "model.max_tokens=200")
 STEPS = 14
@@ -85,30 +84,11 @@ def break_off_and_resume(config: Config) -> Watcher:
     return train(config, resume=True)
 
 
-def curve(config: Config, kind: str, name: str) -> list[tuple[int, float]]:
-    lines = RunFolder(config.output_dir).metrics.read()
-    return [(line["step"], line[name]) for line in lines if line["kind"] == kind]
-
-
 def summary_of(config: Config) -> dict[str, Any]:
     return json.loads((Path(config.output_dir) / "training_summary.json").read_text())
 
 
 # TensorBoard
-
-
-def events_of(config: Config) -> EventAccumulator:
-    events = EventAccumulator(str(Path(config.output_dir) / "ctxtrain"), size_guidance={"scalars": 0, "tensors": 0})
-    events.Reload()
-    return events
-
-
-def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, Any]]:
-    return [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(tag)]
-
-
-def texts(events: EventAccumulator, tag: str) -> list[str]:
-    return [event.tensor_proto.string_val[0].decode() for event in events.Tensors(f"{tag}/text_summary")]
 
 
 def test_tensorboard_holds_the_curves_the_config_the_confusion_and_the_scores(make_config: MakeConfig) -> None:
@@ -139,15 +119,6 @@ def test_tensorboard_strikes_out_the_steps_that_a_resumed_run_does_again(make_co
     assert curve(config, "step", "loss") == scalars(events, "step/loss")
     assert curve(config, "epoch", "macro_f1") == scalars(events, "epoch/macro_f1")
     assert len(list((Path(config.output_dir) / "ctxtrain").glob("*/events.*"))) == 1  # the config, once
-
-
-def test_of_two_processes_the_first_tracks(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config(*SHORT, "training.epochs=1", "tracking.to=[tensorboard]")
-    done = torchrun(config, tmp_path)
-    assert done.returncode == 0, done.stderr
-    events = events_of(config)
-    assert curve(config, "step", "loss") == scalars(events, "step/loss")
-    assert len(texts(events, "verdict")) == 1
 
 
 def test_a_tracker_that_cannot_begin_is_said_once_and_costs_nothing(make_config: MakeConfig) -> None:

@@ -113,7 +113,7 @@ def _add_states(app: FastAPI, service: Service) -> None:
                 "model_version": service.predictor.version,
                 "uptime_seconds": time.monotonic() - service.started,
                 "waiting": len(service.batcher),
-                "input": wanted,
+                "reads": wanted,
             }
         )
 

@@ -72,7 +72,7 @@ class Health(BaseModel):
     model_version: str
     uptime_seconds: float
     waiting: int
-    input: Input
+    reads: Input
 
 
 def needs(codec: Codec) -> Input:

@@ -11,7 +11,7 @@ import pytest
 
 from ml.config import Config
 from tests.helpers import learnable_rows, write_rows
-from tests.reliability.harness import Server, Trial, results, serving, write_config
+from tests.reliability.harness import SHARDS, Server, Trial, results, serving, write_config
 from tests.reliability.page import FIGURES
 from tests.tiny_models import build_tiny
 
@@ -116,3 +116,8 @@ def expected(undisturbed: Trial) -> dict[str, object]:
 def new_trial(undisturbed: Trial, tmp_path: Path) -> NewTrial:
     """`new_trial(name)`: a run in an empty folder, by the undisturbed run's config."""
     return lambda name: Trial(undisturbed.server, undisturbed.config, tmp_path / name)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "shard" in metafunc.fixturenames:
+        metafunc.parametrize("shard", range(SHARDS if metafunc.config.getoption("--torture") else 1))

@@ -155,6 +155,9 @@ def write_config(config: Config, path: Path) -> Path:
     return path
 
 
+SHARDS = 4  # parts of a long fault test, so that workers share it; its sample is one part
+
+
 def points_of(shard: int, shards: int, events: int, amount: Amount) -> list[int]:
     """Every `shards`-th of the calls 1 to `events`; of these a sample of three, or all under --torture."""
     points = list(range(1 + shard, events + 1, shards))

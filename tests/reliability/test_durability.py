@@ -29,12 +29,11 @@ from ml.output.run_folder import RunFolder
 from tests.conftest import Amount, Needs
 from tests.reliability.calls import Calls
 from tests.reliability.conftest import Figure, NewTrial
-from tests.reliability.harness import Trial, points_of, results, same
+from tests.reliability.harness import SHARDS, Trial, points_of, results, same
 from tests.reliability.power import Recorded
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint_format_1.pt"
 FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE)
-SHARDS = range(4)
 PER_EPOCH = 6
 
 
@@ -232,7 +231,6 @@ def test_torch_and_zip_readers_open_sealed_files(undisturbed: Trial, tmp_path: P
 
 
 @pytest.mark.promise("B3")
-@pytest.mark.parametrize("shard", SHARDS)
 def test_a_failure_of_any_call_costs_nothing_and_is_told(
     shard: int,
     late_trial: NewTrial,
@@ -241,7 +239,7 @@ def test_a_failure_of_any_call_costs_nothing_and_is_told(
     amount: Amount,
     figure: Figure,
 ) -> None:
-    points = points_of(shard, len(SHARDS), len(late_events), amount)
+    points = points_of(shard, amount(1, SHARDS), len(late_events), amount)
     for number, point in enumerate(points):
         trial, failure = late_trial(f"at{point}"), FAILURES[(shard + number) % len(FAILURES)]
         kind, path = late_events[point - 1]
@@ -342,7 +340,6 @@ def reference(epochs: list[dict[str, Any]], keep: int) -> set[str]:
 
 
 @pytest.mark.promise("B5")
-@pytest.mark.parametrize("shard", SHARDS)
 def test_the_best_and_the_newest_are_kept_as_a_plain_model_says(shard: int, amount: Amount, figure: Figure) -> None:
     shared = Path("/dev/shm")  # flushing memory costs nothing
     place = str(shared) if shared.is_dir() else None

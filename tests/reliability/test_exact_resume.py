@@ -21,10 +21,9 @@ from ml.output import checkpoint
 from tests.conftest import Amount, MakeConfig, Needs
 from tests.helpers import learnable_rows, write_rows
 from tests.reliability.conftest import Figure, NewTrial
-from tests.reliability.harness import Trial, plain, points_of, results, same
+from tests.reliability.harness import SHARDS, Trial, plain, points_of, results, same
 from tests.tiny_models import build_tiny
 
-SHARDS = range(4)
 State = dict[str, Any]
 
 
@@ -38,7 +37,6 @@ def ledger_of(path: Path) -> dict[tuple[int, int], set[tuple[int, ...]]]:
 
 
 @pytest.mark.promise("A1", "A6")
-@pytest.mark.parametrize("shard", SHARDS)
 def test_runs_killed_at_random_instants_end_with_the_same_bits(
     shard: int, new_trial: NewTrial, undisturbed: Trial, expected: dict[str, Any], amount: Amount, figure: Figure
 ) -> None:
@@ -81,7 +79,6 @@ def test_an_epoch_trains_every_window_and_repeats_only_to_balance_the_classes(un
 
 
 @pytest.mark.promise("A2")
-@pytest.mark.parametrize("shard", SHARDS)
 def test_a_kill_at_every_call_of_a_save_a_rotation_and_an_export(
     shard: int,
     late_trial: NewTrial,
@@ -90,7 +87,7 @@ def test_a_kill_at_every_call_of_a_save_a_rotation_and_an_export(
     amount: Amount,
     figure: Figure,
 ) -> None:
-    points = points_of(shard, len(SHARDS), len(late_events), amount)
+    points = points_of(shard, amount(1, SHARDS), len(late_events), amount)
     for point in points:
         trial = late_trial(f"at{point}")
         assert trial.train(kill_at=point).wait().code == -signal.SIGKILL, late_events[point - 1]

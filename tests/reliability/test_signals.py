@@ -23,7 +23,6 @@ from tests.reliability.server import PHASES
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CODES = {143, 130, 138}
-SHARDS = range(4)
 EARLY = {"placing", "summary"}  # from there on a run is as good as done
 
 
@@ -42,7 +41,6 @@ def stopped_well(root: Path, code: int, said: str) -> None:
 
 
 @pytest.mark.promise("C4")
-@pytest.mark.parametrize("shard", SHARDS)
 def test_signals_at_random_instants_leave_a_checkpoint_and_no_export(
     shard: int, new_trial: NewTrial, expected: dict[str, Any], amount: Amount, figure: Figure
 ) -> None:
@@ -168,7 +166,6 @@ def test_the_command_with_its_streams_closed_ends_with_its_code(tmp_path: Path) 
 
 
 @pytest.mark.promise("C1")
-@pytest.mark.parametrize("shard", SHARDS)
 def test_of_processes_that_race_for_a_folder_one_wins_and_the_others_name_it(
     shard: int, server: Server, tmp_path: Path, amount: Amount, figure: Figure
 ) -> None:
