@@ -33,7 +33,7 @@ test: export OMP_NUM_THREADS = 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1
 test: lint ## install the development tools; linter, formatter, type check, all tests
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-trackers: export OMP_NUM_THREADS = 1
 test-trackers: export TOKENIZERS_PARALLELISM = false

@@ -171,6 +171,11 @@ def print_check(report: Mapping[str, Any]) -> None:
         lines.append(f"… and {report['fault_total'] - len(lines):,} more faults")
     lines += [f"{'leak' if leak['refused'] else 'look'}: {told(leak)}" for leak in report["leaks"]]
     lines += [f"not looked for: {what}" for what in report["unchecked"]]
+    lines += [
+        f"{name}: {count:,} rows hold a window that an earlier row of the file holds"
+        for name, count in report["duplicates"].items()
+        if count
+    ]
     for name, entries in report["drift"].items():
         if moved := [entry for entry in entries if entry["shifted"]]:
             named = ", ".join(f"{entry['feature']} {entry['psi']:.2f}" for entry in moved)

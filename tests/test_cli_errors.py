@@ -210,6 +210,7 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     assert report["partial_fields"] == {"train": {}, "val": {}}
     assert report["unused_fields"] == ["conditions_met", "mood"]
     assert report["label_side_fields"] == ["conditions_met"]
+    assert report["duplicates"] == {"train": 0, "val": 0}
     assert report["bars"]["val"] == {"shortest": 30, "median": 30, "longest": 30}
     assert report["tokens"]["train"]["rows_cut"] == 0
     parts = report["classes_over_time"]["val"]
@@ -229,6 +230,14 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     assert "unused, no model reads them: conditions_met (label-side), mood" in out
     assert re.search(r"^train: 30 to 30 bars, \d+ to \d+ tokens \(median \d+\); \d+ rows longer than 70$", out, re.M)
     assert out.splitlines()[-1] == "0 faults, 2 leaks that training refuses, 1 things to look at"
+
+
+def test_a_check_counts_rows_that_stand_twice_in_a_file(capsys: Capture, tmp_path: Path) -> None:
+    rows = learnable_rows(10, seed=4)
+    again = [row | {"id": f"again-{n}"} for n, row in enumerate(rows[:3])]
+    code, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", [*rows, *again]))
+    assert code == OK
+    assert "train: 3 rows hold a window that an earlier row of the file holds" in out
 
 
 def test_a_check_names_what_later_files_lack(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:

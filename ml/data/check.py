@@ -57,6 +57,7 @@ def check_files(
         "fault_total": total,
         "leaks": find_leaks(surveys, texts if whole else {}) if "train" in surveys else [],
         "unchecked": unchecked(surveys),
+        "duplicates": {name: len(one.contents) - len(set(one.contents)) for name, one in surveys.items()},
         "drift": {
             name: drift(surveys["train"], one)
             for name, one in surveys.items()
