@@ -168,6 +168,4 @@ def _save_adapter(model: PeftModel, folder: Path) -> None:
 
 def _flush(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        if not path.is_dir():
-            path.chmod(0o644)
         sync(path)

@@ -16,10 +16,10 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import stat
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,14 +33,7 @@ from ml.errors import DataError
 from ml.output.archive import opened_archive
 
 MANIFEST = "manifest.json"
-_ZIP_EPOCH = (
-    1980,
-    1,
-    1,
-    0,
-    0,
-    0,
-)  # the earliest date a zip can hold; one date makes equal inputs equal bytes
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold; one date makes equal inputs equal bytes
 _CHUNK = 1 << 20
 _END, _END_SIGNATURE = struct.Struct("<4s16sH"), b"PK\5\6"  # a zip file's last record: its comment's length comes last
 _SEAL, _HEX = b"sha256 ", 64
@@ -106,14 +99,13 @@ def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
     file is in place, but a power cut may take it back.
     """
     with needing(path, size):
-        descriptor, scratch_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        scratch = Path(scratch_name)
+        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        new = scratch.open("x+b")  # the umask says who may read it; tempfile would not ask
         try:
-            with os.fdopen(descriptor, "w+b") as stream:
+            with new as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            scratch.chmod(0o644)
             scratch.replace(path)
         except BaseException:
             with suppress(OSError):  # the first failure is the one to tell

@@ -51,27 +51,29 @@ class RunFolder:
     def owned(self) -> Iterator[None]:
         """Hold the folder for this process; the system gives it free when the process ends, however it ends.
 
-        Raises RunLocked at once if another process holds it. Locks are local to a machine: network file systems may not
-        honour them.
+        What is written meanwhile only its owner may read, for it shows rows. Raises RunLocked at once if another
+        process holds the folder. Locks are local to a machine: network file systems may not honour them.
         """
-        make_folder(self.root)
-        lock = FileLock(self.root / "run.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunLocked(
-                f"{self.root}: a run folder takes one process at a time, and {self._owner()} has it. "
-                "Wait for it, stop it, or use another output_dir."
-            ) from None
-        try:
-            since = datetime.now(UTC).isoformat(timespec="seconds")
-            write_bytes(self._owner_file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
-            self._sweep()
-            yield
-        finally:
-            with suppress(OSError):
-                self._owner_file.unlink()
-            lock.release()
+        make_folder(self.root.parent)
+        with _private_files():
+            make_folder(self.root)
+            lock = FileLock(self.root / "run.lock", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise RunLocked(
+                    f"{self.root}: a run folder takes one process at a time, and {self._owner()} has it. "
+                    "Wait for it, stop it, or use another output_dir."
+                ) from None
+            try:
+                since = datetime.now(UTC).isoformat(timespec="seconds")
+                write_bytes(self._owner_file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+                self._sweep()
+                yield
+            finally:
+                with suppress(OSError):
+                    self._owner_file.unlink()
+                lock.release()
 
     def _owner(self) -> str:
         """Who holds the lock. The file lags behind it: for a moment it is missing, or of an owner that was killed."""
@@ -114,6 +116,15 @@ class RunFolder:
                 f"output_dir must hold no file that the run would write over, {self.root} has {', '.join(found)}. "
                 "Use another output_dir."
             )
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _runs(process: int) -> bool:

@@ -19,12 +19,15 @@ from ml.cli import main
 from ml.data import strict_json
 from ml.data.batches import tokenise
 from ml.data.check import check_files
+from ml.data.folds import walk_forward, write_splits
 from ml.data.rows import BAR_FIELDS, Bar
+from ml.data.survey import survey
+from ml.data.windows import WindowFile
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 from ml.model.embedded import build_tokenizer
 from ml.model.qwen import load_tokenizer
 from tests.conftest import Amount
-from tests.helpers import bars_of, learnable_rows, make_row, read, walk, write_rows
+from tests.helpers import bars_of, dated_rows, learnable_rows, make_row, read, walk, write_rows
 from tests.reliability.conftest import Figure
 from tests.reliability.json_corpus import ACCEPTED, REFUSED, TWICE
 
@@ -421,6 +424,23 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
     assert set(opened.convert_tokens_to_ids(SPECIAL)) == set(opened.all_special_ids)
     assert len(opened.all_special_ids) == len(SPECIAL)
     return opened
+
+
+@pytest.mark.promise("E4")
+def test_the_order_of_lines_decides_nothing_about_folds(tmp_path: Path, amount: Amount, figure: Figure) -> None:
+    """The files that folds train on are equal byte for byte, so all that follows is; events of two symbols coincide."""
+    rows = dated_rows(40, seed=1, apart=7)
+    rows += [row | {"symbol": "OTHER"} for row in dated_rows(40, seed=2, apart=7)]
+    found, shuffles = set(), amount(4, full=20)
+    for seed in range(shuffles):
+        order = np.random.default_rng(seed).permutation(len(rows))
+        surveyed, error = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", [rows[n] for n in order])))
+        assert error is None
+        for number, fold in enumerate(walk_forward(surveyed, 3)):
+            paths = write_splits(surveyed.file.path, fold, tmp_path / "folds" / str(number))
+            found.update((number, name, path.read_bytes()) for name, path in paths.items())
+    assert len(found) == 9
+    figure("E4", "{} orders of a file, the same folds byte for byte", shuffles)
 
 
 @pytest.mark.promise("E5")

@@ -4,9 +4,11 @@ import ast
 import json
 import os
 import shutil
+import stat
 import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -358,6 +360,7 @@ def private_run(
     done = subprocess.run(
         [*apart, sys.executable, "-c", OFFLINE, str(config)],
         env=environment | {"API_TOKEN": SECRET},
+        umask=0,
         capture_output=True,
         text=True,
         check=False,
@@ -386,6 +389,16 @@ def test_a_run_leaves_no_secret_behind(private_run: tuple[Path, subprocess.Compl
     for secret in (SECRET, DEEP_SECRET):
         assert secret not in done.stdout + done.stderr
         assert [path.name for path in left if secret.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.promise("F6")
+def test_what_a_run_writes_only_its_owner_reads(private_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """Though the process was started with a umask of 0."""
+    run = private_run[0] / "run"
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (run, *run.rglob("*"))}
+    assert {str(path): oct(mode) for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
+    with zipfile.ZipFile(run / "final_model.zip") as archive:  # who unpacks it chooses for themselves
+        assert {entry.external_attr >> 16 & 0o777 for entry in archive.infolist()} == {0o644}
 
 
 @pytest.mark.promise("F6")
