@@ -26,6 +26,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from ml.data.codec import Codec
 from ml.data.rows import Window
@@ -72,7 +73,8 @@ def fit_baselines(
     known = ~np.isnan(tables["train"]).all(axis=0)
     tables = {name: table[:, known] for name, table in tables.items()}
     for name, make in makers.items():
-        fitted = [make(weights).fit(tables["train"], train_N) for weights in (None, "balanced")]
+        with threadpool_limits(1):  # on tables this small a second thread only makes the first one wait
+            fitted = [make(weights).fit(tables["train"], train_N) for weights in (None, "balanced")]
         choice = max(fitted, key=lambda model: _macro_f1(labels["val"], model.predict(tables["val"])))
         probabilities_NC = np.maximum(choice.predict_proba(tables[split]), LEAST_PROBABILITY)
         probabilities_NC /= probabilities_NC.sum(axis=1, keepdims=True)
@@ -141,7 +143,7 @@ def _logistic_regression(weights: str | None) -> Any:
 
 
 def _gradient_boosting(weights: str | None, seed: int) -> Any:
-    # Small trees on a third of the columns each: the scores of the defaults, in a tenth of their time.
+    # Small trees on a third of the columns each, with 63 bins: the scores of the defaults, in a tenth of their time.
     return HistGradientBoostingClassifier(
-        max_leaf_nodes=8, max_features=0.3, class_weight=weights, random_state=seed, early_stopping=False
+        max_leaf_nodes=8, max_features=0.3, max_bins=63, class_weight=weights, random_state=seed, early_stopping=False
     )

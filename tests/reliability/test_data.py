@@ -431,7 +431,8 @@ def test_the_order_of_lines_decides_nothing_about_folds(tmp_path: Path, amount: 
     """The files that folds train on are equal byte for byte, so all that follows is; events of two symbols coincide."""
     rows = dated_rows(40, seed=1, apart=7)
     rows += [row | {"symbol": "OTHER"} for row in dated_rows(40, seed=2, apart=7)]
-    found, shuffles = set(), amount(4, full=20)
+    shuffles = amount(4, 20)
+    found: set[tuple[int, str, bytes]] = set()
     for seed in range(shuffles):
         order = np.random.default_rng(seed).permutation(len(rows))
         surveyed, error = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", [rows[n] for n in order])))
