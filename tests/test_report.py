@@ -175,6 +175,9 @@ def test_targets_scores_and_confusion_are_those_of_the_summary(run: Path, page: 
     assert [drawn["macro-F1"]["low"], drawn["macro-F1"]["high"]] == summary["intervals"]["scores"]["macro_f1"]
     counts = {(row["label"], row["called"]): row["rows"] for row in page.values("confusion", "share")}
     assert [[counts[label, called] for called in LABELS] for label in LABELS] == summary["test"]["confusion"]
+    judged = summary["test"]["rows"]
+    right = round(summary["test"]["accuracy"] * judged)
+    assert f"{right} of {judged} windows were called right." in page.text
     shares = {(row["label"], row["called"]): row["share"] for row in page.values("confusion", "share")}
     assert shares["SHORT", "SHORT"] == pytest.approx(summary["test"]["per_class"]["SHORT"]["recall"])
     low, high = summary["intervals"]["scores"]["per_class"]["SKIP"]["f1"]

@@ -36,7 +36,6 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         summary=summary,
         scores=summary["test"] or summary["best"],
         headline=headline(summary),
-        share_right=figures.share((summary["test"] or summary["best"])["accuracy"]),
         baselines_said=baselines_said(summary),
         doubts_said=doubts_said(summary),
         figures=shown,
