@@ -70,20 +70,20 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def make_config(tiny_base: Path, tiny_rows: dict[str, str], tmp_path: Path) -> MakeConfig:
     """A config of a short run, with `section.key=value` overrides."""
+    return lambda *overrides, run="run": short_run(tiny_base, tiny_rows, tmp_path / run, *overrides)
 
-    def make(*overrides: str, run: str = "run") -> Config:
-        tree = {
-            "data": dict(tiny_rows),
-            "model": {"base": str(tiny_base), "max_tokens": 512},
-            "training": {
-                "epochs": 3,
-                "batch_size": 4,
-                "gradient_accumulation": 2,
-                "warmup_steps": 2,
-                "learning_rate": 1e-2,
-            },
-            "output_dir": str(tmp_path / run),
-        }
-        return Config.parse(tree, overrides)
 
-    return make
+def short_run(base: Path, rows: dict[str, str], folder: Path, *overrides: str) -> Config:
+    tree = {
+        "data": dict(rows),
+        "model": {"base": str(base), "max_tokens": 512},
+        "training": {
+            "epochs": 3,
+            "batch_size": 4,
+            "gradient_accumulation": 2,
+            "warmup_steps": 2,
+            "learning_rate": 1e-2,
+        },
+        "output_dir": str(folder),
+    }
+    return Config.parse(tree, overrides)

@@ -395,7 +395,8 @@ def test_the_same_inputs_give_the_same_zip_wherever_it_is_made(
 ) -> None:
     """In fresh interpreters with other hash seeds, time zones and umasks."""
     expected = sha256_file(undisturbed.root / "final_model.zip")
-    places = [("1", "Asia/Tokyo", 0o077), ("2", "America/New_York", 0o027), ("0", "UTC", 0o000)][: amount(1, 3)]
+    places = [("1", "Asia/Tokyo", 0o077), ("2", "America/New_York", 0o027), ("0", "UTC", 0o000)]
+    places = [*places, ("3", "Asia/Kolkata", 0o022), ("random", "Pacific/Apia", 0o002)][: amount(1, 5)]
     for number, (seed, zone, umask) in enumerate(places):
         trial = new_trial(f"run{number}")
         shutil.copytree(undisturbed.root, trial.root)
