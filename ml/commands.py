@@ -255,7 +255,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
     summary = orjson.loads(folder.summary.read_bytes())
-    if "mistakes" not in summary:
+    if "extent" not in summary["data"]:
         raise ConfigError(f"{folder.summary}: of a version without a full report. Run ctxtrain export {run} first.")
     write_report(folder, summary)
     typer.echo(folder.report)

@@ -1,3 +1,4 @@
 """The three classes, in the order that they have everywhere: LONG = 0, SHORT = 1, SKIP = 2."""
 
 LABELS = ("LONG", "SHORT", "SKIP")
+SIMULATED = "-SIM"  # ends the symbols of `ctxtrain sample`

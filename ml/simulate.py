@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.labels import SIMULATED
 from ml.structure import Bars, Bools, Floats, Ints, add_structure
 
 SESSION_BARS = 23 * 60  # futures trade from 22:00 to 21:00 UTC, then pause for an hour
@@ -40,10 +41,10 @@ class Symbol:
 
 
 SYMBOLS = (
-    Symbol("ES-SIM", price=5000.0, tick=0.25, volatility=2.2e-4, volume=900.0),
-    Symbol("NQ-SIM", price=17500.0, tick=0.25, volatility=3.0e-4, volume=450.0),
-    Symbol("GC-SIM", price=2000.0, tick=0.1, volatility=2.5e-4, volume=160.0),
-    Symbol("CL-SIM", price=75.0, tick=0.01, volatility=4.5e-4, volume=240.0),
+    Symbol(f"ES{SIMULATED}", price=5000.0, tick=0.25, volatility=2.2e-4, volume=900.0),
+    Symbol(f"NQ{SIMULATED}", price=17500.0, tick=0.25, volatility=3.0e-4, volume=450.0),
+    Symbol(f"GC{SIMULATED}", price=2000.0, tick=0.1, volatility=2.5e-4, volume=160.0),
+    Symbol(f"CL{SIMULATED}", price=75.0, tick=0.01, volatility=4.5e-4, volume=240.0),
 )
 
 

@@ -15,7 +15,7 @@ from ml.data.check import check_files
 from ml.data.dataset import load_dataset
 from ml.data.drift import drift, population_stability
 from ml.data.leaks import overlapping, purged_rows
-from ml.data.survey import MOST_SAMPLED, Survey, spans_of, survey
+from ml.data.survey import MOST_SAMPLED, Survey, extent, spans_of, survey
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError, DataError
 from ml.labels import LABELS
@@ -23,7 +23,7 @@ from ml.model.qwen import load_tokenizer
 from ml.output.summary import verdict
 from ml.sample import write_sample
 from tests.conftest import Amount, MakeConfig
-from tests.helpers import Row, bars_of, learnable_rows, make_row, write_rows
+from tests.helpers import Row, bars_of, dated_rows, learnable_rows, make_row, write_rows
 
 Files = dict[str, list[Row]]
 Plant = Callable[[Files, np.random.Generator], None]
@@ -352,3 +352,14 @@ def test_a_sample_of_events_stays_small_and_even(monkeypatch: pytest.MonkeyPatch
     sample = survey(WindowFile(path))[0].sample
     assert sample.rows == list(range(0, 37, sample.stride))
     assert len(sample.rows) == len(sample.values) == len(sample.shape) <= 8
+
+
+def test_a_file_says_its_symbols_and_its_first_and_last_event(tmp_path: Path) -> None:
+    rows = dated_rows(3, seed=1, apart=60) + [row | {"symbol": "ES"} for row in dated_rows(1, seed=2, apart=60)]
+    found = extent(survey(WindowFile(write_rows(tmp_path / "rows.jsonl", rows)))[0])
+    assert found["symbols"] == ["ES", "GC"]
+    assert found["first_event"] == "2025-03-03T00:29:00+00:00"
+    assert found["last_event"] == "2025-03-03T02:29:00+00:00"
+    rows.append(make_row(place=False))
+    found = extent(survey(WindowFile(write_rows(tmp_path / "rows.jsonl", rows)))[0])
+    assert found["first_event"] is found["last_event"] is None

@@ -13,7 +13,7 @@ from benchmarks.bench_coverage import EVEN, HIGHEST, LOWEST, RARE, SCORES, Setti
 from ml.data.codec import fit_codec
 from ml.data.rows import Window
 from ml.evaluation.baseline import expected_random_scores, fit_baselines
-from ml.evaluation.blocks import FEWEST_BLOCKS, blocks_of, time_blocks
+from ml.evaluation.blocks import FEWEST_BLOCKS, ONE_BLOCK, blocks_of, time_blocks
 from ml.evaluation.calibration import TemperatureScaler, folds, reliability
 from ml.evaluation.intervals import Judged, difference_intervals, score_intervals, weighted_sums
 from ml.evaluation.metrics import confusion_scores, evaluate_logits, expected_calibration_error, log_losses
@@ -90,7 +90,7 @@ def test_blocks_of_windows_say_what_they_are_and_what_is_wrong_with_them() -> No
     one = blocks_of(windows_on([f"2025-03-03T10:{minute:02d}" for minute in range(30)]))
     assert (one.count, one.doubt) == (
         30,
-        "all windows are one block, and rows in its place make intervals too narrow",
+        ONE_BLOCK,
     )
     placeless = blocks_of(windows_on(["2025-03-03T10:00"] * 30, place=False))
     assert (placeless.count, placeless.trusted) == (30, True)
@@ -380,6 +380,6 @@ def test_the_verdict_says_when_no_baseline_is_beaten() -> None:
 def test_the_verdict_claims_nothing_from_intervals_that_are_not_to_be_trusted() -> None:
     said = verdict(summary((0.01, 0.09), (0.3, 0.5), doubt="3 blocks are fewer than 10"))
     assert (
-        "scores more than the best baseline, gradient boosting, but that this is beyond chance is not shown (" in said
+        "scores more than the best baseline, gradient boosting, but intervals that are not to be trusted cannot" in said
     )
     assert said.endswith("The intervals are not to be trusted: 3 blocks are fewer than 10.")

@@ -22,7 +22,7 @@ from ml.data.codec import Codec
 from ml.data.drift import drift
 from ml.data.leaks import Finding, find_leaks, purged_rows, told, unchecked
 from ml.data.sampling import by_label, class_counts, class_weights, oversampled_counts
-from ml.data.survey import Survey, survey
+from ml.data.survey import Survey, extent, survey
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError, DataError
 from ml.labels import LABELS
@@ -38,7 +38,7 @@ class Dataset:
     """By split: the file, names of the rows for messages, labels of shape (rows,) and tokens.
 
     `counts_C` are the training rows per class, `epoch_counts_C` the windows per class of an oversampled epoch. `leaks`
-    are the findings of `leaks.py`, `drift` those of `drift.py` for train and val.
+    are the findings of `leaks.py`, `drift` those of `drift.py` for train and val, `extent` is that of `survey.py`.
     """
 
     files: dict[str, WindowFile]
@@ -54,6 +54,7 @@ class Dataset:
     leaks: list[Finding]
     unchecked: list[str]
     drift: list[dict[str, Any]]
+    extent: dict[str, dict[str, Any]]
 
     @property
     def leaked(self) -> str:
@@ -106,6 +107,7 @@ class Dataset:
             "leaked": self.leaked,
             "unchecked": self.unchecked,
             "drift": self.drift,
+            "extent": self.extent,
         }
 
     def fingerprint(self) -> dict[str, str]:
@@ -165,6 +167,7 @@ def load_dataset(
         leaks=leaks,
         unchecked=unchecked(surveys),
         drift=drift(surveys["train"], surveys["val"]),
+        extent={name: extent(one) for name, one in surveys.items()},
     )
 
 

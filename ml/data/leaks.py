@@ -22,6 +22,8 @@ from ml.labels import LABELS
 Ints = NDArray[np.int64]
 Finding = dict[str, Any]
 
+BY_PLACE = ("shared bars", "judged on older rows")
+BY_CONTENT = ("identical window", "identical text", "same id", "two labels for one window", "label told by one field")
 EXAMPLES = 5
 # Share of a class that one field finds, and of the others that it leaves alone: so much is not foresight. A flag that
 # is part of the label's own rule stays below 0.85 on simulated rows.
@@ -47,6 +49,15 @@ def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Sequence[bytes
     found += _two_labels(surveys)
     found += _telling_fields(surveys["train"])
     return sorted(found, key=lambda finding: not finding["refused"])
+
+
+def not_found(found: Sequence[Finding], unchecked: Sequence[str]) -> list[str]:
+    """The kinds that were looked for in vain."""
+    return [
+        kind
+        for kind in (*BY_CONTENT, *BY_PLACE)
+        if kind not in {finding["kind"] for finding in found} and not (unchecked and kind in BY_PLACE)
+    ]
 
 
 def unchecked(surveys: Mapping[str, Survey]) -> list[str]:
@@ -174,7 +185,8 @@ def _older(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) 
     if not count:
         return []
     remedy = (
-        f"{count - touching:,} of them start after a gap of at least one bar, {touching:,} have no bar in between. "
+        f"That many of {len(surveys[first].names):,} {first} events are later than the first {second} event of their "
+        f"symbol; {touching:,} of their windows start less than a bar after a {second} event. "
         "Fine where blocks of time are held out; but the market knows the past only: for that, order the files by time."
     )
     return [_finding("judged on older rows", files, count, examples, remedy)]

@@ -24,6 +24,7 @@ from ml.errors import shown
 from ml.labels import LABELS
 
 MIN_BARS, MAX_BARS = 30, 50
+_YEAR_2200 = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
 LARGEST = 1e15  # beyond any market, and small enough that no sum of squares overflows
 
 Number = Annotated[float, Strict(), Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
@@ -221,6 +222,13 @@ def _clock(value: object) -> float:
         moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # a TypeError is handled
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     raise ValueError(f"time must be ISO 8601 text or a number, got {shown(value)}")
+
+
+def moment(stamp: float) -> str | None:
+    """ISO 8601 in UTC of a window's time; None for a number that is no second of 1970 to 2199."""
+    if not 0 <= stamp < _YEAR_2200:
+        return None
+    return datetime.fromtimestamp(stamp, UTC).isoformat(timespec="seconds")
 
 
 def _bar_name(index: int, bars: Sequence[object]) -> str:

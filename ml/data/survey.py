@@ -10,13 +10,14 @@ import hashlib
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml.data.codec import CodecFitter
 from ml.data.features import window_numbers
-from ml.data.rows import Window
+from ml.data.rows import Window, moment
 from ml.data.windows import WindowFile
 from ml.errors import DataError
 from ml.labels import LABELS
@@ -138,6 +139,17 @@ def spans_of(surveys: Mapping[str, Survey]) -> Spans | None:
             },
         )
     return None
+
+
+def extent(survey: Survey) -> dict[str, Any]:
+    """Which symbols a file is about, and when its first and last event are, in UTC; None where rows say no time."""
+    events = [time[1] for time in survey.times if time is not None]
+    known = len(events) == len(survey.times)
+    return {
+        "symbols": sorted({symbol for symbol in survey.symbols if symbol}),
+        "first_event": moment(min(events)) if known else None,
+        "last_event": moment(max(events)) if known else None,
+    }
 
 
 def _ends(place: Floats | None) -> tuple[float, float] | None:

@@ -24,6 +24,10 @@ Days = NDArray[np.datetime64]
 DAY = 86_400.0
 # With fewer blocks than this an interval is not to be trusted: benchmarks/bench_coverage.py, docs/trust.md.
 FEWEST_BLOCKS = 10
+ONE_BLOCK = (
+    "all windows are one block (they share bars, or are of one day), so how scores vary from block to block is not "
+    "known, and intervals from single rows are too narrow"
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def blocks_of(windows: Iterable[Window]) -> Blocks:
         return Blocks(rows, note, _doubt(len(rows)))
     if block_N.max() == 0:
         note = f"single rows, for want of a second block of {note}"
-        return Blocks(rows, note, "all windows are one block, and rows in its place make intervals too narrow")
+        return Blocks(rows, note, ONE_BLOCK)
     return Blocks(block_N, note, _doubt(int(block_N.max()) + 1))
 
 

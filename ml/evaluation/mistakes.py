@@ -7,20 +7,18 @@ Comes in: windows, labels and calibrated probabilities of the rows that judge a 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml.data.codec import PULSES, STATES
-from ml.data.rows import Window
+from ml.data.rows import Window, moment
 from ml.labels import LABELS
 
 MOST = 6
 TEXT_SHOWN = 600  # characters of a text row
 COLUMNS = ("open", "high", "low", "close", "volume")
-_FIRST, _LAST = 0.0, datetime(2200, 1, 1, tzinfo=UTC).timestamp()  # numbers beyond are no seconds since 1970
 
 
 def confident_mistakes(
@@ -51,15 +49,8 @@ def _shown(window: Window) -> dict[str, Any]:
         "id": window.id,
         "place": window.place,
         "symbol": window.symbol,
-        "time": _event_time(window),
+        "time": None if window.stamps is None else moment(float(window.stamps[-1])),
         "text": None if window.text is None else window.text[:TEXT_SHOWN],
         "bars": {name: window.bars[name].tolist() for name in COLUMNS if window.bars},
         "event": {name: float(window.bars[name][-1]) for name in (*PULSES, *STATES) if name in window.bars},
     }
-
-
-def _event_time(window: Window) -> str | None:
-    """ISO 8601 in UTC, if the rows say when."""
-    if window.stamps is None or not _FIRST <= window.stamps[-1] < _LAST:
-        return None
-    return datetime.fromtimestamp(float(window.stamps[-1]), UTC).isoformat(timespec="seconds")

@@ -33,8 +33,8 @@ def all_figures(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]
     lines = list(metrics)
     scores = summary["test"] or summary["best"]
     figures = {
-        "targets": targets(summary["targets"]),
-        "leads": leads(scores, summary["baselines"]["scores"]),
+        "targets": targets(summary["targets"], _interval_name(summary)),
+        "leads": leads(scores, summary["baselines"]["scores"], _interval_name(summary)),
         **learning(summary, [line for line in lines if line["kind"] == "step"]),
         "confusion": confusion(scores["confusion"]),
         "classes": classes(scores["per_class"], summary["intervals"]["scores"]["per_class"]),
@@ -47,14 +47,14 @@ def all_figures(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]
     return figures
 
 
-def targets(found: Sequence[Mapping[str, Any]]) -> Figure:
+def targets(found: Sequence[Mapping[str, Any]], interval: str) -> Figure:
     rows = [_interval(metric_name(t["metric"]), t["value"], t["interval"], t["target"]) for t in found]
     return Figure(
         "Each target and what was reached",
-        "The dot is the value, the line its 95 % interval, the orange tick the target: a target is met beyond chance "
-        "when the whole line lies to the right of its tick.",
+        f"The dot is the value, the line its {interval}, the orange tick the target: a target is met beyond chance "
+        "when the whole line lies to the right of its tick and can be trusted.",
         charts.intervals(rows, "value", domain=(0, 1)),
-        ("metric", "verdict", "value", "target", "95 % interval", "priority"),
+        ("metric", "verdict", "value", "target", interval, "priority"),
         [
             (
                 metric_name(t["metric"]),
@@ -69,15 +69,15 @@ def targets(found: Sequence[Mapping[str, Any]]) -> Figure:
     )
 
 
-def leads(model: Mapping[str, Any], baselines: Mapping[str, Any]) -> Figure:
+def leads(model: Mapping[str, Any], baselines: Mapping[str, Any], interval: str) -> Figure:
     differences = {readable(name): scores["difference"]["macro_f1"] for name, scores in baselines.items()}
     rows = [_interval(name, lead["value"], lead["interval"]) for name, lead in differences.items()]
     return Figure(
         "Lead of the model in macro-F1",
-        "The dot is the model’s macro-F1 less the other’s on the same windows, the line its 95 % interval: to the "
+        f"The dot is the model’s macro-F1 less the other’s on the same windows, the line its {interval}: to the "
         "right of zero the model is better, and a line that crosses zero shows no difference beyond chance.",
         charts.intervals(rows, "lead in macro-F1", zero=True),
-        ("compared", "macro-F1", "accuracy", "negative log-likelihood", "lead in macro-F1", "95 % interval"),
+        ("compared", "macro-F1", "accuracy", "negative log-likelihood", "lead in macro-F1", interval),
         [
             ("the model", *_overall(model), "", ""),
             *(
@@ -137,7 +137,7 @@ def learning(summary: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
                 level=wanted,
             ),
             ("epoch", "macro-F1", "accuracy"),
-            [(_epoch(e, chosen), f"{e['macro_f1']:.3f}", f"{e['accuracy']:.3f}") for e in epochs],
+            [(_epoch(e, chosen), f"{e['macro_f1']:.4f}", f"{e['accuracy']:.4f}") for e in epochs],
         ),
         "rate": Figure(
             "Learning rate",
@@ -226,8 +226,8 @@ def histogram(bins: Sequence[Mapping[str, float]]) -> Figure:
     ]
     return Figure(
         "How sure the model was, right and wrong",
-        "The height is the number of windows called with that confidence: a good model has its wrong calls, in orange, "
-        "on the left.",
+        "The height is the number of windows called with that confidence: a good model has few wrong calls, in orange, "
+        "and those on the left.",
         charts.histogram(rows, {"right": charts.BLUE, "wrong": charts.ORANGE}),
         ("confidence", "right", "wrong"),
         [(f"{share(b['from'], 0)} to {share(b['to'], 0)}", str(b["right"]), str(b["wrong"])) for b in bins],
@@ -254,8 +254,8 @@ def balance(data: Mapping[str, Any]) -> Figure:
     ]
     return Figure(
         "Training windows by class, before and after oversampling",
-        "Oversampling repeats windows of rare classes, the weight multiplies what an error on the class costs: "
-        "together they keep a common class from drowning a rare one.",
+        "Oversampling repeats windows of rare classes, but none too often; the weight multiplies what an error on the "
+        "class costs (1 changes nothing). They keep a common class from drowning a rare one.",
         charts.balance(rows, {"before": charts.GREY, "after": charts.BLUE}),
         ("class", "before", "after, in an epoch", "class weight"),
         [(label, f"{before[label]:,}", f"{after[label]:,}", f"{weights[label]:.3f}") for label in LABELS],
@@ -290,6 +290,10 @@ def share(value: float, digits: int = 1) -> str:
 def span(ends: Sequence[float] | None, form: str = ".3f") -> str:
     """As text that does not break: 0.123 to 0.456."""
     return "unknown" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _interval_name(summary: Mapping[str, Any]) -> str:
+    return "95 % interval" if summary["intervals"]["trusted"] else "95 % interval (not to be trusted)"
 
 
 def _interval(

@@ -15,7 +15,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from ml.data.codec import PULSES
-from ml.labels import LABELS
+from ml.data.leaks import not_found
+from ml.labels import LABELS, SIMULATED
 from ml.output.files import write_bytes
 from ml.output.run_folder import RunFolder
 from ml.output.summary import baselines_said, doubts_said, headline, leaks_said, readable
@@ -42,8 +43,12 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         mistakes=mistakes,
         pulses=PULSES,
         data_rows=_data_rows(summary["data"]),
+        extent_rows=_extent_rows(summary["data"]),
         drift_rows=_drift_rows(summary["data"]),
         leaks_said=leaks_said(summary),
+        looked_for=not_found(summary["data"]["leaks"], summary["data"]["unchecked"]),
+        simulated=_simulated(summary["data"]["extent"]),
+        commonest=max(LABELS, key=lambda label: summary["data"]["classes"]["train"][label]),
         charts={"config": charts.CONFIG, "specs": specs},
         script=script,
         script_hash=_hash(script),
@@ -60,6 +65,20 @@ def _data_rows(data: Mapping[str, Any]) -> list[list[str]]:
         [name, *(f"{count:,}" for count in (rows, *(data["classes"][name][label] for label in LABELS)))]
         for name, rows in data["rows"].items()
     ]
+
+
+def _extent_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    """A row a file: its symbols, first and last event."""
+    return [
+        [name, ", ".join(found["symbols"]) or "not said"]
+        + [(found[end] or "not said").replace("T", " ").replace("+00:00", "") for end in ("first_event", "last_event")]
+        for name, found in data["extent"].items()
+    ]
+
+
+def _simulated(extent: Mapping[str, Any]) -> bool:
+    symbols = {symbol for found in extent.values() for symbol in found["symbols"]}
+    return bool(symbols) and all(symbol.endswith(SIMULATED) for symbol in symbols)
 
 
 def _drift_rows(data: Mapping[str, Any]) -> list[list[str]]:

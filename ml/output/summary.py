@@ -112,6 +112,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     where = f"on {scores['rows']:,} {'validation' if summary['test'] is None else 'test'} windows"
     if missed:
         said = f"{len(missed)} of {count} targets {'is' if len(missed) == 1 else 'are'} missed {where}: {_and(missed)}"
+        said += f"; {len(chance)} {'is' if len(chance) == 1 else 'are'} met, but within chance" if chance else ""
     else:
         said = f"All {count} targets are met {where}"
         said += f", but within chance: {_and(chance)}" if chance else ", beyond chance"
@@ -167,9 +168,12 @@ def _comparison(own: float, what: str, name: str, scores: Mapping[str, Any], tru
     if low > 0 and trusted:
         said = f"The model beats {what}, {readable(name)}, beyond chance"
     elif low > 0:
-        said = f"The model scores more than {what}, {readable(name)}, but that this is beyond chance is not shown"
+        said = f"The model scores more than {what}, {readable(name)}, but intervals that are not to be trusted cannot "
+        said += "show that this is beyond chance"
     elif high < 0:
         said = f"The model does not beat {what}, {readable(name)}: it scores less"
+    elif own < scores["macro_f1"]:
+        said = f"The model does not beat {what}, {readable(name)}: it scores less, though within chance"
     else:
         said = f"The model does not beat {what}, {readable(name)}, beyond chance"
     return f"{said} ({figures})."
