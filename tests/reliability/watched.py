@@ -57,10 +57,17 @@ def watch(scratch: str) -> None:
 
 
 def of_a_library(event: str, arguments: tuple[object, ...]) -> bool:
-    """Code that is installed, which a library has put off to import."""
-    if event not in ("exec", "compile"):
+    """Code that is installed, which a library has put off to import: its source, its bytecode, or what is in them."""
+    if event == "marshal.loads":
+        caller = sys._getframe(2)  # of the hook
+        imports = caller.f_code.co_filename == "<frozen importlib._bootstrap_external>"
+        where = caller.f_locals.get("bytecode_path", "") if imports else ""
+    elif event == "compile":
+        where = arguments[1]
+    elif event == "exec":
+        where = getattr(arguments[0], "co_filename", "")
+    else:
         return False
-    where = arguments[1] if event == "compile" else getattr(arguments[0], "co_filename", "")
     if isinstance(where, bytes):
         where = os.fsdecode(where)
     return str(where).startswith((sys.prefix, sys.base_prefix))
