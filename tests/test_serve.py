@@ -438,7 +438,7 @@ def test_generated_requests_get_answers_of_the_document_and_no_5xx(text_server: 
 
 
 def test_generated_windows_get_answers_of_the_document_and_no_5xx(server: Served, amount: Amount) -> None:
-    assert {200, 422} <= statuses_of_generated(server, amount(20, 1_000))  # each takes a tenth of a second to make
+    assert {200, 422} <= statuses_of_generated(server, amount(20, 10_000))  # each takes a tenth of a second to make
 
 
 def statuses_of_generated(server: Served, wanted: int) -> set[int]:
