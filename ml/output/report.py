@@ -38,6 +38,7 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         scores=summary["test"] or summary["best"],
         headline=headline(summary),
         baselines_said=baselines_said(summary),
+        baselines_in_brief=baselines_said(summary, brief=True),
         doubts_said=doubts_said(summary),
         figures=shown,
         mistakes=mistakes,

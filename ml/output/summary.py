@@ -145,21 +145,21 @@ def _of_targets(summary: Mapping[str, Any]) -> str:
     return f"{said} Met, but within chance: {', '.join(chance)}." if chance else said
 
 
-def baselines_said(summary: Mapping[str, Any]) -> str:
-    """What the model beats and what it does not, with the differences."""
+def baselines_said(summary: Mapping[str, Any], *, brief: bool = False) -> str:
+    """What the model beats and what it does not, with the differences unless it is to be brief."""
     baselines, trusted = summary["baselines"], summary["intervals"]["trusted"]
     own = (summary["test"] or summary["best"])["macro_f1"]
     best, chance = baselines["best"], baselines["best_without_input"]
-    said = [_comparison(own, "the best baseline", best, baselines["scores"][best], trusted)]
+    said = [_comparison(own, "the best baseline", best, baselines["scores"][best], trusted, brief)]
     low, _ = baselines["scores"][chance]["difference"]["macro_f1"]["interval"]
     if low <= 0:
         said.append("Nothing is shown to have been learned.")
     elif best != chance and baselines["scores"][best]["difference"]["macro_f1"]["interval"][0] <= 0:
-        said.append(_comparison(own, "what needs no input", chance, baselines["scores"][chance], trusted))
+        said.append(_comparison(own, "what needs no input", chance, baselines["scores"][chance], trusted, brief))
     return " ".join(said)
 
 
-def _comparison(own: float, what: str, name: str, scores: Mapping[str, Any], trusted: bool) -> str:
+def _comparison(own: float, what: str, name: str, scores: Mapping[str, Any], trusted: bool, brief: bool) -> str:
     low, high = scores["difference"]["macro_f1"]["interval"]
     figures = (
         f"macro-F1 {own:.3f} against {scores['macro_f1']:.3f}, "
@@ -176,7 +176,7 @@ def _comparison(own: float, what: str, name: str, scores: Mapping[str, Any], tru
         said = f"The model does not beat {what}, {readable(name)}: it scores less, though within chance"
     else:
         said = f"The model does not beat {what}, {readable(name)}, beyond chance"
-    return f"{said} ({figures})."
+    return f"{said}." if brief else f"{said} ({figures})."
 
 
 def doubts_said(summary: Mapping[str, Any]) -> str:
