@@ -203,6 +203,17 @@ def test_curves_hold_every_step_and_epoch_and_mark_the_chosen_one(run: Path, pag
     assert [row[0] for row in page.tables["Loss (loss)"][1:]][chosen - 1] == f"{chosen} (chosen)"
 
 
+def test_scores_leave_room_below_the_target_and_draw_accuracy_over_macro_f1(run: Path, page: Page) -> None:
+    wanted = next(target["target"] for target in summary_of(run)["targets"] if target["metric"] == "macro_f1")
+    drawn = page.values("scores", "series")
+    low = min(wanted, *(row["value"] for row in drawn))
+    scales = [layer["encoding"].get("y", {}).get("scale", {}) for layer in page.specs()["scores"]["layer"]]
+    floors = {scale["domainMin"] for scale in scales if "domainMin" in scale}
+    assert len(floors) == 1
+    assert 0 <= floors.pop() < low
+    assert [row["series"] for row in drawn] == sorted((row["series"] for row in drawn), reverse=True)
+
+
 def test_a_long_run_is_drawn_as_means_of_neighbours() -> None:
     from ml.output.figures import CURVE_POINTS, thinned
 

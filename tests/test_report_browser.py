@@ -33,6 +33,19 @@ CONTRASTS = """() => {
   });
 }"""
 
+# Of each horizontal axis: the name of its chart, its labels, the smallest gap between two in pixels, where they anchor.
+X_AXES = """() => [...document.querySelectorAll(".chart .role-axis-label")].map((axis) => {
+  const labels = [...axis.querySelectorAll("text")].filter((label) => label.getAttribute("opacity") !== "0");
+  const boxes = labels.map((label) => label.getBoundingClientRect()).sort((a, b) => a.left - b.left);
+  return {
+    chart: axis.closest(".chart").id,
+    level: boxes.every((box) => Math.abs(box.top - boxes[0].top) < 1),
+    labels: labels.map((label) => label.textContent),
+    gap: Math.min(...boxes.slice(1).map((box, i) => box.left - boxes[i].right)),
+    anchors: [...new Set(labels.map((label) => label.getAttribute("text-anchor")))],
+  };
+}).filter((axis) => axis.level && axis.labels.length > 1)"""
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -92,6 +105,28 @@ def test_it_draws_every_chart_in_silence_and_fits_the_screen(opened: Open, schem
     )
     assert wider == 0
     assert heard == []
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_labels_stand_under_their_ticks_apart_from_each_other(opened: Open, width: int) -> None:
+    page, _ = opened("light", width)
+    axes = page.evaluate(X_AXES)
+    assert len(axes) == CHARTS
+    assert [axis for axis in axes if axis["anchors"] != ["middle"] or axis["gap"] < 4] == []
+    leads = next(axis for axis in axes if axis["chart"] == "chart-leads")
+    assert [label for label in leads["labels"] if float(label.replace("\N{MINUS SIGN}", "-")) == 0] != []
+
+
+def test_on_a_phone_targets_fit_and_wider_tables_show_that_they_scroll(opened: Open) -> None:
+    page, _ = opened("light", PHONE)
+    wide = page.eval_on_selector_all(
+        ".scroll, pre",
+        "all => all.filter((one) => one.scrollWidth > one.clientWidth)"
+        ".map((one) => [one.ariaLabel, getComputedStyle(one).backgroundAttachment])",
+    )
+    assert "Scores by class" in dict(wide)
+    assert {"Targets", "Command"}.isdisjoint(dict(wide))
+    assert {shadow for _, shadow in wide} == {"local, local, scroll, scroll"}
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", PHONE), ("dark", DESKTOP)])

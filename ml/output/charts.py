@@ -18,6 +18,7 @@ Spec = dict[str, Any]
 
 BLUE, ORANGE, GREY = "var(--blue)", "var(--orange)", "var(--grey)"
 MANY_DOTS = 50
+SHAPES = {"circle": 1, "cross": 2.6, "square": 1}  # and sizes: a cross shows behind a circle in its place
 FEW_ROWS = 10_000  # more are written as 12.3k
 LIKELIEST = (0.3, 1.0)  # the likeliest of three classes has a probability of at least a third
 TEXT, MUTED, LINE = "var(--text)", "var(--muted)", "var(--line)"
@@ -41,7 +42,11 @@ CONFIG: Spec = {
         "domainColor": LINE,
         "tickColor": LINE,
         "tickCount": 5,
+        "labelFlush": False,
+        "labelSeparation": 6,
     },
+    # Ticks stand at least 0.63 times this apart, by the rounding of d3: more than a label is wide.
+    "axisX": {"tickCount": {"expr": "max(2, floor(width / 80))"}},
     "legend": {
         "orient": "top",
         "title": None,
@@ -66,13 +71,15 @@ def script(drawing: str) -> str:
 def intervals(rows: Rows, title: str, *, domain: Sequence[float] | None = None, zero: bool = False) -> Spec:
     """A dot a row with its interval; `rows` have name, value, low, high and, as an upright tick, `target`."""
     base = _chart(rows)
-    axis = alt.Axis(grid=False, ticks=False, domain=False, labelColor=TEXT)
+    axis = alt.Axis(grid=False, ticks=False, domain=False, labelColor=TEXT, labelPadding=10)
     y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None, axis=axis)
     scale = alt.Scale(domain=domain) if domain else alt.Scale(zero=False, padding=10)
+    # Thinning out labels that are too near each other could take zero's.
+    ticks = alt.Axis(labelOverlap=False) if zero else alt.Axis()
     tips = _tips(("name", "", ""), ("value", title, ".3f"), ("low", "interval from", ".3f"), ("high", "to", ".3f"))
     layers = [
         base.mark_rule(color=BLUE, strokeWidth=2).encode(
-            y=y, x=alt.X("low:Q", title=title, scale=scale), x2="high:Q", tooltip=tips
+            y=y, x=alt.X("low:Q", title=title, scale=scale, axis=ticks), x2="high:Q", tooltip=tips
         ),
         base.mark_point(color=BLUE, filled=True, opacity=1, size=90).encode(y=y, x="value:Q", tooltip=tips),
     ]
@@ -97,11 +104,16 @@ def lines(
 
     The chosen epoch is an upright line, a wanted `level` a dashed one.
     """
+    domain = list(colors)
+    rows = sorted(rows, key=lambda row: domain.index(row["series"]))  # later series are drawn over earlier ones
     base = _chart(rows)
     x = alt.X("epoch:Q", title="epoch", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1, grid=False))
-    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format="~g"))
-    dashes = [[1, 0], [6, 3], [2, 2]][: len(colors)]
-    domain = list(colors)
+    scale = alt.Scale(zero=False)
+    if level is not None:
+        shown = [level, *(row["value"] for row in rows)]
+        scale = alt.Scale(zero=False, nice=True, domainMin=max(0, min(shown) - (max(shown) - min(shown)) / 8))
+    y = alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format="~g"))
+    dashes = [[1, 0], [6, 4], [2, 2]][: len(colors)]
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=250, columns=2) if domain[1:] else None
     color = alt.Color("series:N", scale=alt.Scale(domain=domain, range=list(colors.values())), legend=legend)
     dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=domain, range=dashes), legend=legend)
@@ -109,19 +121,24 @@ def lines(
     dots = [row for row in rows if row["dot"]]
     width = alt.condition("datum.dot", alt.value(2.5), alt.value(1.2)) if dots else alt.value(2)
     size = 60 if len(dots) < MANY_DOTS else 15
+    points = [
+        _chart(own).mark_point(filled=True, shape=shape, size=size * larger, opacity=1).encode(x=x, y=y, color=color)
+        for name, (shape, larger) in zip(domain, SHAPES.items(), strict=False)
+        if (own := [row for row in dots if row["series"] == name])
+    ]
     early = chosen < max((row["epoch"] for row in rows), default=chosen) / 2
     mark = _chart([{"epoch": chosen, "text": f"chosen: {chosen}"}]).encode(x="epoch:Q")
     layers = [
         mark.mark_rule(color=MUTED),
         mark.mark_text(
-            color=TEXT, align="left" if early else "right", dx=5 if early else -5, dy=-1, baseline="bottom"
+            color=TEXT, align="left" if early else "right", dx=5 if early else -5, dy=-5, baseline="bottom"
         ).encode(y=alt.value(0), text="text:N"),
         base.mark_line().encode(x=x, y=y, color=color, strokeDash=dash, strokeWidth=width),
-        *([_chart(dots).mark_point(filled=True, size=size, opacity=1).encode(x=x, y=y, color=color)] if dots else []),
+        *reversed(points),
         base.mark_point(size=120, opacity=0, filled=True).encode(x=x, y=y, tooltip=tips),
     ]
     if level is not None:
-        layers.insert(0, _chart([{}]).mark_rule(color=ORANGE, strokeDash=[4, 4]).encode(y=alt.datum(level)))
+        layers.insert(0, _chart([{}]).mark_rule(color=ORANGE, strokeDash=[14, 4, 2, 4]).encode(y=alt.datum(level)))
     return _spec(alt.layer(*layers), height=220)
 
 
@@ -154,7 +171,10 @@ def confusion(cells: Rows, labels: Sequence[str]) -> Spec:
 
 
 def reliability(rows: Rows, colors: Mapping[str, str]) -> Spec:
-    """Accuracy over confidence with the diagonal of perfect honesty; `rows` have series, confidence, accuracy, rows."""
+    """Accuracy over confidence with the diagonal of perfect honesty; `rows` have series, confidence, accuracy, rows.
+
+    Points are not joined: neighbours jump up and down by chance, and where confidence hardly varies, above each other.
+    """
     ends = _chart([{"confidence": end, "accuracy": end} for end in LIKELIEST])
     whole, domain = alt.Scale(domain=LIKELIEST), list(colors)
     x = alt.X("confidence:Q", title="confidence", scale=whole, axis=alt.Axis(format="%", grid=False))
@@ -174,7 +194,6 @@ def reliability(rows: Rows, colors: Mapping[str, str]) -> Spec:
     return _spec(
         alt.layer(
             ends.mark_line(color=MUTED, strokeDash=[4, 4]).encode(x=x, y=y),
-            base.mark_line(strokeWidth=2),
             base.mark_point(filled=True, opacity=1, size=70).encode(shape=shape),
         ),
         height=300,
