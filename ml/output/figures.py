@@ -128,7 +128,7 @@ def learning(summary: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
         ),
         "scores": Figure(
             "Macro-F1 and accuracy",
-            "Higher is better; the orange line of dashes and dots is the target of macro-F1. Judged on the validation windows.",
+            "Higher is better; the orange line of dashes and dots is the target of macro-F1. Judged on validation windows.",
             charts.lines(
                 scores,
                 "score",
