@@ -31,13 +31,14 @@ class Figure:
 def all_figures(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
     """Every figure of the page except the mistakes; `reliability` only where probabilities were calibrated."""
     lines = list(metrics)
-    scores = summary["test"] or summary["best"]
+    scores, trusted = summary["test"] or summary["best"], summary["intervals"]["trusted"]
+    interval = "95 % interval" if trusted else "95 % interval (not to be trusted)"
     figures = {
-        "targets": targets(summary["targets"], _interval_name(summary)),
-        "leads": leads(scores, summary["baselines"]["scores"], _interval_name(summary)),
+        "targets": targets(summary["targets"], interval),
+        "leads": leads(scores, summary["baselines"]["scores"], interval),
         **learning(summary, [line for line in lines if line["kind"] == "step"]),
         "confusion": confusion(scores["confusion"]),
-        "classes": classes(scores["per_class"], summary["intervals"]["scores"]["per_class"]),
+        "classes": classes(scores["per_class"], summary["intervals"]["scores"]["per_class"], interval),
         "histogram": histogram(summary["selective"]["histogram"]),
         "risk": risk(summary["selective"]["curve"]),
         "balance": balance(summary["data"]),
@@ -128,7 +129,7 @@ def learning(summary: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
         ),
         "scores": Figure(
             "Macro-F1 and accuracy",
-            "Higher is better; the orange line of dashes and dots is the target of macro-F1. Judged on validation windows.",
+            "Higher is better; the target of macro-F1 is orange dashes and dots. Judged on the validation windows.",
             charts.lines(
                 scores,
                 "score",
@@ -182,7 +183,7 @@ def confusion(counts: Sequence[Sequence[int]]) -> Figure:
     )
 
 
-def classes(scores: Mapping[str, Any], ends: Mapping[str, Any]) -> Figure:
+def classes(scores: Mapping[str, Any], ends: Mapping[str, Any], interval: str) -> Figure:
     rows = [
         _interval(f"{label} {name}", scores[label][key], ends[label][key])
         for label in LABELS
@@ -190,7 +191,7 @@ def classes(scores: Mapping[str, Any], ends: Mapping[str, Any]) -> Figure:
     ]
     return Figure(
         "Precision, recall and F1 by class",
-        "The dot is the score, the line its 95 % interval; precision is how often a call of the class is right, recall "
+        f"The dot is the score, the line its {interval}; precision is how often a call of the class is right, recall "
         "how many of the class’s windows are found.",
         charts.intervals(rows, "score", domain=(0, 1)),
         ("class", *CLASS_SCORES.values(), "windows"),
@@ -290,10 +291,6 @@ def share(value: float, digits: int = 1) -> str:
 def span(ends: Sequence[float] | None, form: str = ".3f") -> str:
     """As text that does not break: 0.123 to 0.456."""
     return "unknown" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}".replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _interval_name(summary: Mapping[str, Any]) -> str:
-    return "95 % interval" if summary["intervals"]["trusted"] else "95 % interval (not to be trusted)"
 
 
 def _interval(
