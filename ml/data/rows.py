@@ -224,6 +224,11 @@ def _clock(value: object) -> float:
     raise ValueError(f"time must be ISO 8601 text or a number, got {shown(value)}")
 
 
+def ends(place: NDArray[np.float64] | None) -> tuple[float, float] | None:
+    """First and last of a window's stamps or bar indices, where it has them."""
+    return None if place is None else (float(place[0]), float(place[-1]))
+
+
 def moment(stamp: float) -> str | None:
     """ISO 8601 in UTC of a window's time; None for a number that is no second of 1970 to 2199."""
     if not 0 <= stamp < _YEAR_2200:

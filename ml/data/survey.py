@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ml.data.codec import CodecFitter
 from ml.data.features import window_numbers
-from ml.data.rows import Window, moment
+from ml.data.rows import Window, ends, moment
 from ml.data.windows import WindowFile
 from ml.errors import DataError
 from ml.labels import LABELS
@@ -87,8 +87,8 @@ class Survey:
         self.labels.append(-1 if window.label is None else window.label)
         self.bars.append(len(window.bars["close"]) if window.text is None else 0)
         self.symbols.append(window.symbol or "")
-        self.times.append(_ends(window.stamps))
-        self.indices.append(_ends(window.bar_indices))
+        self.times.append(ends(window.stamps))
+        self.indices.append(ends(window.bar_indices))
         self.steps.append(np.nan if window.stamps is None else float(np.median(np.diff(window.stamps))))
         self.contents.append(_content(window))
 
@@ -150,10 +150,6 @@ def extent(survey: Survey) -> dict[str, Any]:
         "first_event": moment(min(events)) if known else None,
         "last_event": moment(max(events)) if known else None,
     }
-
-
-def _ends(place: Floats | None) -> tuple[float, float] | None:
-    return None if place is None else (float(place[0]), float(place[-1]))
 
 
 def _at_event(window: Window) -> Values:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ml.data.rows import Window
+from ml.data.rows import Window, ends
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -92,8 +92,8 @@ def blocks_of(windows: Iterable[Window]) -> Blocks:
     symbols, times, indices = [], [], []
     for window in windows:
         symbols.append(window.symbol)
-        times.append(_ends(window.stamps))
-        indices.append(_ends(window.bar_indices))
+        times.append(ends(window.stamps))
+        indices.append(ends(window.bar_indices))
     count = len(symbols)
     rows = np.arange(count, dtype=np.int64)
     unknown = sum(time is None for time in times)
@@ -120,10 +120,6 @@ def blocks_of(windows: Iterable[Window]) -> Blocks:
 
 def _doubt(count: int) -> str | None:
     return f"{count} blocks are fewer than {FEWEST_BLOCKS}" if count < FEWEST_BLOCKS else None
-
-
-def _ends(place: Floats | None) -> tuple[float, float] | None:
-    return None if place is None else (float(place[0]), float(place[-1]))
 
 
 def _all_known(places: Sequence[tuple[float, float] | None]) -> tuple[Floats, Floats] | None:
