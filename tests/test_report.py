@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import orjson
 import pytest
+from altair.utils.schemapi import SchemaValidationError
 from scipy.special import softmax
 
 import ml
@@ -21,6 +23,8 @@ from ml.data.windows import load_windows
 from ml.evaluation.mistakes import TEXT_SHOWN, confident_mistakes
 from ml.evaluation.selective import confidence_histogram
 from ml.labels import LABELS
+from ml.output import charts, figures
+from ml.output.figures import Figure
 from ml.output.predictor import load_model
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
@@ -186,6 +190,16 @@ def test_targets_scores_and_confusion_are_those_of_the_summary(run: Path, page: 
     leads = page.tables["The model and what it is compared with, on the same windows"]
     differences = [scores["difference"]["macro_f1"] for scores in summary["baselines"]["scores"].values()]
     assert [row[4] for row in leads[2:]] == [f"{difference['value']:+.3f}" for difference in differences]
+
+
+def test_every_chart_is_valid_vega_lite(run: Path, page: Page) -> None:
+    """Outside of a run the plotting library checks what it is given."""
+    summary = summary_of(run)
+    drawn: dict[str, Figure | None] = {**figures.all_figures(summary, RunFolder(run).metrics.read())}
+    drawn |= {f"mistake-{n}": figures.candles(mistake) for n, mistake in enumerate(summary["mistakes"], start=1)}
+    assert {name: json.loads(json.dumps(figure.spec)) for name, figure in drawn.items() if figure} == page.specs()
+    with pytest.raises(SchemaValidationError, match="colour"):
+        charts._spec(alt.Chart(alt.Data(values=[])).mark_bar().encode(x=alt.X("a:Q", scale=alt.Scale(colour=1))), 9)
 
 
 def test_curves_hold_every_step_and_epoch_and_mark_the_chosen_one(run: Path, page: Page) -> None:

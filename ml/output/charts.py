@@ -12,6 +12,7 @@ from typing import Any
 
 import altair as alt
 import vl_convert
+from altair.utils import schemapi
 
 Rows = Sequence[Mapping[str, Any]]
 Spec = dict[str, Any]
@@ -303,6 +304,6 @@ def _tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
 
 
 def _spec(chart: alt.Chart | alt.LayerChart, height: int) -> Spec:
-    """As wide as its place on the page; checked against the schema of Vega-Lite."""
-    spec: Spec = chart.properties(width="container", height=height).to_dict()
+    """As wide as its place on the page."""
+    spec: Spec = chart.properties(width="container", height=height).to_dict(validate=schemapi.DEBUG_MODE)
     return spec

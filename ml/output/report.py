@@ -24,10 +24,13 @@ from ml.output.summary import baselines_said, doubts_said, headline, leaks_said,
 
 def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
     """Write the page of a finished run; all values are escaped."""
-    from ml.output import charts, figures  # the plotting library takes a second, and only this needs it
+    from altair.utils.schemapi import debug_mode  # the plotting library takes a second, and only this needs it
 
-    shown = figures.all_figures(summary, folder.metrics.read())
-    mistakes = [(mistake, figures.candles(mistake)) for mistake in summary["mistakes"]]
+    from ml.output import charts, figures
+
+    with debug_mode(False):  # tests hold each part of a chart to the schema of Vega-Lite, which is half of the work
+        shown = figures.all_figures(summary, folder.metrics.read())
+        mistakes = [(mistake, figures.candles(mistake)) for mistake in summary["mistakes"]]
     specs = {name: figure.spec for name, figure in shown.items()}
     specs |= {f"mistake-{number}": figure.spec for number, (_, figure) in enumerate(mistakes, 1) if figure}
     script = charts.script(_text("report.js"))
