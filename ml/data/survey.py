@@ -144,7 +144,7 @@ def spans_of(surveys: Mapping[str, Survey]) -> Spans | None:
 def extent(survey: Survey) -> dict[str, Any]:
     """Which symbols a file is about, and when its first and last event are, in UTC; None where rows say no time."""
     events = [time[1] for time in survey.times if time is not None]
-    known = len(events) == len(survey.times)
+    known = 0 < len(events) == len(survey.times)
     return {
         "symbols": sorted({symbol for symbol in survey.symbols if symbol}),
         "first_event": moment(min(events)) if known else None,
