@@ -9,6 +9,7 @@ so that its children can: torch's threads do not survive a fork.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -28,7 +29,7 @@ from ml import cli
 from ml.data import dataset, windows
 from ml.evaluation.calibration import TemperatureScaler
 from ml.model.learner import Learner
-from ml.output import checkpoint, export, reopen
+from ml.output import charts, checkpoint, export, reopen, report
 from ml.output.predictor import BATCH_SIZE
 from tests.reliability.calls import Calls
 
@@ -196,6 +197,16 @@ def forked_logits(folder: Path, texts: Any) -> Any:
     return np.array(json.loads(content))
 
 
+def warm(modules: list[str]) -> None:
+    """Do once what every child would do again: imports, the report's script, and walks of the garbage collector."""
+    for name in modules:
+        with suppress(Exception):
+            importlib.import_module(name)
+    charts.script(report._text("report.js"))
+    gc.collect()
+    gc.freeze()  # children then neither walk through all this nor copy its pages
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -214,9 +225,7 @@ def main() -> None:
                     os._exit(code)
             answer = pid
         elif "import" in command:
-            for name in command["import"]:
-                with suppress(Exception):
-                    importlib.import_module(name)
+            warm(command["import"])
             answer = 0
         else:
             answer = os.waitstatus_to_exitcode(os.waitpid(command["wait"], 0)[1])
