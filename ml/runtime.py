@@ -136,7 +136,8 @@ class StopRequest:
         """Let a signal raise Interrupted wherever the block is.
 
         For work whose only traces are in memory and in scratch files: reading, building, and an export before it takes
-        its name. A library may swallow the exception; then the block ends with it.
+        its name. A library may swallow the exception, or raise one of its own for it; the block ends with it all the
+        same.
         """
         try:
             self._strikes = True
@@ -144,7 +145,7 @@ class StopRequest:
             yield
         finally:
             self._strikes = False
-        self._end_if_asked()
+            self._end_if_asked()
 
     def _remember(self, signal_number: int, _frame: FrameType | None) -> None:
         if not self.signal_number:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from ml.config import Config
-from ml.errors import ConfigError
+from ml.errors import ConfigError, Interrupted
 from ml.output import checkpoint
 from ml.output.checkpoint import CheckpointFolder
 from ml.output.run_folder import RunFolder
+from ml.runtime import catch_signals
 from tests.conftest import Amount
 from tests.reliability.conftest import Figure, NewTrial
 from tests.reliability.harness import Server, Trial, results, same
@@ -65,6 +66,20 @@ def test_signals_at_random_instants_leave_a_checkpoint_and_no_export(
         same(results(trial.root), expected)
         trial.gone()
     figure("C4", "{} signals at random instants", sent)
+
+
+@pytest.mark.promise("C4")
+@pytest.mark.parametrize("library", [None, OSError("cannot be loaded")], ids=["swallows", "raises its own"])
+def test_a_signal_is_not_lost_in_a_library_that_catches_everything(library: Exception | None) -> None:
+    def load() -> None:
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except Exception:  # noqa: BLE001
+            if library:
+                raise library from None
+
+    with pytest.raises(Interrupted), catch_signals() as request, request.at_once():
+        load()
 
 
 @pytest.mark.promise("C4")
