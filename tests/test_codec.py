@@ -260,6 +260,14 @@ def test_a_market_without_movement_stands_in_the_middle() -> None:
     assert render(row) == " ".join(["50505055"] * 30) + " r00a00t00?"
 
 
+@pytest.mark.parametrize("bars", [30, 39, 50])
+def test_a_volume_and_a_delta_that_never_change_stand_in_the_middle(bars: int) -> None:
+    for value in range(1, 200):
+        still = {"volume": value, "delta": value / 7}
+        row = change_bars(make_row(bars=bars, flags=False), lambda _, still=still: still)
+        assert {digits[6:] for digits in parts(render(row))[1]} == {"55"}, value
+
+
 def test_numbers_of_the_tail_end_at_99() -> None:
     row = make_row(flags=False)
     row["current_bar"] |= {"open": 2000, "high": 2000, "low": 5e-324, "close": 5e-324}

@@ -88,10 +88,8 @@ def test_blocks_of_windows_say_what_they_are_and_what_is_wrong_with_them() -> No
     few = blocks_of(windows_on([f"2025-03-{day:02d}T10:00" for day in range(1, FEWEST_BLOCKS)]))
     assert few.doubt == f"{FEWEST_BLOCKS - 1} blocks are fewer than {FEWEST_BLOCKS}"
     one = blocks_of(windows_on([f"2025-03-03T10:{minute:02d}" for minute in range(30)]))
-    assert (one.count, one.doubt) == (
-        30,
-        ONE_BLOCK,
-    )
+    assert (one.count, one.doubt) == (30, ONE_BLOCK)
+    assert (folds(one.crossfit_N).max(), folds(few.crossfit_N).max()) == (0, 4)  # what one block holds stays together
     placeless = blocks_of(windows_on(["2025-03-03T10:00"] * 30, place=False))
     assert (placeless.count, placeless.trusted) == (30, True)
     assert placeless.note == "single rows, taken as independent: rows cannot be placed by time or bar_index"
@@ -331,7 +329,24 @@ def test_fewer_than_ten_calls_are_no_evidence() -> None:
     labels_N = np.zeros(9, dtype=np.int64)
     nine = choose_thresholds(np.tile([0.8, 0.1, 0.1], (9, 1)), labels_N, {"LONG": 0.5})["LONG"]
     ten = choose_thresholds(np.tile([0.8, 0.1, 0.1], (10, 1)), np.append(labels_N, 0), {"LONG": 0.5})["LONG"]
-    assert (nine["min_confidence"], nine["calls"], ten["min_confidence"], ten["calls"]) == (None, 0, 0.8, 10)
+    assert (nine["min_confidence"], nine["calls"], ten["calls"]) == (None, 0, 10)
+    assert ten["min_confidence"] == pytest.approx(0.8 - 1e-5)
+
+
+def test_a_precision_that_equals_the_wanted_one_reaches_it() -> None:
+    for hundredths in range(1, 101):  # 55 of 100 is 0.55, though 0.55 · 100 is more than 55 in floating point
+        labels_N = np.repeat([0, 1], [hundredths, 100 - hundredths])
+        found = choose_thresholds(np.tile([0.8, 0.1, 0.1], (100, 1)), labels_N, {"LONG": hundredths / 100})["LONG"]
+        assert (found["calls"], found["precision"]) == (100, hundredths / 100)
+
+
+def test_rounding_does_not_part_the_last_row_kept_from_its_calls() -> None:
+    confidence_N = np.append(np.linspace(0.9, 0.6, 20), 0.6 - 3e-6)
+    probabilities_NC = np.stack([confidence_N, *2 * [(1 - confidence_N) / 2]], axis=1)
+    found = choose_thresholds(probabilities_NC, np.repeat([0, 1], [20, 1]), {"LONG": 1.0})["LONG"]
+    for noise in (-1e-6, 1e-6):  # of the row's confidence in other company
+        abstained_N = abstain(probabilities_NC + noise, least_confidences({"LONG": found["min_confidence"]}))[1]
+        assert abstained_N.nonzero()[0].tolist() == [20]
 
 
 # Words

@@ -69,6 +69,6 @@ def true_range(bars: dict[str, Floats]) -> Floats:
 
 def z_scores(values: Floats) -> Floats:
     """(x − mean) / standard deviation within the window, and 0 where nothing varies."""
-    spread = values.std()
+    spread = values.std() if np.ptp(values) > 0 else 0.0  # rounding may give equal values a deviation of 1e-17
     scores: Floats = (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
     return scores

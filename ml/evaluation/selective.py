@@ -19,6 +19,7 @@ Ints = NDArray[np.int64]
 
 CURVE_POINTS = 20
 FEWEST_CALLS = 10  # a precision of fewer calls says nothing
+ROOM = 1e-5  # what a row's confidence may lose in other company: batches differ by rounding (docs/reliability.md, D6)
 HISTOGRAM_EDGES = np.linspace(0.3, 1.0, 15)  # the likeliest of three classes has at least a third
 SKIP = LABELS.index("SKIP")
 
@@ -73,21 +74,25 @@ def confidence_histogram(probabilities_NC: Floats, labels_N: Ints) -> list[dict[
 def choose_thresholds(probabilities_NC: Floats, labels_N: Ints, wanted: Mapping[str, float]) -> dict[str, Threshold]:
     """For each class of `wanted`, the least confidence whose calls reach the wanted precision: the largest coverage.
 
-    Chosen and scored on the same rows, so the precision flatters. Fewer than 10 calls are no evidence.
+    Chosen and scored on the same rows, so the precision flatters. Fewer than 10 calls are no evidence. The confidence
+    lies below that of the least confident row kept, by 1e-5 or half the way to the next row, so that rounding does not
+    part that row from the calls it was counted with.
     """
     called_N, confidence_N = probabilities_NC.argmax(axis=1), probabilities_NC.max(axis=1)
     chosen = {}
     for label, precision in wanted.items():
         own = np.flatnonzero(called_N == LABELS.index(label))
         own = own[np.argsort(-confidence_N[own], kind="stable")]
+        confidence_K = confidence_N[own]
         right_K = (labels_N[own] == LABELS.index(label)).cumsum()
         calls_K = np.arange(1, len(own) + 1)
-        last_of_tie_K = np.append(confidence_N[own][:-1] != confidence_N[own][1:], True)[: len(own)]
-        good = np.flatnonzero(last_of_tie_K & (right_K >= precision * calls_K) & (calls_K >= FEWEST_CALLS))
+        last_of_tie_K = np.append(confidence_K[:-1] != confidence_K[1:], True)[: len(own)]
+        good = np.flatnonzero(last_of_tie_K & (right_K / calls_K >= precision) & (calls_K >= FEWEST_CALLS))
         k = int(good[-1]) if len(good) else None
+        bound_K = np.maximum(confidence_K - ROOM, (confidence_K + np.append(confidence_K[1:], 0.0)) / 2)
         chosen[label] = Threshold(
             wanted_precision=precision,
-            min_confidence=None if k is None else float(confidence_N[own[k]]),
+            min_confidence=None if k is None else float(bound_K[k]),
             precision=None if k is None else float(right_K[k] / calls_K[k]),
             coverage=0.0 if k is None else (k + 1) / len(own),
             calls=0 if k is None else k + 1,
