@@ -200,6 +200,7 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     rows = [*learnable_rows(10, seed=4), json.loads(files["good"].read_text().splitlines()[3])]
     bars_of(rows[0])[3]["wave_strength"] = 50
     rows[1] |= {"mood": "good", "conditions_met": ["a"]}
+    rows[2]["context_bars"][0]["label_reason"] = "a"
     (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(write_rows(tmp_path / "val.jsonl", rows).read_bytes()))
     code, out, err = run(capsys, "check", files["good"], tmp_path / "val.jsonl.gz", "--json")
     assert (code, err) == (BAD_DATA, "")  # a run would refuse the leaks
@@ -208,8 +209,8 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     assert report["classes"]["train"] == {"LONG": 4, "SHORT": 4, "SKIP": 4}
     assert (report["faults"], report["fault_total"]) == ([], 0)
     assert report["partial_fields"] == {"train": {}, "val": {}}
-    assert report["unused_fields"] == ["conditions_met", "mood"]
-    assert report["label_side_fields"] == ["conditions_met"]
+    assert report["unused_fields"] == ["bars.label_reason", "conditions_met", "mood"]
+    assert report["label_side_fields"] == ["bars.label_reason", "conditions_met"]
     assert report["duplicates"] == {"train": 0, "val": 0}
     assert report["bars"]["val"] == {"shortest": 30, "median": 30, "longest": 30}
     assert report["tokens"]["train"]["rows_cut"] == 0
@@ -227,7 +228,7 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     assert (code, err) == (BAD_DATA, "")
     assert f"leak: 1 × identical window in train and val: {' and '.join(pair)}. Remove them from one file" in out
     assert "data.purge=true drops these 12 of 12 train events." in out
-    assert "unused, no model reads them: conditions_met (label-side), mood" in out
+    assert "unused, no model reads them: bars.label_reason (label-side), conditions_met (label-side), mood" in out
     assert re.search(r"^train: 30 to 30 bars, \d+ to \d+ tokens \(median \d+\); \d+ rows longer than 70$", out, re.M)
     assert out.splitlines()[-1] == "0 faults, 2 leaks that training refuses, 1 things to look at"
 

@@ -14,7 +14,7 @@ from ml import TrainingPipeline
 from ml.data.check import check_files
 from ml.data.dataset import load_dataset
 from ml.data.drift import drift, population_stability
-from ml.data.leaks import overlapping, purged_rows
+from ml.data.leaks import BY_CONTENT, not_found, overlapping, purged_rows
 from ml.data.survey import MOST_SAMPLED, Survey, extent, spans_of, survey
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError, DataError
@@ -175,8 +175,21 @@ def test_what_cannot_be_looked_for_is_said(tmp_path: Path) -> None:
     files = {name: [make_row(place=False, seed=n) for n in rows] for name, rows in (("train", (1, 2)), ("val", (3,)))}
     report = check_files(write(tmp_path, files))
     assert report["unchecked"] == [
-        "shared bars and order in time: some rows have neither time nor bar_index on every bar"
+        "shared bars, judged on older rows: some rows have neither time nor bar_index on every bar",
+        "label told by one field: it takes 30 training rows, and two classes of 5 each",
     ]
+    assert not_found([], report["unchecked"]) == list(BY_CONTENT[:-1])
+
+
+def test_a_field_that_tells_the_label_is_found_beside_a_class_too_rare_to_look_at(tmp_path: Path) -> None:
+    rows = [make_row("LONG" if n < 4 else ("SHORT", "SKIP")[n % 2], seed=n) for n in range(120)]
+    for row in rows:
+        row["features"] = {"signal": float(LABELS.index(row["label"]))}
+    report = check_files({"train": write_rows(tmp_path / "train.jsonl", rows)})
+    assert [(leak["kind"], leak["field"]) for leak in report["leaks"]] == [
+        ("label told by one field", "features.signal")
+    ]
+    assert report["unchecked"] == ["whether a field tells LONG: fewer than 5 of the 120 training rows looked at"]
 
 
 def placed(symbol: str, first: int, bars: int, seed: int) -> Row:

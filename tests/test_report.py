@@ -347,7 +347,7 @@ def test_leaks_are_shown_with_what_to_do(run: Path, rewritten: Rewritten) -> Non
         }
     ]
     summary["data"]["leaked"] = "1,234 × identical window in train and test"
-    summary["data"]["unchecked"] = ["the rest"]
+    summary["data"]["unchecked"] = ["shared bars, judged on older rows: the rest"]
     summary["data"]["purged"] = {"train": 17, "val": 0}
     summary["data"]["drift"] = [
         {"feature": "range", "psi": 0.5, "chance": 0.125, "shifted": True},
@@ -357,7 +357,7 @@ def test_leaks_are_shown_with_what_to_do(run: Path, rewritten: Rewritten) -> Non
     assert "identical window in train and test: 1,234. Delete them from train." in page.text
     assert f"train.jsonl:1{HOSTILE} and test.jsonl:9" in page.text
     assert "No figure here is to be believed, for rows are in two files: 1,234 × identical window" in page.text
-    assert "Not looked for: the rest." in page.text
+    assert "Not looked for: shared bars, judged on older rows: the rest." in page.text
     assert (
         "Looked for in vain: identical text; same id; two labels for one window; label told by one field." in page.text
     )

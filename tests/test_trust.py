@@ -89,7 +89,7 @@ def test_blocks_of_windows_say_what_they_are_and_what_is_wrong_with_them() -> No
     assert few.doubt == f"{FEWEST_BLOCKS - 1} blocks are fewer than {FEWEST_BLOCKS}"
     one = blocks_of(windows_on([f"2025-03-03T10:{minute:02d}" for minute in range(30)]))
     assert (one.count, one.doubt) == (30, ONE_BLOCK)
-    assert (folds(one.crossfit_N).max(), folds(few.crossfit_N).max()) == (0, 4)  # what one block holds stays together
+    assert (folds(one.kept_whole).max(), folds(few.kept_whole).max()) == (0, 4)  # what one block holds stays together
     placeless = blocks_of(windows_on(["2025-03-03T10:00"] * 30, place=False))
     assert (placeless.count, placeless.trusted) == (30, True)
     assert placeless.note == "single rows, taken as independent: rows cannot be placed by time or bar_index"

@@ -327,6 +327,15 @@ def test_fields_that_no_model_reads_are_counted() -> None:
     assert reading.ignored_fields == {"conditions_met": 2, "mood": 1}
 
 
+def test_fields_of_bars_that_no_model_reads_are_counted_by_row() -> None:
+    rows: list[dict[str, Any]] = [make_row(), make_row(), {"context": "text", "label": "SKIP", "features": {"a": 1}}]
+    for bar in rows[0]["context_bars"][3:]:
+        bar |= {"ext_chosh": 1, "label_reason": "x"}
+    rows[1]["current_bar"]["ext_chosh"] = 0
+    reading = read(json.dumps(row).encode() for row in rows)
+    assert reading.ignored_fields == {"bars.ext_chosh": 2, "bars.label_reason": 1, "features": 1}
+
+
 def test_a_file_can_be_walked_through_again_and_one_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
     file = WindowFile(write_rows(tmp_path / "rows.jsonl", [make_row(seed=seed) for seed in range(3)]))
     first, second = ([window.bars["close"].tolist() for window in file] for _ in range(2))

@@ -23,12 +23,13 @@ Ints = NDArray[np.int64]
 Finding = dict[str, Any]
 
 BY_PLACE = ("shared bars", "judged on older rows")
-BY_CONTENT = ("identical window", "identical text", "same id", "two labels for one window", "label told by one field")
+TOLD_BY_A_FIELD = "label told by one field"
+BY_CONTENT = ("identical window", "identical text", "same id", "two labels for one window", TOLD_BY_A_FIELD)
 EXAMPLES = 5
 # Share of a class that one field finds, and of the others that it leaves alone: so much is not foresight. A flag that
 # is part of the label's own rule stays below 0.85 on simulated rows.
 TELLING = 0.9
-FEWEST_ROWS = 30  # fewer cannot show that a field tells the label
+FEWEST_ROWS, FEWEST_OF_A_CLASS = 30, 5  # fewer cannot show that a field tells the label
 REMOVE = "Remove them from one file, or go on with data.allow_leakage=true, which marks every figure."
 
 
@@ -53,18 +54,29 @@ def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Sequence[bytes
 
 def not_found(found: Sequence[Finding], unchecked: Sequence[str]) -> list[str]:
     """The kinds that were looked for in vain."""
+    left_out = [what.partition(":")[0] for what in unchecked]
     return [
         kind
         for kind in (*BY_CONTENT, *BY_PLACE)
-        if kind not in {finding["kind"] for finding in found} and not (unchecked and kind in BY_PLACE)
+        if kind not in {finding["kind"] for finding in found} and not any(kind in what for what in left_out)
     ]
 
 
 def unchecked(surveys: Mapping[str, Survey]) -> list[str]:
-    """What could not be looked for, and why."""
+    """What could not be looked for, and after a colon why."""
+    missing = []
     if len(surveys) > 1 and spans_of(surveys) is None:
-        return ["shared bars and order in time: some rows have neither time nor bar_index on every bar"]
-    return []
+        missing.append(f"{', '.join(BY_PLACE)}: some rows have neither time nor bar_index on every bar")
+    if "train" in surveys:
+        labels_N, rows = _tellable(surveys["train"])
+        rare = [label for c, label in enumerate(LABELS) if c in surveys["train"].labels and c not in labels_N[rows]]
+        if not len(rows):
+            needed = f"{FEWEST_ROWS} training rows, and two classes of {FEWEST_OF_A_CLASS} each"
+            missing.append(f"{TOLD_BY_A_FIELD}: it takes {needed}")
+        elif rare:
+            few = f"fewer than {FEWEST_OF_A_CLASS} of the {len(labels_N):,} training rows looked at"
+            missing.append(f"whether a field tells {' or '.join(rare)}: {few}")
+    return missing
 
 
 def overlapping(
@@ -215,13 +227,13 @@ def _telling_fields(train: Survey) -> list[Finding]:
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
-    sample, labels_N = train.sample, train.class_numbers()[train.sample.rows]
-    counts_C = np.bincount(labels_N, minlength=len(LABELS))
-    if len(labels_N) < FEWEST_ROWS or (counts_C > 0).sum() < 2 or counts_C[counts_C > 0].min() < 5:
+    labels_N, rows = _tellable(train)
+    if not len(rows):
         return []
+    labels_N, seen = labels_N[rows], [train.sample.values[row] for row in rows]
     found = []
-    for name in sorted(set.intersection(*(set(values) for values in sample.values))):
-        column = np.array([values[name] for values in sample.values])
+    for name in sorted(set.intersection(*(set(values) for values in seen))):
+        column = np.array([values[name] for values in seen])
         if (column == column[0]).all():
             continue
         tree = DecisionTreeClassifier(max_leaf_nodes=8, class_weight="balanced", random_state=0)
@@ -229,12 +241,21 @@ def _telling_fields(train: Survey) -> list[Finding]:
         called_N = cross_val_predict(tree, column[:, None], labels_N, cv=folds)
         classes = [
             LABELS[c]
-            for c in np.flatnonzero(counts_C)
+            for c in np.unique(labels_N)
             if min((called_N[labels_N == c] == c).mean(), (called_N[labels_N != c] != c).mean()) >= TELLING
         ]
         if classes:
             right = int((called_N == labels_N).sum())
             remedy = f"{name} tells {', '.join(classes)} on its own; leave it out if it is not known at the event."
             example = [[name, f"{right:,} of {len(labels_N):,} rows called rightly from it alone"]]
-            found.append(_finding("label told by one field", ["train"], right, example, remedy) | {"field": name})
+            found.append(_finding(TOLD_BY_A_FIELD, ["train"], right, example, remedy) | {"field": name})
     return found
+
+
+def _tellable(train: Survey) -> tuple[Ints, Ints]:
+    """Labels of the sampled rows, and which of the rows have a class that is frequent enough; none if too few do."""
+    labels_N = train.class_numbers()[train.sample.rows]
+    counts_C = np.bincount(labels_N, minlength=len(LABELS))
+    rows = np.flatnonzero(counts_C[labels_N] >= FEWEST_OF_A_CLASS)
+    enough = len(rows) >= FEWEST_ROWS and (counts_C >= FEWEST_OF_A_CLASS).sum() >= 2
+    return labels_N, rows if enough else rows[:0]

@@ -87,7 +87,9 @@ class TextRow(TypedDict, total=False):
 
 PLACE_FIELDS = ("bar_index", "time")  # they order the bars and never reach the model
 BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in PLACE_FIELDS)
+BAR_NAMES = frozenset(Bar.__annotations__)
 ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
+TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
 # Known to tell the label or to follow from it. Like every field that is not declared above, no code reads them.
 LABEL_SIDE = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
 
@@ -150,6 +152,14 @@ def parse_row(row: object, place: str, *, labelled: bool) -> tuple[Window | None
         stamps=_places(bars, "time", _clock),
         bar_indices=_places(bars, "bar_index", float),
     ), []
+
+
+def unread_fields(row: Mapping[str, Any], *, is_text: bool) -> set[str]:
+    """The fields of a valid row that no code reads; one of a bar is `bars.` and its name."""
+    if is_text:
+        return row.keys() - TEXT_ROW_FIELDS
+    in_bars = set(row["current_bar"]).union(*row["context_bars"]) - BAR_NAMES
+    return (row.keys() - ROW_FIELDS) | {f"bars.{name}" for name in in_bars}
 
 
 def _places(bars: Sequence[Mapping[str, Any]], name: str, read: Callable[[Any], float]) -> NDArray[np.float64] | None:

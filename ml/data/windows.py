@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from ml.data import strict_json
-from ml.data.rows import ROW_FIELDS, Window, parse_row
+from ml.data.rows import Window, parse_row, unread_fields
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> 
         reading.add_faults(place, reasons)
         if window:
             reading.good += 1
-            reading.ignored_fields.update(row.keys() - ROW_FIELDS)
+            reading.ignored_fields.update(unread_fields(row, is_text=window.text is not None))
             odd.setdefault(window.text is None, place)
             yield window
     if not reading.rows:

@@ -43,7 +43,7 @@ class Blocks:
         return int(self.block_N.max()) + 1
 
     @property
-    def crossfit_N(self) -> Ints:
+    def kept_whole(self) -> Ints:
         """What a cross-fit keeps whole: the blocks, and all windows where single rows stand in for one block."""
         return np.zeros_like(self.block_N) if self.doubt is ONE_BLOCK else self.block_N
 

@@ -97,7 +97,7 @@ def prepare_export(
         calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
         logits_NC = predictor.token_logits(tokens)
         if calibrate:
-            scaler = TemperatureScaler().fit(logits_NC, labels_N, blocks_of(validation).crossfit_N)
+            scaler = TemperatureScaler().fit(logits_NC, labels_N, blocks_of(validation).kept_whole)
             calibration, predictor.temperature = scaler.summary(), scaler.temperature_
         scores = evaluate_logits(logits_NC, labels_N, predictor.temperature)
         thresholds = choose_thresholds(softmax(logits_NC / predictor.temperature, axis=1), labels_N, precisions)
