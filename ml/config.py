@@ -14,15 +14,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from ml.config_text import apply_overrides, dotted_keys, explain, required
 from ml.errors import ConfigError, shown
 from ml.labels import LABELS
-from ml.yaml_text import parse_yaml
+from ml.yaml_text import dump_yaml, load_yaml
 
 EMBEDDED_BASE = "embedded"
+MOST = 10**9  # of windows and weights: more is a slip of the hand
 
 
 def _class_weights(value: object) -> object:
@@ -35,18 +35,19 @@ def _class_weights(value: object) -> object:
         value = [by_label[label] for label in LABELS]
     if isinstance(value, list) and len(value) == len(LABELS) and all(map(_is_positive, value)):
         return [float(weight) for weight in value]
-    raise ValueError("must be auto, none, three positive numbers, or {LONG: w, SHORT: w, SKIP: w}")
+    numbers = f"three positive numbers of at most {MOST:,}"
+    raise ValueError(f"must be auto, none, or {numbers}: [w, w, w] or {{LONG: w, SHORT: w, SKIP: w}}")
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST
 
 
 def _oversampling_target(value: object) -> object:
-    count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
     if count or value in ("auto", "none"):
         return value
-    raise ValueError("must be auto, none, or a number of windows per class, at least 1")
+    raise ValueError(f"must be auto, none, or a number of windows per class, at least 1 and at most {MOST:,}")
 
 
 def _lora_layers(value: object) -> object:
@@ -246,15 +247,7 @@ class Config(Section):
 
         Raises ConfigError with every fault found.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (FileNotFoundError, IsADirectoryError):
-            raise ConfigError(f"{path}: no such config file. Give the path of a YAML file.") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{path}: a config must be UTF-8 text, got {error.reason} at byte {error.start}."
-            ) from None
-        return cls.parse(parse_yaml(text, str(path)), overrides)
+        return cls.parse(load_yaml(path), overrides)
 
     @classmethod
     def parse(cls, tree: object, overrides: Sequence[str] = ()) -> Self:
@@ -291,7 +284,7 @@ class Config(Section):
         )
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def _key(tree: dict[str, Any], section: str, name: str) -> object:

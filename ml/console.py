@@ -68,7 +68,7 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
         soft_wrap=True,
     )
     for name in ("final_model.zip", "report.html", "training_summary.json"):
-        console.print(str(Path(output_dir) / name), highlight=False, soft_wrap=True)
+        console.print(str(Path(output_dir) / name), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
@@ -94,7 +94,7 @@ def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
         console.print(f"The intervals are not to be trusted: {intervals['doubt']}.", highlight=False)
     if report["runs"][0]["judged_rows_chose_the_epoch"]:
         console.print("The rows that judge also chose the epochs, and so flatter; give data.test.", highlight=False)
-    console.print(str(Path(output_dir) / "runs.json"), highlight=False, soft_wrap=True)
+    console.print(str(Path(output_dir) / "runs.json"), highlight=False, markup=False, soft_wrap=True)
 
 
 def _targets(summary: Mapping[str, Any]) -> Table:

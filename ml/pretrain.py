@@ -41,7 +41,7 @@ from ml.practice.targets import Targets
 from ml.practice.windows import practice_windows
 from ml.progress import Reporter
 from ml.runtime import Purpose, generator, seed_torch
-from ml.yaml_text import parse_yaml
+from ml.yaml_text import load_yaml
 
 CHUNK = 512  # windows simulated at a time; batches are of windows of like length from one chunk
 FIRST_CHUNK = 2**31  # places in the stream of chunks that training never reaches
@@ -59,6 +59,13 @@ class Architecture(Section):
     kv_heads: int = Field(2, ge=1, description="Key and value heads; divides the attention heads.")
     head_dim: int = Field(32, ge=2, description="Size of a head.")
     intermediate: int = Field(256, ge=8, description="Width of the feed-forward part.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            found = f"heads {self.heads}, kv_heads {self.kv_heads}, head_dim {self.head_dim}"
+            raise ValueError(f"kv_heads must divide heads, and head_dim must be even for the rotation, got {found}")
+        return self
 
 
 class PretrainConfig(Section):
@@ -95,9 +102,7 @@ class PretrainConfig(Section):
     def load(cls, path: str | Path) -> Self:
         """Read a YAML file. Raises ConfigError with every fault."""
         try:
-            return cls.model_validate(parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such config file. Give the path of a YAML file.") from None
+            return cls.model_validate(load_yaml(path))
         except ValidationError as error:
             faults = error.errors(include_url=False)
             raise ConfigError(

@@ -285,11 +285,11 @@ def _check_arguments(
 ) -> None:
     """Refuse what cannot be written, with every problem in one message."""
     problems = [f"{name} must be at least 1 row, got {n}. Ask for 1." for name, n in rows.items() if n < 1]
-    if seed < 0:
-        problems.append(f"seed must be at least 0, got {seed}. Use 0 or a positive number.")
+    if not 0 <= seed < 2**32:
+        problems.append(f"seed must be at least 0 and below 2^32, got {seed}. Use 0 or a smaller number.")
     if not 0 <= noise < MAX_NOISE:
         problems.append(f"noise must be at least 0 and below 2/3, got {noise}. Use 0 for none.")
-    if len(mix) != len(LABELS) or abs(sum(mix) - 1) > 1e-6 or min(mix) < MIN_SHARE:
+    if len(mix) != len(LABELS) or not abs(sum(mix) - 1) <= 1e-6 or min(mix) < MIN_SHARE:  # not: nan is no share
         rule = f"mix must be the shares of LONG, SHORT and SKIP, each at least {MIN_SHARE}, that sum to 1"
         problems.append(f"{rule}, got {tuple(mix)}. Use (0.35, 0.35, 0.30).")
     if len(bars) != 2 or not 2 <= bars[0] <= bars[1] <= MAX_WINDOW_BARS:

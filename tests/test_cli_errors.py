@@ -104,6 +104,13 @@ def test_a_missing_config_and_a_folder_that_is_no_run_are_refused(capsys: Captur
     ]
 
 
+def test_a_base_whose_tokenizer_is_none_is_refused(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (line,) = refused(capsys, USAGE, "check", files["good"], "--base", tmp_path)
+    assert line.startswith(f"{tmp_path}/tokenizer.json: not a tokenizer (")
+    assert line.endswith("Give the folder of a Qwen checkpoint.")
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_missing_model_is_refused(capsys: Capture, tmp_path: Path, files: dict[str, Path], command: str) -> None:
     (line,) = refused(capsys, USAGE, command, tmp_path / "none.zip", files["good"])

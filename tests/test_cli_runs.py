@@ -41,9 +41,11 @@ def file_of(config: Config, tmp_path: Path) -> str:
 def test_missed_targets_end_with_3_when_they_are_required(
     make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = make_config(*SHORT, "targets.accuracy=1.0", "training.learning_rate=1e-9")
+    folder = tmp_path / "runs[red]" / "a[/b]"  # no markup for the terminal
+    config = make_config(*SHORT, "targets.accuracy=1.0", "training.learning_rate=1e-9", f"output_dir={folder}")
     assert ends("train", file_of(config, tmp_path), "--require-targets") == 3
     shown = capfd.readouterr().out
+    assert f"{folder}/final_model.zip\n" in shown
     assert "accuracy" in shown.split("missed on the validation rows")[1]
     assert (Path(config.output_dir) / "final_model.zip").exists()
     assert ends("train", file_of(config, tmp_path), "--resume") == 0

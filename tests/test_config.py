@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from ml.config import KEYS, Config
 from ml.errors import ConfigError
+from ml.yaml_text import parse_yaml
 
 REPOSITORY = Path(__file__).parent.parent
 SCHEMA = REPOSITORY / "configs" / "config.schema.json"
@@ -206,9 +207,8 @@ def test_class_weights_are_three_positive_numbers_or_a_word(weights: str) -> Non
 @pytest.mark.parametrize("target", ["null", "0", "-4", "2.5", "true", "max", "[400]"])
 def test_the_oversampling_target_is_a_count_or_a_word(target: str) -> None:
     (fault,) = faults(f"oversampling.target={target}")
-    assert fault.startswith(
-        "oversampling.target must be auto, none, or a number of windows per class, at least 1, got "
-    )
+    rule = "a number of windows per class, at least 1 and at most 1,000,000,000"
+    assert fault.startswith(f"oversampling.target must be auto, none, or {rule}, got ")
 
 
 @pytest.mark.parametrize("layers", ["last:0", "last:", "last:-1", "first:3", "last:2x", "6", "null"])
@@ -225,6 +225,39 @@ def test_an_override_without_key_or_value_is_refused(override: str) -> None:
 def test_an_override_that_is_no_yaml_is_refused_with_its_key() -> None:
     (fault,) = faults("lora.target_modules=[q_proj")
     assert fault.startswith("lora.target_modules:1:8: not valid YAML: ")
+
+
+@pytest.mark.parametrize("value", ["9" * 4400, "!!int x", "!!float x", "[" * 3000, "!!binary x"])
+def test_a_scalar_that_is_no_value_is_refused_with_its_key(value: str) -> None:
+    (fault,) = faults(f"training.seed={value}")
+    assert fault.startswith("training.seed")
+
+
+@pytest.mark.parametrize(
+    "text", ["2025-13-01", "2025-01-02", "1:30", "0x10", "0x_", "1_000", "1e-3x", "1e-4", "010", "12", "-.5"]
+)
+def test_numbers_are_those_of_yaml_1_2_and_a_folder_of_any_name_is_written_as_text(text: str, tmp_path: Path) -> None:
+    numbers = {"1e-4": 1e-4, "010": 10, "12": 12, "-.5": -0.5}
+    assert parse_yaml(text, "x") == numbers.get(text, text)
+    config = Config.parse(smallest() | {"output_dir": text})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert Config.load(tmp_path / "config.yaml") == config
+    assert yaml.safe_load(config.to_yaml())["output_dir"] == text
+
+
+def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: &d {train: x, val: *d}\noutput_dir: y\n")
+    with pytest.raises(ConfigError, match=r"^data\.val must be a valid string, got"):
+        Config.load(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["oversampling.target=1000000001", f"loss.class_weights=[{'9' * 400},1,1]", "loss.class_weights=[1e10,1,1]"],
+)
+def test_a_number_beyond_all_windows_is_refused(override: str) -> None:
+    (fault,) = faults(override)
+    assert "at most 1,000,000,000" in fault
 
 
 def test_overrides_win_over_the_file_and_leave_the_callers_mapping_alone() -> None:
@@ -250,6 +283,7 @@ def test_a_section_left_empty_has_its_defaults_and_takes_overrides(tmp_path: Pat
         ("data:\n\ttrain: a\n", "2:1", "cannot start any token"),
         ("? [a]\n: b\n", "1:3", "unhashable key"),
         ("a: !!python/object/apply:os.getcwd []\n", "1:4", "could not determine a constructor"),
+        ("a: !!timestamp b\n", "1:4", "no key takes a date"),
     ],
 )
 def test_broken_yaml_is_refused_with_its_place(tmp_path: Path, text: str, place: str, reason: str) -> None:

@@ -271,6 +271,22 @@ def test_base_and_data_come_together(half: dict[str, object], tmp_path: Path) ->
         PretrainConfig.load(config)
 
 
+@pytest.mark.parametrize("sizes", [{"heads": 3}, {"head_dim": 3}])
+def test_sizes_that_make_no_qwen_are_refused(sizes: dict[str, int], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"output_dir": "base", "architecture": sizes}))
+    with pytest.raises(ConfigError, match="kv_heads must divide heads, and head_dim must be even"):
+        PretrainConfig.load(config)
+
+
+def test_a_recipe_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such config file"):
+        PretrainConfig.load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"output_dir: caf\xe9\n")
+    with pytest.raises(ConfigError, match="must be UTF-8 text"):
+        PretrainConfig.load(tmp_path / "latin.yaml")
+
+
 # What is shipped
 
 

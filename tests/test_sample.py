@@ -530,7 +530,9 @@ def test_no_use_of_the_rule_scores_more_than_the_best(
     [
         ({"train": 0}, "train must be at least 1 row, got 0"),
         ({"val": -2}, "val must be at least 1 row, got -2"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be at least 0 and below 2^32, got -1"),
+        ({"seed": 10**26}, "seed must be at least 0 and below 2^32, got 100000"),
+        ({"mix": (float("nan"),) * 3}, "sum to 1, got (nan, nan, nan)"),
         ({"noise": -0.1}, "noise must be at least 0 and below 2/3, got -0.1"),
         ({"noise": 1.0}, "got 1.0. Use 0"),
         ({"mix": (0.5, 0.5, 0.5)}, "sum to 1, got (0.5, 0.5, 0.5)"),

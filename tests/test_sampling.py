@@ -44,6 +44,8 @@ def test_the_specifications_example_gives_400_of_each() -> None:
         ([10, 200, 3], "auto", 1.0, [10, 200, 3]),
         ([10, 200, 3], 500, 2.0, [20, 400, 6]),
         ([10, 200, 3], "auto", 1000.0, [200, 200, 200]),
+        ([10, 200, 3], "auto", 1e20, [200, 200, 200]),
+        ([100, 200, 3], "auto", 1.15, [115, 200, 3]),  # in floating point the product is 114.99999999999999
     ],
 )
 def test_classes_are_raised_to_the_target_within_max_repeat(

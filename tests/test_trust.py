@@ -237,6 +237,14 @@ def test_baselines_learn_what_is_there_and_come_out_the_same_each_time() -> None
         assert (baseline.judged.probabilities_NC == again[name].judged.probabilities_NC).all()
 
 
+def test_baselines_can_be_fitted_where_prices_come_next_to_0() -> None:
+    windows, labels = splits()
+    for window in windows["train"][::2]:
+        window.bars["close"][-1] = window.bars["low"][-1] = 1e-300
+    found, left_out = fit_baselines(windows, labels, "val", fit_codec("compact", windows["train"]), seed=0)
+    assert (len(found), left_out) == (4, {})
+
+
 def test_text_rows_get_the_two_baselines_that_need_no_bars() -> None:
     text = {name: [Window("", None, 0, text="x")] * 6 for name in ("train", "val")}
     labels = dict.fromkeys(text, np.array([0, 1, 2, 2, 2, 0]))

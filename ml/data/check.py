@@ -21,7 +21,7 @@ from ml.data.rows import LABEL_SIDE
 from ml.data.sampling import by_label, class_counts
 from ml.data.survey import Survey, survey
 from ml.data.windows import WindowFile
-from ml.errors import MAX_FAULTS_SHOWN, DataError
+from ml.errors import MAX_FAULTS_SHOWN, ConfigError, DataError
 
 EMBEDDED_TOKENIZER = Path(__file__).parents[1] / "assets" / "base" / "tokenizer.json"
 PARTS = 5  # of a file, of equally many rows, to show how the classes change over time
@@ -41,7 +41,7 @@ def check_files(
     texts: dict[str, list[bytes]] = {}
     tokens: dict[str, dict[str, int]] = {}
     if "train" in surveys and not faults:
-        codec, tokenizer = surveys["train"].fields.fit("compact"), Tokenizer.from_file(str(tokenizer_file))
+        codec, tokenizer = surveys["train"].fields.fit("compact"), _tokenizer(tokenizer_file)
         for name, one in surveys.items():
             try:
                 texts[name], tokens[name] = _rendered(one, codec, tokenizer, max_tokens)
@@ -69,6 +69,13 @@ def check_files(
         "unused_fields": sorted(ignored),
         "label_side_fields": sorted(name for name in ignored if name.removeprefix("bars.") in LABEL_SIDE),
     }
+
+
+def _tokenizer(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001  # its errors have no type of their own
+        raise ConfigError(f"{file}: not a tokenizer ({error}). Give the folder of a Qwen checkpoint.") from None
 
 
 def _rendered(one: Survey, codec: Codec, tokenizer: Tokenizer, max_tokens: int) -> tuple[list[bytes], dict[str, int]]:

@@ -49,7 +49,8 @@ def oversampled_counts(
     wanted = {"auto": int(counts_C.max()), "none": 0}.get(str(target), target)
     raised = np.maximum(counts_C, int(wanted))
     if max_repeat is not None:
-        raised = np.minimum(raised, np.floor(counts_C * max_repeat).astype(np.int64))
+        most_C = np.floor(np.round(counts_C * max_repeat, 6))  # 100 · 1.15 is a little less than 115 in floating point
+        raised = np.minimum(raised, most_C).astype(np.int64)
     return raised
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ml.data.codec import Codec
 from ml.data.features import window_numbers
-from ml.data.rows import Window
+from ml.data.rows import LARGEST, Window
 
 Floats = NDArray[np.float64]
 
@@ -21,8 +21,11 @@ _NUMBERED = frozenset({"open", "high", "low", "close", "volume", "delta", "buy_v
 
 
 def window_inputs(windows: Iterable[Window], flags: Sequence[str], features: Sequence[str]) -> Floats:
-    """One row a window: its shape over look-backs, then each of the `flags`, then each of the row's `features`."""
-    return np.array(
+    """One row a window: its shape over look-backs, then each of the `flags`, then each of the row's `features`.
+
+    A price next to 0 makes ratios that no model can square, so numbers end at 1e15, as those of a row do.
+    """
+    table: Floats = np.array(
         [
             [
                 *_shape(window),
@@ -32,6 +35,7 @@ def window_inputs(windows: Iterable[Window], flags: Sequence[str], features: Seq
             for window in windows
         ]
     )
+    return table.clip(-LARGEST, LARGEST)
 
 
 def input_names(codec: Codec) -> tuple[list[str], list[str]]:
