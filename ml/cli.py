@@ -5,6 +5,7 @@ A traceback only with --debug.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -12,6 +13,8 @@ import traceback
 from ml.commands import app
 from ml.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError
 from ml.versions import refuse_known_holes
+
+NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,7 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
         _end(str(error), error.exit_code, debug)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _end(f"{what}. Make room or give access and run again; what was finished is whole.", EXIT_IO, debug)
+        remedy = "Give another path" if error.errno in NOT_A_PLACE else "Make room or give access"
+        _end(f"{what}. {remedy} and run again; what was finished is whole.", EXIT_IO, debug)
     except Exception as error:
         _end(
             f"internal fault, not yours: {type(error).__name__}: {str(error)[:300]}. "

@@ -176,11 +176,12 @@ def predict(
     model: ModelPath,
     data: Annotated[str, typer.Argument(metavar="DATA.jsonl|-", help="Rows, labelled or not; - is standard input.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Instead of standard output.")
+        Path | None, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Instead of standard output, which is -.")
     ] = None,
     min_confidence: MinConfidence = None,
 ) -> None:
     """Label rows, one line a row, in their order."""
+    _refuse_output(output, model, Path(data))
     import orjson
 
     from ml.data.windows import Reading, load_windows, parse_lines
@@ -199,11 +200,13 @@ def predict(
     with _progress("predicting", len(windows)) as advance:
         predictions = predictor.predict_windows(windows, advance, min_confidence=least)
     lines = b"".join(orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE) for prediction in predictions)
-    if output:
-        write_bytes(output, lines)
-    else:
+    if output is None or output == Path("-"):
         sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
+    elif output.exists() and not output.is_file():  # a pipe or a device: it is written to, not replaced
+        output.write_bytes(lines)
+    else:
+        write_bytes(output.resolve(), lines)  # a link stays, and what it names is replaced
 
 
 @app.command()
@@ -272,6 +275,17 @@ def pretrain(config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help=
     from ml.progress import Reporter
 
     _print_json(make_base(settings, Reporter(stderr())))
+
+
+def _refuse_output(output: Path | None, *read: Path) -> None:
+    """Before anything is read, so that a slip of the hand costs neither time nor a file."""
+    if output is None or output == Path("-"):
+        return
+    if output.is_dir() or not output.parent.is_dir():
+        found = f"{output} is a folder" if output.is_dir() else f"there is no folder {output.parent}"
+        raise ConfigError(f"output must be a file in a folder that is there; {found}. Give another path.")
+    if any(path.exists() and output.exists() and output.samefile(path) for path in read):
+        raise ConfigError(f"output must not be what is read, got {output} for both. Give another path.")
 
 
 def _min_confidence(text: str | None) -> Any:

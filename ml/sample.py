@@ -20,7 +20,7 @@ each other class with chance noise / 2. Hence, in closed form:
   c for a share q scores 2 q l_c / (q + l_c), concave in q, best at q = l_c (Lagrange), a mean F1 of 1/3.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def write_sample(
     rows = {"train": train, "val": val, "test": test}
     _check_arguments(rows, seed, noise, mix, bars)
     folder = Path(folder)
+    _refuse_others_rows(folder, rows)
     folder.mkdir(parents=True, exist_ok=True)
     market, files = _Market(seed), {}
     for number, (name, count) in enumerate(rows.items()):
@@ -278,6 +279,16 @@ def _score(confusion: NDArray[np.float64]) -> dict[str, float]:
 
 def _json(value: Any, option: int = 0) -> bytes:
     return orjson.dumps(value, option=option | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+
+def _refuse_others_rows(folder: Path, names: Iterable[str]) -> None:
+    """A sample may take the place of a sample, which its `sample.json` makes again, but not of anyone's own rows."""
+    there = [f"{name}.jsonl" for name in names if (folder / f"{name}.jsonl").exists()]
+    if there and not (folder / "sample.json").exists():
+        raise ValueError(
+            f"folder must hold no rows but those of a sample, got {', '.join(there)} in {folder} without "
+            "a sample.json. Give another folder."
+        )
 
 
 def _check_arguments(

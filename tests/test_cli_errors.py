@@ -124,6 +124,16 @@ def test_bad_numbers_for_the_sample_are_refused_at_once(capsys: Capture, tmp_pat
     assert line == "mix must be three numbers with commas between, got 'a,b,c'. Use 0.35,0.35,0.30."
 
 
+def test_a_sample_takes_the_place_of_a_sample_but_of_no_rows_of_ones_own(capsys: Capture, tmp_path: Path) -> None:
+    words = ("sample", tmp_path, "--train", 10, "--val", 3, "--test", 3)
+    own = (tmp_path / "val.jsonl").write_text("mine")
+    (line,) = refused(capsys, USAGE, *words)
+    assert line.startswith(f"folder must hold no rows but those of a sample, got val.jsonl in {tmp_path} without ")
+    assert (tmp_path / "val.jsonl").stat().st_size == own
+    (tmp_path / "val.jsonl").unlink()
+    assert [run(capsys, *words)[0] for _ in range(2)] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -285,6 +295,7 @@ def test_a_place_that_cannot_be_written_ends_with_74(tmp_path: Path) -> None:
     done = process("sample", tmp_path / "file" / "sample", "--train", 10, "--val", 3, "--test", 3)
     assert done.returncode == IO_FAULT
     assert done.stderr.startswith(f"error: {tmp_path}/file")
+    assert done.stderr.endswith(" directory. Give another path and run again; what was finished is whole.\n")
     assert done.stderr.count("\n") == 1
 
 

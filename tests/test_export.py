@@ -1,12 +1,14 @@
 """The exported model: the trained one, merged, that anyone opens with transformers, and that takes no foreign file."""
 
 import json
+import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from ml import Config, TrainingPipeline, load_model
+from ml.cli import main
 from ml.data.batches import tokenise
 from ml.errors import ConfigError, DataError, ExportError
 from ml.model import qwen
@@ -126,8 +129,6 @@ def test_peft_opens_the_adapter(finished: Finished) -> None:
 def test_evaluate_and_predict_on_the_zip_give_the_numbers_of_the_summary(
     finished: Finished, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from ml.cli import main
-
     archive, data = str(finished.root / "final_model.zip"), str(finished.config.data.val)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", archive, data, "--json"])
@@ -145,6 +146,39 @@ def test_evaluate_and_predict_on_the_zip_give_the_numbers_of_the_summary(
     assert [line["id"] for line in lines] == [row["id"] for row in finished.rows]
     right = sum(line["label"] == row["label"] for line, row in zip(lines, finished.rows, strict=True))
     assert right / 200 == finished.summary["best"]["accuracy"]
+
+
+def test_predictions_go_where_they_are_sent_and_replace_nothing_that_is_read(
+    finished: Finished, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def predict(output: Path | str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", str(model), str(rows), "-o", str(output)])
+        shown = capfdbinary.readouterr()
+        assert ended.value.code == code, shown.err
+        return (shown.err if code else shown.out).decode()
+
+    model, rows = finished.root / "final_model.zip", write_rows(tmp_path / "rows.jsonl", finished.rows[:3])
+    before, (told, pipe, link) = rows.read_bytes(), (tmp_path / name for name in ("told.jsonl", "pipe", "link"))
+    lines = predict("-")
+    assert lines.count("\n") == 3
+    assert not Path("-").exists()
+    told.write_text("older")
+    link.symlink_to(told)
+    predict(link)
+    assert (link.is_symlink(), told.read_text()) == (True, lines)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as reader:
+        read = reader.submit(pipe.read_text)
+        predict(pipe)
+    assert (pipe.is_fifo(), read.result()) == (True, lines)
+
+    (tmp_path / "same.jsonl").symlink_to(rows)
+    for output in (rows, tmp_path / "same.jsonl", model):
+        assert f"output must not be what is read, got {output} for both." in predict(output, 2)
+    assert f"there is no folder {tmp_path}/none. Give another path." in predict(tmp_path / "none" / "out.jsonl", 2)
+    assert f"{tmp_path} is a folder. Give another path." in predict(tmp_path, 2)
+    assert rows.read_bytes() == before
 
 
 def test_less_confident_rows_are_skip_only_where_that_is_asked_for(finished: Finished) -> None:
