@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +34,12 @@ from ml.output.export import place_export, prepare_export
 from ml.output.files import write_bytes, write_json
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
-from ml.output.summary import assess_export, make_summary
+from ml.output.summary import assess_export, make_summary, warnings
 from ml.output.tracking import Trackers, tracked
 from ml.progress import Reporter
 from ml.runtime import StopRequest, catch_signals, environment, is_main_process, leave_process_group
 
 EVALUATION_BATCH = 32
-
-
-@dataclass
-class TrainState:
-    """Where a run stands; with the learner's state it is all that resume needs.
-
-    `step` counts the optimizer steps of the run and `epochs` holds a record per finished epoch; the two sums are loss
-    and class weight of the epoch under way.
-    """
-
-    step: int = 0
-    loss_sum: float = 0.0
-    weight_sum: float = 0.0
-    epochs: list[dict[str, Any]] = field(default_factory=list)
 
 
 class TrainingPipeline:
@@ -67,7 +53,7 @@ class TrainingPipeline:
         self.reporter = reporter if reporter and is_main_process() else Reporter()
         self.folder = RunFolder(config.output_dir)
         self.checkpoints = self.folder.checkpoints(config.checkpoints.keep)
-        self.state = TrainState()
+        self.state = checkpoint.TrainState()
         self.trackers = Trackers()
         self.on_disk = (0, 0)  # optimizer steps and finished epochs of the newest checkpoint
         self.stop = StopRequest()
@@ -218,7 +204,7 @@ class TrainingPipeline:
         for change in checkpoint.differences(payload["environment"], self._environment()):
             self.reporter.say(f"note: the run goes on, but no longer bit for bit: {change}")
         self.learner.load_state_dict(payload["learner"])
-        self.state = TrainState(**payload["state"])
+        self.state = checkpoint.TrainState(**payload["state"])
         self.on_disk = (self.state.step, len(self.state.epochs))
         if is_main_process():
             self.checkpoints.forget_older(path, self.state.step, self.state.epochs)
@@ -238,7 +224,8 @@ class TrainingPipeline:
         assert self.model is not None, "setup_model comes first"
         best = checkpoint.ranking(self.state.epochs)[0]
         environment, sizes = self._environment(), qwen.parameter_counts(self.model)
-        device, tokens, labels = self.learner.accelerator.device, self.data.tokens, self.data.labels
+        device, labels, unfinished = self.learner.accelerator.device, self.data.labels, self._unfinished()
+        tokens = {name: own for name, own in self.data.tokens.items() if name != "test" or not unfinished}
         self.model = self.optimizer = self.loss_fn = None  # make room for the model that is exported
         del self.learner
         targets, seed = self.config.targets.model_dump(), self.config.training.seed
@@ -252,14 +239,14 @@ class TrainingPipeline:
                     model.to(device),
                     self.tokenizer,
                     self.data.codec,
-                    self.data.files["val"],
-                    tokens["val"],
-                    labels["val"],
+                    self.data.files,
+                    tokens,
+                    labels,
                     max_tokens=self.config.model.max_tokens,
                     calibrate=self.config.calibration.method == "temperature",
                     precisions={"LONG": targets["long_precision"], "SHORT": targets["short_precision"]},
                     base_name=base_name(self.config),
-                    leaked=self.data.leaked,
+                    caveat=" ".join(warnings(self.data.leaked, unfinished)),
                     scratch=scratch,
                 )
             place_export(scratch, self.folder)  # from here on a signal changes nothing: the run is as good as done
@@ -268,8 +255,9 @@ class TrainingPipeline:
             data=self.data.summary(),
             epochs=self.state.epochs,
             best_epoch=best,
+            unfinished=unfinished,
             exported=exported,
-            assessment=assess_export(exported, self.data.files, tokens, labels, targets, seed),
+            assessment=assess_export(exported, self.data.files, labels, targets, seed),
             environment=environment,
             folder=self.folder,
         )
@@ -305,6 +293,12 @@ class TrainingPipeline:
     def _out_of_patience(self) -> bool:
         patience, scores = self.config.training.patience, [epoch["macro_f1"] for epoch in self.state.epochs]
         return patience is not None and len(scores) > patience and max(scores[:-patience]) >= max(scores[-patience:])
+
+    def _unfinished(self) -> str | None:
+        """Where a run stopped that goes on with --resume; None at its end."""
+        if len(self.state.epochs) == self.config.training.epochs or self._out_of_patience():
+            return None
+        return f"stopped at optimizer step {self.state.step} of {self.total_steps}"
 
     def _between_batches(self) -> None:
         """Several processes end together, after a step: within it they may have different numbers of batches."""

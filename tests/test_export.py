@@ -232,7 +232,7 @@ def test_the_model_card_holds_its_scores_for_a_hub(finished: Finished) -> None:
     best = finished.summary["best"]
     assert scores == {"accuracy": best["accuracy"], "macro-F1": best["macro_f1"]}
     assert "base_model" not in metadata.to_dict()  # a folder's name is no id of a hub
-    assert "base_model: Qwen/Qwen3-0.6B" in model_card("Qwen/Qwen3-0.6B", best, "text")
+    assert "base_model: Qwen/Qwen3-0.6B" in model_card("Qwen/Qwen3-0.6B", best, None, "text")
 
 
 def test_export_names_no_path_of_this_machine(finished: Finished) -> None:

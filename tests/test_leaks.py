@@ -322,9 +322,10 @@ def test_leaked_rows_are_refused_or_mark_every_figure(make_config: MakeConfig, t
         assert figures["leaked"] == leaked
     assert summary["targets_judged_on"] == f"validation rows (LEAKED: {leaked})"
     card = Path(config.output_dir, "export", "README.md").read_text()
-    assert f"**No score here is to be believed, for rows are in two files: {leaked}.**" in card
+    assert f"**No figure here is to be believed, for rows are in two files: {leaked}.**" in card
     assert (
-        f"(LEAKED: {leaked})" in yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["dataset"]["name"]
+        f"rows are in two files: {leaked}."
+        in yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["dataset"]["name"]
     )
     assert verdict(summary).startswith(f"No figure here is to be believed, for rows are in two files: {leaked}.")
 

@@ -3,10 +3,12 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from ml import Config, TrainingPipeline
@@ -15,6 +17,7 @@ from ml.output import checkpoint
 from ml.output.checkpoint import ranking
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
+from ml.output.summary import verdict
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows, write_rows
 
@@ -99,6 +102,7 @@ def test_patience_stops_after_so_many_epochs_without_a_better_one(make_config: M
     assert summary is not None
     scores = [epoch["macro_f1"] for epoch in summary["epochs"]]
     assert len(scores) < 12
+    assert summary["unfinished"] is None
     assert len(scores) == scores.index(max(scores)) + 1 + 2
 
 
@@ -181,6 +185,41 @@ def test_export_makes_the_same_files_again(make_config: MakeConfig) -> None:
     again = TrainingPipeline(config, resume=True).export()
     assert again == summary
     assert sha256_file(root / "final_model.zip") == summary["files"]["final_model.zip"]
+
+
+def test_an_export_before_the_end_says_so_and_leaves_the_test_rows_for_it(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    test = write_rows(tmp_path / "test.jsonl", learnable_rows(46, seed=3))
+    config = make_config(f"data.test={test}", "training.epochs=2")
+    pipeline = TrainingPipeline(config)
+    pipeline.load_data()
+    pipeline.setup_model()
+    pipeline.train_epoch()
+    pipeline.save_checkpoint(pipeline.evaluate())
+
+    early = TrainingPipeline(config, resume=True).export()
+    said = "This run is unfinished, it stopped at optimizer step 7 of 14; test rows are not read before its end."
+    assert early["unfinished"] == "stopped at optimizer step 7 of 14"
+    assert (early["test"], early["targets_judged_on"]) == (None, "validation rows")
+    assert verdict(early).startswith(said)
+    root = Path(config.output_dir)
+    card = (root / "export" / "README.md").read_text()
+    assert f"**{said}**" in card
+    assert "Scores on the validation rows, which also chose the epoch and the temperature, so they flatter:" in card
+    assert said in (root / "report.html").read_text()
+
+    whole = TrainingPipeline(config, resume=True).run()
+    assert whole is not None
+    assert (whole["unfinished"], whole["targets_judged_on"]) == (None, "test rows")
+    card = (root / "export" / "README.md").read_text()
+    assert "unfinished" not in verdict(whole) + card
+    assert "Scores on the test rows, which chose nothing:" in card
+    assert f"Accuracy {whole['test']['accuracy']:.3f}, macro-F1 {whole['test']['macro_f1']:.3f}, 46 windows.\n" in card
+    assert f"so they flatter: accuracy {whole['best']['accuracy']:.3f}, " in card
+    metadata: Any = ModelCard(card).data
+    accuracy = metadata.eval_results[0]
+    assert (accuracy.metric_value, accuracy.dataset_split) == (whole["test"]["accuracy"], "test")
 
 
 def test_export_before_the_first_epoch_is_refused(make_config: MakeConfig) -> None:

@@ -10,6 +10,7 @@ from ml.evaluation.metrics import Metrics
 from ml.labels import LABELS
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+CHOSEN_ON = "validation rows, which also chose the epoch and the temperature, so they flatter"
 _CARD = """\
 ---
 {metadata}
@@ -21,13 +22,13 @@ A Qwen sequence classifier, fine-tuned with LoRA by ctxtrain and merged; `{base}
 `adapter/`. It reads the text that `codec.json` describes and answers with three logits in the order {labels};
 `calibration.json` holds the temperature that turns them into probabilities, softmax(logits / temperature).
 
-{leaked}Scores on the validation rows, which also chose the epoch and the temperature, so they flatter:
+{caveat}Scores on the {judged}:
 
 | | precision | recall | F1 | windows |
 |---|---|---|---|---|
 {rows}
 
-Accuracy {accuracy:.3f}, macro-F1 {macro_f1:.3f}, {count} windows.
+Accuracy {accuracy:.3f}, macro-F1 {macro_f1:.3f}, {count} windows.{besides}
 
 With transformers alone:
 
@@ -48,28 +49,36 @@ With ctxtrain, from rows: `load_model("final_model.zip").predict(rows)`.
 """
 
 
-def model_card(base: str, metrics: Metrics, text: str, leaked: str = "") -> str:
-    """The card's text; `text` is a rendered window for the example, `leaked` says what stands in two files."""
+def model_card(base: str, validation: Metrics, test: Metrics | None, text: str, caveat: str = "") -> str:
+    """The card's text; `text` is a rendered window for the example, and nobody is to read the scores past `caveat`."""
+    metrics, judged, besides = validation, CHOSEN_ON, ""
+    if test is not None:
+        metrics, judged = test, "test rows, which chose nothing"
+        besides = (
+            f"\nOn the {CHOSEN_ON}: accuracy {validation['accuracy']:.3f}, macro-F1 {validation['macro_f1']:.3f}, "
+            f"{validation['rows']} windows."
+        )
     rows = [
         f"| {label} | {s['precision']:.3f} | {s['recall']:.3f} | {s['f1']:.3f} | {s['support']} |"
         for label, s in metrics["per_class"].items()
     ]
     return _CARD.format(
-        metadata=_metadata(base, metrics, leaked),
+        metadata=_metadata(base, metrics, judged, "validation" if test is None else "test", caveat),
         base=base,
         labels=", ".join(LABELS),
-        leaked=f"**No score here is to be believed, for rows are in two files: {leaked}.**\n\n" if leaked else "",
+        caveat=f"**{caveat}**\n\n" if caveat else "",
+        judged=judged,
         rows="\n".join(rows),
         accuracy=metrics["accuracy"],
         macro_f1=metrics["macro_f1"],
         count=metrics["rows"],
+        besides=besides,
         text=text.encode("unicode_escape").decode().replace('"', '\\"'),
     )
 
 
-def _metadata(base: str, metrics: Metrics, leaked: str) -> str:
+def _metadata(base: str, metrics: Metrics, judged: str, split: str, caveat: str) -> str:
     """As a hub reads it; a base is named where it could be one of the hub's."""
-    rows = "validation rows, which also chose the epoch" + (f" (LEAKED: {leaked})" if leaked else "")
     scores = (("accuracy", "accuracy", metrics["accuracy"]), ("f1", "macro-F1", metrics["macro_f1"]))
     return ModelCardData(
         base_model=base if _HUB_ID.fullmatch(base) else None,
@@ -81,8 +90,8 @@ def _metadata(base: str, metrics: Metrics, leaked: str) -> str:
             EvalResult(
                 task_type="text-classification",
                 dataset_type="ctx-windows",
-                dataset_name=rows,
-                dataset_split="validation",
+                dataset_name=f"{judged}. {caveat}" if caveat else judged,
+                dataset_split=split,
                 metric_type=kind,
                 metric_name=name,
                 metric_value=value,

@@ -16,6 +16,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,20 @@ _UNREADABLE = (
     ValueError,
 )
 _NAME = re.compile(r"checkpoint_(epoch|step)_([1-9][0-9]*)\.pt")
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; with the learner's state it is all that resume needs.
+
+    `step` counts the optimizer steps of the run and `epochs` holds a record per finished epoch; the two sums are loss
+    and class weight of the epoch under way.
+    """
+
+    step: int = 0
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    epochs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def ranking(epochs: Sequence[Mapping[str, Any]]) -> list[int]:

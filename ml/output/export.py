@@ -48,16 +48,18 @@ CHECKED_ROWS = 200
 
 @dataclass(frozen=True)
 class Exported:
-    """The merged model as it was exported, its temperature fit, validation scores and the largest logit difference.
+    """The merged model as it was exported, its temperature fit, scores and the largest logit difference.
 
-    `thresholds` are the confidences below which `predict` may abstain; `validation_logits_NC` are uncalibrated.
+    `thresholds` are the confidences below which `predict` may abstain; `judged_logits_NC` are uncalibrated, of the test
+    rows if there are any, else of the validation rows.
     """
 
     predictor: Predictor
     calibration: dict[str, Any]
     thresholds: dict[str, Threshold]
     validation: Metrics
-    validation_logits_NC: NDArray[np.float64]
+    test: Metrics | None
+    judged_logits_NC: NDArray[np.float64]
     check: dict[str, float | int]
 
 
@@ -65,26 +67,26 @@ def prepare_export(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     codec: Codec,
-    validation: Iterable[Window],
-    tokens: Tokens,
-    labels_N: Ints,
+    windows: Mapping[str, Iterable[Window]],
+    tokens: Mapping[str, Tokens],
+    labels: Mapping[str, Ints],
     *,
     max_tokens: int,
     calibrate: bool,
     precisions: Mapping[str, float],
     base_name: str,
-    leaked: str,
+    caveat: str,
     scratch: Path,
 ) -> Exported:
     """Merge, calibrate, write, check and pack into an empty scratch folder.
 
-    `tokens` and `labels_N` are of the validation windows; `precisions` names the precision wanted of a class's calls,
-    for which a confidence threshold is stored; `leaked` is what the card must warn of. Raises ExportError if the
-    reopened model answers differently, WriteFailed if the disk takes no more.
+    Validation rows choose the temperature, and test rows judge it if `tokens` has any. `precisions` names the precision
+    wanted of a class's calls, for which a confidence threshold is stored; `caveat` is what the card must warn of.
+    Raises ExportError if the reopened model answers differently, WriteFailed if the disk takes no more.
     """
     folder = scratch / EXPORT_FOLDER
     size = 2 * sum(weight.nbytes for weight in model.parameters())  # the folder, and the zip of it
-    texts = list(codec.render_all(islice(validation, CHECKED_ROWS)))
+    texts = list(codec.render_all(islice(windows["val"], CHECKED_ROWS)))
     trained_NC = token_logits(model.eval(), tokenise(texts, tokenizer, max_tokens))
     tokenizer.model_max_length = max_tokens
     with needing(scratch, size):
@@ -95,17 +97,20 @@ def prepare_export(
             tokenizer.save_pretrained(folder)
         predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens)
         calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
-        logits_NC = predictor.token_logits(tokens)
+        logits_NC, labels_N = predictor.token_logits(tokens["val"]), labels["val"]
         if calibrate:
-            scaler = TemperatureScaler().fit(logits_NC, labels_N, blocks_of(validation).kept_whole)
+            scaler = TemperatureScaler().fit(logits_NC, labels_N, blocks_of(windows["val"]).kept_whole)
             calibration, predictor.temperature = scaler.summary(), scaler.temperature_
-        scores = evaluate_logits(logits_NC, labels_N, predictor.temperature)
+        scores, test = evaluate_logits(logits_NC, labels_N, predictor.temperature), None
         thresholds = choose_thresholds(softmax(logits_NC / predictor.temperature, axis=1), labels_N, precisions)
         predictor.thresholds = {label: threshold["min_confidence"] for label, threshold in thresholds.items()}
+        if "test" in tokens:
+            logits_NC = predictor.token_logits(tokens["test"])
+            test = evaluate_logits(logits_NC, labels["test"], predictor.temperature)
         codec.save(folder / "codec.json")
         (folder / "calibration.json").write_bytes(to_json({**calibration, "thresholds": thresholds}))
         (folder / "README.md").write_text(
-            model_card(base_name, scores, texts[0] if codec.kind == "compact" else "your text", leaked),
+            model_card(base_name, scores, test, texts[0] if codec.kind == "compact" else "your text", caveat),
             encoding="utf-8",
         )
         check = check_reopened(folder, texts, trained_NC)
@@ -113,7 +118,7 @@ def prepare_export(
         _flush(folder)
         share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
         pack(folder, scratch / "final_model.zip")
-    return Exported(predictor, calibration, thresholds, scores, logits_NC, check)
+    return Exported(predictor, calibration, thresholds, scores, test, logits_NC, check)
 
 
 def place_export(scratch: Path, folder: RunFolder) -> None:

@@ -19,7 +19,7 @@ from ml.data.leaks import not_found
 from ml.labels import LABELS, SIMULATED
 from ml.output.files import write_bytes
 from ml.output.run_folder import RunFolder
-from ml.output.summary import baselines_said, doubts_said, headline, leaks_said, readable
+from ml.output.summary import baselines_said, doubts_said, headline, readable, warnings
 
 
 def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         data_rows=_data_rows(summary["data"]),
         extent_rows=_extent_rows(summary["data"]),
         drift_rows=_drift_rows(summary["data"]),
-        leaks_said=leaks_said(summary),
+        warnings=warnings(summary["data"]["leaked"], summary["unfinished"]),
         looked_for=not_found(summary["data"]["leaks"], summary["data"]["unchecked"]),
         simulated=_simulated(summary["data"]["extent"]),
         commonest=max(LABELS, key=lambda label: summary["data"]["classes"]["train"][label]),

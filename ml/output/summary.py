@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.data.batches import Tokens
 from ml.data.rows import Window
 from ml.evaluation.assess import assess
-from ml.evaluation.metrics import evaluate_logits
 from ml.output.export import Exported
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
@@ -20,30 +18,23 @@ from ml.output.run_folder import RunFolder
 def assess_export(
     exported: Exported,
     windows: Mapping[str, Iterable[Window]],
-    tokens: Mapping[str, Tokens],
     labels: Mapping[str, NDArray[np.int64]],
     targets: Mapping[str, float],
     seed: int,
 ) -> dict[str, Any]:
-    """`assess` of the exported model on the test rows if there are any, else on the validation rows; and `test`."""
-    temperature, test = exported.predictor.temperature, None
-    split, logits_NC = "val", exported.validation_logits_NC
-    if "test" in tokens:
-        split, logits_NC = "test", exported.predictor.token_logits(tokens["test"])
-        test = evaluate_logits(logits_NC, labels["test"], temperature)
-    assessment = assess(
+    """`assess` of the exported model on the test rows if it was judged on them, else on the validation rows."""
+    return assess(
         windows,
         labels,
-        split,
+        "val" if exported.test is None else "test",
         codec=exported.predictor.codec,
-        logits_NC=logits_NC,
-        temperature=temperature,
-        metrics=test or exported.validation,
+        logits_NC=exported.judged_logits_NC,
+        temperature=exported.predictor.temperature,
+        metrics=exported.test or exported.validation,
         targets=targets,
         thresholds=exported.thresholds,
         seed=seed,
     )
-    return {"test": test, **assessment}
 
 
 def make_summary(
@@ -52,19 +43,21 @@ def make_summary(
     data: Mapping[str, Any],
     epochs: Sequence[Mapping[str, Any]],
     best_epoch: int,
+    unfinished: str | None,
     exported: Exported,
     assessment: Mapping[str, Any],
     environment: Mapping[str, Any],
     folder: RunFolder,
 ) -> dict[str, Any]:
     """Everything a reader needs to believe or doubt the run; `assessment` is that of `assess_export`."""
-    test = assessment["test"]
+    test = exported.test
     leaked = data["leaked"]
     mark = {"leaked": leaked} if leaked else {}
     return {
         "model": dict(model),
         "data": dict(data),
         "epochs": [dict(epoch) | mark for epoch in epochs],
+        "unfinished": unfinished,
         "best": {"epoch": best_epoch, **exported.validation} | mark,
         "test": test and {**test, **mark},
         "targets": [target | mark for target in assessment["targets"]],
@@ -92,14 +85,19 @@ def make_summary(
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """The outcome in a few sentences, said as plainly when it is bad: leaks, targets, baselines, doubts."""
-    parts = (leaks_said(summary), _of_targets(summary), baselines_said(summary), doubts_said(summary))
-    return " ".join(filter(None, parts))
+    """The outcome in a few sentences, said as plainly when it is bad: warnings, targets, baselines, doubts."""
+    said = [*warnings(summary["data"]["leaked"], summary["unfinished"]), _of_targets(summary), baselines_said(summary)]
+    return " ".join(filter(None, (*said, doubts_said(summary))))
 
 
-def leaks_said(summary: Mapping[str, Any]) -> str:
-    leaked = summary["data"]["leaked"]
-    return f"No figure here is to be believed, for rows are in two files: {leaked}." if leaked else ""
+def warnings(leaked: str, unfinished: str | None) -> list[str]:
+    """What is to be read before any figure."""
+    said = []
+    if leaked:
+        said.append(f"No figure here is to be believed, for rows are in two files: {leaked}.")
+    if unfinished:
+        said.append(f"This run is unfinished, it {unfinished}; test rows are not read before its end.")
+    return said
 
 
 def headline(summary: Mapping[str, Any]) -> str:
