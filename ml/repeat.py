@@ -9,7 +9,9 @@ their intervals draw blocks of time, and a window that several seeds answered st
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import orjson
 from scipy.special import softmax
 
 from ml.config import Config
-from ml.data.folds import walk_forward, write_splits
+from ml.data.folds import split_rows, walk_forward
 from ml.data.rows import Window
 from ml.data.sampling import labels_of
 from ml.data.survey import survey
@@ -30,13 +32,16 @@ from ml.evaluation.intervals import Judged, score_intervals
 from ml.evaluation.metrics import evaluate_logits, log_losses
 from ml.evaluation.targets import judge
 from ml.labels import LABELS
-from ml.output.files import sha256_file, write_json
+from ml.output.checkpoint import check_same_run
+from ml.output.files import make_folder, sha256_file, write_bytes, write_json
 from ml.output.predictor import load_model
 from ml.output.run_folder import RunFolder
 from ml.progress import Reporter
 from ml.train import TrainingPipeline
 
 SPREAD = ("accuracy", "macro_f1", "nll", "ece")
+REPORT = "runs.json"
+_RUN_NAME = re.compile(r"fold_[0-9]+(-seed_[0-9]+)?|seed_[0-9]+")  # as `_configs` makes names
 
 
 def asks_for_several(config: Config) -> bool:
@@ -50,6 +55,8 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
     reporter = reporter or Reporter()
     folder = RunFolder(config.output_dir)
     with folder.owned():
+        if not resume:
+            _refuse_other_runs(folder)
         runs, configs = [], _configs(config, folder.root)
         for number, (name, settings) in enumerate(configs.items(), start=1):
             reporter.say(f"run {number} of {len(configs)}: {name}")
@@ -59,21 +66,33 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
             runs.append({"name": name, "seed": settings.training.seed, **_of_run(summary)})
         report = {"runs": runs, **_pooled(list(configs.values()), config.targets.model_dump(), config.training.seed)}
         report["spread"] = {name: _spread([run[name] for run in runs]) for name in (*SPREAD, "lead")}
-        write_json(folder.root / "runs.json", report)
+        write_json(folder.root / REPORT, report)
     return report
+
+
+def _refuse_other_runs(folder: RunFolder) -> None:
+    """Raises ConfigError if the folder holds a run, or runs of any seeds or folds: `REPORT` is about all of them."""
+    folder.refuse_other_run(resume=False)
+    found = [
+        path.name
+        for path in sorted(folder.root.iterdir())
+        if path.name == REPORT or (_RUN_NAME.fullmatch(path.name) and RunFolder(path).holds())
+    ]
+    if found:
+        raise ConfigError(
+            f"output_dir must be new, {folder.root} holds several runs already: {', '.join(found)}. "
+            "Continue them with --resume, or use another output_dir."
+        )
 
 
 def _configs(config: Config, root: Path) -> dict[str, Config]:
     """The config of every run by its name, which is also its folder below `root`."""
     splits: dict[str, dict[str, Any]] = {"": {}}
     if folds := config.evaluation.folds:
-        source, error = survey(WindowFile(config.data.train))
-        if error:
-            raise error
-        splits = {}
-        for number, rows in enumerate(walk_forward(source, folds), start=1):
-            paths = write_splits(source.file.path, rows, root / "rows" / f"fold_{number}")
-            splits[f"fold_{number}"] = {name: str(path) for name, path in paths.items()} | {"purge": True}
+        files = _fold_files(config.data.train, folds, root / "rows")
+        splits = {
+            fold: {"purge": True, **{name: str(path) for name, path in paths.items()}} for fold, paths in files.items()
+        }
     found = {}
     for split, data in splits.items():
         for seed in config.training.seeds or [config.training.seed]:
@@ -87,6 +106,33 @@ def _configs(config: Config, root: Path) -> dict[str, Config]:
                 }
             )
     return found
+
+
+def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Path]]:
+    """The files of every fold by split. Those that are missing are written; those that are there stay.
+
+    Raises ConfigError, before anything is written, if one of them holds other rows: it may be a run's.
+    """
+    source, error = survey(WindowFile(train))
+    if error:
+        raise error
+    parts = {f"fold_{number}": rows for number, rows in enumerate(walk_forward(source, folds), start=1)}
+    paths = {fold: {name: folder / fold / f"{name}.jsonl" for name in rows} for fold, rows in parts.items()}
+    saved, current = {}, {}
+    for fold, rows in parts.items():
+        if any(path.exists() for path in paths[fold].values()):
+            for name, content in split_rows(source.file.path, rows).items():
+                if paths[fold][name].exists():
+                    saved[f"{fold}.{name}"] = sha256_file(paths[fold][name])
+                    current[f"{fold}.{name}"] = hashlib.sha256(content).hexdigest()
+    check_same_run(str(folder), saved, current)
+    for fold, rows in parts.items():
+        if not all(path.exists() for path in paths[fold].values()):
+            make_folder(folder / fold)
+            for name, content in split_rows(source.file.path, rows).items():
+                if not paths[fold][name].exists():
+                    write_bytes(paths[fold][name], content)
+    return paths
 
 
 def _finished(config: Config) -> dict[str, Any] | None:

@@ -11,10 +11,11 @@ import pytest
 from ml import load_model
 from ml.cli import main
 from ml.config import Config
-from ml.data.folds import walk_forward, write_splits
+from ml.data.folds import split_rows, walk_forward
 from ml.data.survey import survey
 from ml.data.windows import WindowFile, load_windows
 from ml.errors import ConfigError, Interrupted, RunLocked
+from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
 from ml.repeat import run_several
 from tests.conftest import MakeConfig
@@ -43,9 +44,8 @@ def test_rows_are_copied_as_they_stand(tmp_path: Path) -> None:
     lines = [json.dumps(row) for row in dated_rows(6, 1, apart=7)]
     source = tmp_path / "rows.jsonl"
     source.write_text(f"{lines[0]}\n\n" + "\r\n".join(lines[1:]))  # a blank line, other ends, none at the end
-    paths = write_splits(source, {"train": np.array([5, 0]), "val": np.array([2])}, tmp_path / "fold")
-    assert paths["train"].read_text() == f"{lines[5]}\n{lines[0]}\n"
-    assert paths["val"].read_text() == f"{lines[2]}\n"
+    found = split_rows(source, {"train": np.array([5, 0]), "val": np.array([2])})
+    assert found == {"train": f"{lines[5]}\n{lines[0]}\n".encode(), "val": f"{lines[2]}\n".encode()}
 
 
 def test_folds_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -131,6 +131,72 @@ def test_runs_that_were_stopped_go_on_where_they_were(make_config: MakeConfig, d
     assert (root / "fold_1" / "final_model.zip").stat() == finished  # what was done is not done again
     steps = [line["step"] for line in RunFolder(root / "fold_2").metrics.read() if line["kind"] == "step"]
     assert steps == list(range(1, len(steps) + 1))  # the second fold went on, each step once
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {name: sha256_file(root / name) for name in files_below(root)}
+
+
+def test_a_start_that_is_refused_changes_no_file_of_the_runs_before_it(
+    make_config: MakeConfig, dated: str, tmp_path: Path
+) -> None:
+    config = several(make_config, dated)
+    run_several(config)
+    root = Path(config.output_dir)
+    before = digests(root)
+    other = write_rows(tmp_path / "other.jsonl", dated_rows(72, 5, apart=20))
+    changed = several(make_config, str(other), "evaluation.folds=3")
+    seeds = make_config("training.seeds=[1,2]", run="runs")  # runs of other names, but the same runs.json
+    old_to_new = rf"runs/rows was made with other inputs.*: fold_1\.train: '{before['rows/fold_1/train.jsonl']}' → '"
+    for refused, resume, why in (
+        (changed, False, "output_dir must be new"),
+        (config, False, r"output_dir must be new, .*/runs holds several runs already: fold_1, fold_2, runs\.json\. "),
+        (seeds, False, "output_dir must be new"),
+        (changed, True, old_to_new),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            run_several(refused, resume=resume)
+        assert digests(root) == before
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(root / "fold_1")])
+    assert ended.value.code == 0
+
+
+def test_rows_of_a_start_that_failed_are_kept_or_made_whole_and_never_written_over(
+    make_config: MakeConfig, dated: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="warmup"):
+        run_several(several(make_config, dated, "training.warmup_steps=1000"))
+    config = several(make_config, dated)
+    root = Path(config.output_dir)
+    rows = root / "rows"
+    before = digests(rows)
+    assert len(before) == 6
+    other = write_rows(tmp_path / "other.jsonl", dated_rows(72, 5, apart=20))
+    with pytest.raises(ConfigError, match="runs/rows was made with other inputs"):
+        run_several(several(make_config, str(other)))
+    assert digests(rows) == before
+    (rows / "fold_2" / "val.jsonl").unlink()
+    kept = (rows / "fold_1" / "train.jsonl").stat()
+    run_several(config)
+    assert digests(rows) == before
+    assert (rows / "fold_1" / "train.jsonl").stat() == kept
+
+
+def test_a_folder_that_holds_an_ordinary_run_is_refused_and_folders_of_others_are_not(
+    make_config: MakeConfig, dated: str
+) -> None:
+    config = several(make_config, dated)
+    root = Path(config.output_dir)
+    (root / "notes").mkdir(parents=True)
+    (root / "notes" / "config.yaml").write_text("mine")
+    (root / "config.yaml").write_text("a run's")
+    with pytest.raises(ConfigError, match="output_dir must be new"):
+        run_several(config)
+    assert not (root / "rows").exists()
+    (root / "config.yaml").unlink()
+    run_several(config)
+    assert (root / "notes" / "config.yaml").read_text() == "mine"
 
 
 def test_two_processes_cannot_share_the_folder_of_several_runs(make_config: MakeConfig, dated: str) -> None:
