@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 from scipy.special import softmax
 
+from ml.build import several
 from ml.config import Config
 from ml.data.folds import split_rows, walk_forward
 from ml.data.rows import Window
@@ -44,14 +45,15 @@ REPORT = "runs.json"
 _RUN_NAME = re.compile(r"fold_[0-9]+(-seed_[0-9]+)?|seed_[0-9]+")  # as `_configs` makes names
 
 
-def asks_for_several(config: Config) -> bool:
-    return config.evaluation.folds is not None or config.training.seeds is not None
-
-
 def run_several(config: Config, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
     """All runs, one after the other; returns what `runs.json` holds. Raises what a run raises; those done stay."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("evaluation.folds and training.seeds run in one process. Start them without torchrun.")
+    if not several(config):
+        raise ConfigError(
+            "run_several makes several runs, but the config has neither training.seeds nor evaluation.folds. "
+            "Set one of them, or give the config to TrainingPipeline."
+        )
     reporter = reporter or Reporter()
     folder = RunFolder(config.output_dir)
     with folder.owned():

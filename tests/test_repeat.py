@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml import load_model
+from ml import TrainingPipeline, load_model
 from ml.cli import main
 from ml.config import Config
 from ml.data.folds import split_rows, walk_forward
@@ -203,6 +203,32 @@ def test_two_processes_cannot_share_the_folder_of_several_runs(make_config: Make
     config = several(make_config, dated)
     with RunFolder(config.output_dir).owned(), pytest.raises(RunLocked):
         run_several(config)
+
+
+def test_a_pipeline_makes_one_run_and_says_what_makes_several(make_config: MakeConfig, dated: str) -> None:
+    for override, asked in (
+        ("training.seeds=[3,4]", r"makes one run, but training\.seeds=\[3, 4\] asks for several"),
+        ("evaluation.folds=2", r"makes one run, but evaluation\.folds=2 asks for several"),
+    ):
+        config = make_config(override)
+        with pytest.raises(ConfigError, match=rf"^A TrainingPipeline {asked}\. Give the config to ml\.run_several"):
+            TrainingPipeline(config)
+        assert not Path(config.output_dir).exists()
+    both = several(make_config, dated, "training.seeds=[3,4]", "data.val=null")
+    with pytest.raises(ConfigError) as refused:
+        TrainingPipeline(both)
+    assert len(refused.value.faults) == 2  # rows to validate on come with the folds
+    config = make_config()
+    without = config.model_copy(update={"data": config.data.model_copy(update={"val": None})})
+    with pytest.raises(ConfigError, match=r"^data\.val is required"):
+        TrainingPipeline(without)
+
+
+def test_several_runs_of_a_config_that_asks_for_one_are_refused(make_config: MakeConfig) -> None:
+    config = make_config()
+    with pytest.raises(ConfigError, match=r"neither training\.seeds nor evaluation\.folds\. Set one of them, or give"):
+        run_several(config)
+    assert not Path(config.output_dir).exists()
 
 
 def test_several_processes_are_refused(make_config: MakeConfig, dated: str, monkeypatch: pytest.MonkeyPatch) -> None:
