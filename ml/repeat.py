@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from ml.output.checkpoint import check_same_run
 from ml.output.files import make_folder, sha256_file, write_bytes, write_json
 from ml.output.predictor import load_model
 from ml.output.run_folder import RunFolder
+from ml.output.summary import leak_mark
 from ml.progress import Reporter
 from ml.train import TrainingPipeline
 
@@ -66,8 +67,14 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
             summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter).run()
             assert summary is not None, "there is one process"
             runs.append({"name": name, "seed": settings.training.seed, **_of_run(summary)})
-        report = {"runs": runs, **_pooled(list(configs.values()), config.targets.model_dump(), config.training.seed)}
-        report["spread"] = {name: _spread([run[name] for run in runs]) for name in (*SPREAD, "lead")}
+        leaked = _leaked(runs)
+        mark, targets = leak_mark(leaked), config.targets.model_dump()
+        report = {
+            "runs": runs,
+            "leaked": leaked,
+            **_pooled(list(configs.values()), targets, config.training.seed, mark),
+            "spread": {name: _spread([run[name] for run in runs]) | mark for name in (*SPREAD, "lead")},
+        }
         write_json(folder.root / REPORT, report)
     return report
 
@@ -162,10 +169,20 @@ def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
         "lead": scores["macro_f1"] - baselines["scores"][baselines["best"]]["macro_f1"],
         "judged_on": summary["targets_judged_on"],
         "judged_rows_chose_the_epoch": summary["judged_rows_chose_the_epoch"],
+        **leak_mark(summary["data"]["leaked"]),
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _leaked(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What stands in two files of which runs, or nothing; several seeds have the same files."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        if leaked := run.get("leaked"):
+            names.setdefault(leaked, []).append(run["name"])
+    return "; ".join(f"{leaked} ({', '.join(where)})" for leaked, where in names.items())
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation (n − 1), smallest and largest."""
     return {
         "mean": float(np.mean(values)),
@@ -175,8 +192,8 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _pooled(configs: Sequence[Config], targets: dict[str, float], seed: int) -> dict[str, Any]:
-    """Scores of all judged rows of all runs, each by the model of its run, with intervals and targets."""
+def _pooled(configs: Sequence[Config], targets: dict[str, float], seed: int, mark: dict[str, str]) -> dict[str, Any]:
+    """Scores of all judged rows of all runs, each by the model of its run, with intervals and targets; all marked."""
     windows: list[Window] = []
     starts: dict[str, int] = {}
     logits, rows = [], []
@@ -199,8 +216,8 @@ def _pooled(configs: Sequence[Config], targets: dict[str, float], seed: int) -> 
     metrics, intervals = evaluate_logits(logits_NC, labels_N), score_intervals(judged, blocks.block_N[row_N], seed)
     judgements = judge(metrics, targets, intervals, trusted=blocks.trusted)
     return {
-        "pooled": metrics,
+        "pooled": {**metrics, **mark},
         "intervals": {"blocks": blocks.count, "block": blocks.note, "doubt": blocks.doubt, "scores": intervals},
-        "targets": judgements,
+        "targets": [target | mark for target in judgements],
         "targets_met": all(target["met"] for target in judgements),
     }

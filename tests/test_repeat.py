@@ -19,7 +19,7 @@ from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
 from ml.repeat import run_several
 from tests.conftest import MakeConfig
-from tests.helpers import dated_rows, make_row, write_rows
+from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
 from tests.test_resume import Signaller
 
 LABELS = ("LONG", "SHORT", "SKIP")
@@ -114,6 +114,34 @@ def test_seeds_alone_say_that_validation_rows_flatter(
     assert report["intervals"]["blocks"] == 20  # rows, each answered by two seeds
     assert "The rows that judge also chose the epochs, and so flatter; give data.test." in out
     assert "deviation" in out
+
+
+def test_leaked_rows_mark_every_figure_of_several_runs(
+    make_config: MakeConfig, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = learnable_rows(46, seed=1)
+    train = write_rows(tmp_path / "train.jsonl", rows)
+    val = write_rows(tmp_path / "val.jsonl", [*learnable_rows(19, seed=2), rows[3]])
+    allowed = (f"data.train={train}", f"data.val={val}", "data.allow_leakage=true")
+    config = make_config("training.seeds=[1,2]", "training.epochs=1", *allowed)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tmp_path / "config.yaml")])
+    assert ended.value.code == 0
+    report = json.loads((Path(config.output_dir) / "runs.json").read_text())
+    leaked = "1 × identical window in train and val; 1 × same id in train and val"
+    assert [run["leaked"] for run in report["runs"]] == [leaked, leaked]
+    pooled = f"{leaked} (seed_1, seed_2)"
+    assert report["leaked"] == pooled
+    for figures in (report["pooled"], *report["targets"], *report["spread"].values()):
+        assert figures["leaked"] == pooled
+    out = " ".join(capfd.readouterr().out.split())  # a table's title is wrapped
+    shown = out[out.index("Runs (LEAKED") :]
+    assert shown.startswith(f"Runs (LEAKED: {pooled})")
+    assert "seed_1 LEAKED" in shown
+    assert "seed_2 LEAKED" in shown
+    assert f"Targets, judged on the judged rows of all runs together (LEAKED: {pooled})" in shown
+    assert f"No figure here is to be believed, for rows are in two files: {pooled}." in shown
 
 
 def test_runs_that_were_stopped_go_on_where_they_were(make_config: MakeConfig, dated: str) -> None:

@@ -49,7 +49,7 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         data_rows=_data_rows(summary["data"]),
         extent_rows=_extent_rows(summary["data"]),
         drift_rows=_drift_rows(summary["data"]),
-        leaks_said=leaks_said(summary),
+        leaks_said=leaks_said(summary["data"]["leaked"]),
         looked_for=not_found(summary["data"]["leaks"], summary["data"]["unchecked"]),
         simulated=_simulated(summary["data"]["extent"]),
         commonest=max(LABELS, key=lambda label: summary["data"]["classes"]["train"][label]),

@@ -60,7 +60,7 @@ def make_summary(
     """Everything a reader needs to believe or doubt the run; `assessment` is that of `assess_export`."""
     test = assessment["test"]
     leaked = data["leaked"]
-    mark = {"leaked": leaked} if leaked else {}
+    mark = leak_mark(leaked)
     return {
         "model": dict(model),
         "data": dict(data),
@@ -68,8 +68,7 @@ def make_summary(
         "best": {"epoch": best_epoch, **exported.validation} | mark,
         "test": test and {**test, **mark},
         "targets": [target | mark for target in assessment["targets"]],
-        "targets_judged_on": ("validation rows" if test is None else "test rows")
-        + (f" (LEAKED: {leaked})" if leaked else ""),
+        "targets_judged_on": f"{'validation rows' if test is None else 'test rows'}{leak_suffix(leaked)}",
         "chosen_on": "validation rows",
         "judged_rows_chose_the_epoch": test is None,
         "targets_met": all(target["met"] for target in assessment["targets"]),
@@ -93,12 +92,21 @@ def make_summary(
 
 def verdict(summary: Mapping[str, Any]) -> str:
     """The outcome in a few sentences, said as plainly when it is bad: leaks, targets, baselines, doubts."""
-    parts = (leaks_said(summary), _of_targets(summary), baselines_said(summary), doubts_said(summary))
+    parts = (leaks_said(summary["data"]["leaked"]), _of_targets(summary), baselines_said(summary), doubts_said(summary))
     return " ".join(filter(None, parts))
 
 
-def leaks_said(summary: Mapping[str, Any]) -> str:
-    leaked = summary["data"]["leaked"]
+def leak_mark(leaked: str) -> dict[str, str]:
+    """What every figure carries if rows stand in two files although they were allowed to."""
+    return {"leaked": leaked} if leaked else {}
+
+
+def leak_suffix(leaked: str) -> str:
+    """The same for a title."""
+    return f" (LEAKED: {leaked})" if leaked else ""
+
+
+def leaks_said(leaked: str) -> str:
     return f"No figure here is to be believed, for rows are in two files: {leaked}." if leaked else ""
 
 
