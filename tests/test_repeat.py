@@ -1,5 +1,6 @@
 """Several runs of one config: folds that go forward in time, seeds, and what is said of them together."""
 
+import gzip
 import json
 import signal
 from itertools import pairwise
@@ -159,6 +160,23 @@ def test_runs_that_were_stopped_go_on_where_they_were(make_config: MakeConfig, d
     assert (root / "fold_1" / "final_model.zip").stat() == finished  # what was done is not done again
     steps = [line["step"] for line in RunFolder(root / "fold_2").metrics.read() if line["kind"] == "step"]
     assert steps == list(range(1, len(steps) + 1))  # the second fold went on, each step once
+
+
+def test_runs_on_packed_rows_that_have_ended_are_not_done_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    packed = {}
+    for name, rows in (("train", learnable_rows(46, seed=1)), ("val", learnable_rows(20, seed=2))):
+        plain = write_rows(tmp_path / f"{name}.jsonl", rows).read_bytes()
+        packed[name] = tmp_path / f"{name}.jsonl.gz"
+        packed[name].write_bytes(gzip.compress(plain))
+    files = (f"data.{name}={path}" for name, path in packed.items())
+    config = make_config("training.seeds=[1,2]", "training.epochs=1", *files)
+    run_several(config)
+    summary = json.loads((Path(config.output_dir) / "seed_1" / "training_summary.json").read_text())
+    assert summary["data"]["sha256"] == {name: sha256_file(path) for name, path in packed.items()}
+    archive = Path(config.output_dir) / "seed_1" / "final_model.zip"
+    finished = archive.stat()
+    run_several(config, resume=True)
+    assert archive.stat() == finished
 
 
 def digests(root: Path) -> dict[str, str]:
