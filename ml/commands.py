@@ -247,15 +247,13 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write the report of a run again."""
-    import orjson
-
     from ml.output.report import write_report
     from ml.output.run_folder import RunFolder
 
     folder = RunFolder(run)
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
-    summary = orjson.loads(folder.summary.read_bytes())
+    summary = folder.read_summary()
     if "extent" not in summary["data"]:
         raise ConfigError(f"{folder.summary}: of a version without a full report. Run ctxtrain export {run} first.")
     write_report(folder, summary)

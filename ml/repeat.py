@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from scipy.special import softmax
 
 from ml.build import several
@@ -145,17 +144,17 @@ def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Pat
 
 
 def _finished(config: Config) -> dict[str, Any] | None:
-    """The summary of a run that has ended, of this very config and these rows."""
+    """The summary of a run that has ended, of this very config and these rows. Raises DataError if it is damaged."""
     folder, data = RunFolder(config.output_dir), config.data
     if (
         not folder.summary.exists()
         or folder.config.read_text(encoding="utf-8") != config.with_absolute_paths().to_yaml()
     ):
         return None
-    summary: dict[str, Any] = orjson.loads(folder.summary.read_bytes())
+    summary = folder.read_summary()
     paths = {"train": data.train, "val": data.val, "test": data.test}
     now = {name: sha256_file(Path(path)) for name, path in paths.items() if path}
-    return summary if summary["data"]["sha256"] == now else None
+    return summary if summary["data"].get("sha256") == now else None
 
 
 def _of_run(summary: dict[str, Any]) -> dict[str, Any]:

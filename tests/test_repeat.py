@@ -15,7 +15,7 @@ from ml.config import Config
 from ml.data.folds import split_rows, walk_forward
 from ml.data.survey import survey
 from ml.data.windows import WindowFile, load_windows
-from ml.errors import ConfigError, Interrupted, RunLocked
+from ml.errors import ConfigError, DataError, Interrupted, RunLocked
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
 from ml.repeat import run_several
@@ -177,6 +177,20 @@ def test_runs_on_packed_rows_that_have_ended_are_not_done_again(make_config: Mak
     finished = archive.stat()
     run_several(config, resume=True)
     assert archive.stat() == finished
+
+
+def test_a_damaged_summary_of_a_run_that_has_ended_is_named_and_can_be_written_again(make_config: MakeConfig) -> None:
+    config = make_config("training.seeds=[1,2]", "training.epochs=1")
+    report = run_several(config)
+    run = Path(config.output_dir) / "seed_1"
+    whole = (run / "training_summary.json").read_bytes()
+    (run / "training_summary.json").write_bytes(whole[:500])
+    with pytest.raises(DataError, match=rf"{run}/training_summary\.json: .* Run ctxtrain export {run}, which"):
+        run_several(config, resume=True)
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run)])
+    assert ended.value.code == 0
+    assert run_several(config, resume=True) == report
 
 
 def digests(root: Path) -> dict[str, str]:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import orjson
 from filelock import FileLock, Timeout
 
-from ml.errors import ConfigError, RunLocked
+from ml.errors import ConfigError, DataError, RunLocked
 from ml.output.checkpoint import CheckpointFolder
 from ml.output.files import make_folder, write_bytes
 from ml.output.metrics_log import MetricsLog
@@ -98,6 +100,20 @@ class RunFolder:
         """A folder on the same file system, for files that are still being made."""
         with tempfile.TemporaryDirectory(prefix=".export.", dir=self.root, ignore_cleanup_errors=True) as name:
             yield Path(name)
+
+    def read_summary(self) -> dict[str, Any]:
+        """What the run ended with. Raises DataError if the file is not that any more."""
+        try:
+            summary = orjson.loads(self.summary.read_bytes())
+            fault = "" if isinstance(summary, dict) and isinstance(summary.get("data"), dict) else "it has no data"
+        except orjson.JSONDecodeError as error:
+            fault = f"it is not valid JSON: {error}"
+        if fault:
+            raise DataError(
+                f"{self.summary}: must be the JSON object that a run ends with, but {fault}. "
+                f"Run ctxtrain export {self.root}, which writes it again."
+            )
+        return summary  # type: ignore[no-any-return]  # as JSON is
 
     def holds(self) -> list[str]:
         """What lies here under the names of what a run writes."""
