@@ -52,12 +52,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ml.config import Config
     from ml.output.predictor import load_model
+    from ml.repeat import run_several
     from ml.train import TrainingPipeline
 
-__all__ = ["Config", "TrainingPipeline", "load_model"]
+__all__ = ["Config", "TrainingPipeline", "load_model", "run_several"]
 __version__ = "0.1.0"
 
-_HOMES = {"Config": "ml.config", "TrainingPipeline": "ml.train", "load_model": "ml.output.predictor"}
+_HOMES = {
+    "Config": "ml.config",
+    "TrainingPipeline": "ml.train",
+    "load_model": "ml.output.predictor",
+    "run_several": "ml.repeat",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,9 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ml.config import Config
+from ml.config_text import required
 from ml.data.codec import Codec
+from ml.errors import ConfigError
 from ml.labels import LABELS
 from ml.model import qwen
 from ml.model.learner import Learner
@@ -25,6 +27,27 @@ from ml.model.loss import focal_loss
 from ml.model.optim import make_optimizer, make_schedule
 from ml.output.tracking import require_trackers
 from ml.runtime import make_accelerator, resolve_dtype
+
+
+def several(config: Config) -> dict[str, object]:
+    """The keys that ask for several runs, with their values."""
+    asking = {"training.seeds": config.training.seeds, "evaluation.folds": config.evaluation.folds}
+    return {key: value for key, value in asking.items() if value is not None}
+
+
+def one_run(config: Config) -> Config:
+    """The config itself. Raises ConfigError if it asks for several runs, or has no rows that choose the epoch."""
+    if asking := several(config):
+        raise ConfigError(
+            [
+                f"A TrainingPipeline makes one run, but {key}={value} asks for several. Give the config to "
+                f"ml.run_several, or set {key} to null."
+                for key, value in asking.items()
+            ]
+        )
+    if config.data.val is None:
+        raise ConfigError(required("data.val"))
+    return config
 
 
 def base_name(config: Config) -> str:

@@ -129,21 +129,22 @@ def train(
     from ml.config import Config
 
     settings = Config.load(config, overrides or [])
+    from ml.build import several
     from ml.console import print_runs, print_summary, stderr, stdout
     from ml.progress import Reporter
-    from ml.repeat import asks_for_several, run_several
+    from ml.repeat import run_several
     from ml.train import TrainingPipeline
 
     reporter = Reporter(None if quiet else stderr() if as_json else stdout())
-    several = asks_for_several(settings)
-    if several:
+    asking = several(settings)
+    if asking:
         summary: dict[str, Any] | None = run_several(settings, resume=resume, reporter=reporter)
     else:
         summary = TrainingPipeline(settings, resume=resume, reporter=reporter).run()
     if summary and as_json:
         _print_json(summary)
     elif summary and not quiet:
-        (print_runs if several else print_summary)(summary, settings.output_dir)
+        (print_runs if asking else print_summary)(summary, settings.output_dir)
     if summary and require_targets and not summary["targets_met"]:
         raise typer.Exit(EXIT_TARGETS_MISSED)
 
@@ -249,16 +250,14 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write the report of a run again."""
-    import orjson
-
     from ml.output.report import write_report
     from ml.output.run_folder import RunFolder
 
     folder = RunFolder(run)
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
-    summary = orjson.loads(folder.summary.read_bytes())
-    if "extent" not in summary["data"]:
+    summary = folder.read_summary()
+    if not {"unfinished", "mistakes", "selective"} <= summary.keys() or "extent" not in summary["data"]:
         raise ConfigError(f"{folder.summary}: of a version without a full report. Run ctxtrain export {run} first.")
     write_report(folder, summary)
     typer.echo(folder.report)

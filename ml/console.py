@@ -73,23 +73,28 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
 
 def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
     """The end of several runs: each, their mean and spread, and the pooled scores with their intervals."""
-    console = stdout()
-    table = Table(title="Runs", title_justify="left")
+    from ml.output.summary import leak_suffix, leaks_said
+
+    console, leaked = stdout(), leak_suffix(report["leaked"])
+    table = Table(title=f"Runs{leaked}", title_justify="left")
     for column in ("run", "judged", "macro-F1", "accuracy", "best baseline", "lead"):
         table.add_column(column, justify="left" if column in ("run", "best baseline") else "right", no_wrap=True)
     for run in report["runs"]:
         judged = "test" if run["judged_on"].startswith("test") else "val"
         baseline = run["best_baseline"].removeprefix("gradient_").replace("_regression", "").replace("_", " ")
         figures = [f"{run['rows'][judged]:,}", f"{run['macro_f1']:.3f}", f"{run['accuracy']:.3f}"]
-        table.add_row(run["name"], *figures, baseline, f"{run['lead']:+.3f}")
+        name = run["name"] + (" LEAKED" if "leaked" in run else "")
+        table.add_row(name, *figures, baseline, f"{run['lead']:+.3f}")
     for what in ("mean", "deviation"):
         figures = [f"{report['spread'][name][what]:.3f}" for name in ("macro_f1", "accuracy")]
         table.add_row(what, "", *figures, "", f"{report['spread']['lead'][what]:+.3f}".lstrip("+"), style="bold")
     console.print(table)
-    console.print(_targets({**report, "targets_judged_on": "the judged rows of all runs together"}))
+    console.print(_targets({**report, "targets_judged_on": f"the judged rows of all runs together{leaked}"}))
     print_metrics(report["pooled"])
     intervals = report["intervals"]
     console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
+    if leaked:
+        console.print(leaks_said(report["leaked"]), highlight=False, soft_wrap=not console.is_terminal)
     if intervals["doubt"]:
         console.print(f"The intervals are not to be trusted: {intervals['doubt']}.", highlight=False)
     if report["runs"][0]["judged_rows_chose_the_epoch"]:

@@ -9,17 +9,19 @@ their intervals draw blocks of time, and a window that several seeds answered st
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from scipy.special import softmax
 
+from ml.build import several
 from ml.config import Config
-from ml.data.folds import walk_forward, write_splits
+from ml.data.folds import split_rows, walk_forward
 from ml.data.rows import Window
 from ml.data.sampling import labels_of
 from ml.data.survey import survey
@@ -30,26 +32,33 @@ from ml.evaluation.intervals import Judged, score_intervals
 from ml.evaluation.metrics import evaluate_logits, log_losses
 from ml.evaluation.targets import judge
 from ml.labels import LABELS
-from ml.output.files import sha256_file, write_json
+from ml.output.checkpoint import check_same_run
+from ml.output.files import make_folder, sha256_file, write_bytes, write_json
 from ml.output.predictor import load_model
 from ml.output.run_folder import RunFolder
+from ml.output.summary import leak_mark
 from ml.progress import Reporter
 from ml.train import TrainingPipeline
 
 SPREAD = ("accuracy", "macro_f1", "nll", "ece")
-
-
-def asks_for_several(config: Config) -> bool:
-    return config.evaluation.folds is not None or config.training.seeds is not None
+REPORT = "runs.json"
+_RUN_NAME = re.compile(r"fold_[0-9]+(-seed_[0-9]+)?|seed_[0-9]+")  # as `_configs` makes names
 
 
 def run_several(config: Config, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
     """All runs, one after the other; returns what `runs.json` holds. Raises what a run raises; those done stay."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("evaluation.folds and training.seeds run in one process. Start them without torchrun.")
+    if not several(config):
+        raise ConfigError(
+            "run_several makes several runs, but the config has neither training.seeds nor evaluation.folds. "
+            "Set one of them, or give the config to TrainingPipeline."
+        )
     reporter = reporter or Reporter()
     folder = RunFolder(config.output_dir)
     with folder.owned():
+        if not resume:
+            _refuse_other_runs(folder)
         runs, configs = [], _configs(config, folder.root)
         for number, (name, settings) in enumerate(configs.items(), start=1):
             reporter.say(f"run {number} of {len(configs)}: {name}")
@@ -57,23 +66,41 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
             summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter).run()
             assert summary is not None, "there is one process"
             runs.append({"name": name, "seed": settings.training.seed, **_of_run(summary)})
-        report = {"runs": runs, **_pooled(list(configs.values()), config.targets.model_dump(), config.training.seed)}
-        report["spread"] = {name: _spread([run[name] for run in runs]) for name in (*SPREAD, "lead")}
-        write_json(folder.root / "runs.json", report)
+        leaked = _leaked(runs)
+        mark, targets = leak_mark(leaked), config.targets.model_dump()
+        report = {
+            "runs": runs,
+            "leaked": leaked,
+            **_pooled(list(configs.values()), targets, config.training.seed, mark),
+            "spread": {name: _spread([run[name] for run in runs]) | mark for name in (*SPREAD, "lead")},
+        }
+        write_json(folder.root / REPORT, report)
     return report
+
+
+def _refuse_other_runs(folder: RunFolder) -> None:
+    """Raises ConfigError if the folder holds a run, or runs of any seeds or folds: `REPORT` is about all of them."""
+    folder.refuse_other_run(resume=False)
+    found = [
+        path.name
+        for path in sorted(folder.root.iterdir())
+        if path.name == REPORT or (_RUN_NAME.fullmatch(path.name) and RunFolder(path).holds())
+    ]
+    if found:
+        raise ConfigError(
+            f"output_dir must be new, {folder.root} holds several runs already: {', '.join(found)}. "
+            "Continue them with --resume, or use another output_dir."
+        )
 
 
 def _configs(config: Config, root: Path) -> dict[str, Config]:
     """The config of every run by its name, which is also its folder below `root`."""
     splits: dict[str, dict[str, Any]] = {"": {}}
     if folds := config.evaluation.folds:
-        source, error = survey(WindowFile(config.data.train))
-        if error:
-            raise error
-        splits = {}
-        for number, rows in enumerate(walk_forward(source, folds), start=1):
-            paths = write_splits(source.file.path, rows, root / "rows" / f"fold_{number}")
-            splits[f"fold_{number}"] = {name: str(path) for name, path in paths.items()} | {"purge": True}
+        files = _fold_files(config.data.train, folds, root / "rows")
+        splits = {
+            fold: {"purge": True, **{name: str(path) for name, path in paths.items()}} for fold, paths in files.items()
+        }
     found = {}
     for split, data in splits.items():
         for seed in config.training.seeds or [config.training.seed]:
@@ -89,18 +116,46 @@ def _configs(config: Config, root: Path) -> dict[str, Config]:
     return found
 
 
+def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Path]]:
+    """The files of every fold by split. Those that are missing are written; those that are there stay.
+
+    Raises ConfigError, before anything is written, if one of them holds other rows: it may be a run's.
+    """
+    source, error = survey(WindowFile(train))
+    if error:
+        raise error
+    parts = {f"fold_{number}": rows for number, rows in enumerate(walk_forward(source, folds), start=1)}
+    paths = {fold: {name: folder / fold / f"{name}.jsonl" for name in rows} for fold, rows in parts.items()}
+    saved, current = {}, {}
+    for fold, rows in parts.items():
+        if any(path.exists() for path in paths[fold].values()):
+            for name, content in split_rows(source.file.path, rows).items():
+                if paths[fold][name].exists():
+                    saved[f"{fold}.{name}"] = sha256_file(paths[fold][name])
+                    current[f"{fold}.{name}"] = hashlib.sha256(content).hexdigest()
+    check_same_run(str(folder), saved, current)
+    for fold, rows in parts.items():
+        if not all(path.exists() for path in paths[fold].values()):
+            make_folder(folder / fold)
+            for name, content in split_rows(source.file.path, rows).items():
+                if not paths[fold][name].exists():
+                    write_bytes(paths[fold][name], content)
+    return paths
+
+
 def _finished(config: Config) -> dict[str, Any] | None:
-    """The summary of a run that has ended, of this very config and these rows."""
+    """The summary of a run that has ended, of this very config and these rows. Raises DataError if it is damaged."""
     folder, data = RunFolder(config.output_dir), config.data
     if (
         not folder.summary.exists()
         or folder.config.read_text(encoding="utf-8") != config.with_absolute_paths().to_yaml()
     ):
         return None
-    summary: dict[str, Any] = orjson.loads(folder.summary.read_bytes())
+    summary = folder.read_summary()
     paths = {"train": data.train, "val": data.val, "test": data.test}
     now = {name: sha256_file(Path(path)) for name, path in paths.items() if path}
-    return summary if summary["data"]["sha256"] == now else None
+    ended = not summary.get("unfinished")  # an export before the end writes a summary too
+    return summary if ended and summary["data"].get("sha256") == now else None
 
 
 def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
@@ -114,10 +169,20 @@ def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
         "lead": scores["macro_f1"] - baselines["scores"][baselines["best"]]["macro_f1"],
         "judged_on": summary["targets_judged_on"],
         "judged_rows_chose_the_epoch": summary["judged_rows_chose_the_epoch"],
+        **leak_mark(summary["data"]["leaked"]),
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _leaked(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What stands in two files of which runs, or nothing; several seeds have the same files."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        if leaked := run.get("leaked"):
+            names.setdefault(leaked, []).append(run["name"])
+    return "; ".join(f"{leaked} ({', '.join(where)})" for leaked, where in names.items())
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation (n − 1), smallest and largest."""
     return {
         "mean": float(np.mean(values)),
@@ -127,8 +192,8 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _pooled(configs: Sequence[Config], targets: dict[str, float], seed: int) -> dict[str, Any]:
-    """Scores of all judged rows of all runs, each by the model of its run, with intervals and targets."""
+def _pooled(configs: Sequence[Config], targets: dict[str, float], seed: int, mark: dict[str, str]) -> dict[str, Any]:
+    """Scores of all judged rows of all runs, each by the model of its run, with intervals and targets; all marked."""
     windows: list[Window] = []
     starts: dict[str, int] = {}
     logits, rows = [], []
@@ -151,8 +216,8 @@ def _pooled(configs: Sequence[Config], targets: dict[str, float], seed: int) -> 
     metrics, intervals = evaluate_logits(logits_NC, labels_N), score_intervals(judged, blocks.block_N[row_N], seed)
     judgements = judge(metrics, targets, intervals, trusted=blocks.trusted)
     return {
-        "pooled": metrics,
+        "pooled": {**metrics, **mark},
         "intervals": {"blocks": blocks.count, "block": blocks.note, "doubt": blocks.doubt, "scores": intervals},
-        "targets": judgements,
+        "targets": [target | mark for target in judgements],
         "targets_met": all(target["met"] for target in judgements),
     }

@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch.optim import AdamW
 
-from ml.build import base_name, build_learner, build_model, fingerprint, model_facts
+from ml.build import base_name, build_learner, build_model, fingerprint, model_facts, one_run
 from ml.config import Config
 from ml.data.batches import plan_step, steps_per_epoch
 from ml.data.dataset import load_dataset
@@ -43,12 +43,12 @@ EVALUATION_BATCH = 32
 
 
 class TrainingPipeline:
-    """One run of one config. The methods can be called one by one, in the order above."""
+    """One run of one config; several are in `repeat.py`. The methods can be called one by one, in the order above."""
 
     learner: Learner
 
     def __init__(self, config: Config, *, resume: bool = False, reporter: Reporter | None = None) -> None:
-        self.config = config
+        self.config = one_run(config)
         self.resume = resume
         self.reporter = reporter if reporter and is_main_process() else Reporter()
         self.folder = RunFolder(config.output_dir)

@@ -31,10 +31,11 @@ def test_every_command_runs_in_the_order_given(folder: Path) -> None:
 
 def test_the_python_example_runs(folder: Path) -> None:
     (code,) = blocks("README.md", "python")
-    code = code.replace('["output_dir=runs/python"]', repr(["output_dir=runs/python", *SHORT]))
+    code = code.replace('"output_dir=', ", ".join(map(repr, SHORT)) + ', "output_dir=')
     names = {"rows": learnable_rows(3, seed=9)}
     exec(code, names)
     assert (folder / "runs" / "python" / "final_model.zip").exists()
+    assert (folder / "runs" / "both" / "seed_1" / "final_model.zip").exists()
 
 
 def test_the_config_shown_is_the_default_one() -> None:

@@ -1,5 +1,6 @@
 """Several runs of one config: folds that go forward in time, seeds, and what is said of them together."""
 
+import gzip
 import json
 import signal
 from itertools import pairwise
@@ -8,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml import load_model
+from ml import TrainingPipeline, load_model
 from ml.cli import main
 from ml.config import Config
-from ml.data.folds import walk_forward, write_splits
+from ml.data.folds import split_rows, walk_forward
 from ml.data.survey import survey
 from ml.data.windows import WindowFile, load_windows
-from ml.errors import ConfigError, Interrupted, RunLocked
+from ml.errors import ConfigError, DataError, Interrupted, RunLocked
+from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
 from ml.repeat import run_several
 from tests.conftest import MakeConfig
-from tests.helpers import dated_rows, make_row, write_rows
+from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
 from tests.test_resume import Signaller
 
 LABELS = ("LONG", "SHORT", "SKIP")
@@ -43,9 +45,8 @@ def test_rows_are_copied_as_they_stand(tmp_path: Path) -> None:
     lines = [json.dumps(row) for row in dated_rows(6, 1, apart=7)]
     source = tmp_path / "rows.jsonl"
     source.write_text(f"{lines[0]}\n\n" + "\r\n".join(lines[1:]))  # a blank line, other ends, none at the end
-    paths = write_splits(source, {"train": np.array([5, 0]), "val": np.array([2])}, tmp_path / "fold")
-    assert paths["train"].read_text() == f"{lines[5]}\n{lines[0]}\n"
-    assert paths["val"].read_text() == f"{lines[2]}\n"
+    found = split_rows(source, {"train": np.array([5, 0]), "val": np.array([2])})
+    assert found == {"train": f"{lines[5]}\n{lines[0]}\n".encode(), "val": f"{lines[2]}\n".encode()}
 
 
 def test_folds_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -116,6 +117,34 @@ def test_seeds_alone_say_that_validation_rows_flatter(
     assert "deviation" in out
 
 
+def test_leaked_rows_mark_every_figure_of_several_runs(
+    make_config: MakeConfig, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = learnable_rows(46, seed=1)
+    train = write_rows(tmp_path / "train.jsonl", rows)
+    val = write_rows(tmp_path / "val.jsonl", [*learnable_rows(19, seed=2), rows[3]])
+    allowed = (f"data.train={train}", f"data.val={val}", "data.allow_leakage=true")
+    config = make_config("training.seeds=[1,2]", "training.epochs=1", *allowed)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tmp_path / "config.yaml")])
+    assert ended.value.code == 0
+    report = json.loads((Path(config.output_dir) / "runs.json").read_text())
+    leaked = "1 × identical window in train and val; 1 × same id in train and val"
+    assert [run["leaked"] for run in report["runs"]] == [leaked, leaked]
+    pooled = f"{leaked} (seed_1, seed_2)"
+    assert report["leaked"] == pooled
+    for figures in (report["pooled"], *report["targets"], *report["spread"].values()):
+        assert figures["leaked"] == pooled
+    out = " ".join(capfd.readouterr().out.split())  # a table's title is wrapped
+    shown = out[out.index("Runs (LEAKED") :]
+    assert shown.startswith(f"Runs (LEAKED: {pooled})")
+    assert "seed_1 LEAKED" in shown
+    assert "seed_2 LEAKED" in shown
+    assert f"Targets, judged on the judged rows of all runs together (LEAKED: {pooled})" in shown
+    assert f"No figure here is to be believed, for rows are in two files: {pooled}." in shown
+
+
 def test_runs_that_were_stopped_go_on_where_they_were(make_config: MakeConfig, dated: str) -> None:
     config = several(make_config, dated)
     root = Path(config.output_dir)
@@ -133,10 +162,137 @@ def test_runs_that_were_stopped_go_on_where_they_were(make_config: MakeConfig, d
     assert steps == list(range(1, len(steps) + 1))  # the second fold went on, each step once
 
 
+def test_runs_on_packed_rows_that_have_ended_are_not_done_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    packed = {}
+    for name, rows in (("train", learnable_rows(46, seed=1)), ("val", learnable_rows(20, seed=2))):
+        plain = write_rows(tmp_path / f"{name}.jsonl", rows).read_bytes()
+        packed[name] = tmp_path / f"{name}.jsonl.gz"
+        packed[name].write_bytes(gzip.compress(plain))
+    files = (f"data.{name}={path}" for name, path in packed.items())
+    config = make_config("training.seeds=[1,2]", "training.epochs=1", *files)
+    run_several(config)
+    summary = json.loads((Path(config.output_dir) / "seed_1" / "training_summary.json").read_text())
+    assert summary["data"]["sha256"] == {name: sha256_file(path) for name, path in packed.items()}
+    archive = Path(config.output_dir) / "seed_1" / "final_model.zip"
+    finished = archive.stat()
+    run_several(config, resume=True)
+    assert archive.stat() == finished
+    early = archive.parent / "training_summary.json"  # as export writes it before the end of a run
+    early.write_text(json.dumps(summary | {"unfinished": "stopped at optimizer step 1 of 6"}))
+    run_several(config, resume=True)
+    assert json.loads(early.read_text())["unfinished"] is None
+
+
+def test_a_damaged_summary_of_a_run_that_has_ended_is_named_and_can_be_written_again(make_config: MakeConfig) -> None:
+    config = make_config("training.seeds=[1,2]", "training.epochs=1")
+    report = run_several(config)
+    run = Path(config.output_dir) / "seed_1"
+    whole = (run / "training_summary.json").read_bytes()
+    (run / "training_summary.json").write_bytes(whole[:500])
+    with pytest.raises(DataError, match=rf"{run}/training_summary\.json: .* Run ctxtrain export {run}, which"):
+        run_several(config, resume=True)
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run)])
+    assert ended.value.code == 0
+    assert run_several(config, resume=True) == report
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {name: sha256_file(root / name) for name in files_below(root)}
+
+
+def test_a_start_that_is_refused_changes_no_file_of_the_runs_before_it(
+    make_config: MakeConfig, dated: str, tmp_path: Path
+) -> None:
+    config = several(make_config, dated)
+    run_several(config)
+    root = Path(config.output_dir)
+    before = digests(root)
+    other = write_rows(tmp_path / "other.jsonl", dated_rows(72, 5, apart=20))
+    changed = several(make_config, str(other), "evaluation.folds=3")
+    seeds = make_config("training.seeds=[1,2]", run="runs")  # runs of other names, but the same runs.json
+    old_to_new = rf"runs/rows was made with other inputs.*: fold_1\.train: '{before['rows/fold_1/train.jsonl']}' → '"
+    for refused, resume, why in (
+        (changed, False, "output_dir must be new"),
+        (config, False, r"output_dir must be new, .*/runs holds several runs already: fold_1, fold_2, runs\.json\. "),
+        (seeds, False, "output_dir must be new"),
+        (changed, True, old_to_new),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            run_several(refused, resume=resume)
+        assert digests(root) == before
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(root / "fold_1")])
+    assert ended.value.code == 0
+
+
+def test_rows_of_a_start_that_failed_are_kept_or_made_whole_and_never_written_over(
+    make_config: MakeConfig, dated: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="warmup"):
+        run_several(several(make_config, dated, "training.warmup_steps=1000"))
+    config = several(make_config, dated)
+    root = Path(config.output_dir)
+    rows = root / "rows"
+    before = digests(rows)
+    assert len(before) == 6
+    other = write_rows(tmp_path / "other.jsonl", dated_rows(72, 5, apart=20))
+    with pytest.raises(ConfigError, match="runs/rows was made with other inputs"):
+        run_several(several(make_config, str(other)))
+    assert digests(rows) == before
+    (rows / "fold_2" / "val.jsonl").unlink()
+    kept = (rows / "fold_1" / "train.jsonl").stat()
+    run_several(config)
+    assert digests(rows) == before
+    assert (rows / "fold_1" / "train.jsonl").stat() == kept
+
+
+def test_a_folder_that_holds_an_ordinary_run_is_refused_and_folders_of_others_are_not(
+    make_config: MakeConfig, dated: str
+) -> None:
+    config = several(make_config, dated)
+    root = Path(config.output_dir)
+    (root / "notes").mkdir(parents=True)
+    (root / "notes" / "config.yaml").write_text("mine")
+    (root / "config.yaml").write_text("a run's")
+    with pytest.raises(ConfigError, match="output_dir must be new"):
+        run_several(config)
+    assert not (root / "rows").exists()
+    (root / "config.yaml").unlink()
+    run_several(config)
+    assert (root / "notes" / "config.yaml").read_text() == "mine"
+
+
 def test_two_processes_cannot_share_the_folder_of_several_runs(make_config: MakeConfig, dated: str) -> None:
     config = several(make_config, dated)
     with RunFolder(config.output_dir).owned(), pytest.raises(RunLocked):
         run_several(config)
+
+
+def test_a_pipeline_makes_one_run_and_says_what_makes_several(make_config: MakeConfig, dated: str) -> None:
+    for override, asked in (
+        ("training.seeds=[3,4]", r"makes one run, but training\.seeds=\[3, 4\] asks for several"),
+        ("evaluation.folds=2", r"makes one run, but evaluation\.folds=2 asks for several"),
+    ):
+        config = make_config(override)
+        with pytest.raises(ConfigError, match=rf"^A TrainingPipeline {asked}\. Give the config to ml\.run_several"):
+            TrainingPipeline(config)
+        assert not Path(config.output_dir).exists()
+    both = several(make_config, dated, "training.seeds=[3,4]", "data.val=null")
+    with pytest.raises(ConfigError) as refused:
+        TrainingPipeline(both)
+    assert len(refused.value.faults) == 2  # rows to validate on come with the folds
+    config = make_config()
+    without = config.model_copy(update={"data": config.data.model_copy(update={"val": None})})
+    with pytest.raises(ConfigError, match=r"^data\.val is required"):
+        TrainingPipeline(without)
+
+
+def test_several_runs_of_a_config_that_asks_for_one_are_refused(make_config: MakeConfig) -> None:
+    config = make_config()
+    with pytest.raises(ConfigError, match=r"neither training\.seeds nor evaluation\.folds\. Set one of them, or give"):
+        run_several(config)
+    assert not Path(config.output_dir).exists()
 
 
 def test_several_processes_are_refused(make_config: MakeConfig, dated: str, monkeypatch: pytest.MonkeyPatch) -> None:

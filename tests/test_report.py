@@ -457,3 +457,16 @@ def test_a_summary_of_an_older_version_is_refused_with_the_way_out(
         main(["report", str(tmp_path)])
     assert ended.value.code == 2
     assert f"Run ctxtrain export {tmp_path} first." in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b'{"data": {"extent"', b"\xff", b"[]", b"{}", b'{"data": null}'])
+def test_a_summary_that_is_damaged_is_refused_by_its_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "training_summary.json").write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(tmp_path)])
+    assert ended.value.code == 65
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/training_summary.json: must be the JSON object that a run ends with, ")
+    assert line.endswith(f"Run ctxtrain export {tmp_path}, which writes it again.")

@@ -75,7 +75,7 @@ def usage(command: Any) -> str:
 
 
 def test_public_names_are_these() -> None:
-    assert ml.__all__ == ["Config", "TrainingPipeline", "load_model"]
+    assert ml.__all__ == ["Config", "TrainingPipeline", "load_model", "run_several"]
     for name in ml.__all__:
         assert getattr(ml, name).__name__ == name
     with pytest.raises(AttributeError, match="module 'ml' has no attribute 'Trainer'"):

@@ -348,6 +348,20 @@ def test_a_file_can_be_walked_through_again_and_one_that_changed_meanwhile_is_re
         list(file)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_the_digest_is_that_of_the_bytes_on_the_disk(tmp_path: Path, name: str) -> None:
+    """All of them: of a packed file also its header, further members and the zeros that may pad it."""
+    lines = [json.dumps(make_row(seed=seed)).encode() + b"\n" for seed in range(40)]
+    content = b"".join(lines)
+    if name.endswith(".gz"):
+        content = gzip.compress(b"".join(lines[:30])) + gzip.compress(b"".join(lines[30:])) + bytes(300_000)
+    path = tmp_path / name
+    path.write_bytes(content)
+    reading = walk(path)
+    assert reading.good == 40
+    assert reading.sha256 == hashlib.sha256(content).hexdigest()
+
+
 def test_a_walk_keeps_no_window(tmp_path: Path) -> None:
     """Memory in use after a walk through 1,000 rows is far below what their windows take."""
     file = WindowFile(write_rows(tmp_path / "rows.jsonl", [make_row(bars=50)] * 1000))

@@ -1,6 +1,6 @@
 """One file becomes several splits that go forward in time.
 
-Comes in: the `Survey` of a file. Goes out: row numbers of train, val and test by fold, and files of them.
+Comes in: the `Survey` of a file. Goes out: row numbers of train, val and test by fold, and those rows.
 
 The rows, ordered by their event, are cut into folds + 1 parts of equally many. Fold k tests on part k + 1 and knows the
 parts before it only; the last fifth of those validates, that is, it chooses the epoch and the temperature. What shares
@@ -58,19 +58,15 @@ def walk_forward(survey: Survey, folds: int) -> list[dict[str, Ints]]:
     return found
 
 
-def write_splits(source: Path, splits: Mapping[str, Ints], folder: Path) -> dict[str, Path]:
-    """Copy rows of a file into a file per split, in the order given; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+def split_rows(source: Path, splits: Mapping[str, Ints]) -> dict[str, bytes]:
+    """What a file for each split holds: rows of the source as they stand, in the order given."""
     places = {int(row): (name, n) for name, rows in splits.items() for n, row in enumerate(rows)}
     lines: dict[str, dict[int, bytes]] = {name: {} for name in splits}
     for row, line in enumerate(raw_rows(source)):
         if row in places:
             name, n = places[row]
             lines[name][n] = line
-    paths = {name: folder / f"{name}.jsonl" for name in splits}
-    for name, path in paths.items():
-        path.write_bytes(b"".join(_in_order(lines[name])))
-    return paths
+    return {name: b"".join(_in_order(found)) for name, found in lines.items()}
 
 
 def _in_order(lines: Mapping[int, bytes]) -> Iterator[bytes]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import compress, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
@@ -26,6 +27,10 @@ from ml.errors import MAX_FAULTS_SHOWN, DataError
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+
+    from _typeshed import WriteableBuffer as Buffer
+
+_CHUNK = 1 << 17  # bytes that are asked for at once
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Reading:
     faults: list[str] = field(default_factory=list)
     fault_total: int = 0
     ignored_fields: Counter[str] = field(default_factory=Counter)
-    sha256: str = ""
+    sha256: str = ""  # of the file's own bytes, also where they are packed
 
     def add_faults(self, place: str, reasons: Sequence[str]) -> None:
         self.fault_total += len(reasons)
@@ -70,8 +75,11 @@ class WindowFile:
         before, reading = self.reading.sha256, Reading(str(self.path))
         digest = hashlib.sha256()
         try:
-            with _opened(self.path) as stream:
-                yield from compress(parse_lines(_hashed(stream, digest), reading, labelled=self.labelled), self._kept)
+            with self.path.open("rb", buffering=0) as file, io.BufferedReader(_Hashed(file, digest), _CHUNK) as stream:
+                with _lines(self.path, stream) as lines:
+                    yield from compress(parse_lines(lines, reading, labelled=self.labelled), self._kept)
+                while stream.read(_CHUNK):  # the digest is that of the whole file, wherever gzip has stopped
+                    pass
         except (FileNotFoundError, IsADirectoryError):
             raise DataError(f"{self.path}: no such file. Give the path of a .jsonl or .jsonl.gz file.") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -97,18 +105,33 @@ def load_windows(path: str | Path, *, labelled: bool = True) -> list[Window]:
 
 def raw_rows(path: Path) -> Iterator[bytes]:
     """The lines of a file that hold rows, as they stand."""
-    with _opened(path) as stream:
-        yield from (line for line in stream if not line.isspace())
+    with path.open("rb") as stream, _lines(path, stream) as lines:
+        yield from (line for line in lines if not line.isspace())
 
 
-def _opened(path: Path) -> AbstractContextManager[Iterable[bytes]]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _lines(path: Path, stream: BinaryIO) -> Iterator[Iterable[bytes]]:
+    if path.suffix == ".gz":
+        with gzip.open(stream) as unpacked:
+            yield unpacked
+    else:
+        yield stream
 
 
-def _hashed(lines: Iterable[bytes], digest: Hash) -> Iterator[bytes]:
-    for line in lines:
-        digest.update(line)
-        yield line
+class _Hashed(io.RawIOBase):
+    """A file whose bytes go into a digest as they are read."""
+
+    def __init__(self, file: io.FileIO, digest: Hash) -> None:
+        self._file = file
+        self._digest = digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        count = self._file.readinto(buffer) or 0
+        self._digest.update(memoryview(buffer)[:count])
+        return count
 
 
 def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> Iterator[Window]:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import orjson
 from filelock import FileLock, Timeout
 
-from ml.errors import ConfigError, RunLocked
+from ml.errors import ConfigError, DataError, RunLocked
 from ml.output.checkpoint import CheckpointFolder
 from ml.output.files import make_folder, write_bytes
 from ml.output.metrics_log import MetricsLog
@@ -23,7 +25,7 @@ from ml.output.metrics_log import MetricsLog
 _OWNER = re.compile(r"process ([0-9]+) on (\S+) since \S+")
 _WRITTEN = (
     r"checkpoint_(epoch|step)_[0-9]+\.pt|config\.yaml|metrics\.jsonl|training_summary\.json|report\.html|run\.owner"
-    r"|tracking\.json"
+    r"|tracking\.json|runs\.json|(train|val|test)\.jsonl"
 )
 _SCRATCH_FILE = re.compile(rf"\.({_WRITTEN})\.[a-z0-9_]{{8}}\.tmp")  # as tempfile makes names
 _SCRATCH_FOLDER = re.compile(r"\.export\.[a-z0-9_]{8}")
@@ -87,7 +89,7 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Delete what a killed process left under scratch names of this class; only the owner may."""
-        for path in [*self.root.glob(".*"), *(self.root / "checkpoints").glob(".*")]:
+        for path in [path for place in (".*", "checkpoints/.*", "rows/fold_*/.*") for path in self.root.glob(place)]:
             if _SCRATCH_FOLDER.fullmatch(path.name):
                 shutil.rmtree(path)
             elif _SCRATCH_FILE.fullmatch(path.name):
@@ -99,6 +101,26 @@ class RunFolder:
         with tempfile.TemporaryDirectory(prefix=".export.", dir=self.root, ignore_cleanup_errors=True) as name:
             yield Path(name)
 
+    def read_summary(self) -> dict[str, Any]:
+        """What the run ended with. Raises DataError if the file is not that any more."""
+        try:
+            summary = orjson.loads(self.summary.read_bytes())
+            fault = "" if isinstance(summary, dict) and isinstance(summary.get("data"), dict) else "it has no data"
+        except orjson.JSONDecodeError as error:
+            fault = f"it is not valid JSON: {error}"
+        if fault:
+            raise DataError(
+                f"{self.summary}: must be the JSON object that a run ends with, but {fault}. "
+                f"Run ctxtrain export {self.root}, which writes it again."
+            )
+        return summary  # type: ignore[no-any-return]  # as JSON is
+
+    def holds(self) -> list[str]:
+        """What lies here under the names of what a run writes."""
+        files = (self.config, self.best_model, self.summary, self.report, self.export, self.zip, self.metrics.path)
+        found = [path.name for path in files if path.exists()]
+        return found + [f"checkpoints/{path.name}" for path, _, _ in self.checkpoints(0).files()]
+
     def refuse_other_run(self, *, resume: bool) -> None:
         """Raises ConfigError if the folder holds a run that is not to be resumed, or files of a run's names."""
         if resume:
@@ -108,10 +130,7 @@ class RunFolder:
                 f"output_dir must be new, {self.root} holds a run already. "
                 "Continue it with --resume, or use another output_dir."
             )
-        files = (self.best_model, self.summary, self.report, self.export, self.zip, self.metrics.path)
-        found = [path.name for path in files if path.exists()]
-        found += [f"checkpoints/{path.name}" for path, _, _ in self.checkpoints(0).files()]
-        if found:
+        if found := self.holds():
             raise ConfigError(
                 f"output_dir must hold no file that the run would write over, {self.root} has {', '.join(found)}. "
                 "Use another output_dir."

@@ -52,7 +52,7 @@ def make_summary(
     """Everything a reader needs to believe or doubt the run; `assessment` is that of `assess_export`."""
     test = exported.test
     leaked = data["leaked"]
-    mark = {"leaked": leaked} if leaked else {}
+    mark = leak_mark(leaked)
     return {
         "model": dict(model),
         "data": dict(data),
@@ -61,8 +61,7 @@ def make_summary(
         "best": {"epoch": best_epoch, **exported.validation} | mark,
         "test": test and {**test, **mark},
         "targets": [target | mark for target in assessment["targets"]],
-        "targets_judged_on": ("validation rows" if test is None else "test rows")
-        + (f" (LEAKED: {leaked})" if leaked else ""),
+        "targets_judged_on": f"{'validation rows' if test is None else 'test rows'}{leak_suffix(leaked)}",
         "chosen_on": "validation rows",
         "judged_rows_chose_the_epoch": test is None,
         "targets_met": all(target["met"] for target in assessment["targets"]),
@@ -92,12 +91,22 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 def warnings(leaked: str, unfinished: str | None) -> list[str]:
     """What is to be read before any figure."""
-    said = []
-    if leaked:
-        said.append(f"No figure here is to be believed, for rows are in two files: {leaked}.")
-    if unfinished:
-        said.append(f"This run is unfinished, it {unfinished}; test rows are not read before its end.")
-    return said
+    early = f"This run is unfinished, it {unfinished}; test rows are not read before its end." if unfinished else ""
+    return [said for said in (leaks_said(leaked), early) if said]
+
+
+def leak_mark(leaked: str) -> dict[str, str]:
+    """What every figure carries if rows stand in two files although they were allowed to."""
+    return {"leaked": leaked} if leaked else {}
+
+
+def leak_suffix(leaked: str) -> str:
+    """The same for a title."""
+    return f" (LEAKED: {leaked})" if leaked else ""
+
+
+def leaks_said(leaked: str) -> str:
+    return f"No figure here is to be believed, for rows are in two files: {leaked}." if leaked else ""
 
 
 def headline(summary: Mapping[str, Any]) -> str:
