@@ -98,7 +98,9 @@ class DataConfig(Section):
         False,
         description="Drop training rows that share bars with val or test, and val rows that share bars with test.",
     )
-    embargo: int = Field(0, ge=0, description="With purge, also drop rows within so many bars of the rows that judge.")
+    embargo: int = Field(
+        0, ge=0, description="With purge or folds, also drop rows within so many bars of the rows that judge."
+    )
     allow_leakage: bool = Field(
         False, description="Train although windows or ids stand in two files; every figure is then marked."
     )
@@ -263,8 +265,13 @@ class Config(Section):
             config = cls.model_validate(tree)
         except ValidationError as error:
             faults += [explain(detail, KEYS) for detail in error.errors(include_url=False)]
-        if _key(tree, "data", "val") is None and _key(tree, "evaluation", "folds") is None:
-            faults.append(required("data.val"))
+        if _key(tree, "evaluation", "folds") is None:
+            if _key(tree, "data", "val") is None:
+                faults.append(required("data.val"))
+            if _key(tree, "data", "embargo") and not _key(tree, "data", "purge"):
+                faults.append(
+                    "data.embargo drops rows only with data.purge=true or evaluation.folds. Add one, or leave it 0."
+                )
         if faults:
             raise ConfigError(faults)
         return config

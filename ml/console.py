@@ -73,7 +73,7 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
 
 def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
     """The end of several runs: each, their mean and spread, and the pooled scores with their intervals."""
-    from ml.output.summary import leak_suffix, leaks_said
+    from ml.output.summary import leak_suffix, verdict_of_several
 
     console, leaked = stdout(), leak_suffix(report["leaked"])
     table = Table(title=f"Runs{leaked}", title_justify="left")
@@ -93,12 +93,7 @@ def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
     print_metrics(report["pooled"])
     intervals = report["intervals"]
     console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
-    if leaked:
-        console.print(leaks_said(report["leaked"]), highlight=False, soft_wrap=not console.is_terminal)
-    if intervals["doubt"]:
-        console.print(f"The intervals are not to be trusted: {intervals['doubt']}.", highlight=False)
-    if report["runs"][0]["judged_rows_chose_the_epoch"]:
-        console.print("The rows that judge also chose the epochs, and so flatter; give data.test.", highlight=False)
+    console.print(verdict_of_several(report), highlight=False, soft_wrap=not console.is_terminal)
     console.print(str(Path(output_dir) / "runs.json"), highlight=False, markup=False, soft_wrap=True)
 
 

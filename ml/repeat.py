@@ -59,6 +59,8 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
     with folder.owned():
         if not resume:
             _refuse_other_runs(folder)
+        if config.evaluation.folds and (config.data.val or config.data.test):
+            reporter.say("note: evaluation.folds splits data.train; data.val and data.test are not read")
         runs, configs = [], _configs(config, folder.root)
         for number, (name, settings) in enumerate(configs.items(), start=1):
             reporter.say(f"run {number} of {len(configs)}: {name}")
@@ -160,13 +162,15 @@ def _finished(config: Config) -> dict[str, Any] | None:
 
 def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
     scores, baselines = summary["test"] or summary["best"], summary["baselines"]
+    best = baselines["scores"][baselines["best"]]
     return {
         "rows": summary["data"]["rows"],
         "purged": summary["data"]["purged"],
         "epoch": summary["best"]["epoch"],
         **{name: scores[name] for name in SPREAD},
         "best_baseline": baselines["best"],
-        "lead": scores["macro_f1"] - baselines["scores"][baselines["best"]]["macro_f1"],
+        "lead": scores["macro_f1"] - best["macro_f1"],
+        "beats_baseline": summary["intervals"]["trusted"] and best["difference"]["macro_f1"]["interval"][0] > 0,
         "judged_on": summary["targets_judged_on"],
         "judged_rows_chose_the_epoch": summary["judged_rows_chose_the_epoch"],
         **leak_mark(summary["data"]["leaked"]),

@@ -277,6 +277,8 @@ class TrainingPipeline:
                 found = self.checkpoints.resume_point(self.steps_per_epoch, self.reporter.say) if self.resume else None
                 if found:
                     self.load_checkpoint(found)
+                elif self.resume:
+                    self.reporter.say(f"note: {self.folder.root} has no checkpoint to go on from; the run begins anew")
             if is_main_process():
                 write_bytes(self.folder.config, self.config.with_absolute_paths().to_yaml().encode())
                 self.folder.metrics.cut_back(step=self.state.step, epoch=len(self.state.epochs))

@@ -56,8 +56,9 @@ def test_met_targets_end_with_0_and_say_so(
 ) -> None:
     names = ("accuracy", "macro_f1", "long_precision", "short_precision", "long_recall", "short_recall")
     config = make_config(*SHORT, *(f"targets.{name}=0" for name in names))
-    assert ends("train", file_of(config, tmp_path), "--require-targets") == 0
+    assert ends("train", file_of(config, tmp_path), "--require-targets", "--resume") == 0
     shown = capfd.readouterr().out
+    assert f"note: {config.output_dir} has no checkpoint to go on from; the run begins anew\n" in shown
     assert "All 6 targets are met on the validation rows, which also chose the epoch and so flatter." in shown
     assert "\x1b" not in shown  # no terminal, no escapes
     assert "epoch 1/1  step 7/7  loss " in shown

@@ -165,6 +165,13 @@ def test_required_keys_are_named() -> None:
     assert faults(tree=["a"]) == ['A config must be a mapping of sections, got ["a"].']
 
 
+def test_an_embargo_that_would_drop_nothing_is_refused() -> None:
+    (fault,) = faults("data.embargo=5")
+    assert fault.startswith("data.embargo drops rows only with data.purge=true or evaluation.folds.")
+    for other in ("data.purge=true", "evaluation.folds=2"):
+        assert with_overrides("data.embargo=5", other).data.embargo == 5
+
+
 @pytest.mark.parametrize(
     ("key", "written", "meant"),
     [

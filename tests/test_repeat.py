@@ -18,6 +18,7 @@ from ml.data.windows import WindowFile, load_windows
 from ml.errors import ConfigError, DataError, Interrupted, RunLocked
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
+from ml.output.summary import verdict
 from ml.repeat import run_several
 from tests.conftest import MakeConfig
 from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
@@ -113,7 +114,14 @@ def test_seeds_alone_say_that_validation_rows_flatter(
     assert [run["name"] for run in report["runs"]] == ["seed_1", "seed_2"]
     assert report["pooled"]["rows"] == 40
     assert report["intervals"]["blocks"] == 20  # rows, each answered by two seeds
-    assert "The rows that judge also chose the epochs, and so flatter; give data.test." in out
+    out = " ".join(out.split())
+    assert "on the judged rows of all runs together, which also chose the epoch and so flatter" in out
+    ahead, lead = sum(run["beats_baseline"] for run in report["runs"]), report["spread"]["lead"]
+    assert f"In {ahead} of 2 runs the model beats the best baseline beyond chance; in macro-F1 it leads by " in out
+    assert f"{lead['mean']:+.3f} on average, {lead['lowest']:+.3f} to {lead['highest']:+.3f}." in out
+    for run in report["runs"]:
+        summary = json.loads((Path(config.output_dir) / run["name"] / "training_summary.json").read_text())
+        assert run["beats_baseline"] == ("The model beats the best baseline" in verdict(summary))
     assert "deviation" in out
 
 

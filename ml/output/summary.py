@@ -95,6 +95,23 @@ def warnings(leaked: str, unfinished: str | None) -> list[str]:
     return [said for said in (leaks_said(leaked), early) if said]
 
 
+def verdict_of_several(report: Mapping[str, Any]) -> str:
+    """The same of `runs.json`."""
+    runs, lead = report["runs"], report["spread"]["lead"]
+    flatters = any(run["judged_rows_chose_the_epoch"] for run in runs)
+    where = {"targets_judged_on": "judged rows of all runs together", "judged_rows_chose_the_epoch": flatters}
+    ahead, doubt = sum(run["beats_baseline"] for run in runs), report["intervals"]["doubt"]
+    beaten = f"In {ahead} of {len(runs)} runs the model beats the best baseline beyond chance"
+    mean, lowest, highest = (f"{lead[name]:+.3f}" for name in ("mean", "lowest", "highest"))
+    said = [
+        leaks_said(report["leaked"]),
+        _of_targets({**report, **where}),
+        f"{beaten}; in macro-F1 it leads by {mean} on average, {lowest} to {highest}.",
+        f"The intervals are not to be trusted: {doubt}." if doubt else "",
+    ]
+    return " ".join(filter(None, said))
+
+
 def leak_mark(leaked: str) -> dict[str, str]:
     """What every figure carries if rows stand in two files although they were allowed to."""
     return {"leaked": leaked} if leaked else {}
