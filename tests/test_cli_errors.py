@@ -104,6 +104,31 @@ def test_a_missing_config_and_a_folder_that_is_no_run_are_refused(capsys: Captur
     ]
 
 
+def test_a_folder_where_a_file_is_wanted_is_named_as_one(capsys: Capture, tmp_path: Path, config: Path) -> None:
+    assert refused(capsys, USAGE, "train", tmp_path) == [
+        f"{tmp_path}: a config must be a file, and this is a folder. Give the path of a YAML file."
+    ]
+    assert refused(capsys, BAD_DATA, "train", config, f"data.val={tmp_path}") == [
+        f"{tmp_path}: rows must be in a file, and this is a folder. Give the path of a .jsonl or .jsonl.gz file."
+    ]
+
+
+@pytest.mark.parametrize("command", ["export", "report", "evaluate", "predict", "serve"])
+def test_a_folder_of_several_runs_is_named_as_one(
+    capsys: Capture, tmp_path: Path, files: dict[str, Path], command: str
+) -> None:
+    for name in ("seed_1", "seed_0"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text("")
+    (tmp_path / "runs" / "runs.json").write_text("{}")
+    rows = [files["good"]] if command in ("evaluate", "predict") else []
+    (line,) = refused(capsys, USAGE, command, tmp_path / "runs", *rows)
+    assert line == (
+        f"{tmp_path}/runs: must be one run, and it is a folder of runs: seed_0, seed_1. "
+        f"Give one, as {tmp_path}/runs/seed_0."
+    )
+
+
 def test_a_base_whose_tokenizer_is_none_is_refused(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     (line,) = refused(capsys, USAGE, "check", files["good"], "--base", tmp_path)
@@ -196,6 +221,27 @@ def test_a_model_that_is_none_is_refused(capsys: Capture, tmp_path: Path, files:
     assert line.endswith("Copy or export it again.")
     (line,) = refused(capsys, BAD_DATA, "predict", files["good"].parent, files["good"])
     assert line.endswith("not an export, it has no manifest.json. Give a folder or zip made by export.")
+
+
+def test_a_file_that_is_no_model_is_refused_with_the_order_of_the_arguments(
+    capsys: Capture, tmp_path: Path, files: dict[str, Path], config: Path
+) -> None:
+    for command, path in (("predict", files["good"]), ("evaluate", files["good"]), ("predict", config)):
+        (line,) = refused(capsys, BAD_DATA, command, path, tmp_path)
+        assert line == (
+            f"{path}: a model must be a run folder, an export folder or a final_model.zip, and this file is no zip. "
+            "Give MODEL first, then DATA."
+        )
+
+
+def test_standard_input_is_read_by_predict_alone(capsys: Capture, files: dict[str, Path]) -> None:
+    code, out, _ = run(capsys, "check", files["good"], "-", "--json")
+    assert code == BAD_DATA
+    (fault,) = json.loads(out)["faults"]
+    assert fault == (
+        "-: rows must be in a file; of the commands only predict reads standard input. "
+        "Give the path of a .jsonl or .jsonl.gz file."
+    )
 
 
 # A good check

@@ -73,7 +73,7 @@ class WindowFile:
             with _opened(self.path) as stream:
                 yield from compress(parse_lines(_hashed(stream, digest), reading, labelled=self.labelled), self._kept)
         except (FileNotFoundError, IsADirectoryError):
-            raise DataError(f"{self.path}: no such file. Give the path of a .jsonl or .jsonl.gz file.") from None
+            raise DataError(f"{_no_file(self.path)}. Give the path of a .jsonl or .jsonl.gz file.") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{self.path}: not a whole gzip file ({error}). Compress or copy it again.") from None
         reading.sha256 = digest.hexdigest()
@@ -103,6 +103,14 @@ def raw_rows(path: Path) -> Iterator[bytes]:
 
 def _opened(path: Path) -> AbstractContextManager[Iterable[bytes]]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _no_file(path: Path) -> str:
+    if path.is_dir():
+        return f"{path}: rows must be in a file, and this is a folder"
+    if str(path) == "-":
+        return "-: rows must be in a file; of the commands only predict reads standard input"
+    return f"{path}: no such file"
 
 
 def _hashed(lines: Iterable[bytes], digest: Hash) -> Iterator[bytes]:
