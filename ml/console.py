@@ -161,47 +161,60 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def print_check(report: Mapping[str, Any]) -> None:
-    """Rows and classes, then in words: faults, leaks, what moved, lengths, fields, and the sum."""
+    """Rows and classes, then in words: faults, leaks, what to look at, lengths, fields, and the sum."""
     from ml.data.leaks import told
 
     console = stdout()
     console.print(_rows_table(report))
     lines = list(report["faults"])
     if report["fault_total"] > len(lines):
-        lines.append(f"… and {report['fault_total'] - len(lines):,} more faults")
-    lines += [f"{'leak' if leak['refused'] else 'look'}: {told(leak)}" for leak in report["leaks"]]
-    lines += [f"not looked for: {what}" for what in report["unchecked"]]
-    lines += [
-        f"{name}: {count:,} rows hold a window that an earlier row of the file holds"
+        lines.append(f"… and {_counted(report['fault_total'] - len(lines), 'more fault')}")
+    refused = [told(leak) for leak in report["leaks"] if leak["refused"]]
+    looks = _looks(report)
+    lines += [f"leak: {leak}" for leak in refused] + [f"look: {look}" for look in looks]
+    for name, tokens in report["tokens"].items():
+        bars = report["bars"][name]
+        lines.append(
+            f"{name}: {bars['shortest']} to {bars['longest']} bars, {tokens['shortest']} to {tokens['longest']} tokens "
+            f"(median {tokens['median']}); {_counted(tokens['rows_cut'], 'row')} longer than {tokens['max_tokens']:,}"
+        )
+    if report["unused_fields"]:
+        side = set(report["label_side_fields"])
+        unused = [f"{name} (label-side)" if name in side else name for name in report["unused_fields"]]
+        lines.append(f"unused, no model reads them: {', '.join(unused)}")
+    lines.append(
+        f"{_counted(report['fault_total'], 'fault')}, {_counted(len(refused), 'leak')} that training refuses, "
+        f"{_counted(len(looks), 'thing')} to look at"
+    )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _looks(report: Mapping[str, Any]) -> list[str]:
+    """What training would take, and a person should look at first."""
+    from ml.data.leaks import told
+
+    looks = [told(leak) for leak in report["leaks"] if not leak["refused"]]
+    looks += [f"not checked: {what}" for what in report["unchecked"]]
+    looks += [
+        f"{name}: {_counted(count, 'row')} with a window that an earlier row of the file holds"
         for name, count in report["duplicates"].items()
         if count
     ]
     for name, entries in report["drift"].items():
         if moved := [entry for entry in entries if entry["shifted"]]:
             named = ", ".join(f"{entry['feature']} {entry['psi']:.2f}" for entry in moved)
-            lines.append(f"{name} differs from train (population stability index above 0.25 and chance): {named}")
-    for name, tokens in report["tokens"].items():
-        bars = report["bars"][name]
-        lines.append(
-            f"{name}: {bars['shortest']} to {bars['longest']} bars, {tokens['shortest']} to {tokens['longest']} tokens "
-            f"(median {tokens['median']}); {tokens['rows_cut']:,} rows longer than {tokens['max_tokens']:,}"
-        )
+            looks.append(f"{name} differs from train (population stability index above 0.25 and chance): {named}")
     for name, partial in report["partial_fields"].items():
-        lines += [
-            f"{name}: {field} is in {count:,} rows only; a model reads what every row has"
+        looks += [
+            f"{name}: {field} is in {_counted(count, 'row')} only; a model reads what every row has"
             for field, count in partial.items()
         ]
-    if report["unused_fields"]:
-        side = set(report["label_side_fields"])
-        unused = [f"{name} (label-side)" if name in side else name for name in report["unused_fields"]]
-        lines.append(f"unused, no model reads them: {', '.join(unused)}")
-    refused = sum(leak["refused"] for leak in report["leaks"])
-    lines.append(
-        f"{report['fault_total']:,} faults, {refused} leaks that training refuses, "
-        f"{len(report['leaks']) - refused} things to look at"
-    )
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return looks
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _rows_table(report: Mapping[str, Any]) -> Table:
