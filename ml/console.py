@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+
+UNBOUNDED = 1000  # columns, of a terminal in which every table has the room that it wants
 
 
 class _Lasting:
@@ -54,9 +57,9 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
     from ml.output.summary import verdict  # only here, so that `check` needs no torch
 
     console = stdout()
-    console.print(_targets(summary))
+    _print_table(console, _targets(summary), _targets(summary, priorities=False))
     print_metrics(summary["test"] or summary["best"])
-    console.print(_baselines(summary))
+    _print_table(console, _baselines(summary))
     intervals = summary["intervals"]
     console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
     console.print(verdict(summary), highlight=False, soft_wrap=not console.is_terminal)
@@ -65,7 +68,7 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
         f"epoch {best['epoch']} of {len(summary['epochs'])}, temperature {calibration['temperature']:.3f}, "
         f"{model['trainable']:,} of {model['parameters']:,} parameters trained ({model['trainable_share']:.2%})",
         highlight=False,
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
     for name in ("final_model.zip", "report.html", "training_summary.json"):
         console.print(str(Path(output_dir) / name), highlight=False, markup=False, soft_wrap=True)
@@ -85,8 +88,9 @@ def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
     for what in ("mean", "deviation"):
         figures = [f"{report['spread'][name][what]:.3f}" for name in ("macro_f1", "accuracy")]
         table.add_row(what, "", *figures, "", f"{report['spread']['lead'][what]:+.3f}".lstrip("+"), style="bold")
-    console.print(table)
-    console.print(_targets({**report, "targets_judged_on": "the judged rows of all runs together"}))
+    _print_table(console, table)
+    together = {**report, "targets_judged_on": "the judged rows of all runs together"}
+    _print_table(console, _targets(together), _targets(together, priorities=False))
     print_metrics(report["pooled"])
     intervals = report["intervals"]
     console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
@@ -97,19 +101,45 @@ def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
     console.print(str(Path(output_dir) / "runs.json"), highlight=False, markup=False, soft_wrap=True)
 
 
-def _targets(summary: Mapping[str, Any]) -> Table:
+def _print_table(console: Console, *tables: Table) -> None:
+    """The first table that fits, else the last without rules. No cell is cut; words may stand on several lines."""
+    for table in tables:
+        for column in table.columns:
+            texts = [str(text) for text in (column.header, *column.cells)]
+            column.no_wrap = column.justify == "right"
+            whole = texts if column.no_wrap else [word for text in texts for word in text.split()]
+            column.min_width = max(map(len, whole), default=0)
+    fitting = next((table for table in tables if _fits(console, table)), None)
+    if fitting is None:
+        fitting = tables[-1]
+        fitting.box, fitting.pad_edge, fitting.collapse_padding = None, False, True
+        if (least := _measured(console, fitting).minimum) > console.width:
+            fitting.width = least
+    console.print(fitting, crop=False)
+
+
+def _fits(console: Console, table: Table) -> bool:
+    return _measured(console, table).maximum <= console.width
+
+
+def _measured(console: Console, table: Table) -> Measurement:
+    return console.measure(table, options=console.options.update(width=UNBOUNDED))
+
+
+def _targets(summary: Mapping[str, Any], *, priorities: bool = True) -> Table:
     table = Table(title=f"Targets, judged on {summary['targets_judged_on']}", title_justify="left")
-    for column in ("metric", "value", "95 %", "target", "", "priority"):
+    for column in ("metric", "value", "95 %", "target", "", "priority")[: 6 if priorities else 5]:
         table.add_column(column, justify="right" if column in ("value", "95 %", "target") else "left")
     for target in summary["targets"]:
-        table.add_row(
+        cells = [
             target["metric"],
             f"{target['value']:.3f}",
             interval_text(target["interval"]),
             f"{target['target']:.2f}",
             target["verdict"].replace("met, but within chance", "within chance"),
             target["priority"],
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 
@@ -137,27 +167,32 @@ def interval_text(interval: Sequence[float] | None) -> str:
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Scores per class with the confusion matrix, and the overall figures."""
     console = stdout()
-    table = Table()
-    columns = [
-        "class",
-        "precision",
-        "recall",
-        "F1",
-        "windows",
-        *(f"→ {label}" for label in metrics["per_class"]),
-    ]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for row, (label, scores) in enumerate(metrics["per_class"].items()):
-        figures = [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
-        table.add_row(label, *figures, str(scores["support"]), *map(str, metrics["confusion"][row]))
-    console.print(table)
+    whole = _classes(metrics, scores=True, calls=True)
+    if _fits(console, whole):
+        _print_table(console, whole)
+    else:
+        _print_table(console, _classes(metrics, scores=True, calls=False))
+        _print_table(console, _classes(metrics, scores=False, calls=True))
     console.print(
         f"accuracy {metrics['accuracy']:.3f}  macro-F1 {metrics['macro_f1']:.3f}  NLL {metrics['nll']:.3f}  "
         f"ECE {metrics['ece']:.3f}  windows {metrics['rows']:,}",
         highlight=False,
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
+
+
+def _classes(metrics: Mapping[str, Any], *, scores: bool, calls: bool) -> Table:
+    """A line a class: its scores, and how many of its windows were called what."""
+    table = Table()
+    names = ("precision", "recall", "F1", "windows") if scores else ()
+    table.add_column("class")
+    for column in (*names, *(f"→ {label}" for label in (metrics["per_class"] if calls else ()))):
+        table.add_column(column, justify="right")
+    for row, (label, found) in enumerate(metrics["per_class"].items()):
+        figures = [f"{found[name]:.3f}" for name in ("precision", "recall", "f1")] + [str(found["support"])]
+        counts = map(str, metrics["confusion"][row])
+        table.add_row(label, *(figures if scores else ()), *(counts if calls else ()))
+    return table
 
 
 def print_check(report: Mapping[str, Any]) -> None:
@@ -165,7 +200,7 @@ def print_check(report: Mapping[str, Any]) -> None:
     from ml.data.leaks import told
 
     console = stdout()
-    console.print(_rows_table(report))
+    _print_table(console, _rows_table(report))
     lines = list(report["faults"])
     if report["fault_total"] > len(lines):
         lines.append(f"… and {_counted(report['fault_total'] - len(lines), 'more fault')}")
