@@ -179,17 +179,32 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
+    absent = metrics["absent"]
+    if absent:
+        verbs = ("has", "counts") if len(absent) == 1 else ("have", "count")
+        console.print(
+            f"absent: {', '.join(absent)} {verbs[0]} no windows and {verbs[1]} 0 in macro-F1", highlight=False
+        )
+    for label, calls in _calls(metrics).items():
+        if not calls and label not in absent:
+            console.print(f"never called: {label}; its precision counts 0", highlight=False)
+
+
+def _calls(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """How many windows were called each class."""
+    return dict(zip(metrics["per_class"], map(sum, zip(*metrics["confusion"], strict=True)), strict=True))
 
 
 def _classes(metrics: Mapping[str, Any], *, scores: bool, calls: bool) -> Table:
-    """A line a class: its scores, and how many of its windows were called what."""
-    table = Table()
+    """A line a class: its scores, – where no windows or calls define one, and how many windows were called what."""
+    table, called = Table(), _calls(metrics)
     names = ("precision", "recall", "F1", "windows") if scores else ()
     table.add_column("class")
     for column in (*names, *(f"→ {label}" for label in (metrics["per_class"] if calls else ()))):
         table.add_column(column, justify="right")
     for row, (label, found) in enumerate(metrics["per_class"].items()):
-        figures = [f"{found[name]:.3f}" for name in ("precision", "recall", "f1")] + [str(found["support"])]
+        wholes = {"precision": called[label], "recall": found["support"], "f1": found["support"]}
+        figures = [f"{found[name]:.3f}" if whole else "–" for name, whole in wholes.items()] + [str(found["support"])]
         counts = map(str, metrics["confusion"][row])
         table.add_row(label, *(figures if scores else ()), *(counts if calls else ()))
     return table

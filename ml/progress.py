@@ -76,7 +76,10 @@ class Reporter:
             "val loss": f"{record['loss']:.4f}",
             "accuracy": f"{record['accuracy']:.3f}",
             "macro-F1": f"{record['macro_f1']:.3f}",
-            **{f"{label} F1": f"{scores['f1']:.3f}" for label, scores in record["per_class"].items()},
+            **{
+                f"{label} F1": "–" if label in record.get("absent", ()) else f"{scores['f1']:.3f}"
+                for label, scores in record["per_class"].items()
+            },
         }
         gap, mark = "  ", "  best so far"
         narrow = self.console.is_terminal and self.console.width < len(gap.join(figures) + mark)

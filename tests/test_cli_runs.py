@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from ml.cli import main
 from ml.config import Config
-from ml.console import interval_text, print_summary
+from ml.console import interval_text, print_metrics, print_summary
+from ml.evaluation.metrics import evaluate_logits
 from ml.labels import LABELS
 from ml.output.run_folder import RunFolder
 from ml.progress import Reporter
@@ -196,6 +197,47 @@ def narrow_run(tiny_base: Path, tiny_rows: dict[str, str], tmp_path_factory: pyt
     assert summary
     assert np.array(summary["best"]["confusion"]).sum(axis=0).all()
     return summary
+
+
+@pytest.mark.parametrize(
+    ("labels", "called", "rows", "said"),
+    [
+        (
+            [0, 0, 0],
+            [0, 1, 0],
+            [("LONG", "1.000", "0.667", "0.800", "3"), ("SHORT", "0.000", "–", "–", "0"), ("SKIP", "–", "–", "–", "0")],
+            ["absent: SHORT, SKIP have no windows and count 0 in macro-F1"],
+        ),
+        (
+            [0, 1, 1],
+            [0, 0, 0],
+            [("LONG", "0.333", "1.000", "0.500", "1"), ("SHORT", "–", "0.000", "0.000", "2")],
+            ["absent: SKIP has no windows and counts 0 in macro-F1", "never called: SHORT; its precision counts 0"],
+        ),
+        ([0, 1, 2], [0, 1, 2], [("SKIP", "1.000", "1.000", "1.000", "1")], []),
+    ],
+)
+def test_a_score_that_is_not_defined_is_shown_as_none_and_said_to_count_0(
+    labels: list[int],
+    called: list[int],
+    rows: list[tuple[str, ...]],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_metrics(evaluate_logits(np.eye(3)[called] * 5, np.array(labels)))
+    shown = capsys.readouterr().out
+    for cells in rows:
+        assert rows_shown(shown, *cells), (cells, shown)
+    assert shown.splitlines()[-len(said) - 1].startswith("accuracy ")
+    assert shown.splitlines()[len(shown.splitlines()) - len(said) :] == said
+
+
+def test_an_epoch_shows_no_f1_of_a_class_without_validation_rows() -> None:
+    stream = io.StringIO()
+    Reporter(Console(file=stream)).epoch_done(record(1, 0.6) | {"absent": ["SHORT"]}, best=False)
+    assert stream.getvalue().splitlines()[1].split()[-3:] == ["0.500", "–", "0.500"]
 
 
 def test_a_narrow_terminal_shows_the_epochs_and_the_bar_with_whole_figures() -> None:
