@@ -236,7 +236,9 @@ def serve(
 def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Export the best epoch of a run again."""
     from ml.config import Config
+    from ml.output.run_folder import refuse_several
 
+    refuse_several(run)
     if not (run / "config.yaml").exists():
         raise ConfigError(f"{run}: no run folder, it has no config.yaml. Give the output_dir of a run.")
     settings = Config.load(run / "config.yaml").model_copy(update={"output_dir": str(run)})
@@ -251,8 +253,9 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write the report of a run again."""
     from ml.output.report import write_report
-    from ml.output.run_folder import RunFolder
+    from ml.output.run_folder import RunFolder, refuse_several
 
+    refuse_several(run)
     folder = RunFolder(run)
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")

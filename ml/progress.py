@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 LINES_PER_EPOCH = 4
+SHORTEST_BAR = 5
+TIME_LEFT = "0:00:00"
 
 
 class Reporter:
@@ -39,17 +44,19 @@ class Reporter:
         start = time.monotonic()
         seen = 0
         step = done
-        best = "" if self._best is None else f"  best macro-F1 {self._best:.3f}"
-        with self._bar(f"epoch {number}/{epochs}", epochs * steps, (number - 1) * steps + done) as advance:
+        best = [] if self._best is None else [f"best macro-F1 {self._best:.3f}"]
+        what, total = f"epoch {number}/{epochs}", epochs * steps
+        room = self.console.width - len(f"{what} {total}/{total} {TIME_LEFT}  ") - SHORTEST_BAR
+        with self._bar(what, total, (number - 1) * steps + done) as advance:
 
             def after_step(loss: float, learning_rate: float, windows: int) -> None:
                 nonlocal seen, step
                 seen, step = seen + windows, step + 1
                 rate = seen / max(time.monotonic() - start, 1e-9)
-                status = f"loss {loss:.4f}  lr {learning_rate:.2e}  {rate:,.0f} windows/s"
-                advance(1, f"step {step}/{steps}  {status}{best}")
+                at, rates = f"step {step}/{steps}", [f"lr {learning_rate:.2e}", f"{rate:,.0f} windows/s"]
+                advance(1, _fitting([f"loss {loss:.4f}", *best, *reversed(rates), at], room))
                 if not self.console.is_terminal and (step % max(1, steps // LINES_PER_EPOCH) == 0 or step == steps):
-                    self.say(f"epoch {number}/{epochs}  step {step}/{steps}  {status}")
+                    self.say("  ".join([what, at, f"loss {loss:.4f}", *rates]))
 
             yield after_step
 
@@ -64,25 +71,35 @@ class Reporter:
         if best:
             self._best = record["macro_f1"]
         figures = {
-            "train loss": record["train_loss"],
-            "val loss": record["loss"],
-            "accuracy": record["accuracy"],
-            "macro-F1": record["macro_f1"],
-            **{f"{label} F1": scores["f1"] for label, scores in record["per_class"].items()},
+            "epoch done": str(record["epoch"]),
+            "train loss": f"{record['train_loss']:.4f}",
+            "val loss": f"{record['loss']:.4f}",
+            "accuracy": f"{record['accuracy']:.3f}",
+            "macro-F1": f"{record['macro_f1']:.3f}",
+            **{
+                f"{label} F1": "–" if label in record.get("absent", ()) else f"{scores['f1']:.3f}"
+                for label, scores in record["per_class"].items()
+            },
         }
-        if not self._headed:
-            self.say("epoch done  " + "  ".join(figures))
-            self._headed = True
-        cells = [f"{value:{len(name)}.{4 if 'loss' in name else 3}f}" for name, value in figures.items()]
-        self.say(f"{record['epoch']:10}  {'  '.join(cells)}{'  best so far' if best else ''}")
+        gap, mark = "  ", "  best so far"
+        narrow = self.console.is_terminal and self.console.width < len(gap.join(figures) + mark)
+        if narrow:
+            gap, mark = " ", "  best"
+        heads = [re.split("[ -]", name) if narrow else [name] for name in figures]
+        widths = [max(map(len, [*head, figure])) for head, figure in zip(heads, figures.values(), strict=True)]
+        lines = list(zip_longest(*heads, fillvalue="")) if not self._headed else []
+        for cells in [*lines, tuple(figures.values())]:
+            line = gap.join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            self.say(f"{line}{mark if best and cells not in lines else ''}")
+        self._headed = True
 
     @contextmanager
     def _bar(self, what: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[status]}"),
             console=self.console,
             transient=True,
@@ -91,3 +108,13 @@ class Reporter:
         with bar:
             task = bar.add_task(what, total=total, completed=done, status="")
             yield lambda count, status: bar.update(task, advance=count, status=status)
+
+
+def _fitting(parts: Sequence[str], room: int) -> str:
+    """As many of the parts, from the first, as there is room for."""
+    shown = ""
+    for part in parts:
+        if len(shown) + len(part) > room:
+            break
+        shown += f"{part}  "
+    return shown.rstrip()

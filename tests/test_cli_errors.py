@@ -104,6 +104,31 @@ def test_a_missing_config_and_a_folder_that_is_no_run_are_refused(capsys: Captur
     ]
 
 
+def test_a_folder_where_a_file_is_wanted_is_named_as_one(capsys: Capture, tmp_path: Path, config: Path) -> None:
+    assert refused(capsys, USAGE, "train", tmp_path) == [
+        f"{tmp_path}: a config must be a file, and this is a folder. Give the path of a YAML file."
+    ]
+    assert refused(capsys, BAD_DATA, "train", config, f"data.val={tmp_path}") == [
+        f"{tmp_path}: rows must be in a file, and this is a folder. Give the path of a .jsonl or .jsonl.gz file."
+    ]
+
+
+@pytest.mark.parametrize("command", ["export", "report", "evaluate", "predict", "serve"])
+def test_a_folder_of_several_runs_is_named_as_one(
+    capsys: Capture, tmp_path: Path, files: dict[str, Path], command: str
+) -> None:
+    for name in ("seed_1", "seed_0"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text("")
+    (tmp_path / "runs" / "runs.json").write_text("{}")
+    rows = [files["good"]] if command in ("evaluate", "predict") else []
+    (line,) = refused(capsys, USAGE, command, tmp_path / "runs", *rows)
+    assert line == (
+        f"{tmp_path}/runs: must be one run, and it is a folder of runs: seed_0, seed_1. "
+        f"Give one, as {tmp_path}/runs/seed_0."
+    )
+
+
 def test_a_base_whose_tokenizer_is_none_is_refused(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     (line,) = refused(capsys, USAGE, "check", files["good"], "--base", tmp_path)
@@ -187,9 +212,18 @@ def test_the_faults_of_all_files_come_at_once(capsys: Capture, files: dict[str, 
     assert len(lines) == 2
 
 
-def test_training_rows_of_one_class_are_refused(capsys: Capture, files: dict[str, Path], config: Path) -> None:
+def test_training_rows_of_one_class_are_refused_and_a_check_says_so(
+    capsys: Capture, tmp_path: Path, files: dict[str, Path], config: Path
+) -> None:
     (line,) = refused(capsys, BAD_DATA, "train", config, f"data.train={files['one_class']}")
     assert line == "the training rows must have every class, got LONG 0, SHORT 0, SKIP 4. Add rows of LONG, SHORT."
+    code, out, err = run(capsys, "check", files["one_class"], files["good"])
+    assert (code, err) == (BAD_DATA, "")
+    assert line in out.splitlines()
+    assert out.splitlines()[-1].startswith("1 fault, ")
+    skips = write_rows(tmp_path / "skips.jsonl", [make_row("SKIP", seed=seed, flags=False) for seed in range(50, 54)])
+    code, out, err = run(capsys, "check", files["good"], skips)
+    assert (code, err) == (OK, "")  # where rows only judge, a class may lack
 
 
 def test_a_run_refused_for_its_rows_starts_with_the_same_command_once_they_are_mended(
@@ -206,6 +240,27 @@ def test_a_model_that_is_none_is_refused(capsys: Capture, tmp_path: Path, files:
     assert line.endswith("Copy or export it again.")
     (line,) = refused(capsys, BAD_DATA, "predict", files["good"].parent, files["good"])
     assert line.endswith("not an export, it has no manifest.json. Give a folder or zip made by export.")
+
+
+def test_a_file_that_is_no_model_is_refused_with_the_order_of_the_arguments(
+    capsys: Capture, tmp_path: Path, files: dict[str, Path], config: Path
+) -> None:
+    for command, path in (("predict", files["good"]), ("evaluate", files["good"]), ("predict", config)):
+        (line,) = refused(capsys, BAD_DATA, command, path, tmp_path)
+        assert line == (
+            f"{path}: a model must be a run folder, an export folder or a final_model.zip, and this file is no zip. "
+            "Give MODEL first, then DATA."
+        )
+
+
+def test_standard_input_is_read_by_predict_alone(capsys: Capture, files: dict[str, Path]) -> None:
+    code, out, _ = run(capsys, "check", files["good"], "-", "--json")
+    assert code == BAD_DATA
+    (fault,) = json.loads(out)["faults"]
+    assert fault == (
+        "-: rows must be in a file; of the commands only predict reads standard input. "
+        "Give the path of a .jsonl or .jsonl.gz file."
+    )
 
 
 # A good check
@@ -247,7 +302,8 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     assert "data.purge=true drops these 12 of 12 train events." in out
     assert "unused, no model reads them: bars.label_reason (label-side), conditions_met (label-side), mood" in out
     assert re.search(r"^train: 30 to 30 bars, \d+ to \d+ tokens \(median \d+\); \d+ rows longer than 70$", out, re.M)
-    assert out.splitlines()[-1] == "0 faults, 2 leaks that training refuses, 1 things to look at"
+    assert "look: not checked: label told by one field: it takes 30 training rows" in out
+    assert out.splitlines()[-1] == "0 faults, 2 leaks that training refuses, 2 things to look at"
 
 
 def test_a_check_counts_rows_that_stand_twice_in_a_file(capsys: Capture, tmp_path: Path) -> None:
@@ -255,7 +311,30 @@ def test_a_check_counts_rows_that_stand_twice_in_a_file(capsys: Capture, tmp_pat
     again = [row | {"id": f"again-{n}"} for n, row in enumerate(rows[:3])]
     code, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", [*rows, *again]))
     assert code == OK
-    assert "train: 3 rows hold a window that an earlier row of the file holds" in out
+    assert "look: train: 3 rows with a window that an earlier row of the file holds" in out
+    _, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", [*rows, *again[:1]]))
+    assert "look: train: 1 row with a window that an earlier row of the file holds" in out
+
+
+def test_a_check_counts_all_that_it_tells_its_reader_to_look_at(capsys: Capture, tmp_path: Path) -> None:
+    rows = [make_row(LABELS[n % 3], seed=n, flags=False, place=False) for n in range(120)]
+    train, val = rows[:60], rows[60:]
+    del bars_of(train[0])[3]["delta"]
+    for row in val:
+        row["current_bar"]["volume"] = 9_000
+    write_rows(tmp_path / "train.jsonl", [*train, train[1] | {"id": "again"}])
+    code, out, _ = run(capsys, "check", tmp_path / "train.jsonl", write_rows(tmp_path / "val.jsonl", val))
+    assert code == OK
+    *lines, total = out.splitlines()
+    looks = [line.removeprefix("look: ") for line in lines if line.startswith("look: ")]
+    assert [look.split(": ")[0].split(" (")[0] for look in looks] == [
+        "not checked",
+        "train",
+        "val differs from train",
+        "train",
+    ]
+    assert "train: delta is in 60 rows only; a model reads what every row has" in looks
+    assert total == f"0 faults, 0 leaks that training refuses, {len(looks)} things to look at"
 
 
 def test_a_check_names_what_later_files_lack(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
@@ -264,7 +343,8 @@ def test_a_check_names_what_later_files_lack(capsys: Capture, tmp_path: Path, fi
     code, out, _ = run(capsys, "check", files["good"], write_rows(tmp_path / "val.jsonl", rows))
     assert code == BAD_DATA
     assert f"{tmp_path}/val.jsonl:1: lacks delta, which the model was trained on" in out
-    assert "val: delta is in 9 rows only; a model reads what every row has" in out
+    assert "look: val: delta is in 9 rows only; a model reads what every row has" in out
+    assert out.splitlines()[-1].startswith("1 fault, 0 leaks that training refuses, ")
 
 
 def test_a_check_counts_the_faults_that_it_does_not_show(capsys: Capture, tmp_path: Path) -> None:
@@ -274,6 +354,8 @@ def test_a_check_counts_the_faults_that_it_does_not_show(capsys: Capture, tmp_pa
         "… and 30 more faults",
         "130 faults, 0 leaks that training refuses, 0 things to look at",
     ]
+    _, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["[]"] * 101))
+    assert out.splitlines()[-2] == "… and 1 more fault"
 
 
 # Whole processes

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -18,10 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from ml.cli import main
 from ml.config import Config
+from ml.console import interval_text, print_metrics, print_summary
+from ml.evaluation.metrics import evaluate_logits
 from ml.labels import LABELS
 from ml.output.run_folder import RunFolder
 from ml.progress import Reporter
-from tests.conftest import MakeConfig
+from ml.train import TrainingPipeline
+from tests.conftest import MakeConfig, short_run
 from tests.tiny_models import build_tiny
 
 SHORT = ("training.epochs=1", "training.warmup_steps=0")
@@ -149,6 +154,109 @@ def test_epochs_are_lines_of_one_table_and_the_bar_names_the_best_so_far() -> No
     assert table[0] == ["1", "0.2500", "0.5000", "0.700", "0.600", "0.500", "0.500", "0.500", "best", "so", "far"]
     assert "best" not in table[1] + table[2]
     assert any("step 1/4" in line and "9/12" in line and "best macro-F1 0.600" in line for line in lines)
+
+
+def rows_shown(shown: str, *cells: str) -> list[str]:
+    """The lines that hold these cells next to each other."""
+    row = r"[ │┃]+".join(map(re.escape, cells))
+    return [line for line in shown.splitlines() if re.search(rf"(?<![\w.]){row}(?![\w.])", line)]
+
+
+@pytest.mark.parametrize("width", [120, 80, 79, 70, 60, 30])
+def test_no_figure_of_a_table_is_cut_however_narrow_the_terminal(
+    narrow_run: dict[str, Any], width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_summary(narrow_run, "runs/narrow")
+    shown, best = capsys.readouterr().out, narrow_run["best"]
+    tables: list[list[tuple[str, ...]]] = [
+        [(row["metric"], f"{row['value']:.3f}", interval_text(row["interval"])) for row in narrow_run["targets"]],
+        [
+            (
+                *(f"{row[name]:.3f}" for name in ("macro_f1", "accuracy", "nll")),
+                f"{row['difference']['macro_f1']['value']:+.3f}",
+                interval_text(row["difference"]["macro_f1"]["interval"]),
+            )
+            for row in narrow_run["baselines"]["scores"].values()
+        ],
+        [(label, f"{best['per_class'][label]['precision']:.3f}") for label in LABELS],
+        [tuple(map(str, row)) for row in best["confusion"]],
+        [tuple(f"→ {label}" for label in LABELS), ("precision", "recall", "F1", "windows")],
+    ]
+    for cells in chain.from_iterable(tables):
+        lines = rows_shown(shown, *cells)
+        assert lines, (cells, shown)
+        assert width < 60 or max(map(len, lines)) <= width
+    assert "…" not in shown
+
+
+@pytest.fixture(scope="module")
+def narrow_run(tiny_base: Path, tiny_rows: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of a run that has called every class."""
+    config = short_run(tiny_base, tiny_rows, tmp_path_factory.mktemp("narrow") / "run")
+    summary = TrainingPipeline(config).run()
+    assert summary
+    assert np.array(summary["best"]["confusion"]).sum(axis=0).all()
+    return summary
+
+
+@pytest.mark.parametrize(
+    ("labels", "called", "rows", "said"),
+    [
+        (
+            [0, 0, 0],
+            [0, 1, 0],
+            [("LONG", "1.000", "0.667", "0.800", "3"), ("SHORT", "0.000", "–", "–", "0"), ("SKIP", "–", "–", "–", "0")],
+            ["absent: SHORT, SKIP have no windows and count 0 in macro-F1"],
+        ),
+        (
+            [0, 1, 1],
+            [0, 0, 0],
+            [("LONG", "0.333", "1.000", "0.500", "1"), ("SHORT", "–", "0.000", "0.000", "2")],
+            ["absent: SKIP has no windows and counts 0 in macro-F1", "never called: SHORT; its precision counts 0"],
+        ),
+        ([0, 1, 2], [0, 1, 2], [("SKIP", "1.000", "1.000", "1.000", "1")], []),
+    ],
+)
+def test_a_score_that_is_not_defined_is_shown_as_none_and_said_to_count_0(
+    labels: list[int],
+    called: list[int],
+    rows: list[tuple[str, ...]],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_metrics(evaluate_logits(np.eye(3)[called] * 5, np.array(labels)))
+    shown = capsys.readouterr().out
+    for cells in rows:
+        assert rows_shown(shown, *cells), (cells, shown)
+    assert shown.splitlines()[-len(said) - 1].startswith("accuracy ")
+    assert shown.splitlines()[len(shown.splitlines()) - len(said) :] == said
+
+
+def test_an_epoch_shows_no_f1_of_a_class_without_validation_rows() -> None:
+    stream = io.StringIO()
+    Reporter(Console(file=stream)).epoch_done(record(1, 0.6) | {"absent": ["SHORT"]}, best=False)
+    assert stream.getvalue().splitlines()[1].split()[-3:] == ["0.500", "–", "0.500"]
+
+
+def test_a_narrow_terminal_shows_the_epochs_and_the_bar_with_whole_figures() -> None:
+    stream = io.StringIO()
+    reporter = Reporter(Console(file=stream, force_terminal=True, width=60))
+    reporter.epoch_done(record(299, 0.6), best=True)
+    with reporter.epoch(300, 300, steps=400, done=0) as after_step:
+        after_step(0.5, 1e-3, 8)
+        time.sleep(0.2)  # the bar is drawn ten times a second
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in stream.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 60
+    (row,) = [line.split() for line in lines if line.strip().startswith("299 ")]
+    assert row == ["299", "0.2500", "0.5000", "0.700", "0.600", "0.500", "0.500", "0.500", "best"]
+    (heads,) = [line.split() for line in lines if "macro" in line]
+    assert heads == ["epoch", "train", "val", "accuracy", "macro", *LABELS]
+    bars = [line for line in lines if "119601/120000" in line]
+    assert any("epoch 300/300" in bar and "loss 0.5000" in bar for bar in bars), lines
+    assert not any("…" in line for line in lines)
 
 
 def test_quiet_and_json_leave_standard_output_to_the_result(

@@ -302,9 +302,9 @@ def test_broken_yaml_is_refused_with_its_place(tmp_path: Path, text: str, place:
 
 
 def test_a_config_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(ConfigError, match=r"no such config file\. Give the path of a YAML file\."):
-            Config.load(path)
+    for name, fault in (("none.yaml", "no such config file"), ("", "a config must be a file, and this is a folder")):
+        with pytest.raises(ConfigError, match=rf": {fault}\. Give the path of a YAML file\."):
+            Config.load(tmp_path / name)
     (tmp_path / "latin.yaml").write_bytes(b"output_dir: caf\xe9\n")
     with pytest.raises(ConfigError, match=r"must be UTF-8 text, got .* at byte 15\."):
         Config.load(tmp_path / "latin.yaml")

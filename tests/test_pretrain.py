@@ -281,7 +281,7 @@ def test_sizes_that_make_no_qwen_are_refused(sizes: dict[str, int], tmp_path: Pa
 
 def test_a_recipe_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such config file"):
-        PretrainConfig.load(tmp_path)
+        PretrainConfig.load(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"output_dir: caf\xe9\n")
     with pytest.raises(ConfigError, match="must be UTF-8 text"):
         PretrainConfig.load(tmp_path / "latin.yaml")

@@ -80,8 +80,11 @@ def test_a_plain_file_named_gz_and_one_with_broken_bytes_are_refused(tmp_path: P
 
 
 def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.jsonl", tmp_path / "none.jsonl.gz", tmp_path):
-        with pytest.raises(DataError, match=r": no such file\. Give the path of a \.jsonl or \.jsonl\.gz file\."):
+    (tmp_path / "folder.gz").mkdir()
+    for name in ("none.jsonl", "none.jsonl.gz", "", "folder.gz"):
+        path = tmp_path / name
+        fault = "rows must be in a file, and this is a folder" if path.exists() else "no such file"
+        with pytest.raises(DataError, match=rf": {fault}\. Give the path of a \.jsonl or \.jsonl\.gz file\."):
             walk(path)
 
 

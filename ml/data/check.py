@@ -18,7 +18,7 @@ from ml.data.codec import Codec
 from ml.data.drift import drift
 from ml.data.leaks import find_leaks, unchecked
 from ml.data.rows import LABEL_SIDE
-from ml.data.sampling import by_label, class_counts
+from ml.data.sampling import by_label, class_counts, require_every_class
 from ml.data.survey import Survey, survey
 from ml.data.windows import WindowFile
 from ml.errors import MAX_FAULTS_SHOWN, ConfigError, DataError
@@ -47,6 +47,11 @@ def check_files(
                 texts[name], tokens[name] = _rendered(one, codec, tokenizer, max_tokens)
             except DataError as error:
                 faults, total = faults + error.faults, total + error.total
+    if "train" in found and not found["train"][1]:  # faulty rows may be those that lack
+        try:
+            require_every_class(class_counts(surveys["train"].class_numbers()))
+        except DataError as error:
+            faults, total = faults + error.faults, total + error.total
     ignored = {name for one, _ in found.values() for name in one.file.reading.ignored_fields}
     whole = "train" in surveys and texts.keys() == surveys.keys()
     return {

@@ -34,6 +34,14 @@ def class_counts(labels_N: Sequence[int] | Ints) -> Ints:
     return np.bincount(np.asarray(labels_N, dtype=np.int64), minlength=len(LABELS))
 
 
+def require_every_class(counts_C: Ints) -> None:
+    """Raises DataError if a class has no training rows."""
+    if (counts_C == 0).any():
+        missing = ", ".join(LABELS[c] for c in np.flatnonzero(counts_C == 0))
+        found = ", ".join(f"{label} {count}" for label, count in zip(LABELS, counts_C, strict=True))
+        raise DataError(f"the training rows must have every class, got {found}. Add rows of {missing}.")
+
+
 def oversampled_counts(
     counts_C: Ints, target: Literal["auto", "none"] | int = "auto", max_repeat: float | None = None
 ) -> Ints:
@@ -42,10 +50,7 @@ def oversampled_counts(
     `auto` is the largest class. With `max_repeat` a class grows to at most that many times its rows.
     Raises DataError if a class has no rows, since nothing can be drawn for it.
     """
-    if (counts_C == 0).any():
-        missing = ", ".join(LABELS[c] for c in np.flatnonzero(counts_C == 0))
-        found = ", ".join(f"{label} {count}" for label, count in zip(LABELS, counts_C, strict=True))
-        raise DataError(f"the training rows must have every class, got {found}. Add rows of {missing}.")
+    require_every_class(counts_C)
     wanted = {"auto": int(counts_C.max()), "none": 0}.get(str(target), target)
     raised = np.maximum(counts_C, int(wanted))
     if max_repeat is not None:

@@ -81,7 +81,7 @@ class WindowFile:
                 while stream.read(_CHUNK):  # the digest is that of the whole file, wherever gzip has stopped
                     pass
         except (FileNotFoundError, IsADirectoryError):
-            raise DataError(f"{self.path}: no such file. Give the path of a .jsonl or .jsonl.gz file.") from None
+            raise DataError(f"{_no_file(self.path)}. Give the path of a .jsonl or .jsonl.gz file.") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{self.path}: not a whole gzip file ({error}). Compress or copy it again.") from None
         reading.sha256 = digest.hexdigest()
@@ -132,6 +132,14 @@ class _Hashed(io.RawIOBase):
         count = self._file.readinto(buffer) or 0
         self._digest.update(memoryview(buffer)[:count])
         return count
+
+
+def _no_file(path: Path) -> str:
+    if path.is_dir():
+        return f"{path}: rows must be in a file, and this is a folder"
+    if str(path) == "-":
+        return "-: rows must be in a file; of the commands only predict reads standard input"
+    return f"{path}: no such file"
 
 
 def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> Iterator[Window]:

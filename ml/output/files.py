@@ -215,16 +215,18 @@ def check_manifest(folder: Path) -> None:
     except ValidationError as error:
         raise DataError(f"{folder / MANIFEST}: not a manifest ({error.error_count()} faults). Export again.") from None
     found = {name for name in files_below(folder) if name != MANIFEST}
-    faults = [f"{folder / name}: listed in {MANIFEST} but missing" for name in sorted(manifest.files.keys() - found)]
-    faults += [f"{folder / name}: not listed in {MANIFEST}" for name in sorted(found - manifest.files.keys())]
+    lost, added = sorted(manifest.files.keys() - found), sorted(found - manifest.files.keys())
+    faults = [f"{folder / name}: listed in {MANIFEST} but missing. Export again" for name in lost]
+    faults += [f"{folder / name}: not listed in {MANIFEST}. Remove it, or export again" for name in added]
     for name in sorted(found & manifest.files.keys()):
         digest = sha256_file(folder / name)
         if digest != manifest.files[name].sha256:
             faults.append(
-                f"{folder / name}: changed since the export; SHA-256 {digest}, not {manifest.files[name].sha256}"
+                f"{folder / name}: changed since the export; SHA-256 {digest}, not {manifest.files[name].sha256}. "
+                "Export again"
             )
     if faults:
-        raise DataError([f"{fault}. Export again or copy the whole export." for fault in faults])
+        raise DataError([f"{fault} or copy the whole export." for fault in faults])
 
 
 def pack(folder: Path, target: Path) -> None:

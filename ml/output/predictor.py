@@ -37,6 +37,7 @@ from ml.model.fast import FastClassifier, why_plain
 from ml.model.qwen import logits, quiet_transformers
 from ml.output.files import MANIFEST, check_manifest, sha256_file, unpack
 from ml.output.foreign import check_tokenizer, open_config, opening
+from ml.output.run_folder import refuse_several
 from ml.runtime import keep_freed_memory
 
 Ints = NDArray[np.int64]
@@ -115,6 +116,7 @@ class Predictor:
     @classmethod
     def load(cls, path: Path) -> Predictor:
         if path.is_file():
+            _refuse_other_file(path)
             with tempfile.TemporaryDirectory() as scratch:
                 unpack(path, Path(scratch))
                 return cls._load_folder(Path(scratch))
@@ -123,6 +125,8 @@ class Predictor:
         inner = path / EXPORT_FOLDER
         if not inner.is_dir() and (path / "config.yaml").exists():
             raise ConfigError(f"{path}: this run has no export yet. Finish it with train --resume, or run export.")
+        if not inner.is_dir() and not (path / MANIFEST).exists():
+            refuse_several(path)
         return cls._load_folder(inner if inner.is_dir() else path)
 
     @classmethod
@@ -231,6 +235,17 @@ class Predictor:
         if faults:
             raise DataError(faults)
         return windows
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Raises DataError for a file that neither is nor claims to be a zip, as rows in the place of the model."""
+    with path.open("rb") as stream:
+        is_zip = stream.read(4) == b"PK\3\4"
+    if not is_zip and path.suffix != ".zip":
+        raise DataError(
+            f"{path}: a model must be a run folder, an export folder or a final_model.zip, and this file is no zip. "
+            "Give MODEL first, then DATA."
+        )
 
 
 def _refuse_broken(logits_NC: NDArray[np.float64], places: Sequence[str]) -> None:
