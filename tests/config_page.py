@@ -25,6 +25,9 @@ All faults of a config are reported at once, an unknown key with the nearest kno
 code 2. Types are strict: `'3'` and `2.5` are no integers. An editor that reads `configs/config.schema.json` completes
 the keys: the first line of `configs/demo.yaml` shows how. `ctxtrain pretrain` has a config and keys of its own, at the
 end of this page.
+
+A relative path (`data.train`, `data.val`, `data.test`, `model.base`, `output_dir`) counts from the folder in which the
+command is typed, not from the folder of the config. The `config.yaml` in a run folder has all of them absolute.
 """
 PRETRAIN = """A file of its own, without overrides: `configs/pretrain.yaml` makes the embedded base, and with `base` and
 `data` a Qwen is adapted to unlabelled windows ([real-qwen.md](real-qwen.md))."""

@@ -118,7 +118,8 @@ def _no_file(path: Path) -> str:
         return f"{path}: rows must be in a file, and this is a folder"
     if str(path) == "-":
         return "-: rows must be in a file; of the commands only predict reads standard input"
-    return f"{path}: no such file"
+    where = "" if path.is_absolute() else f" in {Path.cwd()}, from which relative paths count"
+    return f"{path}: no such file{where}"
 
 
 def _hashed(lines: Iterable[bytes], digest: Hash) -> Iterator[bytes]:
