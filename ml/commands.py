@@ -267,8 +267,13 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
 
 
 @app.command()
-def pretrain(config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="As configs/pretrain.yaml.")]) -> None:
-    """Make a base, or adapt a Qwen to unlabelled windows."""
+def pretrain(
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG.yaml", help="As configs/pretrain.yaml; docs/config.md lists every key."),
+    ],
+) -> None:
+    """Make a base, or with base and data adapt a Qwen to unlabelled windows; output_dir says where it goes."""
     from ml.pretrain import PretrainConfig
     from ml.pretrain import pretrain as make_base
 

@@ -17,6 +17,8 @@ from pydantic_core import ErrorDetails
 from ml.errors import ConfigError, shown
 from ml.yaml_text import parse_yaml
 
+SCHEMA = "configs/config.schema.json"
+
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
     """Write each `section.key=value` into the tree; return the faults of those that cannot be written."""
@@ -40,11 +42,11 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str], keys: Sequen
     return faults
 
 
-def explain(detail: ErrorDetails, keys: Sequence[str]) -> str:
-    """One pydantic error as `dotted.key rule, got value.`"""
+def explain(detail: ErrorDetails, keys: Sequence[str], listed_in: str = SCHEMA) -> str:
+    """One pydantic error as `dotted.key rule, got value.`; `listed_in` is where a reader finds all keys."""
     key = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("function-"))
     if detail["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{key} is not a config key{_nearest(key, keys)}"
+        return f"{key} is not a config key{_nearest(key, keys, listed_in)}"
     if detail["type"] == "missing":
         return required(key)
     rule = re.sub(r"^(Input|List|String) should", "must", detail["msg"].removeprefix("Value error, "))
@@ -58,7 +60,7 @@ def required(key: str) -> str:
     return f"{key} is required. Set it in the config or as an override, {key}=…"
 
 
-def _nearest(name: str, keys: Sequence[str]) -> str:
+def _nearest(name: str, keys: Sequence[str], listed_in: str = SCHEMA) -> str:
     """`; did you mean section.key?`, or where the keys are listed.
 
     The nearest key has the same last part, or is most alike as a whole, or in its last part.
@@ -70,7 +72,7 @@ def _nearest(name: str, keys: Sequence[str]) -> str:
     alike = [by_leaf[leaf]] if leaf in by_leaf else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if not alike:
         alike = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)]
-    return f"; did you mean {alike[0]}?" if alike else "; the keys are listed in configs/config.schema.json."
+    return f"; did you mean {alike[0]}?" if alike else f"; the keys are listed in {listed_in}."
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -22,16 +22,18 @@ from typing import Any, Self
 import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from ml.config import Section
+from ml.config import SECTIONS, Section
+from ml.config_text import dotted_keys, explain
 from ml.data.batches import Tokens, collate, tokenise
 from ml.data.codec import fit_codec
 from ml.data.windows import load_windows
-from ml.errors import ConfigError
+from ml.errors import ConfigError, shown
 from ml.model.embedded import MAX_TOKENS, base_config, build_tokenizer
 from ml.model.qwen import base_path, load_tokenizer, quiet_transformers
 from ml.output.files import write_json
@@ -95,19 +97,30 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _base_needs_data(self) -> Self:
         if (self.base is None) != (not self.data):
-            raise ValueError("base and data must be given together: data holds the windows that base is adapted to")
+            found = f"got base {shown(self.base)} and data {shown(self.data)}"
+            raise ValueError(f"base and data, the windows that base is adapted to, must be given together, {found}")
         return self
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a YAML file. Raises ConfigError with every fault."""
+        tree = load_yaml(path)
+        of_train = [name for name in SECTIONS if isinstance(tree, dict) and isinstance(tree.get(name), dict)]
+        if not isinstance(tree, dict) or of_train:
+            found = f"sections of train: {', '.join(of_train)}" if of_train else shown(tree)
+            raise ConfigError(f"{path}: must hold keys of pretrain, got {found}. configs/pretrain.yaml is one.")
         try:
-            return cls.model_validate(load_yaml(path))
+            return cls.model_validate(tree)
         except ValidationError as error:
-            faults = error.errors(include_url=False)
-            raise ConfigError(
-                [f"{'.'.join(map(str, fault['loc'])) or path}: {fault['msg']}." for fault in faults]
-            ) from None
+            raise ConfigError([_explain(detail) for detail in error.errors(include_url=False)]) from None
+
+
+def _explain(detail: ErrorDetails) -> str:
+    if detail["type"] == "missing":
+        return f"{'.'.join(map(str, detail['loc']))} is required. Set it in the config."
+    if detail["type"] == "value_error":  # of several keys together: it names them and what they are
+        return f"{detail['msg'].removeprefix('Value error, ')}."
+    return explain(detail, dotted_keys(PretrainConfig), listed_in="docs/config.md")
 
 
 def pretrain(config: PretrainConfig, reporter: Reporter) -> dict[str, Any]:

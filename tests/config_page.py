@@ -1,4 +1,4 @@
-"""Write docs/config.md from the schema of ml/config.py.
+"""Write docs/config.md from the schemas of ml/config.py and ml/pretrain.py.
 
 python -m tests.config_page
 """
@@ -11,19 +11,26 @@ from typing import Any
 import orjson
 
 from ml.config import Config
+from ml.pretrain import PretrainConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 HEAD = """# Every key of the config
 
-`make docs` writes this page from the schema in `ml/config.py`, and a test fails when it is not current. A config is a
-YAML file; each key can be changed on the command line as `section.key=value`, where the value is YAML too:
-`training.epochs=3`, `data.test=null`, `'training.seeds=[0,1]'`, `'loss.class_weights={LONG: 2, SHORT: 2, SKIP: 1}'`.
+`make docs` writes this page from the schemas in `ml/config.py` and `ml/pretrain.py`, and a test fails when it is not
+current. A config is a YAML file; each key can be changed on the command line as `section.key=value`, where the value is
+YAML too: `training.epochs=3`, `data.test=null`, `'training.seeds=[0,1]'`,
+`'loss.class_weights={LONG: 2, SHORT: 2, SKIP: 1}'`.
 
 All faults of a config are reported at once, an unknown key with the nearest known one, and the command ends with exit
 code 2. Types are strict: `'3'` and `2.5` are no integers. An editor that reads `configs/config.schema.json` completes
-the keys: the first line of `configs/demo.yaml` shows how. The keys of `ctxtrain pretrain` are those of
-`PretrainConfig` in `ml/pretrain.py`: [real-qwen.md](real-qwen.md).
+the keys: the first line of `configs/demo.yaml` shows how. `ctxtrain pretrain` has a config and keys of its own, at the
+end of this page.
+
+A relative path (`data.train`, `data.val`, `data.test`, `model.base`, `output_dir`) counts from the folder in which the
+command is typed, not from the folder of the config. The `config.yaml` in a run folder has all of them absolute.
 """
+PRETRAIN = """A file of its own, without overrides: `configs/pretrain.yaml` makes the embedded base, and with `base` and
+`data` a Qwen is adapted to unlabelled windows ([real-qwen.md](real-qwen.md))."""
 WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 LIMITS = {
     "minimum": "≥ {}",
@@ -36,18 +43,28 @@ LIMITS = {
 
 
 def page() -> str:
-    """The whole page: a table for each section, in the order of declaration."""
+    """The whole page: a table for each section, in the order of declaration, and one for pretrain."""
     schema = Config.model_json_schema()
     parts, alone = [HEAD], []
     for name, entry in schema["properties"].items():
-        if "$ref" not in entry:
-            alone.append(_row(name, entry, schema["required"]))
-            continue
-        section = schema["$defs"][entry["$ref"].rpartition("/")[2]]
-        rows = [_row(f"{name}.{key}", one, section.get("required", [])) for key, one in section["properties"].items()]
-        parts.append(_table(name, section["description"], rows))
+        rows = _rows(name, entry, schema)
+        if "$ref" in entry:
+            parts.append(_table(name, schema["$defs"][entry["$ref"].rpartition("/")[2]]["description"], rows))
+        else:
+            alone += rows
     parts.append(_table("Outside of the sections", "", alone))
+    schema = PretrainConfig.model_json_schema()
+    rows = [row for name, entry in schema["properties"].items() for row in _rows(name, entry, schema)]
+    parts.append(_table("ctxtrain pretrain", PRETRAIN, rows))
     return "\n".join(parts)
+
+
+def _rows(name: str, entry: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """The row of a key, or those of all keys of a section."""
+    if "$ref" not in entry:
+        return [_row(name, entry, schema["required"])]
+    section = schema["$defs"][entry["$ref"].rpartition("/")[2]]
+    return [_row(f"{name}.{key}", one, section.get("required", [])) for key, one in section["properties"].items()]
 
 
 def _table(title: str, said: str, rows: list[str]) -> str:

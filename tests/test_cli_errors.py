@@ -205,6 +205,18 @@ def test_bad_rows_are_refused_with_their_place(
     assert json.loads(out)["faults"] == trained
 
 
+def test_a_missing_file_with_a_relative_path_is_named_with_the_folder_where_it_was_looked_for(
+    capsys: Capture, tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (line,) = refused(capsys, BAD_DATA, "train", config, "data.val=good.jsonl")  # it lies beside the config
+    assert line == (
+        f"good.jsonl: no such file in {tmp_path}/elsewhere, from which relative paths count. "
+        "Give the path of a .jsonl or .jsonl.gz file."
+    )
+
+
 def test_the_faults_of_all_files_come_at_once(capsys: Capture, files: dict[str, Path], config: Path) -> None:
     lines = refused(
         capsys, BAD_DATA, "train", config, f"data.train={files['unknown_label']}", f"data.val={files['broken']}"

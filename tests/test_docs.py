@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from ml.config import Config
+from ml.config_text import dotted_keys
 from ml.data.rows import ROW_FIELDS, Bar
 from ml.output import checkpoint
 from ml.output.files import files_below
@@ -147,6 +148,14 @@ def test_the_index_and_the_readme_name_every_page() -> None:
     pages = {Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"}
     assert set(re.findall(r"\]\(([\w-]+\.md)\)", PAGES["docs/README.md"])) == pages
     assert set(re.findall(r"\]\(docs/([\w-]+\.md)\)", PAGES["README.md"])) >= pages
+
+
+def test_the_page_of_config_keys_has_every_key_of_a_run_and_of_pretrain() -> None:
+    listed_keys = re.findall(r"^\| `([a-z0-9_.]+)` \|", config_page.page(), re.MULTILINE)
+    for model in (Config, PretrainConfig):
+        names = dotted_keys(model)
+        keys = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+        assert [key for key in keys if key not in listed_keys] == []
 
 
 def test_the_page_of_config_keys_is_that_of_the_schema() -> None:

@@ -267,7 +267,7 @@ def test_a_base_is_adapted_to_unlabelled_windows(tmp_path: Path) -> None:
 def test_base_and_data_come_together(half: dict[str, object], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"output_dir": "base", **half}))
-    with pytest.raises(ConfigError, match="base and data must be given together"):
+    with pytest.raises(ConfigError, match=r"base and data, .*, must be given together"):
         PretrainConfig.load(config)
 
 
@@ -277,6 +277,40 @@ def test_sizes_that_make_no_qwen_are_refused(sizes: dict[str, int], tmp_path: Pa
     config.write_text(json.dumps({"output_dir": "base", "architecture": sizes}))
     with pytest.raises(ConfigError, match="kv_heads must divide heads, and head_dim must be even"):
         PretrainConfig.load(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("", ["{path}: must hold keys of pretrain, got null. configs/pretrain.yaml is one."]),
+        ("- 1", ["{path}: must hold keys of pretrain, got [1]. configs/pretrain.yaml is one."]),
+        ("steps: 3", ["output_dir is required. Set it in the config."]),
+        (
+            "{output_dir: a, batch: 4, steps: many, zzz: 1, architecture: {head: 2, layers: 0}}",
+            [
+                'steps must be a valid integer, got "many".',
+                "architecture.layers must be greater than or equal to 1, got 0.",
+                "architecture.head is not a config key; did you mean architecture.heads?",
+                "batch is not a config key; did you mean batch_size?",
+                "zzz is not a config key; the keys are listed in docs/config.md.",
+            ],
+        ),
+        (
+            "{output_dir: a, base: b}",
+            ['base and data, the windows that base is adapted to, must be given together, got base "b" and data [].'],
+        ),
+        (
+            "{data: {train: a, val: b}, model: {base: embedded}, output_dir: a}",
+            ["{path}: must hold keys of pretrain, got sections of train: data, model. configs/pretrain.yaml is one."],
+        ),
+    ],
+)
+def test_faults_of_a_recipe_come_at_once_in_the_words_of_a_config(text: str, faults: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        PretrainConfig.load(path)
+    assert caught.value.faults == [fault.replace("{path}", str(path)) for fault in faults]
 
 
 def test_a_recipe_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:

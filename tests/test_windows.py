@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,41 @@ def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
         fault = "rows must be in a file, and this is a folder" if path.exists() else "no such file"
         with pytest.raises(DataError, match=rf": {fault}\. Give the path of a \.jsonl or \.jsonl\.gz file\."):
             walk(path)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "said"),
+    [
+        (gzip.compress, "the file is packed by gzip. Name it .jsonl.gz, or unpack it."),
+        (lambda content: content.decode().encode("utf-16"), "the file is UTF-16 or UTF-32 text. Save it as UTF-8."),
+        (
+            lambda content: b"\xfe\xff" + content.decode().encode("utf-16-be"),
+            "the file is UTF-16 or UTF-32 text. Save it as UTF-8.",
+        ),
+        (
+            lambda content: b"\xef\xbb\xbf" + content,
+            "UTF-8 byte order mark (BOM) is not supported. Save the file as UTF-8 without BOM.",
+        ),
+    ],
+)
+def test_a_file_of_another_encoding_has_one_fault_with_the_remedy(
+    encoded: Callable[[bytes], bytes], said: str, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [make_row(seed=seed) for seed in range(20)])
+    path.write_bytes(encoded(path.read_bytes()))
+    with pytest.raises(DataError) as caught:
+        load_windows(path)
+    assert caught.value.faults == [f"{path}:1:1: not valid JSON: {said}"]
+    assert caught.value.total == 1
+
+
+@pytest.mark.parametrize("rows", [make_row(), [make_row(), make_row()]])
+def test_rows_that_are_pretty_printed_are_told_the_rule(rows: object, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(rows, indent=2))
+    first, second = walk(path).faults[:2]
+    assert first == f"{path}:1:2: not valid JSON: unexpected end of data. A file holds one JSON object a line."
+    assert "a line" not in second
 
 
 @pytest.mark.parametrize("content", ["", "\n", " \n\t\n\r\n"])

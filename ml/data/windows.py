@@ -7,6 +7,7 @@ Blank lines are ignored.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
 _CHUNK = 1 << 17  # bytes that are asked for at once
+_UTF16 = "the file is UTF-16 or UTF-32 text. Save it as UTF-8."
+_NO_UTF8 = {  # how a file begins that is none
+    b"\x1f\x8b": "the file is packed by gzip. Name it .jsonl.gz, or unpack it.",
+    codecs.BOM_UTF16_LE: _UTF16,
+    codecs.BOM_UTF16_BE: _UTF16,
+}
 
 
 @dataclass
@@ -139,7 +146,14 @@ def _no_file(path: Path) -> str:
         return f"{path}: rows must be in a file, and this is a folder"
     if str(path) == "-":
         return "-: rows must be in a file; of the commands only predict reads standard input"
-    return f"{path}: no such file"
+    where = "" if path.is_absolute() else f" in {Path.cwd()}, from which relative paths count"
+    return f"{path}: no such file{where}"
+
+
+def _remedy(line: bytes, *, first: bool) -> str:
+    if line.startswith(codecs.BOM_UTF8):
+        return ". Save the file as UTF-8 without BOM."
+    return ". A file holds one JSON object a line." if first and line.strip() in (b"{", b"[") else ""
 
 
 def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> Iterator[Window]:
@@ -153,7 +167,11 @@ def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> 
         try:
             row = strict_json.loads(line.rstrip())  # or the end of a cut line would count as column 1
         except orjson.JSONDecodeError as error:
-            reading.add_faults(f"{place}:{error.colno}", [f"not valid JSON: {error.msg}"])
+            unread = _NO_UTF8.get(line[:2]) if number == 1 else None
+            reason = unread or error.msg + _remedy(line, first=reading.rows == 1)
+            reading.add_faults(f"{place}:{error.colno}", [f"not valid JSON: {reason}"])
+            if unread:  # every line would have the fault
+                break
             continue
         window, reasons = parse_row(row, place, labelled=labelled)
         reading.add_faults(place, reasons)
