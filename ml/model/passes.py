@@ -3,8 +3,9 @@
 Comes in: states and weights. Goes out: what the parts of transformers and PEFT give, with gradients for states and
 adapters alone. Little is kept between the two passes, and little memory is walked through.
 
-Legend: B windows, T tokens, N = B·T, D model width, E, F width of what goes into and out of a linear layer, H query
-heads, K key-value heads, G = H/K query heads that share keys and values, P width of a head, R sum of LoRA ranks; r one
+Legend: B windows, T tokens of the longest, N tokens of all windows, one window after the other, D model width, E, F
+width of what goes into and out of a linear layer, H query heads, K key-value heads, G = H/K query heads that share keys
+and values, P width of a head, R sum of LoRA ranks; r one
 rank, i pairs of a window and a key-value head.
 """
 
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.utils.rnn import pad_sequence
 
 ADAPTER = "default"
 QUERY_BLOCK = 80  # queries that are multiplied with all keys before them at a time
@@ -177,18 +179,16 @@ class Norm(Function):
         return _norm_gradient(g_ND.float() * weight_D, x_ND.float(), inverse_N1).to(x_ND.dtype), None, None
 
 
-def heads(
-    x_NE: Tensor, attention: Any, norm: str, batch: int, cos_T1P: Tensor, sin_T1P: Tensor, scale: float = 1.0
-) -> Tensor:
-    """Heads of shape (B, H, T, P), float32: normed where the family has a norm, rotated by place, and scaled."""
-    half = cos_T1P.shape[-1] // 2
-    sign_P = torch.ones_like(cos_T1P[0, 0])
+def heads(x_NE: Tensor, attention: Any, norm: str, cos_N1P: Tensor, sin_N1P: Tensor, scale: float = 1.0) -> Tensor:
+    """Heads of shape (N, H, P), float32: normed where the family has a norm, rotated by place, and scaled."""
+    half = cos_N1P.shape[-1] // 2
+    sign_P = torch.ones_like(cos_N1P[0, 0])
     sign_P[:half] = -1
     weight_P, eps = torch.ones_like(sign_P), None
     if hasattr(attention, norm):
         weight_P, eps = getattr(attention, norm).weight.float(), getattr(attention, norm).variance_epsilon
-    cos_T1P, sin_T1P = cos_T1P * weight_P * scale, sin_T1P * sign_P * weight_P.roll(half) * scale
-    return cast(Tensor, apply(Heads, x_NE, batch, eps, cos_T1P, sin_T1P))
+    cos_N1P, sin_N1P = cos_N1P * (weight_P * scale), sin_N1P * (sign_P * weight_P.roll(half) * scale)
+    return cast(Tensor, apply(Heads, x_NE, eps, cos_N1P, sin_N1P))
 
 
 class Heads(Function):
@@ -198,25 +198,25 @@ class Heads(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_NE: Tensor, batch: int, eps: float | None, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
-        x_BTHP = x_NE.float().view(batch, cos_T1P.shape[0], -1, cos_T1P.shape[-1])
-        out_BTHP = x_BTHP * cos_T1P
-        out_BTHP.addcmul_(x_BTHP.roll(cos_T1P.shape[-1] // 2, -1), sin_T1P)
+    def forward(ctx: Any, x_NE: Tensor, eps: float | None, cos_N1P: Tensor, sin_N1P: Tensor) -> Tensor:
+        x_NHP = x_NE.float().unflatten(1, (-1, cos_N1P.shape[-1]))
+        out_NHP: Tensor = x_NHP * cos_N1P
+        out_NHP.addcmul_(x_NHP.roll(cos_N1P.shape[-1] // 2, -1), sin_N1P)
         ctx.dtype, inverse = x_NE.dtype, None
         if eps is not None:
-            inverse = _inverse_rms(x_BTHP, eps)
-            out_BTHP.mul_(inverse)
-        ctx.save_for_backward(x_NE if eps is not None else None, inverse, cos_T1P, sin_T1P)
-        return out_BTHP.transpose(1, 2).contiguous()
+            inverse = _inverse_rms(x_NHP, eps)
+            out_NHP.mul_(inverse)
+        ctx.save_for_backward(x_NE if eps is not None else None, inverse, cos_N1P, sin_N1P)
+        return out_NHP
 
     @staticmethod
-    def backward(ctx: Any, g_BHTP: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x_NE, inverse, cos_T1P, sin_T1P = ctx.saved_tensors
-        half, g_BTHP = cos_T1P.shape[-1] // 2, g_BHTP.transpose(1, 2)
-        back_BTHP = (g_BTHP.contiguous() * cos_T1P).addcmul_(g_BTHP.roll(half, -1), sin_T1P.roll(half, -1))
+    def backward(ctx: Any, g_NHP: Tensor) -> tuple[Tensor, None, None, None]:
+        x_NE, inverse, cos_N1P, sin_N1P = ctx.saved_tensors
+        half = cos_N1P.shape[-1] // 2
+        back_NHP = (g_NHP * cos_N1P).addcmul_(g_NHP.roll(half, -1), sin_N1P.roll(half, -1))
         if inverse is not None:
-            back_BTHP = _norm_gradient(back_BTHP, x_NE.float().view_as(back_BTHP), inverse)
-        return back_BTHP.flatten(2).flatten(0, 1).to(ctx.dtype), None, None, None, None
+            back_NHP = _norm_gradient(back_NHP, x_NE.float().view_as(back_NHP), inverse)
+        return back_NHP.flatten(1).to(ctx.dtype), None, None, None
 
 
 def _times_each(a: Tensor, b: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _times_each(a: Tensor, b: Tensor) -> Tensor:
 
 def _tiles(groups: int, shared: int, tokens: int) -> Iterator[tuple[slice, slice]]:
     """Which i and which queries are worked on together: blocks of queries, each with all keys up to its last."""
-    together = max(1, SCORES_AT_A_TIME // (shared * tokens * min(tokens, QUERY_BLOCK)))
+    together = _together(shared, tokens)
     blocks = -(-tokens // QUERY_BLOCK)
     edges = [tokens * number // blocks for number in range(blocks + 1)]
     for first in range(0, groups, together):
@@ -234,29 +234,60 @@ def _tiles(groups: int, shared: int, tokens: int) -> Iterator[tuple[slice, slice
             yield slice(first, first + together), slice(start, stop)
 
 
+def _together(shared: int, tokens: int) -> int:
+    """How many i have scores that stay in a core's cache."""
+    return max(1, SCORES_AT_A_TIME // (shared * tokens * min(tokens, QUERY_BLOCK)))
+
+
+def _neighbours(lengths: Sequence[int], key_heads: int, shared: int) -> Iterator[tuple[slice, Sequence[int]]]:
+    """Windows whose attention is computed side by side, padded to the longest of them: their tokens and lengths."""
+    size = max(1, _together(shared, max(lengths)) // key_heads)
+    start = 0
+    for first in range(0, len(lengths), size):
+        own = lengths[first : first + size]
+        yield slice(start, start + sum(own)), own
+        start += sum(own)
+
+
+def _side_by_side(x_NHP: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Of shape (B, H, T, P), from windows one after the other; those shorter than the longest end in zeros."""
+    if min(lengths) == max(lengths):
+        return x_NHP.view(len(lengths), lengths[0], *x_NHP.shape[1:]).transpose(1, 2).contiguous()
+    padded_BTHP: Tensor = pad_sequence(x_NHP.split(lengths), batch_first=True)
+    return padded_BTHP.transpose(1, 2).contiguous()
+
+
+def _one_after_another(x_BHTP: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Of shape (N, H, P): undoes `_side_by_side`."""
+    return torch.cat([x_HTP[:, :length].transpose(0, 1) for x_HTP, length in zip(x_BHTP, lengths, strict=True)])
+
+
 class Attention(Function):
-    """softmax(q·kᵀ)·v over the tokens so far, for q that is scaled already; of shape (N, H·P).
+    """softmax(q·kᵀ)·v over the window's tokens so far, for q that is scaled already; of shape (N, H·P).
 
     Scores are computed for blocks of queries and the keys up to them (Dao 2023, FlashAttention-2, section 3.1), which
-    saves most of the half that the causal mask throws away.
+    saves most of the half that the causal mask throws away. The mask also keeps a window from its padding.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
-        batch, heads, tokens, width = q_BHTP.shape
-        shared = heads // k_BKTP.shape[1]
-        ctx.dtype = v_BKTP.dtype
-        q, k = q_BHTP.view(-1, shared, tokens, width), k_BKTP.view(-1, tokens, width)
-        v = v_BKTP.to(q.dtype).reshape(-1, tokens, width)
-        out = torch.empty_like(q)
-        kept = []
-        for group, block in _tiles(len(k), shared, tokens):
-            weights = Attention._weights(q, k, group, block)
-            out[group, :, block] = _times_each(weights, v[group, : block.stop].mT).unflatten(1, (shared, -1))
-            if tokens <= KEPT_TOKENS and any(ctx.needs_input_grad):
+    def forward(ctx: Any, q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, lengths: Sequence[int]) -> Tensor:
+        (rows, heads, width), key_heads = q_NHP.shape, k_NKP.shape[1]
+        shared = heads // key_heads
+        ctx.dtype, ctx.lengths, ctx.heads = v_NKP.dtype, lengths, (key_heads, shared)
+        out_NE, saved = q_NHP.new_empty(rows, heads * width), []
+        for own, its in _neighbours(lengths, key_heads, shared):
+            q = _side_by_side(q_NHP[own], its).view(-1, shared, max(its), width)
+            k, v = (_side_by_side(x_NKP[own].to(q.dtype), its).flatten(0, 1) for x_NKP in (k_NKP, v_NKP))
+            out, kept = torch.empty_like(q), []
+            for group, block in _tiles(len(k), shared, max(its)):
+                weights = Attention._weights(q, k, group, block)
+                out[group, :, block] = _times_each(weights, v[group, : block.stop].mT).unflatten(1, (shared, -1))
                 kept.append(weights)
-        ctx.save_for_backward(q, k, v, *kept)
-        return out.view(batch, heads, tokens, width).transpose(1, 2).reshape(batch * tokens, -1)
+            out_NE[own] = _one_after_another(out.view(len(its), heads, -1, width), its).flatten(1)
+            if any(ctx.needs_input_grad):
+                saved += [q, k, v, *(kept if max(its) <= KEPT_TOKENS else [])]
+        ctx.save_for_backward(*saved)
+        return out_NE
 
     @staticmethod
     def _weights(q: Tensor, k: Tensor, group: slice, block: slice) -> Tensor:
@@ -267,22 +298,26 @@ class Attention(Function):
         return torch.softmax(scores, dim=-1, out=scores)
 
     @staticmethod
-    def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, *kept = ctx.saved_tensors
-        groups, shared, tokens, width = q.shape
-        batch = len(g_NE) // tokens
-        g = g_NE.view(batch, tokens, -1, width).transpose(1, 2).reshape(q.shape)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for number, (group, block) in enumerate(_tiles(groups, shared, tokens)):
-            weights = kept[number] if kept else Attention._weights(q, k, group, block)
-            q_own, g_own = q[group, :, block].flatten(1, 2), g[group, :, block].flatten(1, 2)
-            dv[group, : block.stop] += _times_each(weights.mT, g_own.mT)
-            dweights = _times_each(g_own, v[group, : block.stop])
-            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            dq[group, :, block] = _times_each(dscores, k[group, : block.stop].mT).unflatten(1, (shared, -1))
-            dk[group, : block.stop] += _times_each(dscores.mT, q_own.mT)
-        heads = (batch, -1, tokens, width)
-        return dq.view(heads), dk.view(heads), dv.view(heads).to(ctx.dtype)
+    def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        saved, (key_heads, shared) = iter(ctx.saved_tensors), ctx.heads
+        g_NHP = g_NE.unflatten(1, (key_heads * shared, -1))
+        grads: list[list[Tensor]] = [[], [], []]
+        for own, its in _neighbours(ctx.lengths, key_heads, shared):
+            q, k, v = next(saved), next(saved), next(saved)
+            g = _side_by_side(g_NHP[own], its).view_as(q)
+            dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            for group, block in _tiles(len(k), shared, max(its)):
+                weights = next(saved) if max(its) <= KEPT_TOKENS else Attention._weights(q, k, group, block)
+                q_own, g_own = q[group, :, block].flatten(1, 2), g[group, :, block].flatten(1, 2)
+                dv[group, : block.stop] += _times_each(weights.mT, g_own.mT)
+                dweights = _times_each(g_own, v[group, : block.stop])
+                dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
+                dq[group, :, block] = _times_each(dscores, k[group, : block.stop].mT).unflatten(1, (shared, -1))
+                dk[group, : block.stop] += _times_each(dscores.mT, q_own.mT)
+            for found, grad in zip(grads, (dq, dk, dv), strict=True):
+                found.append(_one_after_another(grad.view(len(its), -1, *q.shape[2:]), its))
+        dq_NHP, dk_NKP, dv_NKP = (torch.cat(found) for found in grads)
+        return dq_NHP, dk_NKP, dv_NKP.to(ctx.dtype), None
 
 
 class Gate(Function):
