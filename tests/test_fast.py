@@ -146,10 +146,10 @@ def test_dropout_is_that_of_plain_peft_with_the_same_masks(family: str, tmp_path
 
     attentions = [layer.self_attn for layer in model.get_base_model().model.layers]
     # In the order of the draws: layer 0 with q, k, v and o; layer 1 with k and v, and at the pooled tokens q and o.
-    read_BT = torch.arange(tokens) <= last_B[:, None]  # padding has no mask
+    read_BT = torch.arange(tokens) <= last_B[:, None]  # padding has no mask, but rows that fill up the products have
     masks = [torch.ones(batch, tokens, width) for _ in range(3)]
     for mask in masks:
-        mask[read_BT] = draw(sum(LENGTHS))
+        mask[read_BT] = draw(len(fast_module.filled(torch.ones(sum(LENGTHS)))))[: sum(LENGTHS)]
     pooled = [masks[2].clone(), torch.ones_like(masks[2])]
     for mask in pooled:
         mask[torch.arange(batch), last_B] = draw(batch)

@@ -9,9 +9,9 @@ scores above its diagonal, three of four dropout masks of a layer, and in the la
 each window. Backward passes are written out, so that little is kept between the two; docs/performance.md has the
 measurements.
 
-Legend: B windows, T tokens of the longest, N tokens of all windows, one window after the other, D model width, E, F
-width of what goes into and out of a linear layer, H query heads, K key-value heads, G = H/K query heads that share keys
-and values, P width of a head, R sum of LoRA ranks.
+Legend: B windows, T tokens of the longest, N rows: the tokens of all windows, one window after the other, and a few
+that belong to none; D model width, E, F width of what goes into and out of a linear layer, H query heads, K key-value
+heads, G = H/K query heads that share keys and values, P width of a head.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Attention, Gate, Project, apply, heads, norm
+from ml.model.attention import Attention
+from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Gate, Project, apply, heads, norm
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -85,6 +86,15 @@ class Rows:
     sin_N1P: Tensor
 
 
+def filled(x_N: Tensor) -> Tensor:
+    """With rows of zeros, a 32nd of all at most, so that there are few counts of rows.
+
+    oneDNN writes code for each shape that it meets, which takes as long as a small product, and keeps it for 1,024.
+    """
+    step = 1 << max(0, len(x_N).bit_length() - 6)
+    return nn.functional.pad(x_N, (0, 0) * (x_N.ndim - 1) + (0, -len(x_N) % step))
+
+
 class FastClassifier(nn.Module):
     """A model for which `why_plain` gives None, with a faster forward pass and, for adapters and head, backward pass.
 
@@ -127,7 +137,8 @@ class FastClassifier(nn.Module):
         """The states, of shape (B, T, D), that go into the first layer with an adapter; for ids without padding."""
         with torch.autocast(ids_BT.device.type, enabled=False):
             batch, tokens = ids_BT.shape
-            return self._trunk(ids_BT.flatten(), self._rows([tokens] * batch)).view(batch, tokens, -1)
+            states_ND = self._trunk(filled(ids_BT.flatten()), self._rows([tokens] * batch))
+            return states_ND[: ids_BT.numel()].view(batch, tokens, -1)
 
     def _logits(self, ids_BT: Tensor, states_BTD: Tensor | None) -> Tensor:
         classifier = self._classifier
@@ -135,7 +146,7 @@ class FastClassifier(nn.Module):
         last_B = (places_T * (ids_BT != classifier.config.pad_token_id)).argmax(dim=1)  # as transformers finds it
         read_BT = places_T <= last_B[:, None]  # causal attention: what is pooled depends on nothing behind it
         rows = self._rows((last_B + 1).tolist())
-        states_ND = self._trunk(ids_BT[read_BT], rows) if states_BTD is None else states_BTD[read_BT]
+        states_ND = self._trunk(filled(ids_BT[read_BT]), rows) if states_BTD is None else filled(states_BTD[read_BT])
         for number in range(self.trunk_layers, len(self.layers) - 1):
             states_ND = self._layer(number, states_ND, rows)
         pooled_BD = norm(self._last_layer(states_ND, rows), classifier.model.norm)
@@ -145,9 +156,8 @@ class FastClassifier(nn.Module):
         """Rotations are computed once a place and given to each token at that place."""
         places_1T = torch.arange(max(lengths), device=self.embeddings.device)[None]
         cos_1TP, sin_1TP = self._classifier.model.rotary_emb(self.embeddings, places_1T)
-        return Rows(
-            lengths, *(torch.cat([x_1TP[0, :n, None] for n in lengths]).float() for x_1TP in (cos_1TP, sin_1TP))
-        )
+        cos_N1P, sin_N1P = (torch.cat([x_1TP[0, :n, None] for n in lengths]).float() for x_1TP in (cos_1TP, sin_1TP))
+        return Rows(lengths, filled(cos_N1P), filled(sin_N1P))
 
     def _trunk(self, ids_N: Tensor, rows: Rows) -> Tensor:
         states_ND = self._classifier.model.embed_tokens(ids_N)
@@ -177,7 +187,8 @@ class FastClassifier(nn.Module):
         k_NKP = heads(k_NF, own, "k_norm", rows.cos_N1P, rows.sin_N1P)
         v_NKP = v_NF.unflatten(1, (-1, own.head_dim)).to(k_NKP.dtype)
         k_BKTP, v_BKTP = (
-            pad_sequence(x_NKP.split(rows.lengths), batch_first=True).transpose(1, 2) for x_NKP in (k_NKP, v_NKP)
+            pad_sequence(x_NKP[: sum(rows.lengths)].split(rows.lengths), batch_first=True).transpose(1, 2)
+            for x_NKP in (k_NKP, v_NKP)
         )
         scores_BKGT = q_BHP.unflatten(1, (k_BKTP.shape[1], -1)) @ k_BKTP.mT
         padded_BT = torch.arange(k_BKTP.shape[2], device=states_ND.device) >= lengths_B[:, None]
