@@ -99,6 +99,13 @@ def test_long_windows_whose_attention_is_computed_twice_are_the_same_too(family:
     assert_same(results(model, FastClassifier(model), ids_BT), results(model, model, ids_BT))
 
 
+def test_rows_are_filled_up_to_few_counts_by_a_32nd_at_most() -> None:
+    filled = {rows: len(fast_module.filled(torch.ones(rows, 2))) for rows in range(1, 5000)}
+    assert all(rows <= more <= rows + rows / 32 for rows, more in filled.items())
+    assert len({filled[rows] for rows in range(2048, 4096)}) <= 33
+    assert fast_module.filled(torch.ones(65, 2))[65:].tolist() == [[0.0, 0.0]]
+
+
 @pytest.mark.parametrize("setting", ["attention", "all, rank 3"])
 def test_large_products_that_are_computed_twice_are_the_same_too(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
