@@ -99,6 +99,13 @@ def test_long_windows_whose_attention_is_computed_twice_are_the_same_too(family:
     assert_same(results(model, FastClassifier(model), ids_BT), results(model, model, ids_BT))
 
 
+def test_rows_are_filled_up_to_few_counts_by_a_32nd_at_most() -> None:
+    filled = {rows: len(fast_module.filled(torch.ones(rows, 2))) for rows in range(1, 5000)}
+    assert all(rows <= more <= rows + rows / 32 for rows, more in filled.items())
+    assert len({filled[rows] for rows in range(2048, 4096)}) <= 33
+    assert fast_module.filled(torch.ones(65, 2))[65:].tolist() == [[0.0, 0.0]]
+
+
 @pytest.mark.parametrize("setting", ["attention", "all, rank 3"])
 def test_large_products_that_are_computed_twice_are_the_same_too(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,7 +153,10 @@ def test_dropout_is_that_of_plain_peft_with_the_same_masks(family: str, tmp_path
 
     attentions = [layer.self_attn for layer in model.get_base_model().model.layers]
     # In the order of the draws: layer 0 with q, k, v and o; layer 1 with k and v, and at the pooled tokens q and o.
-    masks = [draw(batch * tokens).view(batch, tokens, width) for _ in range(3)]
+    read_BT = torch.arange(tokens) <= last_B[:, None]  # padding has no mask, but rows that fill up the products have
+    masks = [torch.ones(batch, tokens, width) for _ in range(3)]
+    for mask in masks:
+        mask[read_BT] = draw(len(fast_module.filled(torch.ones(sum(LENGTHS)))))[: sum(LENGTHS)]
     pooled = [masks[2].clone(), torch.ones_like(masks[2])]
     for mask in pooled:
         mask[torch.arange(batch), last_B] = draw(batch)

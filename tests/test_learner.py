@@ -82,7 +82,7 @@ def test_evaluation_leaves_no_trace(make_config: MakeConfig) -> None:
 
 @pytest.mark.promise("D3")
 def test_one_batch_can_be_learnt_by_heart(make_config: MakeConfig) -> None:
-    pipeline = ready(make_config, "training.learning_rate=0.01", "lora.dropout=0", "training.schedule=constant")
+    pipeline = ready(make_config, "training.learning_rate=0.005", "lora.dropout=0", "training.schedule=constant")
     labels_N, tokens = pipeline.data.labels["train"], pipeline.data.tokens["train"]
     plan = plan_step(np.arange(8), tokens.lengths, 0, batch_size=8, accumulation=1)
     losses = [pipeline.learner.step(tokens, labels_N, plan, 8.0, (0, step))["loss"] for step in range(100)]

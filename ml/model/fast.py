@@ -4,28 +4,33 @@ Comes in: a `PeftModel` as `qwen.add_lora` makes it, or the merged model, which 
 around it with the same weights under the same names, whose forward pass gives what the model's own gives, sooner; or
 the reason why the model's own is needed.
 
-What is spared: gradients of frozen weights and of embeddings, the mask tensor of causal attention and the scores above
-its diagonal, three of four dropout masks of a layer, and in the last layer all but the pooled token of each window.
-Backward passes are written out, so that little is kept between the two; docs/performance.md has the measurements.
+What is spared: padding, gradients of frozen weights and of embeddings, the mask tensor of causal attention and the
+scores above its diagonal, three of four dropout masks of a layer, and in the last layer all but the pooled token of
+each window. Backward passes are written out, so that little is kept between the two; docs/performance.md has the
+measurements.
 
-Legend: B windows, T tokens, N = B·T, D model width, E, F width of what goes into and out of a linear layer, H query
-heads, K key-value heads, G = H/K query heads that share keys and values, P width of a head, R sum of LoRA ranks.
+Legend: B windows, T tokens of the longest, N rows: the tokens of all windows, one window after the other, and a few
+that belong to none; D model width, E, F width of what goes into and out of a linear layer, H query heads, K key-value
+heads, G = H/K query heads that share keys and values, P width of a head.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Attention, Gate, Project, apply, heads, norm
+from ml.model.attention import Attention
+from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Gate, Project, apply, heads, norm
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -72,6 +77,24 @@ def _trained(name: str) -> bool:
     return ".score." in name or (".lora_" in name and name.split(".")[-4] in PROJECTIONS)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Windows one after the other, without padding: tokens of each, and the rotation of every token's place."""
+
+    lengths: list[int]
+    cos_N1P: Tensor
+    sin_N1P: Tensor
+
+
+def filled(x_N: Tensor) -> Tensor:
+    """With rows of zeros, a 32nd of all at most, so that there are few counts of rows.
+
+    oneDNN writes code for each shape that it meets, which takes as long as a small product, and keeps it for 1,024.
+    """
+    step = 1 << max(0, len(x_N).bit_length() - 6)
+    return nn.functional.pad(x_N, (0, 0) * (x_N.ndim - 1) + (0, -len(x_N) % step))
+
+
 class FastClassifier(nn.Module):
     """A model for which `why_plain` gives None, with a faster forward pass and, for adapters and head, backward pass.
 
@@ -111,60 +134,67 @@ class FastClassifier(nn.Module):
 
     @torch.no_grad()
     def trunk(self, ids_BT: Tensor) -> Tensor:
-        """The states, of shape (B, T, D), that go into the first layer with an adapter."""
+        """The states, of shape (B, T, D), that go into the first layer with an adapter; for ids without padding."""
         with torch.autocast(ids_BT.device.type, enabled=False):
-            return self._trunk(ids_BT, *self._rotations(ids_BT.shape[1])).view(*ids_BT.shape, -1)
+            batch, tokens = ids_BT.shape
+            states_ND = self._trunk(filled(ids_BT.flatten()), self._rows([tokens] * batch))
+            return states_ND[: ids_BT.numel()].view(batch, tokens, -1)
 
     def _logits(self, ids_BT: Tensor, states_BTD: Tensor | None) -> Tensor:
-        classifier, (batch, tokens) = self._classifier, ids_BT.shape
-        places_T = torch.arange(tokens, device=ids_BT.device)
+        classifier = self._classifier
+        places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         last_B = (places_T * (ids_BT != classifier.config.pad_token_id)).argmax(dim=1)  # as transformers finds it
-        tables = self._rotations(tokens)
-        states_ND = self._trunk(ids_BT, *tables) if states_BTD is None else states_BTD.flatten(0, 1)
+        read_BT = places_T <= last_B[:, None]  # causal attention: what is pooled depends on nothing behind it
+        rows = self._rows((last_B + 1).tolist())
+        states_ND = self._trunk(filled(ids_BT[read_BT]), rows) if states_BTD is None else filled(states_BTD[read_BT])
         for number in range(self.trunk_layers, len(self.layers) - 1):
-            states_ND = self._layer(number, states_ND, batch, *tables)
-        pooled_BD = norm(self._last_layer(states_ND, last_B, *tables), classifier.model.norm)
+            states_ND = self._layer(number, states_ND, rows)
+        pooled_BD = norm(self._last_layer(states_ND, rows), classifier.model.norm)
         return cast(Tensor, classifier.score(pooled_BD.to(next(classifier.score.parameters()).dtype)))
 
-    def _rotations(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the first places, of shape (T, 1, P)."""
-        places_1T = torch.arange(tokens, device=self.embeddings.device)[None]
+    def _rows(self, lengths: list[int]) -> Rows:
+        """Rotations are computed once a place and given to each token at that place."""
+        places_1T = torch.arange(max(lengths), device=self.embeddings.device)[None]
         cos_1TP, sin_1TP = self._classifier.model.rotary_emb(self.embeddings, places_1T)
-        return cos_1TP[0, :, None].float(), sin_1TP[0, :, None].float()
+        cos_N1P, sin_N1P = (torch.cat([x_1TP[0, :n, None] for n in lengths]).float() for x_1TP in (cos_1TP, sin_1TP))
+        return Rows(lengths, filled(cos_N1P), filled(sin_N1P))
 
-    def _trunk(self, ids_BT: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
-        states_ND = self._classifier.model.embed_tokens(ids_BT).flatten(0, 1)
+    def _trunk(self, ids_N: Tensor, rows: Rows) -> Tensor:
+        states_ND = self._classifier.model.embed_tokens(ids_N)
         for number in range(self.trunk_layers):
-            states_ND = self._layer(number, states_ND, len(ids_BT), cos_T1P, sin_T1P)
+            states_ND = self._layer(number, states_ND, rows)
         return cast(Tensor, states_ND)
 
-    def _layer(self, number: int, states_ND: Tensor, batch: int, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
+    def _layer(self, number: int, states_ND: Tensor, rows: Rows) -> Tensor:
         layer, linear = self._classifier.model.layers[number], self.layers[number]
         own, normed_ND = layer.self_attn, norm(states_ND, layer.input_layernorm)
         q_NE, k_NF, v_NF = self._project(normed_ND, linear, "q_proj", "k_proj", "v_proj")
-        q_BHTP = heads(q_NE, own, "q_norm", batch, cos_T1P, sin_T1P, own.scaling)
-        k_BKTP = heads(k_NF, own, "k_norm", batch, cos_T1P, sin_T1P)
-        v_BKTP = v_NF.view(batch, len(cos_T1P), -1, own.head_dim).transpose(1, 2)
-        mixed_NE = cast(Tensor, apply(Attention, q_BHTP, k_BKTP, v_BKTP)).to(states_ND.dtype)
+        q_NHP = heads(q_NE, own, "q_norm", rows.cos_N1P, rows.sin_N1P, own.scaling)
+        k_NKP = heads(k_NF, own, "k_norm", rows.cos_N1P, rows.sin_N1P)
+        v_NKP = v_NF.unflatten(1, (-1, own.head_dim))
+        mixed_NE = cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, rows.lengths)).to(states_ND.dtype)
         return self._rest(states_ND, mixed_NE, layer, linear)
 
-    def _last_layer(self, states_ND: Tensor, last_B: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
-        """The last layer's output, of shape (B, D), at the token of each window that is pooled."""
+    def _last_layer(self, states_ND: Tensor, rows: Rows) -> Tensor:
+        """The last layer's output, of shape (B, D), at the token of each window that is pooled, its last."""
         layer, linear = self._classifier.model.layers[-1], self.layers[-1]
-        own, batch, tokens = layer.self_attn, len(last_B), len(cos_T1P)
-        rows_B = torch.arange(batch, device=last_B.device) * tokens + last_B
+        own, lengths_B = layer.self_attn, torch.tensor(rows.lengths, device=states_ND.device)
+        last_B = lengths_B.cumsum(0) - 1
         normed_ND = norm(states_ND, layer.input_layernorm)
         k_NF, v_NF = self._project(normed_ND, linear, "k_proj", "v_proj")
-        (q_BE,) = self._project(normed_ND.index_select(0, rows_B), linear, "q_proj")
-        # One token of each of B windows has the layout of B tokens of one window.
-        q_1HBP = heads(q_BE, own, "q_norm", 1, cos_T1P[last_B], sin_T1P[last_B], own.scaling)
-        k_BKTP = heads(k_NF, own, "k_norm", batch, cos_T1P, sin_T1P)
-        v_BKTP = v_NF.view(batch, tokens, -1, own.head_dim).transpose(1, 2).to(k_BKTP.dtype)
-        q_BKGP = q_1HBP[0].transpose(0, 1).unflatten(1, (k_BKTP.shape[1], -1))
-        later_BT = torch.arange(tokens, device=last_B.device) > last_B[:, None]
-        scores_BKGT = (q_BKGP @ k_BKTP.mT).masked_fill(later_BT[:, None, None], -torch.inf)
-        mixed_BE = (torch.softmax(scores_BKGT, dim=-1) @ v_BKTP).reshape(batch, -1).to(states_ND.dtype)
-        return self._rest(states_ND.index_select(0, rows_B), mixed_BE, layer, linear)
+        (q_BE,) = self._project(normed_ND.index_select(0, last_B), linear, "q_proj")
+        q_BHP = heads(q_BE, own, "q_norm", rows.cos_N1P[last_B], rows.sin_N1P[last_B], own.scaling)
+        k_NKP = heads(k_NF, own, "k_norm", rows.cos_N1P, rows.sin_N1P)
+        v_NKP = v_NF.unflatten(1, (-1, own.head_dim)).to(k_NKP.dtype)
+        k_BKTP, v_BKTP = (
+            pad_sequence(x_NKP[: sum(rows.lengths)].split(rows.lengths), batch_first=True).transpose(1, 2)
+            for x_NKP in (k_NKP, v_NKP)
+        )
+        scores_BKGT = q_BHP.unflatten(1, (k_BKTP.shape[1], -1)) @ k_BKTP.mT
+        padded_BT = torch.arange(k_BKTP.shape[2], device=states_ND.device) >= lengths_B[:, None]
+        weights_BKGT = torch.softmax(scores_BKGT.masked_fill(padded_BT[:, None, None], -torch.inf), dim=-1)
+        mixed_BE = (weights_BKGT @ v_BKTP).flatten(1).to(states_ND.dtype)
+        return self._rest(states_ND.index_select(0, last_B), mixed_BE, layer, linear)
 
     def _rest(self, states_ND: Tensor, mixed_NE: Tensor, layer: Any, linear: dict[str, AdaptedLinear]) -> Tensor:
         """A layer after its attention."""

@@ -3,16 +3,14 @@
 Comes in: states and weights. Goes out: what the parts of transformers and PEFT give, with gradients for states and
 adapters alone. Little is kept between the two passes, and little memory is walked through.
 
-Legend: B windows, T tokens, N = B·T, D model width, E, F width of what goes into and out of a linear layer, H query
-heads, K key-value heads, G = H/K query heads that share keys and values, P width of a head, R sum of LoRA ranks; r one
-rank, i pairs of a window and a key-value head.
+Legend: N tokens of all windows, one window after the other, D model width, E, F width of what goes into and out of a
+linear layer, H heads, P width of a head, R sum of LoRA ranks, r one rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -21,10 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 ADAPTER = "default"
-QUERY_BLOCK = 80  # queries that are multiplied with all keys before them at a time
-SCORES_AT_A_TIME = 1 << 18  # attention scores that stay in a core's cache, in numbers
 KEPT_GATES = 1 << 22  # a product of up_proj that has more numbers is computed again in the backward pass
-KEPT_TOKENS = 256  # up to this length attention weights are kept for the backward pass, above they are computed again
 
 
 @dataclass(frozen=True)
@@ -177,18 +172,16 @@ class Norm(Function):
         return _norm_gradient(g_ND.float() * weight_D, x_ND.float(), inverse_N1).to(x_ND.dtype), None, None
 
 
-def heads(
-    x_NE: Tensor, attention: Any, norm: str, batch: int, cos_T1P: Tensor, sin_T1P: Tensor, scale: float = 1.0
-) -> Tensor:
-    """Heads of shape (B, H, T, P), float32: normed where the family has a norm, rotated by place, and scaled."""
-    half = cos_T1P.shape[-1] // 2
-    sign_P = torch.ones_like(cos_T1P[0, 0])
+def heads(x_NE: Tensor, attention: Any, norm: str, cos_N1P: Tensor, sin_N1P: Tensor, scale: float = 1.0) -> Tensor:
+    """Heads of shape (N, H, P), float32: normed where the family has a norm, rotated by place, and scaled."""
+    half = cos_N1P.shape[-1] // 2
+    sign_P = torch.ones_like(cos_N1P[0, 0])
     sign_P[:half] = -1
     weight_P, eps = torch.ones_like(sign_P), None
     if hasattr(attention, norm):
         weight_P, eps = getattr(attention, norm).weight.float(), getattr(attention, norm).variance_epsilon
-    cos_T1P, sin_T1P = cos_T1P * weight_P * scale, sin_T1P * sign_P * weight_P.roll(half) * scale
-    return cast(Tensor, apply(Heads, x_NE, batch, eps, cos_T1P, sin_T1P))
+    cos_N1P, sin_N1P = cos_N1P * (weight_P * scale), sin_N1P * (sign_P * weight_P.roll(half) * scale)
+    return cast(Tensor, apply(Heads, x_NE, eps, cos_N1P, sin_N1P))
 
 
 class Heads(Function):
@@ -198,91 +191,25 @@ class Heads(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_NE: Tensor, batch: int, eps: float | None, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
-        x_BTHP = x_NE.float().view(batch, cos_T1P.shape[0], -1, cos_T1P.shape[-1])
-        out_BTHP = x_BTHP * cos_T1P
-        out_BTHP.addcmul_(x_BTHP.roll(cos_T1P.shape[-1] // 2, -1), sin_T1P)
+    def forward(ctx: Any, x_NE: Tensor, eps: float | None, cos_N1P: Tensor, sin_N1P: Tensor) -> Tensor:
+        x_NHP = x_NE.float().unflatten(1, (-1, cos_N1P.shape[-1]))
+        out_NHP: Tensor = x_NHP * cos_N1P
+        out_NHP.addcmul_(x_NHP.roll(cos_N1P.shape[-1] // 2, -1), sin_N1P)
         ctx.dtype, inverse = x_NE.dtype, None
         if eps is not None:
-            inverse = _inverse_rms(x_BTHP, eps)
-            out_BTHP.mul_(inverse)
-        ctx.save_for_backward(x_NE if eps is not None else None, inverse, cos_T1P, sin_T1P)
-        return out_BTHP.transpose(1, 2).contiguous()
+            inverse = _inverse_rms(x_NHP, eps)
+            out_NHP.mul_(inverse)
+        ctx.save_for_backward(x_NE if eps is not None else None, inverse, cos_N1P, sin_N1P)
+        return out_NHP
 
     @staticmethod
-    def backward(ctx: Any, g_BHTP: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x_NE, inverse, cos_T1P, sin_T1P = ctx.saved_tensors
-        half, g_BTHP = cos_T1P.shape[-1] // 2, g_BHTP.transpose(1, 2)
-        back_BTHP = (g_BTHP.contiguous() * cos_T1P).addcmul_(g_BTHP.roll(half, -1), sin_T1P.roll(half, -1))
+    def backward(ctx: Any, g_NHP: Tensor) -> tuple[Tensor, None, None, None]:
+        x_NE, inverse, cos_N1P, sin_N1P = ctx.saved_tensors
+        half = cos_N1P.shape[-1] // 2
+        back_NHP = (g_NHP * cos_N1P).addcmul_(g_NHP.roll(half, -1), sin_N1P.roll(half, -1))
         if inverse is not None:
-            back_BTHP = _norm_gradient(back_BTHP, x_NE.float().view_as(back_BTHP), inverse)
-        return back_BTHP.flatten(2).flatten(0, 1).to(ctx.dtype), None, None, None, None
-
-
-def _times_each(a: Tensor, b: Tensor) -> Tensor:
-    """a_i · b_iᵀ of shape (i, M, N), of (i, M, P) and (i, N, P)."""
-    return times(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b.mT)
-
-
-def _tiles(groups: int, shared: int, tokens: int) -> Iterator[tuple[slice, slice]]:
-    """Which i and which queries are worked on together: blocks of queries, each with all keys up to its last."""
-    together = max(1, SCORES_AT_A_TIME // (shared * tokens * min(tokens, QUERY_BLOCK)))
-    blocks = -(-tokens // QUERY_BLOCK)
-    edges = [tokens * number // blocks for number in range(blocks + 1)]
-    for first in range(0, groups, together):
-        for start, stop in pairwise(edges):
-            yield slice(first, first + together), slice(start, stop)
-
-
-class Attention(Function):
-    """softmax(q·kᵀ)·v over the tokens so far, for q that is scaled already; of shape (N, H·P).
-
-    Scores are computed for blocks of queries and the keys up to them (Dao 2023, FlashAttention-2, section 3.1), which
-    saves most of the half that the causal mask throws away.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
-        batch, heads, tokens, width = q_BHTP.shape
-        shared = heads // k_BKTP.shape[1]
-        ctx.dtype = v_BKTP.dtype
-        q, k = q_BHTP.view(-1, shared, tokens, width), k_BKTP.view(-1, tokens, width)
-        v = v_BKTP.to(q.dtype).reshape(-1, tokens, width)
-        out = torch.empty_like(q)
-        kept = []
-        for group, block in _tiles(len(k), shared, tokens):
-            weights = Attention._weights(q, k, group, block)
-            out[group, :, block] = _times_each(weights, v[group, : block.stop].mT).unflatten(1, (shared, -1))
-            if tokens <= KEPT_TOKENS and any(ctx.needs_input_grad):
-                kept.append(weights)
-        ctx.save_for_backward(q, k, v, *kept)
-        return out.view(batch, heads, tokens, width).transpose(1, 2).reshape(batch * tokens, -1)
-
-    @staticmethod
-    def _weights(q: Tensor, k: Tensor, group: slice, block: slice) -> Tensor:
-        """Of shape (i, G·queries, keys)."""
-        scores = _times_each(q[group, :, block].flatten(1, 2), k[group, : block.stop])
-        own = scores.unflatten(1, (q.shape[1], -1))[..., block.start :]
-        own += torch.full(own.shape[-2:], -torch.inf, device=q.device).triu(1)
-        return torch.softmax(scores, dim=-1, out=scores)
-
-    @staticmethod
-    def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, *kept = ctx.saved_tensors
-        groups, shared, tokens, width = q.shape
-        batch = len(g_NE) // tokens
-        g = g_NE.view(batch, tokens, -1, width).transpose(1, 2).reshape(q.shape)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for number, (group, block) in enumerate(_tiles(groups, shared, tokens)):
-            weights = kept[number] if kept else Attention._weights(q, k, group, block)
-            q_own, g_own = q[group, :, block].flatten(1, 2), g[group, :, block].flatten(1, 2)
-            dv[group, : block.stop] += _times_each(weights.mT, g_own.mT)
-            dweights = _times_each(g_own, v[group, : block.stop])
-            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            dq[group, :, block] = _times_each(dscores, k[group, : block.stop].mT).unflatten(1, (shared, -1))
-            dk[group, : block.stop] += _times_each(dscores.mT, q_own.mT)
-        heads = (batch, -1, tokens, width)
-        return dq.view(heads), dk.view(heads), dv.view(heads).to(ctx.dtype)
+            back_NHP = _norm_gradient(back_NHP, x_NE.float().view_as(back_NHP), inverse)
+        return back_NHP.flatten(1).to(ctx.dtype), None, None, None
 
 
 class Gate(Function):
