@@ -128,7 +128,7 @@ def _measured(console: Console, table: Table) -> Measurement:
 
 def _targets(summary: Mapping[str, Any], *, priorities: bool = True) -> Table:
     table = Table(title=f"Targets, judged on {summary['targets_judged_on']}", title_justify="left")
-    for column in ("metric", "value", "95 %", "target", "", "priority")[: 6 if priorities else 5]:
+    for column in ("metric", "value", "95 %", "target", "verdict", "priority")[: 6 if priorities else 5]:
         table.add_column(column, justify="right" if column in ("value", "95 %", "target") else "left")
     for target in summary["targets"]:
         cells = [
@@ -136,7 +136,7 @@ def _targets(summary: Mapping[str, Any], *, priorities: bool = True) -> Table:
             f"{target['value']:.3f}",
             interval_text(target["interval"]),
             f"{target['target']:.2f}",
-            target["verdict"].replace("met, but within chance", "within chance"),
+            target["verdict"].replace("met, but within chance", "met (chance)"),
             target["priority"],
         ]
         table.add_row(*cells[: len(table.columns)])

@@ -190,6 +190,19 @@ def test_no_figure_of_a_table_is_cut_however_narrow_the_terminal(
     assert "…" not in shown
 
 
+def test_the_verdicts_stand_under_their_name_in_words_that_are_not_mistaken(
+    narrow_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    verdicts = {"met": "met", "met, but within chance": "met (chance)", "missed": "missed"}
+    targets = [row | {"verdict": list(verdicts)[n % 3]} for n, row in enumerate(narrow_run["targets"])]
+    print_summary(narrow_run | {"targets": targets}, "runs/narrow")
+    shown = capsys.readouterr().out
+    assert rows_shown(shown, "metric", "value", "95 %", "target", "verdict", "priority")
+    for row in targets:
+        assert rows_shown(shown, f"{row['target']:.2f}", verdicts[row["verdict"]], row["priority"]), shown
+
+
 @pytest.fixture(scope="module")
 def narrow_run(tiny_base: Path, tiny_rows: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of a run that has called every class."""
