@@ -29,6 +29,11 @@ class Reporter:
     def say(self, message: str) -> None:
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
+    def begin(self, message: str) -> None:
+        """Say that one of several runs begins; its epochs get a table of their own."""
+        self._best, self._headed = None, False
+        self.say(message)
+
     def resuming(self, checkpoint: str, step: int, steps: int, epochs: Sequence[Mapping[str, Any]]) -> None:
         """Where the run goes on, and the epochs that it has behind it."""
         self.say(f"resuming from {checkpoint} at optimizer step {step} of {steps}")

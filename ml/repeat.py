@@ -63,7 +63,7 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
             reporter.say("note: evaluation.folds splits data.train; data.val and data.test are not read")
         runs, configs = [], _configs(config, folder.root)
         for number, (name, settings) in enumerate(configs.items(), start=1):
-            reporter.say(f"run {number} of {len(configs)}: {name}")
+            reporter.begin(f"run {number} of {len(configs)}: {name}")
             summary = _finished(settings) if resume else None
             summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter).run()
             assert summary is not None, "there is one process"

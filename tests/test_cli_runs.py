@@ -156,6 +156,27 @@ def test_epochs_are_lines_of_one_table_and_the_bar_names_the_best_so_far() -> No
     assert any("step 1/4" in line and "9/12" in line and "best macro-F1 0.600" in line for line in lines)
 
 
+def test_each_of_several_runs_has_a_table_and_a_best_of_its_own() -> None:
+    stream = io.StringIO()
+    reporter = Reporter(Console(file=stream, width=140))
+    for run, macro_f1 in (("seed_1", 0.9), ("seed_2", 0.4)):
+        reporter.begin(run)
+        reporter.resuming("checkpoint_epoch_1.pt", 4, 4, [record(1, macro_f1)])
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "seed_1",
+        "resuming",
+        "epoch",
+        "1",
+        "seed_2",
+        "resuming",
+        "epoch",
+        "1",
+    ]
+    assert lines[3].endswith("best so far")
+    assert lines[7].endswith("best so far")
+
+
 def rows_shown(shown: str, *cells: str) -> list[str]:
     """The lines that hold these cells next to each other."""
     row = r"[ │┃]+".join(map(re.escape, cells))
