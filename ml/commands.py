@@ -26,6 +26,24 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from ml import __version__
+
+        typer.echo(f"ctxtrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command."""
+
+
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, export folder or final_model.zip.")]
 MinConfidence = Annotated[
     str | None,

@@ -29,7 +29,9 @@ def shown(value: object) -> str:
     """A value that was found, as JSON of at most 60 characters, for a message."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True)
-    except (RecursionError, ValueError):  # the latter: it holds itself, or a number of thousands of digits
+    except RecursionError:
+        text = "a value nested too deeply to show"
+    except ValueError:  # it holds itself, or a number of thousands of digits
         text = "a value that cannot be shown"
     return text if len(text) <= 60 else f"{text[:59]}…"
 

@@ -5,12 +5,15 @@ A change that turns a test here red is a change that users must be told about.
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
 import ml
+from ml.cli import main
 from ml.commands import app
 from ml.config import KEYS
 
@@ -47,6 +50,8 @@ COMMANDS = {
 # Prints the heavy modules that each --help loaded, in one process.
 HELP = """
 import sys
+import tomllib
+from pathlib import Path
 from ml.cli import main
 for words in ([], *([command] for command in sys.argv[1:])):
     try:
@@ -104,3 +109,10 @@ def test_help_answers_without_loading_anything_heavy() -> None:
     *pages, loaded = done.stdout.splitlines()
     assert loaded == "LOADED []"
     assert sum(line.startswith("Usage: ctxtrain") for line in pages) == 1 + len(COMMANDS)
+
+
+def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    project = tomllib.loads((Path(ml.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert (ended.value.code, capfd.readouterr().out) == (0, f"ctxtrain {project['version']}\n")
