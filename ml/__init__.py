@@ -28,6 +28,7 @@ The data flows down this list; a module imports only from modules above it.
     model.loss        class-weighted focal loss
     model.optim       AdamW and schedule
     model.passes      parts of a layer with their backward passes written out
+    model.attention   the same of attention, for windows one after the other
     model.fast        the model of them: the same results, sooner
     model.trunk       what frozen layers give, computed once a row
     model.learner     one optimizer step; logits
