@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,15 +30,13 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from ml import __version__
-
-        typer.echo(f"ctxtrain {__version__}")
+        typer.echo(f"ctxtrain {version('ctxtrain')}")
         raise typer.Exit
 
 
 @app.callback()
 def _main(
-    version: Annotated[
+    _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
@@ -200,11 +199,12 @@ def predict(
     min_confidence: MinConfidence = None,
 ) -> None:
     """Label rows, one line a row, in their order."""
-    _refuse_output(output, model, Path(data))
+    from ml.output.files import refuse_target, write_result
+
+    refuse_target(output, model, Path(data))
     import orjson
 
     from ml.data.windows import Reading, load_windows, parse_lines
-    from ml.output.files import write_bytes
     from ml.output.predictor import load_model
 
     least = _min_confidence(min_confidence)
@@ -219,13 +219,7 @@ def predict(
     with _progress("predicting", len(windows)) as advance:
         predictions = predictor.predict_windows(windows, advance, min_confidence=least)
     lines = b"".join(orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE) for prediction in predictions)
-    if output is None or output == Path("-"):
-        sys.stdout.buffer.write(lines)
-        sys.stdout.buffer.flush()
-    elif output.exists() and not output.is_file():  # a pipe or a device: it is written to, not replaced
-        output.write_bytes(lines)
-    else:
-        write_bytes(output.resolve(), lines)  # a link stays, and what it names is replaced
+    write_result(output, lines)
 
 
 @app.command()
@@ -300,17 +294,6 @@ def pretrain(
     from ml.progress import Reporter
 
     _print_json(make_base(settings, Reporter(stderr())))
-
-
-def _refuse_output(output: Path | None, *read: Path) -> None:
-    """Before anything is read, so that a slip of the hand costs neither time nor a file."""
-    if output is None or output == Path("-"):
-        return
-    if output.is_dir() or not output.parent.is_dir():
-        found = f"{output} is a folder" if output.is_dir() else f"there is no folder {output.parent}"
-        raise ConfigError(f"output must be a file in a folder that is there; {found}. Give another path.")
-    if any(path.exists() and output.exists() and output.samefile(path) for path in read):
-        raise ConfigError(f"output must not be what is read, got {output} for both. Give another path.")
 
 
 def _min_confidence(text: str | None) -> Any:

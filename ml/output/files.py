@@ -20,6 +20,7 @@ import secrets
 import shutil
 import stat
 import struct
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,10 +30,11 @@ from typing import IO, Any
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ml.errors import DataError
+from ml.errors import ConfigError, DataError
 from ml.output.archive import opened_archive
 
 MANIFEST = "manifest.json"
+STANDARD_OUTPUT = Path("-")
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold; one date makes equal inputs equal bytes
 _CHUNK = 1 << 20
 _END, _END_SIGNATURE = struct.Struct("<4s16sH"), b"PK\5\6"  # a zip file's last record: its comment's length comes last
@@ -117,6 +119,30 @@ def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     with replacing(path, len(content)) as stream:
         stream.write(content)
+
+
+def refuse_target(path: Path | None, *read: Path) -> None:
+    """Raises ConfigError if a result cannot or should not go to `path`: before anything is read, and so early enough.
+
+    None and `-` stand for standard output.
+    """
+    if path is None or path == STANDARD_OUTPUT:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        found = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigError(f"output must be a file in a folder that is there; {found}. Give another path.")
+    if any(one.exists() and path.exists() and path.samefile(one) for one in read):
+        raise ConfigError(f"output must not be what is read, got {path} for both. Give another path.")
+
+
+def write_result(path: Path | None, content: bytes) -> None:
+    if path is None or path == STANDARD_OUTPUT:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    elif path.exists() and not path.is_file():  # a pipe or a device: it is written to, not replaced
+        path.write_bytes(content)
+    else:
+        write_bytes(path.resolve(), content)  # a link stays, and what it names is replaced
 
 
 def seal(archive: IO[bytes]) -> None:
