@@ -3,6 +3,7 @@
 A change that turns a test here red is a change that users must be told about.
 """
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -116,3 +117,16 @@ def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -
         main(["--version"])
     project = tomllib.loads((Path(ml.__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert (ended.value.code, capfd.readouterr().out) == (0, f"ctxtrain {project['version']}\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_threads_spin_a_moment_unless_the_user_says_how_they_wait(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", given)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert given.get("GOMP_SPINCOUNT") == spins
