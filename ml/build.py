@@ -74,6 +74,8 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What a resumed run must have in common with its beginning; `rows` are digests of the splits."""
     dump = config.model_dump(mode="json")
+    # This key decides where a run ends, not what it trains: one that has ended may be given more.
+    del dump["training"]["skip_nonfinite"]
     return {
         "config": {name: dump[name] for name in ("lora", "loss", "oversampling", "training")},
         "dtype": str(resolve_dtype(config.model.dtype)),

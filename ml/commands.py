@@ -134,6 +134,15 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in output_dir at its last checkpoint.")
     ] = False,
+    skip_nonfinite: Annotated[
+        int | None,
+        typer.Option(
+            "--skip-nonfinite",
+            metavar="N",
+            min=0,
+            help="Skip up to N steps that are not finite: training.skip_nonfinite=N.",
+        ),
+    ] = None,
     require_targets: Annotated[
         bool, typer.Option("--require-targets", help="Exit with 3 if a target is missed.")
     ] = False,
@@ -145,7 +154,8 @@ def train(
     """Train, choose, calibrate, export and check."""
     from ml.config import Config
 
-    settings = Config.load(config, overrides or [])
+    skips = [] if skip_nonfinite is None else [f"training.skip_nonfinite={skip_nonfinite}"]
+    settings = Config.load(config, [*(overrides or []), *skips])
     from ml.build import several
     from ml.console import print_runs, print_summary, stderr, stdout
     from ml.progress import Reporter
@@ -272,7 +282,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
     summary = folder.read_summary()
-    if not {"unfinished", "mistakes", "selective"} <= summary.keys() or "extent" not in summary["data"]:
+    if not {"skipped_steps", "mistakes", "selective"} <= summary.keys() or "extent" not in summary["data"]:
         raise ConfigError(f"{folder.summary}: of a version without a full report. Run ctxtrain export {run} first.")
     write_report(folder, summary)
     typer.echo(folder.report)

@@ -178,6 +178,11 @@ class TrainingConfig(Section):
         "warmup_stable_decay",
         description="Learning rate after warm-up; the default decays to 0 over the second half.",
     )
+    skip_nonfinite: int = Field(
+        0,
+        ge=0,
+        description="Optimizer steps that may be skipped when loss or gradient is not finite; one more ends the run.",
+    )
     patience: int | None = Field(None, ge=1, description="Stop after this many epochs without a better macro-F1.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
     seeds: Annotated[list[Seed], AfterValidator(_distinct)] | None = Field(

@@ -28,7 +28,7 @@ from ml.data.sampling import epoch_rows
 from ml.errors import ConfigError, Interrupted, TrainingDiverged
 from ml.evaluation.metrics import evaluate_logits
 from ml.model import qwen
-from ml.model.learner import ADVICE, Learner, LossFunction, NonFinite
+from ml.model.learner import Ints, Learner, LossFunction, NonFinite, refuse_not_finite
 from ml.output import checkpoint
 from ml.output.export import place_export, prepare_export
 from ml.output.files import write_bytes, write_json
@@ -98,10 +98,8 @@ class TrainingPipeline:
     def run(self) -> dict[str, Any] | None:
         """The whole run; returns the summary in the first process and None in others."""
         with self._opened():
-            for epoch in range(len(self.state.epochs), self.config.training.epochs):
-                if self._out_of_patience():
-                    break
-                if self.state.step < (epoch + 1) * self.steps_per_epoch:
+            while not self._ended():
+                if self.state.step < (len(self.state.epochs) + 1) * self.steps_per_epoch:
                     self.train_epoch()
                 metrics = self.evaluate()
                 self.save_checkpoint(metrics)
@@ -129,19 +127,17 @@ class TrainingPipeline:
                     processes=self.learner.accelerator.num_processes,
                 )
                 weight = sum(self.data.class_weights[label] for label in labels_N[plan.windows])
+                place = {"step": self.state.step + 1, "epoch": epoch + 1}
                 try:
                     figures = self.learner.step(
                         self.data.tokens["train"], labels_N, plan, weight, (epoch, step), self._between_batches
                     )
+                    self.state.loss_sum += figures["loss"] * weight
+                    self.state.weight_sum += weight
+                    self._log({"kind": "step", **place, **figures, "windows": len(plan.windows)})
                 except NonFinite as error:
-                    raise TrainingDiverged(
-                        error.told(self.state.step + 1, self.data.names["train"], plan.windows)
-                    ) from None
+                    figures = self._skip(error, place, plan.windows)
                 self.state.step += 1
-                self.state.loss_sum += figures["loss"] * weight
-                self.state.weight_sum += weight
-                place = {"kind": "step", "step": self.state.step, "epoch": epoch + 1}
-                self._log({**place, **figures, "windows": len(plan.windows)})
                 after_step(figures["loss"], figures["learning_rate"], len(plan.windows))
                 every = self.config.checkpoints.every_steps
                 if every is not None and self.state.step % every == 0:
@@ -163,10 +159,7 @@ class TrainingPipeline:
                 self._stop_if_asked()
 
             logits_NC = self.learner.logits(tokens, EVALUATION_BATCH, after_batch)
-        broken = (~torch.isfinite(logits_NC)).any(dim=1).nonzero().flatten().tolist()
-        if broken:
-            names = ", ".join(self.data.names["val"][row] for row in broken[:10])
-            raise TrainingDiverged(f"the logits of {len(broken)} validation rows are not finite: {names}. {ADVICE}")
+        refuse_not_finite(logits_NC, self.data.names["val"])
         loss_sum, weight_sum = self.loss_fn(logits_NC, torch.from_numpy(labels_N).to(logits_NC.device))
         return {"loss": float(loss_sum / weight_sum), **evaluate_logits(logits_NC.cpu().numpy(), labels_N)}
 
@@ -256,6 +249,7 @@ class TrainingPipeline:
             epochs=self.state.epochs,
             best_epoch=best,
             unfinished=unfinished,
+            skipped=self.state.skipped,
             exported=exported,
             assessment=assess_export(exported, self.data.files, labels, targets, seed),
             environment=environment,
@@ -292,15 +286,26 @@ class TrainingPipeline:
     def _environment(self) -> dict[str, Any]:
         return {**environment(), "processes": self.learner.accelerator.num_processes}
 
-    def _out_of_patience(self) -> bool:
-        patience, scores = self.config.training.patience, [epoch["macro_f1"] for epoch in self.state.epochs]
-        return patience is not None and len(scores) > patience and max(scores[:-patience]) >= max(scores[-patience:])
+    def _skip(self, error: NonFinite, place: dict[str, int], windows: Ints) -> dict[str, float]:
+        """Leave a step out and note why; its figures. Raises TrainingDiverged if that is not allowed."""
+        names, allowed = self.data.names["train"], self.config.training.skip_nonfinite
+        told = f"optimizer step {place['step']} has {error.told(names, windows)}"
+        epoch_untrained = self.state.weight_sum == 0 and place["step"] % self.steps_per_epoch == 0
+        if end := error.why_end(self.state.skipped, allowed, epoch_untrained=epoch_untrained):
+            raise TrainingDiverged(f"a step needs a finite loss and gradient, but {told}. {end}") from None
+        self.learner.skip()
+        self.state.skipped += 1
+        found = {"why": str(error), "rows": [names[row] for row in error.rows]}
+        self._log({"kind": "skip", **place, **found, "windows": len(windows)})
+        self.reporter.say(f"note: {told}. It is skipped, {self.state.skipped} of {allowed} that may be")
+        return error.figures
+
+    def _ended(self) -> bool:
+        return self.state.ended(self.config.training.epochs, self.config.training.patience)
 
     def _unfinished(self) -> str | None:
         """Where a run stopped that goes on with --resume; None at its end."""
-        if len(self.state.epochs) == self.config.training.epochs or self._out_of_patience():
-            return None
-        return f"stopped at optimizer step {self.state.step} of {self.total_steps}"
+        return None if self._ended() else f"stopped at optimizer step {self.state.step} of {self.total_steps}"
 
     def _between_batches(self) -> None:
         """Several processes end together, after a step: within it they may have different numbers of batches."""

@@ -56,8 +56,8 @@ def test_defaults_are_those_of_the_specification() -> None:
         "oversampling": {"target": "auto", "max_repeat": None},
         "training": {
             "epochs": 10, "batch_size": 8, "learning_rate": 1e-4, "warmup_steps": 100, "weight_decay": 0.01,
-            "gradient_accumulation": 4, "max_grad_norm": 1.0, "schedule": "warmup_stable_decay", "patience": None,
-            "seed": 0, "seeds": None,
+            "gradient_accumulation": 4, "max_grad_norm": 1.0, "schedule": "warmup_stable_decay",
+            "skip_nonfinite": 0, "patience": None, "seed": 0, "seeds": None,
         },
         "checkpoints": {"keep": 3, "every_steps": None},
         "calibration": {"method": "temperature"},

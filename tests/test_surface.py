@@ -25,8 +25,8 @@ lora lora.r lora.alpha lora.dropout lora.target_modules lora.layers
 loss loss.focal_gamma loss.class_weights
 oversampling oversampling.target oversampling.max_repeat
 training training.epochs training.batch_size training.learning_rate training.warmup_steps training.weight_decay
-training.gradient_accumulation training.max_grad_norm training.schedule training.patience training.seed
-training.seeds
+training.gradient_accumulation training.max_grad_norm training.schedule training.skip_nonfinite training.patience
+training.seed training.seeds
 checkpoints checkpoints.keep checkpoints.every_steps
 calibration calibration.method
 targets targets.accuracy targets.macro_f1 targets.long_precision targets.short_precision targets.long_recall
@@ -39,7 +39,7 @@ output_dir
 COMMANDS = {
     "sample": "folder --train --val --test --seed --noise --mix --hide-flags --shuffle-labels",
     "check": "train [val] [test] --base --max-tokens --json",
-    "train": "config [overrides...] --resume --require-targets --quiet --json",
+    "train": "config [overrides...] --resume --skip-nonfinite --require-targets --quiet --json",
     "evaluate": "model data --json",
     "predict": "model data -o/--output --min-confidence",
     "serve": "model --host --port --max-batch --max-wait-ms --max-body-bytes --queue --min-confidence --access-log",

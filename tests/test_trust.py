@@ -368,6 +368,7 @@ def summary(lead: tuple[float, float], chance_lead: tuple[float, float], doubt: 
     return {
         "targets": [{"metric": m, "verdict": v} for m, v in zip(("accuracy", "macro_f1", "x"), verdicts, strict=True)],
         "unfinished": None,
+        "skipped_steps": 0,
         "targets_judged_on": "validation rows",
         "judged_rows_chose_the_epoch": True,
         "test": None,

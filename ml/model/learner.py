@@ -9,6 +9,7 @@ Legend: N rows, B windows of a micro-batch, C = 3 classes.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -35,31 +36,47 @@ Ints = NDArray[np.int64]
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-ADVICE = "Check those rows, lower training.learning_rate, or resume from the last checkpoint."
+ADVICE = "Check those rows, start again with a lower training.learning_rate, or resume from the last checkpoint"
 
 
 class NonFinite(Exception):
     """A step's loss, gradient, weight or moment is not finite; raised before any weight changes.
 
-    `rows` cause it on their own; `broken` names a weight or moment.
+    `figures` are those of the step; `rows` cause it on their own; `broken` names a weight or moment.
     """
 
-    def __init__(
-        self, loss: float, grad_norm: float, learning_rate: float, rows: list[int], broken: str | None
-    ) -> None:
+    def __init__(self, figures: dict[str, float], rows: list[int], broken: str | None) -> None:
+        loss, rate, norm = figures["loss"], figures["learning_rate"], figures["grad_norm"]
         also = f", and {broken} is not finite" if broken else ""
-        super().__init__(f"loss {loss}, gradient norm {grad_norm}, learning rate {learning_rate:g}{also}")
+        super().__init__(f"loss {loss}, gradient norm {norm}, learning rate {rate:g}{also}")
+        self.figures = figures
         self.rows = rows
+        self.broken = broken
 
-    def told(self, step: int, names: Sequence[str], group: Ints) -> str:
-        """For a user: optimizer step `step` of the rows `group`, whose names stand in `names`."""
-        rows = self.rows or group.tolist()
-        named = ", ".join(dict.fromkeys(names[row] for row in rows))
+    def told(self, names: Sequence[str], group: Ints) -> str:
+        """For a user: the figures, and the windows behind them; `names` are those of all rows, `group` the step's."""
+        named = ", ".join(dict.fromkeys(names[row] for row in self.rows or group.tolist()))
         whose = "the window that causes it" if self.rows else "no window alone causes it; those of the step"
-        return (
-            f"a step needs a finite loss and gradient, but optimizer step {step} has {self}; {whose}: {named}. "
-            f"No weight was changed. {ADVICE}"
-        )
+        return f"{self}; {whose}: {named}"
+
+    def why_end(self, skipped: int, allowed: int, *, epoch_untrained: bool) -> str | None:
+        """What keeps a run from leaving the step out, and the remedy; None if it may."""
+        if self.broken:  # every later step would have it too
+            return f"No weight was changed. {ADVICE}."
+        if skipped >= allowed:
+            rule = f"training.skip_nonfinite={allowed} lets no{' more' if allowed else ''} step be skipped"
+            return f"No weight was changed, and {rule}. {ADVICE} with training.skip_nonfinite={skipped + 1}."
+        if epoch_untrained:
+            return f"No step of its epoch was finite, and an epoch has to train something. {ADVICE}."
+        return None
+
+
+def refuse_not_finite(logits_NC: Tensor, names: Sequence[str]) -> None:
+    """Raises TrainingDiverged, with the first rows by name, if logits of validation rows are not finite."""
+    rows = (~torch.isfinite(logits_NC)).any(dim=1).nonzero().flatten().tolist()
+    if rows:
+        named = ", ".join(names[row] for row in rows[:10])
+        raise TrainingDiverged(f"the logits of {len(rows)} validation rows are not finite: {named}. {ADVICE}.")
 
 
 class Learner:
@@ -125,14 +142,20 @@ class Learner:
             loss += part.detach()
         loss_value = float(accelerator.reduce(loss, "sum"))
         norm = float(accelerator.clip_grad_norm_(self.parameters.values(), self.max_grad_norm or math.inf))
-        learning_rate = float(self.schedule.get_last_lr()[0])
+        figures = {"loss": loss_value, "learning_rate": float(self.schedule.get_last_lr()[0]), "grad_norm": norm}
         broken = not_finite(self.parameters, self.optimizer)
         if broken or not math.isfinite(loss_value) or not math.isfinite(norm):
-            raise NonFinite(loss_value, norm, learning_rate, self._culprits(tokens, labels_N, plan.windows), broken)
+            raise NonFinite(figures, self._culprits(tokens, labels_N, plan.windows), broken)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        return {"loss": loss_value, "learning_rate": learning_rate, "grad_norm": norm}
+        return figures
+
+    def skip(self) -> None:
+        """Go on after a step that raised NonFinite: its gradients are gone, and only the schedule has moved."""
+        with warnings.catch_warnings():  # torch warns of a schedule that moves before the first step of its optimizer
+            warnings.simplefilter("ignore", UserWarning)
+            self.schedule.step()
 
     @torch.no_grad()
     def logits(self, tokens: Tokens, batch_size: int, advance: Callable[[int], None]) -> Tensor:
@@ -159,8 +182,8 @@ class Learner:
         """
         if broken := not_finite(self.parameters, self.optimizer):
             raise TrainingDiverged(
-                f"a checkpoint must be finite, but {broken} is not. Those on disk are untouched: lower "
-                "training.learning_rate, or resume from the last one."
+                f"a checkpoint must be finite, but {broken} is not. Those on disk are untouched: "
+                "start again with a lower training.learning_rate, or resume from the last one."
             )
         return {
             "weights": trainable_state(self.model),

@@ -48,14 +48,21 @@ _NAME = re.compile(r"checkpoint_(epoch|step)_([1-9][0-9]*)\.pt")
 class TrainState:
     """Where a run stands; with the learner's state it is all that resume needs.
 
-    `step` counts the optimizer steps of the run and `epochs` holds a record per finished epoch; the two sums are loss
-    and class weight of the epoch under way.
+    `step` counts the optimizer steps of the run, with the `skipped` ones, and `epochs` holds a record per finished
+    epoch; the two sums are loss and class weight of the epoch under way.
     """
 
     step: int = 0
+    skipped: int = 0
     loss_sum: float = 0.0
     weight_sum: float = 0.0
     epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def ended(self, epochs: int, patience: int | None) -> bool:
+        """Whether all `epochs` are finished, or the last `patience` of them brought no better macro-F1."""
+        scores = [epoch["macro_f1"] for epoch in self.epochs]
+        tired = patience is not None and len(scores) > patience and max(scores[:-patience]) >= max(scores[-patience:])
+        return len(scores) >= epochs or tired
 
 
 def ranking(epochs: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -1,5 +1,5 @@
-"""`metrics.jsonl`: a line per optimizer step and per epoch, without clock times, so that a resumed run's file equals an
-unbroken one's.
+"""`metrics.jsonl`: a line per optimizer step, trained or skipped, and per epoch, without clock times, so that a resumed
+run's file equals an unbroken one's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class MetricsLog:
     def cut_back(self, *, step: int, epoch: int) -> None:
         """Drop the lines after a checkpoint's optimizer step and finished epoch: they are about to be written again."""
         kept = [
-            line for line in self.read() if (line["step"] <= step if line["kind"] == "step" else line["epoch"] <= epoch)
+            line
+            for line in self.read()
+            if (line["epoch"] <= epoch if line["kind"] == "epoch" else line["step"] <= step)
         ]
         write_bytes(self.path, b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in kept))
 

@@ -44,6 +44,7 @@ def make_summary(
     epochs: Sequence[Mapping[str, Any]],
     best_epoch: int,
     unfinished: str | None,
+    skipped: int,
     exported: Exported,
     assessment: Mapping[str, Any],
     environment: Mapping[str, Any],
@@ -58,6 +59,7 @@ def make_summary(
         "data": dict(data),
         "epochs": [dict(epoch) | mark for epoch in epochs],
         "unfinished": unfinished,
+        "skipped_steps": skipped,
         "best": {"epoch": best_epoch, **exported.validation} | mark,
         "test": test and {**test, **mark},
         "targets": [target | mark for target in assessment["targets"]],
@@ -206,6 +208,9 @@ def _comparison(own: float, what: str, name: str, scores: Mapping[str, Any], tru
 def doubts_said(summary: Mapping[str, Any]) -> str:
     """Why the figures may not be believed; empty if nothing speaks against them."""
     said = []
+    if skipped := summary["skipped_steps"]:
+        steps = f"{skipped} optimizer step{' was' if skipped == 1 else 's were'}"
+        said.append(f"{steps} skipped, for loss or gradient was not finite; metrics.jsonl has their windows.")
     if doubt := summary["intervals"]["doubt"]:
         said.append(f"The intervals are not to be trusted: {doubt}.")
     if reason := next(iter(summary["baselines"]["left_out"].values()), None):

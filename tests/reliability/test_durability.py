@@ -433,6 +433,7 @@ def test_a_checkpoint_of_the_first_format_loads_and_one_of_a_later_is_refused_by
     saved = checkpoint.load(GOLDEN)
     assert saved["state"]["epochs"] == [record(1, 0.5)]
     assert saved["learner"]["weights"]["head"].tolist() == [6.0] * 64
+    assert checkpoint.TrainState(**saved["state"]).skipped == 0  # what is not in it has its default
     buffer = io.BytesIO()
     torch.save(saved | {"format": 2}, buffer)
     seal(buffer)
