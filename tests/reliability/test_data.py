@@ -29,7 +29,7 @@ from ml.model.qwen import load_tokenizer
 from tests.conftest import Amount
 from tests.helpers import bars_of, dated_rows, learnable_rows, make_row, read, walk, write_rows
 from tests.reliability.conftest import Figure
-from tests.reliability.json_corpus import ACCEPTED, REFUSED, TWICE
+from tests.reliability.json_corpus import ACCEPTED, BLANK, REFUSED, SUITE, SUITE_TWICE, TWICE
 
 BAD_DATA = 65
 GOOD = json.dumps({"context": "Long?", "label": "LONG"}).encode()
@@ -67,6 +67,29 @@ def test_what_is_json_gets_past_the_parser_as_the_standard_library_reads_it() ->
     for text in ACCEPTED:
         assert strict_json.loads(text) == json.loads(text), text[:80]
         assert not any("not valid JSON" in fault for fault in read([text]).faults)
+
+
+@pytest.mark.promise("E1")
+def test_files_of_json_test_suite_are_refused_as_data_and_read_as_the_suite_says(
+    tmp_path: Path, figure: Figure
+) -> None:
+    counts = Counter(name[0] for name in SUITE)
+    assert counts == {"n": 188, "y": 95, "i": 35}
+    for name, text in SUITE.items():
+        path = tmp_path / name
+        path.write_bytes(text)
+        try:
+            value = strict_json.loads(text)
+        except ValueError:
+            assert name[0] in "ni" or name in SUITE_TWICE, name
+            reading = walk(path)
+            assert reading.faults or name == BLANK, name
+            assert all(fault.startswith(f"{path}:") for fault in reading.faults), name
+            assert reading.good == 0, name
+        else:
+            assert name[0] in "yi", name
+            assert value == json.loads(text, parse_int=float), name  # an integer beyond 64 bits is a float
+    figure("E1", "{} + {} + {} files of JSONTestSuite (n_, y_, i_)", *(counts[kind] for kind in "nyi"))
 
 
 @pytest.mark.promise("E1")
