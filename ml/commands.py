@@ -136,12 +136,7 @@ def train(
     ] = False,
     skip_nonfinite: Annotated[
         int | None,
-        typer.Option(
-            "--skip-nonfinite",
-            metavar="N",
-            min=0,
-            help="Skip up to N steps that are not finite: training.skip_nonfinite=N.",
-        ),
+        typer.Option(metavar="N", min=0, help="Skip up to N steps that are not finite, as the config's key."),
     ] = None,
     require_targets: Annotated[
         bool, typer.Option("--require-targets", help="Exit with 3 if a target is missed.")
