@@ -46,6 +46,7 @@ def test_each_row_has_the_tokens_of_its_text(tokenizer: PreTrainedTokenizerFast)
         assert tokens.lengths[number] == len(tokens.row(number))
 
 
+@pytest.mark.promise("E6")
 def test_too_long_rows_keep_their_newest_tokens_and_are_counted(tokenizer: PreTrainedTokenizerFast) -> None:
     whole, cut = (tokenise(TEXTS, tokenizer, max_tokens=limit) for limit in (100, 6))
     assert cut.lengths.tolist() == [min(6, length) for length in whole.lengths]

@@ -3,8 +3,11 @@
 import gzip
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from ml.cli import main
+from ml.config import Config
 from ml.data import strict_json
 from ml.data.batches import tokenise
 from ml.data.check import check_files
@@ -24,11 +28,13 @@ from ml.data.rows import BAR_FIELDS, Bar
 from ml.data.survey import survey
 from ml.data.windows import WindowFile
 from ml.errors import MAX_FAULTS_SHOWN, DataError
+from ml.labels import LABELS
 from ml.model.embedded import build_tokenizer
 from ml.model.qwen import load_tokenizer
 from tests.conftest import Amount
 from tests.helpers import bars_of, dated_rows, learnable_rows, make_row, read, walk, write_rows
 from tests.reliability.conftest import Figure
+from tests.reliability.harness import write_config
 from tests.reliability.json_corpus import ACCEPTED, BLANK, REFUSED, SUITE, SUITE_TWICE, TWICE
 
 BAD_DATA = 65
@@ -482,6 +488,59 @@ def test_text_that_spells_a_special_token_stays_text_wherever_it_stands(
         "or this test proves nothing"
     )
     figure("E5", "{} special tokens in 5 places each", len(SPECIAL))
+
+
+MEASURED = """
+import sys, time
+from pathlib import Path
+from ml.cli import main
+try:
+    main(sys.argv[1:])
+finally:  # ru_maxrss would begin with the parent's peak
+    peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    print(f"MEASURED {peak >> 10} {time.process_time():.0f}")
+"""
+
+
+@pytest.mark.promise("E6")
+def test_a_large_file_with_a_fault_in_its_last_line_takes_little_memory_and_a_minute(
+    tiny_base: Path, tmp_path: Path, amount: Amount, figure: Figure
+) -> None:
+    number, volume = '"number"', 987654321
+    texts = []
+    for seed, label in zip(range(60), cycle(LABELS), strict=False):
+        row = make_row(label, 50, seed, id="number")
+        row["current_bar"]["volume"] = volume
+        texts.append(json.dumps(row))
+    megabytes, rows, written = amount(25, 1000), 0, 0
+    path, val = tmp_path / "rows.jsonl", write_rows(tmp_path / "val.jsonl", learnable_rows(20, seed=2))
+    with path.open("w") as stream:
+        for text in cycle(texts):
+            rows += 1
+            written += stream.write(text.replace(number, f'"row {rows}"').replace(str(volume), str(rows)) + "\n")
+            if written > megabytes * 1_000_000:
+                break
+        stream.write(texts[0][:-30] + "\n")
+    tree = {"data": {"train": str(path), "val": str(val)}, "model": {"base": str(tiny_base)}, "output_dir": "run"}
+    config = write_config(Config.parse(tree), tmp_path / "config.yaml")
+    for words in (["check", path], ["train", config]):
+        command = [sys.executable, "-c", MEASURED, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == BAD_DATA, done.stderr
+        assert (
+            f"{path}:{rows + 1}:{len(texts[0]) - 29}: not valid JSON: unexpected end of data"
+            in done.stdout + done.stderr
+        )
+        peak, seconds = map(int, done.stdout.rpartition("MEASURED ")[2].split())
+        assert peak <= 600, words
+        assert seconds <= 60, words
+        figure(
+            "E6",
+            f"{words[0]} {{}} MB with a fault in the last line: {{}} MB at the peak, {{}} s",
+            megabytes,
+            peak,
+            seconds,
+        )
 
 
 def test_the_mutations_reach_every_field() -> None:
