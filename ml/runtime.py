@@ -49,7 +49,10 @@ def seed_torch(seed: int, purpose: Purpose, *position: int) -> None:
     import torch
 
     words = np.random.SeedSequence([seed, purpose, *position]).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0]) & (2**63 - 1))
+    number = int(words[0]) & (2**63 - 1)
+    torch.default_generator.manual_seed(number)  # torch.manual_seed looks for every kind of device, at each call
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(number)
 
 
 def is_main_process() -> bool:

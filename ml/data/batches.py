@@ -79,9 +79,8 @@ def tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_token
     flat, lengths, pad_id, cut = array("i"), array("q"), tokenizer.pad_token_id, 0
     stream = iter(texts)
     while chunk := list(islice(stream, CHUNK)):
-        for text, ids in zip(
-            chunk, tokenizer(chunk, split_special_tokens=True, verbose=False)["input_ids"], strict=True
-        ):
+        rows = tokenizer(chunk, split_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+        for text, ids in zip(chunk, rows, strict=True):
             kept = ids[-max_tokens:]
             if not kept or pad_id in kept:
                 raise DataError(

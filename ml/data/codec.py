@@ -24,6 +24,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -160,24 +161,25 @@ class Codec(BaseModel):
 
     def _marks(self, window: Window, numbers: WindowNumbers) -> list[str]:
         """The letters before each bar's digits: of shape (bars,)."""
-        count = len(window.bars["close"])
-        marks: list[list[str]] = [[] for _ in range(count)]
+        last = len(window.bars["close"]) - 1
+        marks: list[list[str]] = [[] for _ in range(last + 1)]
         for name, written in STATES.items():
             if name not in self.fields:
                 continue
             values = window.bars[name]
             if name == "wave_strength":
                 values = np.minimum(values // 10, 9)
-            changed = np.concatenate([[True], values[1:] != values[:-1]])
-            changed[-1] = True  # the event bar carries the whole state
-            for index in np.flatnonzero(changed):
-                marks[int(index)].append(written[int(values[index])])
+            before = None
+            for bar, value in enumerate(values.tolist()):  # lists: numpy's calls cost more than a loop over 50 bars
+                if value != before or bar == last:  # the event bar carries the whole state
+                    marks[bar].append(written[int(value)])
+                before = value
         for name, letter in PULSES.items():
             if name in self.fields:
-                for index in np.flatnonzero(window.bars[name]):
-                    marks[int(index)].append(letter)
+                for letters in compress(marks, window.bars[name].tolist()):
+                    letters.append(letter)
         opens, closes = _levels(numbers.open), _levels(numbers.close)
-        for bar in range(1, count):
+        for bar in range(1, last + 1):
             if abs(opens[bar] - closes[bar - 1]) >= OPEN_GAP:
                 marks[bar].append(f"O{_TWO_DIGITS[opens[bar]]}")
         return ["".join(letters) for letters in marks]

@@ -1,7 +1,8 @@
 """Causal attention of windows that lie one after the other, with its backward pass written out.
 
-Comes in: queries, keys and values of the tokens of all windows, and the windows' lengths; rows behind the last window
-belong to none. Goes out: the values that each token attends to among the tokens of its own window so far.
+Comes in: queries, keys and values of the tokens of all windows, and which windows are computed side by side; rows
+behind the last window belong to none. Goes out: the values that each token attends to among the tokens of its own
+window so far.
 
 Legend: B windows, T tokens of the longest, N rows, H query heads, K key-value heads, G = H/K query heads that share
 keys and values, P width of a head, E = H·P, i pairs of a window and a key-value head.
@@ -10,17 +11,18 @@ keys and values, P width of a head, E = H·P, i pairs of a window and a key-valu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.utils.rnn import pad_sequence
 
 from ml.model.passes import times
 
-QUERY_BLOCK = 80  # queries that are multiplied with all keys before them at a time
+LANES = 16  # numbers in a CPU's widest vector; softmax is up to twice as slow on rows that do not end with one
+QUERIES = 48  # that are multiplied with all keys before them at a time
+QUERIES_OF_LONG = 96  # the same above KEPT_TOKENS
 SCORES_AT_A_TIME = 1 << 18  # attention scores that stay in a core's cache, in numbers
 KEPT_TOKENS = 256  # up to this length attention weights are kept for the backward pass, above they are computed again
 
@@ -34,22 +36,23 @@ class Attention(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(ctx: Any, q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Sequence[Neighbours]) -> Tensor:
         key_heads, shared = k_NKP.shape[1], q_NHP.shape[1] // k_NKP.shape[1]
-        ctx.dtype, ctx.lengths, ctx.heads = v_NKP.dtype, lengths, (key_heads, shared)
-        out_NHP, saved = torch.zeros_like(q_NHP), []
-        for own, its in _neighbours(lengths, key_heads, shared):
-            q = _side_by_side(q_NHP[own], its).unflatten(1, (key_heads, shared)).flatten(0, 1)
-            k, v = (_side_by_side(x_NKP[own].to(q.dtype), its).flatten(0, 1) for x_NKP in (k_NKP, v_NKP))
+        ctx.dtype, ctx.groups, ctx.heads = v_NKP.dtype, groups, (key_heads, shared)
+        out_NHP, saved = torch.empty_like(q_NHP), []
+        for its in groups:
+            q = its.side_by_side(q_NHP).unflatten(1, (key_heads, shared)).flatten(0, 1)
+            k, v = (its.side_by_side(x_NKP.to(q.dtype)).flatten(0, 1) for x_NKP in (k_NKP, v_NKP))
             out, kept = torch.empty_like(q), []
-            for group, block in _tiles(len(k), shared, max(its)):
+            for group, block in _tiles(len(k), shared, its.tokens):
                 weights = Attention._weights(q, k, group, block)
                 out[group, :, block] = _times_each(weights, v[group, : block.stop].mT).unflatten(1, (shared, -1))
                 kept.append(weights)
-            _one_after_another(out, its, out_NHP[own])
+            its.one_after_another(out, out_NHP)
             if any(ctx.needs_input_grad):
-                saved += [q, k, v, *(kept if max(its) <= KEPT_TOKENS else [])]
+                saved += [q, k, v, *(kept if its.tokens <= KEPT_TOKENS else [])]
         ctx.save_for_backward(*saved)
+        out_NHP[groups[-1].own.stop :] = 0
         return out_NHP.flatten(1)
 
     @staticmethod
@@ -65,14 +68,14 @@ class Attention(Function):
         saved, (key_heads, shared) = iter(ctx.saved_tensors), ctx.heads
         g_NHP = g_NE.unflatten(1, (key_heads * shared, -1))
         dq_NHP, dk_NKP, dv_NKP = (
-            g_NHP.new_zeros(len(g_NE), heads, g_NHP.shape[2]) for heads in (key_heads * shared, key_heads, key_heads)
+            g_NHP.new_empty(len(g_NE), heads, g_NHP.shape[2]) for heads in (key_heads * shared, key_heads, key_heads)
         )
-        for own, its in _neighbours(ctx.lengths, key_heads, shared):
+        for its in ctx.groups:
             q, k, v = next(saved), next(saved), next(saved)
-            g = _side_by_side(g_NHP[own], its).view_as(q)
+            g = its.gradient_side_by_side(g_NHP).view_as(q)
             dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-            for group, block in _tiles(len(k), shared, max(its)):
-                weights = next(saved) if max(its) <= KEPT_TOKENS else Attention._weights(q, k, group, block)
+            for group, block in _tiles(len(k), shared, its.tokens):
+                weights = next(saved) if its.tokens <= KEPT_TOKENS else Attention._weights(q, k, group, block)
                 q_own, g_own = q[group, :, block].flatten(1, 2), g[group, :, block].flatten(1, 2)
                 dv[group, : block.stop] += _times_each(weights.mT, g_own.mT)
                 dweights = _times_each(g_own, v[group, : block.stop])
@@ -80,8 +83,59 @@ class Attention(Function):
                 dq[group, :, block] = _times_each(dscores, k[group, : block.stop].mT).unflatten(1, (shared, -1))
                 dk[group, : block.stop] += _times_each(dscores.mT, q_own.mT)
             for grad, grad_NHP in ((dq, dq_NHP), (dk, dk_NKP), (dv, dv_NKP)):
-                _one_after_another(grad, its, grad_NHP[own])
+                its.one_after_another(grad, grad_NHP)
+        for grad_NHP in (dq_NHP, dk_NKP, dv_NKP):
+            grad_NHP[ctx.groups[-1].own.stop :] = 0
         return dq_NHP, dk_NKP, dv_NKP.to(ctx.dtype), None
+
+
+class Neighbours:
+    """Windows whose attention is computed side by side, as if all had the same number of tokens.
+
+    A shorter window repeats its last token. What comes of that nobody reads, as causal attention looks back only.
+    """
+
+    def __init__(self, start: int, lengths: Sequence[int], head_counts: set[int], device: torch.device) -> None:
+        lengths_B = torch.tensor(lengths, device=device)
+        windows, self.tokens = len(lengths), max(lengths)
+        self.own = slice(start, start + sum(lengths))
+        places_BT = torch.arange(self.tokens, device=device).expand(windows, -1)
+        read_BT = places_BT < lengths_B[:, None]
+        first_B = start + lengths_B.cumsum(0) - lengths_B
+        row_BT = first_B[:, None] + places_BT.minimum(lengths_B[:, None] - 1)
+        self._there, self._back, self._surplus = {}, {}, {}
+        for count in head_counts:
+            heads_H = torch.arange(count, device=device)
+            self._there[count] = (row_BT[:, None] * count + heads_H[:, None]).flatten()
+            place_BHT = torch.arange(windows * count * self.tokens, device=device).view(windows, count, -1)
+            self._back[count] = place_BHT.transpose(1, 2)[read_BT].flatten()
+            self._surplus[count] = place_BHT.transpose(1, 2)[~read_BT].flatten()
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], heads: int, key_heads: int, device: torch.device) -> list[Neighbours]:
+        """All windows in groups, each as large as leaves its scores in a core's cache."""
+        size = max(1, _together(heads // key_heads, max(lengths)) // key_heads)
+        starts = [0, *accumulate(lengths)]
+        return [
+            cls(starts[first], lengths[first : first + size], {heads, key_heads}, device)
+            for first in range(0, len(lengths), size)
+        ]
+
+    def side_by_side(self, x_NHP: Tensor) -> Tensor:
+        """Of shape (B, H, T, P), from the rows of all windows."""
+        _, count, width = x_NHP.shape
+        return x_NHP.reshape(-1, width).index_select(0, self._there[count]).view(-1, count, self.tokens, width)
+
+    def gradient_side_by_side(self, g_NHP: Tensor) -> Tensor:
+        """The same with zeros where a window is shorter."""
+        _, count, width = g_NHP.shape
+        return self.side_by_side(g_NHP).view(-1, width).index_fill_(0, self._surplus[count], 0)
+
+    def one_after_another(self, x: Tensor, out_NHP: Tensor) -> None:
+        """Undoes `side_by_side`, into the rows of these windows."""
+        _, count, width = out_NHP.shape
+        own_MP = out_NHP[self.own].view(-1, width)
+        torch.index_select(x.view(-1, width), 0, self._back[count], out=own_MP)
 
 
 def _times_each(a: Tensor, b: Tensor) -> Tensor:
@@ -92,8 +146,8 @@ def _times_each(a: Tensor, b: Tensor) -> Tensor:
 def _tiles(groups: int, shared: int, tokens: int) -> Iterator[tuple[slice, slice]]:
     """Which i and which queries are worked on together: blocks of queries, each with all keys up to its last."""
     together = _together(shared, tokens)
-    blocks = -(-tokens // QUERY_BLOCK)
-    edges = [tokens * number // blocks for number in range(blocks + 1)]
+    blocks = -(-tokens // _queries(tokens))
+    edges = [min(tokens, -(-tokens // LANES) * number // blocks * LANES) for number in range(blocks + 1)]
     for first in range(0, groups, together):
         for start, stop in pairwise(edges):
             yield slice(first, first + together), slice(start, stop)
@@ -101,30 +155,8 @@ def _tiles(groups: int, shared: int, tokens: int) -> Iterator[tuple[slice, slice
 
 def _together(shared: int, tokens: int) -> int:
     """How many i have scores that stay in a core's cache."""
-    return max(1, SCORES_AT_A_TIME // (shared * tokens * min(tokens, QUERY_BLOCK)))
+    return max(1, SCORES_AT_A_TIME // (shared * tokens * min(tokens, _queries(tokens))))
 
 
-def _neighbours(lengths: Sequence[int], key_heads: int, shared: int) -> Iterator[tuple[slice, Sequence[int]]]:
-    """Windows whose attention is computed side by side, padded to the longest of them: their tokens and lengths."""
-    size = max(1, _together(shared, max(lengths)) // key_heads)
-    start = 0
-    for first in range(0, len(lengths), size):
-        own = lengths[first : first + size]
-        yield slice(start, start + sum(own)), own
-        start += sum(own)
-
-
-def _side_by_side(x_NHP: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Of shape (B, H, T, P), from windows one after the other; those shorter than the longest end in zeros."""
-    if min(lengths) == max(lengths):
-        padded_BTHP: Tensor = x_NHP.unflatten(0, (len(lengths), -1))
-    else:
-        padded_BTHP = pad_sequence(x_NHP.split(lengths), batch_first=True)
-    return padded_BTHP.transpose(1, 2).contiguous()
-
-
-def _one_after_another(x: Tensor, lengths: Sequence[int], out_NHP: Tensor) -> None:
-    """Undoes `_side_by_side`, into the rows of these windows."""
-    x_BHTP = x.view(len(lengths), out_NHP.shape[1], -1, out_NHP.shape[2])
-    for x_HTP, own_THP in zip(x_BHTP, out_NHP.split(lengths), strict=True):
-        own_THP.copy_(x_HTP[:, : len(own_THP)].transpose(0, 1))
+def _queries(tokens: int) -> int:
+    return QUERIES if tokens <= KEPT_TOKENS else QUERIES_OF_LONG

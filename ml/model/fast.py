@@ -29,7 +29,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from ml.model.attention import Attention
+from ml.model.attention import Attention, Neighbours
 from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Gate, Project, apply, heads, norm
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -82,6 +82,7 @@ class Rows:
     """Windows one after the other, without padding: tokens of each, and the rotation of every token's place."""
 
     lengths: list[int]
+    groups: list[Neighbours]
     cos_N1P: Tensor
     sin_N1P: Tensor
 
@@ -154,10 +155,13 @@ class FastClassifier(nn.Module):
 
     def _rows(self, lengths: list[int]) -> Rows:
         """Rotations are computed once a place and given to each token at that place."""
-        places_1T = torch.arange(max(lengths), device=self.embeddings.device)[None]
-        cos_1TP, sin_1TP = self._classifier.model.rotary_emb(self.embeddings, places_1T)
-        cos_N1P, sin_N1P = (torch.cat([x_1TP[0, :n, None] for n in lengths]).float() for x_1TP in (cos_1TP, sin_1TP))
-        return Rows(lengths, filled(cos_N1P), filled(sin_N1P))
+        device, config = self.embeddings.device, self._classifier.config
+        places_T = torch.arange(max(lengths), device=device)
+        place_N = places_T.expand(len(lengths), -1)[places_T < torch.tensor(lengths, device=device)[:, None]]
+        cos_1TP, sin_1TP = self._classifier.model.rotary_emb(self.embeddings, places_T[None])
+        cos_N1P, sin_N1P = (x_1TP[0].float().index_select(0, filled(place_N))[:, None] for x_1TP in (cos_1TP, sin_1TP))
+        groups = Neighbours.of(lengths, config.num_attention_heads, config.num_key_value_heads, device)
+        return Rows(lengths, groups, cos_N1P, sin_N1P)
 
     def _trunk(self, ids_N: Tensor, rows: Rows) -> Tensor:
         states_ND = self._classifier.model.embed_tokens(ids_N)
@@ -172,7 +176,7 @@ class FastClassifier(nn.Module):
         q_NHP = heads(q_NE, own, "q_norm", rows.cos_N1P, rows.sin_N1P, own.scaling)
         k_NKP = heads(k_NF, own, "k_norm", rows.cos_N1P, rows.sin_N1P)
         v_NKP = v_NF.unflatten(1, (-1, own.head_dim))
-        mixed_NE = cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, rows.lengths)).to(states_ND.dtype)
+        mixed_NE = cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, rows.groups)).to(states_ND.dtype)
         return self._rest(states_ND, mixed_NE, layer, linear)
 
     def _last_layer(self, states_ND: Tensor, rows: Rows) -> Tensor:

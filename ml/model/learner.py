@@ -128,7 +128,8 @@ class Learner:
         (seed, position, number of the micro-batch). `before_batch` may raise to give the step up: until its end no
         weight, moment or rate has changed. Raises NonFinite.
         """
-        self.network.train()
+        if not self.network.training:  # walking through all modules takes as long as a product
+            self.network.train()
         accelerator = self.accelerator
         loss = torch.zeros((), device=accelerator.device)
         for batch in plan.micro_batches:

@@ -14,6 +14,7 @@ from transformers import get_scheduler
 
 from ml.errors import ConfigError
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 Schedule = Literal["warmup_stable_decay", "linear", "cosine", "constant"]
 
 
@@ -27,13 +28,19 @@ def not_finite(parameters: Mapping[str, Parameter], optimizer: AdamW) -> str | N
 
     An infinite second moment makes its weight stand still for good, and neither loss nor gradient shows it.
     """
-    tensors = {name: weight.detach() for name, weight in parameters.items()}
-    for name, weight in parameters.items():
-        moments = optimizer.state.get(weight, {})
-        tensors |= {f"{moment} of {name}": moments[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in moments}
-    if math.isfinite(get_total_norm(tensors.values(), norm_type=math.inf)):
+    moments = [optimizer.state.get(weight, {}) for weight in parameters.values()]
+    tensors = [weight.detach() for weight in parameters.values()]
+    tensors += [of[moment] for of in moments for moment in MOMENTS if moment in of]
+    if math.isfinite(get_total_norm(tensors, norm_type=math.inf)):
         return None
-    return next(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    names = list(parameters)
+    names += [
+        f"{moment} of {name}"
+        for name, of in zip(parameters, moments, strict=True)
+        for moment in MOMENTS
+        if moment in of
+    ]
+    return next(name for name, tensor in zip(names, tensors, strict=True) if not tensor.isfinite().all())
 
 
 def make_schedule(optimizer: AdamW, schedule: Schedule, *, warmup_steps: int, total_steps: int) -> LRScheduler:

@@ -37,13 +37,14 @@ from ml.model.qwen import merge, quiet_transformers
 from ml.output import reopen
 from ml.output.card import model_card
 from ml.output.files import needing, pack, share_or_copy, sync, to_json, write_manifest
-from ml.output.predictor import BATCH_SIZE, EXPORT_FOLDER, Predictor, token_logits
+from ml.output.predictor import EXPORT_FOLDER, Predictor, token_logits
 from ml.output.run_folder import RunFolder
 
 Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-5
 CHECKED_ROWS = 200
+BATCH_SIZE = 32  # rows that `reopen.py` gives to transformers at a time
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ml.data.batches import Tokens, collate, evaluation_batches, tokenise
+from ml.data.batches import Tokens, collate, tokenise
 from ml.data.codec import Codec
 from ml.data.rows import Window, parse_row
 from ml.errors import ConfigError, DataError
@@ -42,8 +42,10 @@ from ml.runtime import keep_freed_memory
 
 Ints = NDArray[np.int64]
 
-BATCH_SIZE = 32
-TOKENS_AT_A_TIME = 3072  # of a batch, padding included: so much stays in a core's cache, and long texts fit in memory
+TOKENS_AT_A_TIME = 3072  # of a batch, padding included, so that long texts need no more memory than short ones
+STATES_AT_A_TIME = (
+    12288 * 128
+)  # tokens times width: where a model is narrow, operators are worth calling for more tokens
 EXPORT_FOLDER = "export"
 VERSION_DIGITS = 16
 Rows = Iterable[Mapping[str, Any]]
@@ -103,9 +105,11 @@ class Predictor:
         version: str = "",
     ) -> None:
         self.network: nn.Module = model.eval()
+        self.tokens_at_a_time = TOKENS_AT_A_TIME
         if why_plain(model, model.device) is None:
             keep_freed_memory()
             self.network = FastClassifier(model).eval()
+            self.tokens_at_a_time = max(TOKENS_AT_A_TIME, STATES_AT_A_TIME // model.config.hidden_size)
         self.tokenizer = tokenizer
         self.codec = codec
         self.temperature = temperature
@@ -209,7 +213,7 @@ class Predictor:
 
     def token_logits(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
         """Uncalibrated logits of shape (rows, 3) of windows that `tokenise` gave."""
-        logits_NC = token_logits(self.network, tokens, advance)
+        logits_NC = token_logits(self.network, tokens, advance, self.tokens_at_a_time)
         _refuse_broken(logits_NC, [f"row {row}" for row in range(1, len(tokens) + 1)])
         return logits_NC
 
@@ -221,7 +225,7 @@ class Predictor:
         self, windows: Sequence[Window], advance: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
         """Uncalibrated logits of shape (windows, 3); `advance` is told how many windows each batch held."""
-        logits_NC = token_logits(self.network, self.tokenise(windows), advance)
+        logits_NC = token_logits(self.network, self.tokenise(windows), advance, self.tokens_at_a_time)
         _refuse_broken(logits_NC, [window.place for window in windows])
         return logits_NC
 
@@ -255,20 +259,27 @@ def _refuse_broken(logits_NC: NDArray[np.float64], places: Sequence[str]) -> Non
 
 
 @torch.inference_mode()
-def token_logits(model: nn.Module, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
+def token_logits(
+    model: nn.Module,
+    tokens: Tokens,
+    advance: Callable[[int], None] | None = None,
+    tokens_at_a_time: int = TOKENS_AT_A_TIME,
+) -> NDArray[np.float64]:
     """Logits of shape (rows, 3) of a model in evaluation mode."""
     device = next(model.parameters()).device
     logits_NC = np.empty((len(tokens), len(LABELS)))
-    for rows in _batches(tokens.lengths):
+    for rows in _batches(tokens.lengths, tokens_at_a_time):
         logits_NC[rows] = logits(model, collate(tokens, rows, device)).cpu().numpy()
         if advance:
             advance(len(rows))
     return logits_NC
 
 
-def _batches(lengths_N: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Every row once, rows of like length together, few enough of them for `TOKENS_AT_A_TIME`."""
-    for rows in evaluation_batches(lengths_N, BATCH_SIZE):
-        together = max(1, TOKENS_AT_A_TIME // int(lengths_N[rows].max()))
-        for start in range(0, len(rows), together):
-            yield rows[start : start + together]
+def _batches(lengths_N: Ints, tokens_at_a_time: int) -> Iterator[Ints]:
+    """Every row once, the longest first, rows of like length together, and as many of them as fit."""
+    order = np.argsort(-lengths_N, kind="stable")
+    start = 0
+    while start < len(order):
+        together = max(1, tokens_at_a_time // int(lengths_N[order[start]]))
+        yield order[start : start + together]
+        start += together

@@ -30,7 +30,7 @@ from ml.data import dataset, windows
 from ml.evaluation.calibration import TemperatureScaler
 from ml.model.learner import Learner
 from ml.output import charts, checkpoint, export, reopen, report
-from ml.output.predictor import BATCH_SIZE
+from ml.output.export import BATCH_SIZE
 from tests.reliability.calls import Calls
 
 torch.set_num_threads(1)
