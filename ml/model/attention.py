@@ -42,7 +42,7 @@ class Attention(Function):
         out_NHP, saved = torch.empty_like(q_NHP), []
         for its in groups:
             q = its.side_by_side(q_NHP).unflatten(1, (key_heads, shared)).flatten(0, 1)
-            k, v = (its.side_by_side(x_NKP.to(q.dtype)).flatten(0, 1) for x_NKP in (k_NKP, v_NKP))
+            k, v = (its.side_by_side(x_NKP).to(q.dtype).flatten(0, 1) for x_NKP in (k_NKP, v_NKP))
             out, kept = torch.empty_like(q), []
             for group, block in _tiles(len(k), shared, its.tokens):
                 weights = Attention._weights(q, k, group, block)

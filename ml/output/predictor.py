@@ -43,9 +43,7 @@ from ml.runtime import keep_freed_memory
 Ints = NDArray[np.int64]
 
 TOKENS_AT_A_TIME = 3072  # of a batch, padding included, so that long texts need no more memory than short ones
-STATES_AT_A_TIME = (
-    12288 * 128
-)  # tokens times width: where a model is narrow, operators are worth calling for more tokens
+STATES_AT_A_TIME = 12288 * 128  # tokens times width: the calls for a narrow model cost as much as its arithmetic
 EXPORT_FOLDER = "export"
 VERSION_DIGITS = 16
 Rows = Iterable[Mapping[str, Any]]
