@@ -12,8 +12,9 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+HEAP_OF_A_THREAD = 1 << 26  # bytes, HEAP_MAX_SIZE of glibc's arena.c
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what batch systems send before the end
 
 
@@ -91,8 +93,42 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
+        mallopt(M_TOP_PAD, HEAP_OF_A_THREAD)  # or a thread's heap goes back when all of it is free
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def side_by_side(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` whose calls run in threads of their own, which divide this thread's threads of torch between them.
+
+    Calls that have not begun when the block ends are forgotten. A single worker is this thread.
+    """
+    import torch
+
+    if workers == 1:
+        yield map
+        return
+    threads, all_here = torch.get_num_threads(), threading.Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # gives a new thread the process's number, at its first call of torch if not here
+        torch.set_num_threads(max(1, threads // workers))  # sets this thread's, and the process's
+        with suppress(threading.BrokenBarrierError):
+            all_here.wait()
+
+    pool = ThreadPoolExecutor(workers, "worker", initializer=begin)
+    try:
+        try:
+            for _ in range(workers):
+                pool.submit(int)
+            all_here.wait()
+        finally:
+            torch.set_num_threads(threads)
+        yield pool.map
+    finally:
+        all_here.abort()
+        pool.shutdown(cancel_futures=True)
 
 
 def resolve_dtype(name: str) -> torch.dtype:

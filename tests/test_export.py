@@ -25,11 +25,11 @@ from ml.cli import main
 from ml.data.batches import tokenise
 from ml.errors import ConfigError, DataError, ExportError
 from ml.model import qwen
+from ml.model.answers import token_logits
 from ml.output import checkpoint
 from ml.output.card import model_card
 from ml.output.export import check_reopened
 from ml.output.files import check_manifest, pack, sha256_file, unpack, write_manifest
-from ml.output.predictor import token_logits
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.tiny_models import build_tiny
 

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
@@ -23,7 +22,7 @@ from ml.model.embedded import embedded_base
 from ml.model.fast import FastClassifier, why_plain
 from ml.model.loss import focal_loss
 from ml.model.passes import ADAPTER, keep_mask
-from ml.output.predictor import Predictor, _batches
+from ml.output.predictor import Predictor
 from ml.progress import Reporter
 from ml.train import TrainingPipeline
 from tests.conftest import MakeConfig
@@ -351,14 +350,3 @@ def test_a_predictor_answers_as_the_plain_model_for_short_and_long_texts(family:
         with torch.no_grad():
             plain = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0]
         torch.testing.assert_close(torch.tensor(answer).float(), plain, atol=1e-5, rtol=0)
-
-
-def test_batches_hold_every_row_once_and_no_more_tokens_than_they_may() -> None:
-    lengths = np.random.default_rng(0).integers(1, 700, 300)
-    lengths[7] = 5000
-    batches = list(_batches(lengths, 1000))
-    assert sorted(np.concatenate(batches).tolist()) == list(range(300))
-    assert all(len(rows) * lengths[rows].max() <= 1000 for rows in batches if len(rows) > 1)
-    assert all((len(rows) + 1) * lengths[rows].max() > 1000 for rows in batches[:-1]), (
-        "a batch has as many rows as may be"
-    )

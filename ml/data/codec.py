@@ -61,6 +61,7 @@ STATES = {
     "wave_strength": {tenth: f"S{tenth}" for tenth in range(10)},
 }
 OPEN_GAP = 3  # steps of 1/99 of the window's range between an open and the close before that are worth writing
+_DIGITS = "0123456789"
 _TWO_DIGITS = [f"{value:02d}" for value in range(100)]
 
 
@@ -85,14 +86,7 @@ class Codec(BaseModel):
 
     def render(self, window: Window) -> str:
         """The text of one window. Raises DataError if it lacks what the codec was fitted on."""
-        fault = self.fault(window)
-        if fault:
-            raise DataError(f"{window.place}: {fault}")
-        if window.text is not None:
-            return window.text
-        if self.kind == "json":
-            return self._render_json(window)
-        return self._render_compact(window)
+        return next(self.render_all([window]))
 
     def render_all(self, windows: Iterable[Window]) -> Iterator[str]:
         """The texts of windows, in order. At the end raises one DataError that names all that could not be rendered."""
@@ -100,11 +94,13 @@ class Codec(BaseModel):
         total = 0
         for window in windows:
             fault = self.fault(window)
-            if fault is None:
-                yield self.render(window)
-            else:
+            if fault is not None:
                 total += 1
                 faults += [f"{window.place}: {fault}"] * (len(faults) < MAX_FAULTS_SHOWN)
+            elif window.text is not None:
+                yield window.text
+            else:
+                yield self._render_json(window) if self.kind == "json" else self._render_compact(window)
         if total:
             raise DataError(faults, total=total)
 
@@ -147,22 +143,20 @@ class Codec(BaseModel):
 
     def _render_compact(self, window: Window) -> str:
         numbers = window_numbers(window)
-        marks = self._marks(window, numbers)
-        high, low, close = (_levels(prices) for prices in (numbers.high, numbers.low, numbers.close))
-        volume = _digits(numbers.volume)
-        delta = ["-"] * len(volume)
+        opens, *levels = _levels(np.array([numbers.open, numbers.high, numbers.low, numbers.close]))
+        marks = self._marks(window, opens, levels[-1])
+        volume, delta = _digits(numbers.volume), ["-"] * len(marks)
         if numbers.delta is not None and "delta" in self.fields:
-            delta = [str(d) for d in _digits(numbers.delta)]
+            delta = _digits(numbers.delta)
         bars = [
-            mark + _TWO_DIGITS[h] + _TWO_DIGITS[lo] + _TWO_DIGITS[c] + f"{v}{d}"
-            for mark, h, lo, c, v, d in zip(marks, high, low, close, volume, delta, strict=True)
+            f"{mark}{_TWO_DIGITS[h]}{_TWO_DIGITS[lo]}{_TWO_DIGITS[c]}{v}{d}"
+            for mark, h, lo, c, v, d in zip(marks, *levels, volume, delta, strict=True)
         ]
         return f"{' '.join(bars)} {self._tail(window, numbers)}{END}"
 
-    def _marks(self, window: Window, numbers: WindowNumbers) -> list[str]:
+    def _marks(self, window: Window, opens: list[int], closes: list[int]) -> list[str]:
         """The letters before each bar's digits: of shape (bars,)."""
-        last = len(window.bars["close"]) - 1
-        marks: list[list[str]] = [[] for _ in range(last + 1)]
+        marks: list[list[str]] = [[] for _ in opens]
         for name, written in STATES.items():
             if name not in self.fields:
                 continue
@@ -170,18 +164,17 @@ class Codec(BaseModel):
             if name == "wave_strength":
                 values = np.minimum(values // 10, 9)
             before = None
-            for bar, value in enumerate(values.tolist()):  # lists: numpy's calls cost more than a loop over 50 bars
-                if value != before or bar == last:  # the event bar carries the whole state
-                    marks[bar].append(written[int(value)])
-                before = value
+            for bar, value in enumerate(values.tolist(), start=1):  # numpy's calls cost more than a loop over 50 bars
+                if value != before or bar == len(marks):  # the event bar carries the whole state
+                    marks[bar - 1].append(written[value])
+                    before = value
         for name, letter in PULSES.items():
             if name in self.fields:
                 for letters in compress(marks, window.bars[name].tolist()):
                     letters.append(letter)
-        opens, closes = _levels(numbers.open), _levels(numbers.close)
-        for bar in range(1, last + 1):
-            if abs(opens[bar] - closes[bar - 1]) >= OPEN_GAP:
-                marks[bar].append(f"O{_TWO_DIGITS[opens[bar]]}")
+        for letters, opened, closed in zip(marks[1:], opens[1:], closes[:-1], strict=True):
+            if abs(opened - closed) >= OPEN_GAP:
+                letters.append(f"O{_TWO_DIGITS[opened]}")
         return ["".join(letters) for letters in marks]
 
     def _tail(self, window: Window, numbers: WindowNumbers) -> str:
@@ -244,16 +237,15 @@ def fit_codec(kind: Literal["compact", "json"], windows: Iterable[Window]) -> Co
     return fitter.fit(kind)
 
 
-def _levels(prices: NDArray[np.float64]) -> list[int]:
-    """Positions in [0, 1] as integers 0-99."""
-    levels: list[int] = np.rint(prices * 99).astype(int).tolist()
+def _levels(prices: NDArray[np.float64]) -> list[list[int]]:
+    """Positions in [0, 1], of shape (prices, bars), as integers 0-99."""
+    levels: list[list[int]] = np.rint(prices * 99).astype(int).tolist()
     return levels
 
 
-def _digits(scores: NDArray[np.float64]) -> list[int]:
+def _digits(scores: NDArray[np.float64]) -> list[str]:
     """z-scores as digits, half a deviation a step: 0 is −2.5 and below, 5 is the mean, 9 is 2 and above."""
-    digits: list[int] = np.clip(np.rint(scores * 2 + 5), 0, 9).astype(int).tolist()
-    return digits
+    return [_DIGITS[digit] for digit in np.clip(np.rint(scores * 2 + 5), 0, 9).astype(int).tolist()]
 
 
 def _logarithmic(value: float, *, steps_per_octave: int, smallest: float) -> str:

@@ -39,20 +39,22 @@ class WindowNumbers:
 def window_numbers(window: Window) -> WindowNumbers:
     """Normalise one window; a window without any movement has all prices at 0.5."""
     bars = window.bars
-    floor = bars["low"].min()
-    height = bars["high"].max() - floor
-    prices = {
-        name: (bars[name] - floor) / height if height > 0 else np.full(len(bars[name]), 0.5)
-        for name in ("open", "high", "low", "close")
-    }
+    prices = np.array([bars["open"], bars["high"], bars["low"], bars["close"]])
+    floor = prices[2].min()
+    height = prices[1].max() - floor
     mean_range = float(true_range(bars).mean())
     last_close = abs(float(bars["close"][-1]))
     atr = bars.get("atr_14")
-    delta = bars.get("delta")
+    flows = [np.log1p(bars["volume"]), *(bars[name] for name in ("delta",) if name in bars)]
+    volume, *delta = z_scores(np.array(flows))
+    opens, highs, lows, closes = (prices - floor) / height if height > 0 else np.full(prices.shape, 0.5)
     return WindowNumbers(
-        **prices,
-        volume=z_scores(np.log1p(bars["volume"])),
-        delta=None if delta is None else z_scores(delta),
+        open=opens,
+        high=highs,
+        low=lows,
+        close=closes,
+        volume=volume,
+        delta=delta[0] if delta else None,
         range_in_bars=float(height) / mean_range if mean_range > 0 else 0.0,
         bar_range_share=mean_range / last_close if last_close > 0 else 0.0,
         atr_ratio=None if atr is None else (float(atr[-1]) / mean_range if mean_range > 0 else 0.0),
@@ -61,14 +63,16 @@ def window_numbers(window: Window) -> WindowNumbers:
 
 def true_range(bars: dict[str, Floats]) -> Floats:
     """max(high, previous close) − min(low, previous close) (Wilder 1978); the first bar has high − low."""
-    previous = np.concatenate([bars["close"][:1], bars["close"][:-1]])
-    previous[0] = np.clip(previous[0], bars["low"][0], bars["high"][0])
-    span: Floats = np.maximum(bars["high"], previous) - np.minimum(bars["low"], previous)
+    high, low, close = bars["high"], bars["low"], bars["close"]
+    previous = np.concatenate([np.minimum(np.maximum(close[:1], low[:1]), high[:1]), close[:-1]])
+    span: Floats = np.maximum(high, previous) - np.minimum(low, previous)
     return span
 
 
 def z_scores(values: Floats) -> Floats:
-    """(x − mean) / standard deviation within the window, and 0 where nothing varies."""
-    spread = values.std() if np.ptp(values) > 0 else 0.0  # rounding may give equal values a deviation of 1e-17
-    scores: Floats = (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
+    """(x − mean) / standard deviation within the window, and 0 where nothing varies; over the last dimension."""
+    centred = values - values.mean(axis=-1, keepdims=True)
+    spread = np.sqrt((centred * centred).mean(axis=-1, keepdims=True))
+    spread[np.ptp(values, axis=-1) == 0] = 0  # rounding may give equal values a deviation of 1e-17
+    scores: Floats = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
     return scores

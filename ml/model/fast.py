@@ -128,6 +128,11 @@ class FastClassifier(nn.Module):
         """The table of tokens, of shape (vocabulary, D)."""
         return cast(Tensor, self._classifier.model.embed_tokens.weight)
 
+    @property
+    def is_reentrant(self) -> bool:
+        """Whether several passes may run at once: some of transformers' rotations change with a batch's length."""
+        return self._classifier.model.rotary_emb.rope_type not in ("dynamic", "longrope")
+
     def forward(self, input_ids: Tensor, states_BTD: Tensor | None = None) -> SequenceClassifierOutputWithPast:
         """Logits of shape (B, 3) of ids of shape (B, T), padded on the right; with `states_BTD`, what `trunk` gave."""
         with torch.autocast(input_ids.device.type, enabled=False):  # each product has the precision of its weights

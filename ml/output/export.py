@@ -33,11 +33,12 @@ from ml.evaluation.blocks import blocks_of
 from ml.evaluation.calibration import TemperatureScaler
 from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import Threshold, choose_thresholds
+from ml.model.answers import token_logits
 from ml.model.qwen import merge, quiet_transformers
 from ml.output import reopen
 from ml.output.card import model_card
 from ml.output.files import needing, pack, share_or_copy, sync, to_json, write_manifest
-from ml.output.predictor import EXPORT_FOLDER, Predictor, token_logits
+from ml.output.predictor import EXPORT_FOLDER, Predictor
 from ml.output.run_folder import RunFolder
 
 Ints = NDArray[np.int64]

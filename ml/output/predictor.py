@@ -9,7 +9,7 @@ model.render(row)                          the text that the tokenizer sees
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -26,15 +26,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ml.data.batches import Tokens, collate, tokenise
+from ml.data.batches import Tokens, tokenise
 from ml.data.codec import Codec
 from ml.data.rows import Window, parse_row
 from ml.errors import ConfigError, DataError
 from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import abstain, least_confidences
 from ml.labels import LABELS
+from ml.model.answers import token_logits
 from ml.model.fast import FastClassifier, why_plain
-from ml.model.qwen import logits, quiet_transformers
+from ml.model.qwen import quiet_transformers
 from ml.output.files import MANIFEST, check_manifest, sha256_file, unpack
 from ml.output.foreign import check_tokenizer, open_config, opening
 from ml.output.run_folder import refuse_several
@@ -42,8 +43,6 @@ from ml.runtime import keep_freed_memory
 
 Ints = NDArray[np.int64]
 
-TOKENS_AT_A_TIME = 3072  # of a batch, padding included, so that long texts need no more memory than short ones
-STATES_AT_A_TIME = 12288 * 128  # tokens times width: the calls for a narrow model cost as much as its arithmetic
 EXPORT_FOLDER = "export"
 VERSION_DIGITS = 16
 Rows = Iterable[Mapping[str, Any]]
@@ -103,11 +102,9 @@ class Predictor:
         version: str = "",
     ) -> None:
         self.network: nn.Module = model.eval()
-        self.tokens_at_a_time = TOKENS_AT_A_TIME
         if why_plain(model, model.device) is None:
             keep_freed_memory()
             self.network = FastClassifier(model).eval()
-            self.tokens_at_a_time = max(TOKENS_AT_A_TIME, STATES_AT_A_TIME // model.config.hidden_size)
         self.tokenizer = tokenizer
         self.codec = codec
         self.temperature = temperature
@@ -211,7 +208,7 @@ class Predictor:
 
     def token_logits(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
         """Uncalibrated logits of shape (rows, 3) of windows that `tokenise` gave."""
-        logits_NC = token_logits(self.network, tokens, advance, self.tokens_at_a_time)
+        logits_NC = token_logits(self.network, tokens, advance)
         _refuse_broken(logits_NC, [f"row {row}" for row in range(1, len(tokens) + 1)])
         return logits_NC
 
@@ -223,7 +220,7 @@ class Predictor:
         self, windows: Sequence[Window], advance: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
         """Uncalibrated logits of shape (windows, 3); `advance` is told how many windows each batch held."""
-        logits_NC = token_logits(self.network, self.tokenise(windows), advance, self.tokens_at_a_time)
+        logits_NC = token_logits(self.network, self.tokenise(windows), advance)
         _refuse_broken(logits_NC, [window.place for window in windows])
         return logits_NC
 
@@ -254,30 +251,3 @@ def _refuse_broken(logits_NC: NDArray[np.float64], places: Sequence[str]) -> Non
     broken = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1)).tolist()
     if broken:
         raise DataError([f"{places[row]}: the model gives no finite logits" for row in broken])
-
-
-@torch.inference_mode()
-def token_logits(
-    model: nn.Module,
-    tokens: Tokens,
-    advance: Callable[[int], None] | None = None,
-    tokens_at_a_time: int = TOKENS_AT_A_TIME,
-) -> NDArray[np.float64]:
-    """Logits of shape (rows, 3) of a model in evaluation mode."""
-    device = next(model.parameters()).device
-    logits_NC = np.empty((len(tokens), len(LABELS)))
-    for rows in _batches(tokens.lengths, tokens_at_a_time):
-        logits_NC[rows] = logits(model, collate(tokens, rows, device)).cpu().numpy()
-        if advance:
-            advance(len(rows))
-    return logits_NC
-
-
-def _batches(lengths_N: Ints, tokens_at_a_time: int) -> Iterator[Ints]:
-    """Every row once, the longest first, rows of like length together, and as many of them as fit."""
-    order = np.argsort(-lengths_N, kind="stable")
-    start = 0
-    while start < len(order):
-        together = max(1, tokens_at_a_time // int(lengths_N[order[start]]))
-        yield order[start : start + together]
-        start += together

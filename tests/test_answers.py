@@ -1,0 +1,137 @@
+"""Many rows are answered in batches: by one thread after the other, or by several threads with a batch each."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ml.data.batches import Tokens, collate
+from ml.model import qwen
+from ml.model.answers import batches_that_fit, equal_batches, token_logits
+from ml.model.fast import FastClassifier, why_plain
+from ml.runtime import side_by_side
+from tests.tiny_models import build_tiny
+
+PAD = 0
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def rows_of(lengths: np.ndarray) -> Tokens:
+    flat = np.random.default_rng(0).integers(1, 500, lengths.sum()).astype(np.int32)
+    return Tokens(flat, np.cumsum(lengths), PAD, 0)
+
+
+def classifier(folder: Path, **changes: object) -> FastClassifier:
+    build_tiny(folder, "qwen3")
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    model = qwen.load_classifier(str(folder), PAD).eval()
+    assert why_plain(model, torch.device("cpu")) is None
+    return FastClassifier(model).eval()
+
+
+def threads_of_passes(model: torch.nn.Module) -> list[tuple[str, int]]:
+    """The name of the thread of every forward pass to come, and how many threads torch has there."""
+    seen: list[tuple[str, int]] = []
+    model.register_forward_hook(lambda *_: seen.append((threading.current_thread().name, torch.get_num_threads())))
+    return seen
+
+
+def threads_of_a_new_thread() -> int:
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return seen[0]
+
+
+def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(tmp_path: Path, two_threads: None) -> None:
+    model, tokens = classifier(tmp_path), rows_of(np.random.default_rng(1).integers(20, 200, 120))
+    seen = threads_of_passes(model)
+    done: list[int] = []
+    logits_NC = token_logits(model, tokens, done.append)
+    assert sum(done) == len(tokens)
+    assert len(seen) == 2
+    assert all(name.startswith("worker") and threads == 1 for name, threads in seen)
+    assert torch.get_num_threads() == threads_of_a_new_thread() == 2
+    for row in range(len(tokens)):
+        with torch.inference_mode():
+            alone = qwen.logits(model.model, collate(tokens, [row]))[0]
+        torch.testing.assert_close(torch.tensor(logits_NC[row]).float(), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("what", ["few rows", "one thread", "rotations that change", "plain modules"])
+def test_other_rows_are_answered_by_the_thread_that_asks(what: str, tmp_path: Path, two_threads: None) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    fast = classifier(tmp_path, **({"rope_parameters": rope} if what == "rotations that change" else {}))
+    model = fast.model if what == "plain modules" else fast
+    if what == "one thread":
+        torch.set_num_threads(1)
+    tokens, seen = rows_of(np.full(60 if what == "few rows" else 100, 120)), threads_of_passes(model)
+    token_logits(model, tokens)
+    assert {*seen} == {("MainThread", 1 if what == "one thread" else 2)}
+
+
+def test_no_rows_have_no_logits(tmp_path: Path) -> None:
+    assert token_logits(classifier(tmp_path), rows_of(np.empty(0, dtype=np.int64))).shape == (0, 3)
+
+
+def test_what_a_call_raises_ends_the_others_and_leaves_the_threads_as_they_were(two_threads: None) -> None:
+    begun = []
+
+    def fail(number: int) -> None:
+        begun.append(number)
+        raise ValueError(number)
+
+    with pytest.raises(ValueError, match="0"), side_by_side(2) as run:  # noqa: PT012
+        for _ in run(fail, range(100_000)):
+            pytest.fail("the first call has no result")
+    assert len(begun) < 100_000
+    assert torch.get_num_threads() == threads_of_a_new_thread() == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker")]
+
+
+def test_threads_of_torch_are_divided_between_workers() -> None:
+    torch.set_num_threads(5)
+    try:
+        with side_by_side(2) as run:
+            assert list(run(lambda _: torch.get_num_threads(), range(6))) == [2] * 6
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_batches_hold_every_row_once_and_no_more_tokens_than_they_may() -> None:
+    lengths = np.random.default_rng(0).integers(1, 700, 300)
+    lengths[7] = 5000
+    batches = batches_that_fit(lengths, 1000)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(300))
+    assert all(len(rows) * lengths[rows].max() <= 1000 for rows in batches if len(rows) > 1)
+    assert all((len(rows) + 1) * lengths[rows].max() > 1000 for rows in batches[:-1]), (
+        "a batch has as many rows as may be"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 200])
+def test_equal_batches_hold_as_many_tokens(count: int) -> None:
+    lengths = np.random.default_rng(0).integers(100, 200, 2000)
+    batches = equal_batches(lengths, count)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(2000))
+    assert len(batches) == count
+    sizes = [int(lengths[rows].sum()) for rows in batches]
+    assert max(sizes) - min(sizes) <= 2 * lengths.max()  # half a row at either end of each
+    longest = [lengths[rows].max() for rows in batches]
+    assert longest == sorted(longest, reverse=True)
+
+
+def test_equal_batches_of_few_rows_are_none_of_them_empty() -> None:
+    assert [rows.tolist() for rows in equal_batches(np.array([1, 900, 2]), 8)] == [[1], [2, 0]]
