@@ -33,6 +33,7 @@ import numpy as np
 import orjson
 import torch
 
+from ml.cli import settle_environment
 from ml.data.codec import Codec, fit_codec
 from ml.data.rows import Window
 from ml.data.windows import load_windows
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    settle_environment()  # of both sides, which start below
     context, pipes = get_context("spawn"), {}
     for side in ("ours", "peer"):
         pipes[side], theirs = context.Pipe()

@@ -44,6 +44,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
+from ml.cli import settle_environment
 from ml.config import LoraConfig
 from ml.data.batches import MicroBatch, StepPlan, Tokens, collate
 from ml.labels import LABELS
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    settle_environment()  # of both sides, which start below
     for shape in options.shapes:
         print(json.dumps(compare(shape, options.repeats, options.threads)), flush=True)
 

@@ -9,20 +9,22 @@ import errno
 import os
 import sys
 import traceback
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
 
 from ml.commands import app
 from ml.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError
 from ml.versions import refuse_known_holes
 
+CPUINFO = Path("/proc/cpuinfo")
+SKYLAKE = {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"}  # what OpenBLAS's kernels of that name use
 NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the documented exit code."""
-    # Read by OpenMP when torch is imported. Threads that wait for each other spin a moment and then sleep: those that
-    # sleep at once wake late, and those that go on spinning starve each other where cores are shared.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    settle_environment()
     _open_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
@@ -64,3 +66,19 @@ def _open_standard_streams() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
+
+
+def settle_environment() -> None:
+    """Set what libraries read from the environment when they are imported, unless the user has set it.
+
+    Threads of torch that wait for each other spin a moment and then sleep: those that sleep at once wake late, and
+    those that go on spinning starve each other where cores are shared. numpy's OpenBLAS does not know AMD's newest
+    processors, and would use half of each of their vectors.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    with suppress(OSError), CPUINFO.open(encoding="utf-8", errors="replace") as stream:
+        described = [line.partition(":") for line in takewhile(str.strip, stream)]  # the first of all processors
+        cpu = {name.strip(): value.split() for name, _, value in described}
+        if cpu.get("vendor_id") == ["AuthenticAMD"] and SKYLAKE.issubset(cpu.get("flags", [])):
+            os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ml.config import LoraConfig
 from ml.data.codec import Codec
+from ml.model import attention as attention_module
 from ml.model import fast as fast_module
 from ml.model import qwen
 from ml.model.embedded import embedded_base
@@ -322,8 +323,18 @@ def test_what_it_was_not_made_for_is_named(tmp_path: Path) -> None:
         assert reason in str(why_plain(adapted(), CPU))
 
 
+@pytest.mark.parametrize("threads", [1, 2])  # numpy multiplies for one thread, torch for several
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "embedded"])
-def test_a_merged_model_answers_as_plain_transformers(family: str, tmp_path: Path) -> None:
+def test_a_merged_model_answers_as_plain_transformers(
+    family: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_numpy, own = [], attention_module._by_numpy
+
+    def counted(*inputs: Any) -> Tensor:
+        by_numpy.append(1)
+        return own(*inputs)
+
+    monkeypatch.setattr(attention_module, "_by_numpy", counted)
     model = build(embedded_base() if family == "embedded" else build_tiny(tmp_path, family), target_modules=ALL)
     merged = qwen.merge(model).eval()
     assert why_plain(merged, CPU) is None
@@ -331,9 +342,14 @@ def test_a_merged_model_answers_as_plain_transformers(family: str, tmp_path: Pat
     kept: list[Tensor] = []
     for ids_BT in (ragged(), ragged((3, 2)), ragged((600, 411))):
         masked = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
-        with torch.inference_mode(), saved_tensors_hooks(kept.append, lambda x: x):
-            torch.testing.assert_close(qwen.logits(fast, {"input_ids": ids_BT}), masked, atol=1e-5, rtol=0)
+        try:
+            torch.set_num_threads(threads)
+            with torch.inference_mode(), saved_tensors_hooks(kept.append, lambda x: x):
+                torch.testing.assert_close(qwen.logits(fast, {"input_ids": ids_BT}), masked, atol=1e-5, rtol=0)
+        finally:
+            torch.set_num_threads(1)
     assert kept == []
+    assert bool(by_numpy) == (threads == 1)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -12,23 +12,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ml.model.passes import times
+from ml.model.passes import apply, times
 
 LANES = 16  # numbers in a CPU's widest vector; softmax is up to twice as slow on rows that do not end with one
 QUERIES = 48  # that are multiplied with all keys before them at a time
 QUERIES_OF_LONG = 96  # the same above KEPT_TOKENS
 SCORES_AT_A_TIME = 1 << 18  # attention scores that stay in a core's cache, in numbers
+QUERIES_BY_NUMPY = 32  # the same where numpy multiplies
+LARGEST_BY_NUMPY = 1 << 18  # multiplications of a product; OpenBLAS gives those that have more to threads of its own
 KEPT_TOKENS = 256  # up to this length attention weights are kept for the backward pass, above they are computed again
 
 
+def attention(q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Sequence[Neighbours]) -> Tensor:
+    """softmax(q·kᵀ)·v over the window's tokens so far, for q that is scaled already; of shape (N, E)."""
+    largest = QUERIES_BY_NUMPY * max(its.tokens for its in groups) * q_NHP.shape[2]
+    if _answers_alone() and largest <= LARGEST_BY_NUMPY:
+        return _by_numpy(q_NHP, k_NKP, v_NKP.to(q_NHP.dtype), groups)
+    return cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, groups))
+
+
 class Attention(Function):
-    """softmax(q·kᵀ)·v over the window's tokens so far, for q that is scaled already; of shape (N, E).
+    """The same, with gradients and on all threads.
 
     Scores are computed for blocks of queries and the keys up to them (Dao 2023, FlashAttention-2, section 3.1), which
     saves most of the half that the causal mask throws away. The mask also keeps a window from its padding, which only
@@ -60,7 +71,7 @@ class Attention(Function):
         """Of shape (i, G·queries, keys)."""
         scores = _times_each(q[group, :, block].flatten(1, 2), k[group, : block.stop])
         own = scores.unflatten(1, (q.shape[1], -1))[..., block.start :]
-        own += torch.full(own.shape[-2:], -torch.inf, device=q.device).triu(1)
+        own += _future(block.stop - block.start, q.device)
         return torch.softmax(scores, dim=-1, out=scores)
 
     @staticmethod
@@ -89,6 +100,28 @@ class Attention(Function):
         return dq_NHP, dk_NKP, dv_NKP.to(ctx.dtype), None
 
 
+def _by_numpy(q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Sequence[Neighbours]) -> Tensor:
+    """The same for answers alone, by this thread alone.
+
+    OpenBLAS multiplies many small matrices sooner than MKL, and numpy's calls are short, which matters to threads that
+    wait for the interpreter's lock.
+    """
+    key_heads, out_NHP = k_NKP.shape[1], torch.empty_like(q_NHP)
+    for its in groups:
+        q_BKGTP = its.side_by_side(q_NHP).unflatten(1, (key_heads, -1)).numpy()
+        k_BK1TP, v_BK1TP = (its.side_by_side(x_NKP)[:, :, None].numpy() for x_NKP in (k_NKP, v_NKP))
+        out_BKGTP = np.empty_like(q_BKGTP)
+        for start, stop in _blocks(its.tokens, QUERIES_BY_NUMPY):
+            scores = torch.empty(*q_BKGTP.shape[:3], stop - start, stop)
+            np.matmul(q_BKGTP[..., start:stop, :], k_BK1TP[..., :stop, :].mT, out=scores.numpy())
+            scores[..., start:] += _future(stop - start, q_NHP.device)
+            weights = torch.softmax(scores, dim=-1, out=scores).numpy()
+            np.matmul(weights, v_BK1TP[..., :stop, :], out=out_BKGTP[..., start:stop, :])
+        its.one_after_another(torch.from_numpy(out_BKGTP), out_NHP)
+    out_NHP[groups[-1].own.stop :] = 0
+    return out_NHP.flatten(1)
+
+
 class Neighbours:
     """Windows whose attention is computed side by side, as if all had the same number of tokens.
 
@@ -114,7 +147,9 @@ class Neighbours:
     @classmethod
     def of(cls, lengths: Sequence[int], heads: int, key_heads: int, device: torch.device) -> list[Neighbours]:
         """All windows in groups, each as large as leaves its scores in a core's cache."""
-        size = max(1, _together(heads // key_heads, max(lengths)) // key_heads)
+        longest = max(lengths)
+        queries = QUERIES_BY_NUMPY if _answers_alone() else _queries(longest)
+        size = max(1, SCORES_AT_A_TIME // (heads * longest * min(longest, queries)))
         starts = [0, *accumulate(lengths)]
         return [
             cls(starts[first], lengths[first : first + size], {heads, key_heads}, device)
@@ -138,19 +173,32 @@ class Neighbours:
         torch.index_select(x.view(-1, width), 0, self._back[count], out=own_MP)
 
 
+def _answers_alone() -> bool:
+    return torch.is_inference_mode_enabled() and torch.get_num_threads() == 1
+
+
 def _times_each(a: Tensor, b: Tensor) -> Tensor:
     """a_i · b_iᵀ of shape (i, M, N), of (i, M, P) and (i, N, P)."""
     return times(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b.mT)
 
 
+def _future(queries: int, device: torch.device) -> Tensor:
+    """-inf where a key lies behind its query: of shape (queries, queries)."""
+    return torch.full((queries, queries), -torch.inf, device=device).triu(1)
+
+
 def _tiles(groups: int, shared: int, tokens: int) -> Iterator[tuple[slice, slice]]:
     """Which i and which queries are worked on together: blocks of queries, each with all keys up to its last."""
     together = _together(shared, tokens)
-    blocks = -(-tokens // _queries(tokens))
-    edges = [min(tokens, -(-tokens // LANES) * number // blocks * LANES) for number in range(blocks + 1)]
     for first in range(0, groups, together):
-        for start, stop in pairwise(edges):
+        for start, stop in _blocks(tokens, _queries(tokens)):
             yield slice(first, first + together), slice(start, stop)
+
+
+def _blocks(tokens: int, queries: int) -> list[tuple[int, int]]:
+    """Where blocks of like size, with about so many queries, start and stop."""
+    blocks = -(-tokens // queries)
+    return list(pairwise(min(tokens, -(-tokens // LANES) * number // blocks * LANES) for number in range(blocks + 1)))
 
 
 def _together(shared: int, tokens: int) -> int:

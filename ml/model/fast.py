@@ -29,7 +29,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from ml.model.attention import Attention, Neighbours
+from ml.model.attention import Neighbours, attention
 from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Gate, Project, apply, heads, norm
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -181,7 +181,7 @@ class FastClassifier(nn.Module):
         q_NHP = heads(q_NE, own, "q_norm", rows.cos_N1P, rows.sin_N1P, own.scaling)
         k_NKP = heads(k_NF, own, "k_norm", rows.cos_N1P, rows.sin_N1P)
         v_NKP = v_NF.unflatten(1, (-1, own.head_dim))
-        mixed_NE = cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, rows.groups)).to(states_ND.dtype)
+        mixed_NE = attention(q_NHP, k_NKP, v_NKP, rows.groups).to(states_ND.dtype)
         return self._rest(states_ND, mixed_NE, layer, linear)
 
     def _last_layer(self, states_ND: Tensor, rows: Rows) -> Tensor:
