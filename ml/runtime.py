@@ -112,8 +112,8 @@ def side_by_side(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     threads, all_here = torch.get_num_threads(), threading.Barrier(workers + 1)
 
     def begin() -> None:
-        torch.get_num_threads()  # gives a new thread the process's number, at its first call of torch if not here
-        torch.set_num_threads(max(1, threads // workers))  # sets this thread's, and the process's
+        torch.get_num_threads()  # a thread's first call gives it the process's number, over what was set before it
+        torch.set_num_threads(max(1, threads // workers))  # of this thread and of the process
         with suppress(threading.BrokenBarrierError):
             all_here.wait()
 

@@ -45,7 +45,9 @@ def window_numbers(window: Window) -> WindowNumbers:
     mean_range = float(true_range(bars).mean())
     last_close = abs(float(bars["close"][-1]))
     atr = bars.get("atr_14")
-    flows = [np.log1p(bars["volume"]), *(bars[name] for name in ("delta",) if name in bars)]
+    flows = [np.log1p(bars["volume"])]
+    if "delta" in bars:
+        flows.append(bars["delta"])
     volume, *delta = z_scores(np.array(flows))
     opens, highs, lows, closes = (prices - floor) / height if height > 0 else np.full(prices.shape, 0.5)
     return WindowNumbers(
