@@ -104,7 +104,7 @@ def bar_inputs(windows: list[Window]) -> NDArray[np.float64]:
     """Normalised bars, aligned at the event; NaN before a window's first bar."""
     table = np.full((len(windows), 6, MAX_BARS), np.nan)
     for row, window in enumerate(windows):
-        numbers = window_numbers(window)
+        numbers = window_numbers(window.bars)
         columns = [numbers.open, numbers.high, numbers.low, numbers.close, numbers.volume, numbers.delta]
         for column, values in enumerate(columns):
             if values is not None:
@@ -116,7 +116,7 @@ def feature_inputs(windows: list[Window]) -> NDArray[np.float64]:
     """What a trader would compute first: moves, ranges, places, volume and delta over look-backs."""
     rows = []
     for window in windows:
-        numbers = window_numbers(window)
+        numbers = window_numbers(window.bars)
         move = np.diff(numbers.close, prepend=numbers.open[0])
         row = [numbers.range_in_bars, numbers.bar_range_share, len(move)]
         for k in LOOK_BACKS:

@@ -317,3 +317,16 @@ def test_any_valid_window_becomes_two_tokens_a_bar_and_one_a_mark(window: Window
     assert TOKENIZER.decode(ids) == text
     letters = sum(len(re.findall(r"O\d\d|[MS]\d|[A-Za-z]", mark)) for mark in marks)
     assert len(ids) == 2 * len(digits) + letters + len(re.findall(r"[a-z]\d\d|\?", tail))
+
+
+@given(st.lists(windows(), min_size=2, max_size=6))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_windows_that_are_rendered_together_read_as_each_alone(together: list[Window]) -> None:
+    codec = fit_codec("compact", together)
+    assert list(codec.render_all(together)) == [codec.render(window) for window in together]
+
+
+def test_windows_of_all_lengths_keep_their_order() -> None:
+    together = [make_window(make_row(bars=30 + seed * 7 % 21, seed=seed)) for seed in range(1100)]
+    codec = fit_codec("compact", together)
+    assert list(codec.render_all(together)) == [codec.render(window) for window in together]

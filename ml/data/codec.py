@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import compress
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import orjson
@@ -36,6 +36,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ml.data.features import WindowNumbers, window_numbers
 from ml.data.rows import BAR_FIELDS, Window
 from ml.errors import MAX_FAULTS_SHOWN, DataError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
 END = "?"
 # A letter per pulse, written on each bar where it is true.
@@ -61,8 +65,14 @@ STATES = {
     "wave_strength": {tenth: f"S{tenth}" for tenth in range(10)},
 }
 OPEN_GAP = 3  # steps of 1/99 of the window's range between an open and the close before that are worth writing
-_DIGITS = "0123456789"
+RENDERED_TOGETHER = 500  # windows
 _TWO_DIGITS = [f"{value:02d}" for value in range(100)]
+# The same as bytes, and of each state those of each value from its smallest on.
+_TWO_BYTES = np.array([list(digits.encode()) for digits in _TWO_DIGITS], dtype=np.uint8)
+_STATE_BYTES = {
+    name: np.array([list(written[value].encode().ljust(2, b"\0")) for value in sorted(written)], dtype=np.uint8)
+    for name, written in STATES.items()
+}
 
 
 class FeatureScale(BaseModel):
@@ -89,18 +99,18 @@ class Codec(BaseModel):
         return next(self.render_all([window]))
 
     def render_all(self, windows: Iterable[Window]) -> Iterator[str]:
-        """The texts of windows, in order. At the end raises one DataError that names all that could not be rendered."""
+        """The texts of windows, in order, each as `render` gives it.
+
+        At the end raises one DataError that names all that could not be rendered.
+        """
         faults: list[str] = []
-        total = 0
-        for window in windows:
-            fault = self.fault(window)
-            if fault is not None:
-                total += 1
-                faults += [f"{window.place}: {fault}"] * (len(faults) < MAX_FAULTS_SHOWN)
-            elif window.text is not None:
-                yield window.text
-            else:
-                yield self._render_json(window) if self.kind == "json" else self._render_compact(window)
+        total, stream = 0, iter(windows)
+        while chunk := list(islice(stream, RENDERED_TOGETHER)):
+            found = [self.fault(window) for window in chunk]
+            total += sum(fault is not None for fault in found)
+            faults += [f"{window.place}: {fault}" for window, fault in zip(chunk, found, strict=True) if fault]
+            del faults[MAX_FAULTS_SHOWN:]
+            yield from self._render_some([window for window, fault in zip(chunk, found, strict=True) if not fault])
         if total:
             raise DataError(faults, total=total)
 
@@ -135,59 +145,74 @@ class Codec(BaseModel):
                 f"{path}: not a codec that this version reads ({reasons}). Export the model again."
             ) from None
 
+    def _render_some(self, windows: list[Window]) -> list[str]:
+        if self.kind == "text":
+            return [cast(str, window.text) for window in windows]
+        if self.kind == "json":
+            return [self._render_json(window) for window in windows]
+        of_length = defaultdict(list)
+        for place, window in enumerate(windows):
+            of_length[len(window.bars["close"])].append(place)
+        texts = [""] * len(windows)
+        for places in of_length.values():
+            rendered = self._render_compact([windows[place] for place in places])
+            for place, text in zip(places, rendered, strict=True):
+                texts[place] = text
+        return texts
+
     def _render_json(self, window: Window) -> str:
         columns = [window.bars[name].tolist() for name in self.fields]
         bars = [dict(zip(self.fields, values, strict=True)) for values in zip(*columns, strict=True)]
         features = {name: window.features[name] for name in self.features}
         return orjson.dumps({"bars": bars, "features": features}).decode()
 
-    def _render_compact(self, window: Window) -> str:
-        numbers = window_numbers(window)
-        opens, *levels = _levels(np.array([numbers.open, numbers.high, numbers.low, numbers.close]))
-        marks = self._marks(window, opens, levels[-1])
-        volume, delta = _digits(numbers.volume), ["-"] * len(marks)
-        if numbers.delta is not None and "delta" in self.fields:
-            delta = _digits(numbers.delta)
-        bars = [
-            f"{mark}{_TWO_DIGITS[h]}{_TWO_DIGITS[lo]}{_TWO_DIGITS[c]}{v}{d}"
-            for mark, h, lo, c, v, d in zip(marks, *levels, volume, delta, strict=True)
-        ]
-        return f"{' '.join(bars)} {self._tail(window, numbers)}{END}"
+    def _render_compact(self, windows: list[Window]) -> list[str]:
+        """Texts of W windows with L bars each.
 
-    def _marks(self, window: Window, opens: list[int], closes: list[int]) -> list[str]:
-        """The letters before each bar's digits: of shape (bars,)."""
-        marks: list[list[str]] = [[] for _ in opens]
-        for name, written in STATES.items():
-            if name not in self.fields:
-                continue
-            values = window.bars[name]
-            if name == "wave_strength":
-                values = np.minimum(values // 10, 9)
-            before = None
-            for bar, value in enumerate(values.tolist(), start=1):  # numpy's calls cost more than a loop over 50 bars
-                if value != before or bar == len(marks):  # the event bar carries the whole state
-                    marks[bar - 1].append(written[value])
-                    before = value
+        Whatever a bar may show has its place among the S bytes of the bar, which are 0 where it is not shown.
+        """
+        names = list(dict.fromkeys(("open", "high", "low", "close", "volume", *self.fields)))
+        table = np.concatenate([window.bars[name] for name in names for window in windows])
+        bars = dict(zip(names, table.reshape(len(names), len(windows), -1), strict=True))
+        numbers = window_numbers(bars)
+        opens, *levels = np.rint(np.array([numbers.open, numbers.high, numbers.low, numbers.close]) * 99).astype(int)
+        delta = np.full_like(opens, ord("-")) if numbers.delta is None else _digits(numbers.delta)
+        blank = np.full_like(opens, ord(" "))
+        written = [
+            *self._marks(bars),
+            _open_gaps(opens, levels[-1]),
+            *(_TWO_BYTES[level] for level in levels),
+            np.stack([_digits(numbers.volume), delta, blank], axis=-1),
+        ]
+        bytes_WLS = np.concatenate(written, axis=-1, dtype=np.uint8, casting="unsafe")
+        text = bytes_WLS[bytes_WLS != 0].tobytes().decode()
+        ends = np.count_nonzero(bytes_WLS, axis=(1, 2)).cumsum().tolist()
+        tails = self._tails(windows, numbers)
+        return [f"{text[start:end]}{tail}{END}" for start, end, tail in zip([0, *ends], ends, tails, strict=False)]
+
+    def _marks(self, bars: dict[str, Floats]) -> Iterator[Bytes]:
+        """Bytes of the states, two each, and of the pulses, one each."""
+        for name, of_value in _STATE_BYTES.items():
+            if name in self.fields:
+                values = np.minimum(bars[name] // 10, 9) if name == "wave_strength" else bars[name]
+                is_shown = np.ones(values.shape, dtype=np.bool_)  # the event bar carries the whole state
+                np.not_equal(values[:, 1:-1], values[:, :-2], out=is_shown[:, 1:-1])
+                yield of_value[values.astype(int) - min(STATES[name])] * is_shown[..., None]
         for name, letter in PULSES.items():
             if name in self.fields:
-                for letters in compress(marks, window.bars[name].tolist()):
-                    letters.append(letter)
-        for letters, opened, closed in zip(marks[1:], opens[1:], closes[:-1], strict=True):
-            if abs(opened - closed) >= OPEN_GAP:
-                letters.append(f"O{_TWO_DIGITS[opened]}")
-        return ["".join(letters) for letters in marks]
+                yield ((bars[name] != 0) * np.uint8(ord(letter)))[..., None]
 
-    def _tail(self, window: Window, numbers: WindowNumbers) -> str:
-        parts = [
-            f"r{_logarithmic(numbers.range_in_bars, steps_per_octave=16, smallest=1.0)}",
-            f"a{_logarithmic(numbers.bar_range_share, steps_per_octave=6, smallest=1e-6)}",
+    def _tails(self, windows: list[Window], numbers: WindowNumbers) -> Iterator[str]:
+        columns = [
+            [f"r{_logarithmic(value, 16, smallest=1.0)}" for value in numbers.range_in_bars.tolist()],
+            [f"a{_logarithmic(value, 6, smallest=1e-6)}" for value in numbers.bar_range_share.tolist()],
         ]
-        if numbers.atr_ratio is not None and "atr_14" in self.fields:
-            parts.append(f"t{_logarithmic(numbers.atr_ratio, steps_per_octave=16, smallest=0.125)}")
+        if numbers.atr_ratio is not None:
+            columns.append([f"t{_logarithmic(value, 16, smallest=0.125)}" for value in numbers.atr_ratio.tolist()])
         for name, scale in self.features.items():
-            score = (window.features[name] - scale.centre) / scale.spread
-            parts.append(f"z{_TWO_DIGITS[int(np.clip(np.rint(score * 10 + 50), 0, 99))]}")
-        return "".join(parts)
+            scores = [(window.features[name] - scale.centre) / scale.spread for window in windows]
+            columns.append([f"z{_TWO_DIGITS[round(min(99, max(0, score * 10 + 50)))]}" for score in scores])
+        return map("".join, zip(*columns, strict=True))
 
 
 class CodecFitter:
@@ -237,18 +262,20 @@ def fit_codec(kind: Literal["compact", "json"], windows: Iterable[Window]) -> Co
     return fitter.fit(kind)
 
 
-def _levels(prices: NDArray[np.float64]) -> list[list[int]]:
-    """Positions in [0, 1], of shape (prices, bars), as integers 0-99."""
-    levels: list[list[int]] = np.rint(prices * 99).astype(int).tolist()
-    return levels
+def _open_gaps(opens: Ints, closes: Ints) -> Bytes:
+    """The bytes of an open where it lies away from the close before."""
+    is_away = np.zeros(opens.shape, dtype=np.bool_)
+    np.greater_equal(abs(opens[:, 1:] - closes[:, :-1]), OPEN_GAP, out=is_away[:, 1:])
+    letter = np.full((*opens.shape, 1), ord("O"), dtype=np.uint8)
+    return np.concatenate([letter, _TWO_BYTES[opens]], axis=-1) * is_away[..., None]
 
 
-def _digits(scores: NDArray[np.float64]) -> list[str]:
+def _digits(scores: Floats) -> Ints:
     """z-scores as digits, half a deviation a step: 0 is −2.5 and below, 5 is the mean, 9 is 2 and above."""
-    return [_DIGITS[digit] for digit in np.clip(np.rint(scores * 2 + 5), 0, 9).astype(int).tolist()]
+    return np.clip(np.rint(scores * 2 + 5), 0, 9).astype(int) + ord("0")
 
 
-def _logarithmic(value: float, *, steps_per_octave: int, smallest: float) -> str:
+def _logarithmic(value: float, steps_per_octave: int, *, smallest: float) -> str:
     if value <= smallest:
         return _TWO_DIGITS[0]
     return _TWO_DIGITS[round(min(99, steps_per_octave * math.log2(value / smallest)))]

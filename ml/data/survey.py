@@ -164,11 +164,11 @@ def _shape(window: Window) -> Values:
     """Volatility, range, volume and where the event stands, free of the price level that no model sees."""
     if window.text is not None:
         return {"characters": float(len(window.text))}
-    numbers = window_numbers(window)
+    numbers = window_numbers(window.bars)
     shape = {
         "bars": float(len(numbers.close)),
-        "bar range / price": numbers.bar_range_share,
-        "window range / bar range": numbers.range_in_bars,
+        "bar range / price": float(numbers.bar_range_share),
+        "window range / bar range": float(numbers.range_in_bars),
         "mean volume": float(window.bars["volume"].mean()),
         "volume at the event": float(numbers.volume[-1]),
         "close within the range": float(numbers.close[-1]),

@@ -45,7 +45,7 @@ def input_names(codec: Codec) -> tuple[list[str], list[str]]:
 
 def _shape(window: Window) -> list[float]:
     """What a trader would compute first: moves, ranges, extremes, volume and delta over look-backs."""
-    numbers = window_numbers(window)
+    numbers = window_numbers(window.bars)
     move = np.diff(numbers.close, prepend=numbers.open[0])
     delta = np.full(len(move), np.nan) if numbers.delta is None else numbers.delta
     atr = np.nan if numbers.atr_ratio is None else numbers.atr_ratio

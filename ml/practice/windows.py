@@ -155,7 +155,7 @@ def _stack(windows: list[Window]) -> Stack:
     exists = np.zeros(shape, dtype=np.bool_)
     mean_range = np.zeros(len(windows))
     for row, window in enumerate(windows):
-        numbers = window_numbers(window)
+        numbers = window_numbers(window.bars)
         size = len(numbers.close)
         exists[row, -size:] = True
         for name in ("open", "high", "low", "close"):
@@ -173,10 +173,10 @@ def _stack(windows: list[Window]) -> Stack:
 
 def _tail_statistics(windows: list[Window]) -> dict[str, Floats]:
     """The numbers after the bars: scale of the window, and the entries of `features` in their order."""
-    numbers = [window_numbers(window) for window in windows]
+    numbers = [window_numbers(window.bars) for window in windows]
     table = {
-        "range_in_bars": np.log([max(n.range_in_bars, 1.0) for n in numbers]),
-        "bar_range_share": np.log([max(n.bar_range_share, 1e-6) for n in numbers]),
+        "range_in_bars": np.log(np.maximum([n.range_in_bars for n in numbers], 1.0)),
+        "bar_range_share": np.log(np.maximum([n.bar_range_share for n in numbers], 1e-6)),
         "atr_ratio": np.array([np.nan if n.atr_ratio is None else np.clip(n.atr_ratio, 0, 4) for n in numbers]),
     }
     for k in range(MAX_FEATURES):
