@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from ml.data.batches import StepPlan, collate, evaluation_batches, plan_step, steps_per_epoch, tokenise
 from ml.errors import DataError
@@ -44,6 +44,23 @@ def test_each_row_has_the_tokens_of_its_text(tokenizer: PreTrainedTokenizerFast)
     for number, text in enumerate(TEXTS):
         assert tokens.row(number).tolist() == tokenizer(text)["input_ids"]
         assert tokens.lengths[number] == len(tokens.row(number))
+
+
+def test_what_a_tokenizer_was_last_called_with_changes_no_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = [*TEXTS, f"{tokenizer.pad_token}?"]
+    expected = tokenise(texts, tokenizer, max_tokens=100)
+    tokenizer(texts, padding="max_length", truncation=True, max_length=3, split_special_tokens=False)
+    again = tokenise(texts, tokenizer, max_tokens=100)
+    assert again.flat.tolist() == expected.flat.tolist()
+    assert again.ends.tolist() == expected.ends.tolist()
+
+
+def test_a_tokenizer_that_is_written_in_python_serves() -> None:
+    tokenizer = ByT5Tokenizer()
+    assert not tokenizer.is_fast
+    tokens = tokenise(TEXTS, tokenizer, max_tokens=100)
+    for number, text in enumerate(TEXTS):
+        assert tokens.row(number).tolist() == tokenizer(text)["input_ids"]
 
 
 @pytest.mark.promise("E6")
