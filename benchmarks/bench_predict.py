@@ -63,7 +63,7 @@ def our_side(count: int) -> dict[str, Any]:
         return b"".join(orjson.dumps(line) for line in predictor.predict_windows(windows))
 
     def text() -> None:
-        tokenizer(list(codec.render_all(windows)))
+        predictor.tokenise(windows)
 
     return {"answer": answer, "text": text}
 
