@@ -12,7 +12,8 @@ import torch
 from ml.data.batches import Tokens, collate
 from ml.model import qwen
 from ml.model.answers import batches_that_fit, equal_batches, token_logits
-from ml.model.fast import FastClassifier, why_plain
+from ml.model.fast import why_plain
+from ml.model.merged import MergedClassifier
 from ml.runtime import side_by_side
 from tests.tiny_models import build_tiny
 
@@ -31,13 +32,13 @@ def rows_of(lengths: np.ndarray) -> Tokens:
     return Tokens(flat, np.cumsum(lengths), PAD, 0)
 
 
-def classifier(folder: Path, **changes: object) -> FastClassifier:
+def classifier(folder: Path, **changes: object) -> MergedClassifier:
     build_tiny(folder, "qwen3")
     config = json.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps(config | changes))
     model = qwen.load_classifier(str(folder), PAD).eval()
     assert why_plain(model, torch.device("cpu")) is None
-    return FastClassifier(model).eval()
+    return MergedClassifier(model).eval()
 
 
 def threads_of_passes(model: torch.nn.Module) -> list[tuple[str, int]]:

@@ -22,6 +22,7 @@ from ml.model import qwen
 from ml.model.embedded import embedded_base
 from ml.model.fast import FastClassifier, why_plain
 from ml.model.loss import focal_loss
+from ml.model.merged import MergedClassifier
 from ml.model.passes import ADAPTER, keep_mask
 from ml.output.predictor import Predictor
 from ml.progress import Reporter
@@ -338,7 +339,7 @@ def test_a_merged_model_answers_as_plain_transformers(
     model = build(embedded_base() if family == "embedded" else build_tiny(tmp_path, family), target_modules=ALL)
     merged = qwen.merge(model).eval()
     assert why_plain(merged, CPU) is None
-    fast = FastClassifier(merged).eval()
+    fast = MergedClassifier(merged).eval()
     kept: list[Tensor] = []
     for ids_BT in (ragged(), ragged((3, 2)), ragged((600, 411))):
         masked = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
@@ -352,12 +353,38 @@ def test_a_merged_model_answers_as_plain_transformers(
     assert bool(by_numpy) == (threads == 1)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 1, "layer_types": ["full_attention"]},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
+    ],
+)
+def test_a_merged_model_of_another_config_answers_as_plain_transformers(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = build_tiny(tmp_path, "qwen3")
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    merged, ids_BT = qwen.merge(build(folder)).eval(), ragged((1100, 30, 7))
+    masked = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
+    for context in (torch.inference_mode, torch.no_grad):
+        with context():
+            torch.testing.assert_close(MergedClassifier(merged)(ids_BT).logits, masked, atol=1e-5, rtol=0)
+
+
+def test_a_merged_model_in_another_precision_keeps_its_own_forward_pass(tmp_path: Path) -> None:
+    merged = qwen.merge(build(build_tiny(tmp_path), dtype=torch.bfloat16)).eval()
+    assert why_plain(merged, CPU) == "the merged model is in torch.bfloat16, not in float32"
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_predictor_answers_as_the_plain_model_for_short_and_long_texts(family: str, tmp_path: Path) -> None:
     folder = build_tiny(tmp_path, family)
     model, tokenizer = qwen.load_classifier(str(folder), PAD).eval(), qwen.load_tokenizer(str(folder))
     predictor = Predictor(model, tokenizer, Codec(kind="text", fields=[], features={}), 1.0, 900)
-    assert isinstance(predictor.network, FastClassifier) == (family in ("qwen2", "qwen3"))
+    assert isinstance(predictor.network, MergedClassifier) == (family in ("qwen2", "qwen3"))
     lengths = [3, 850, 20, 40, 900, 700, 1, *range(1, 40)]
     texts = ["".join("abcdefghij"[(place * length + place // 7) % 10] for place in range(length)) for length in lengths]
     answers = predictor.logits([{"context": text} for text in texts])

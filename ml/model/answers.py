@@ -17,7 +17,7 @@ from torch import nn
 
 from ml.data.batches import Tokens, collate
 from ml.labels import LABELS
-from ml.model.fast import FastClassifier
+from ml.model.merged import MergedClassifier
 from ml.model.qwen import logits
 from ml.runtime import side_by_side
 
@@ -70,6 +70,6 @@ def equal_batches(lengths_N: Ints, count: int) -> list[Ints]:
 
 
 def _tokens_at_a_time(model: nn.Module) -> int:
-    if not isinstance(model, FastClassifier) or not model.is_reentrant:
+    if not isinstance(model, MergedClassifier) or not model.is_reentrant:
         return TOKENS_AT_A_TIME
-    return max(TOKENS_AT_A_TIME, STATES_AT_A_TIME // model.embeddings.shape[1])
+    return max(TOKENS_AT_A_TIME, STATES_AT_A_TIME // model.width)

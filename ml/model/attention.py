@@ -11,6 +11,7 @@ keys and values, P width of a head, E = H·P, i pairs of a window and a key-valu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -30,12 +31,37 @@ LARGEST_BY_NUMPY = 1 << 18  # multiplications of a product; OpenBLAS gives those
 KEPT_TOKENS = 256  # up to this length attention weights are kept for the backward pass, above they are computed again
 
 
-def attention(q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Sequence[Neighbours]) -> Tensor:
-    """softmax(q·kᵀ)·v over the window's tokens so far, for q that is scaled already; of shape (N, E)."""
-    largest = QUERIES_BY_NUMPY * max(its.tokens for its in groups) * q_NHP.shape[2]
-    if _answers_alone() and largest <= LARGEST_BY_NUMPY:
-        return _by_numpy(q_NHP, k_NKP, v_NKP.to(q_NHP.dtype), groups)
-    return cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, groups))
+def attention(
+    q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Sequence[Neighbours], turns_TC: Tensor | None = None
+) -> Tensor:
+    """softmax(q·kᵀ)·v over the window's tokens so far, for q that is scaled already; of shape (N, E).
+
+    With `turns_TC`, for answers alone, q and k are rotated by the turn of each place first.
+    """
+    if turns_TC is None and not torch.is_inference_mode_enabled():
+        return cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, groups))
+    out_NHP = torch.empty_like(q_NHP)
+    for its in groups:
+        q_BHTP, k_BKTP, v_BKTP = (its.side_by_side(x) for x in (q_NHP, k_NKP, v_NKP.to(q_NHP.dtype)))
+        if turns_TC is not None:
+            turn(q_BHTP, turns_TC[: its.tokens])
+            turn(k_BKTP, turns_TC[: its.tokens])
+        q_BKGTP = q_BHTP.unflatten(1, (k_BKTP.shape[1], -1))
+        if _answers_alone() and QUERIES_BY_NUMPY * its.tokens * q_NHP.shape[2] <= LARGEST_BY_NUMPY:
+            out_BKGTP = _by_numpy(q_BKGTP, k_BKTP, v_BKTP)
+        else:
+            out_BKGTP = _by_torch(q_BKGTP.flatten(0, 1), k_BKTP.flatten(0, 1), v_BKTP.flatten(0, 1))
+        its.one_after_another(out_BKGTP, out_NHP)
+    out_NHP[groups[-1].own.stop :] = 0
+    return out_NHP.flatten(1)
+
+
+def turn(x: Tensor, turns_C: Tensor) -> None:
+    """Rotate, in place, heads of shape (..., P) in which the two numbers of each of C pairs are neighbours.
+
+    `turns_C` holds cos + i·sin (Su et al. 2021, RoFormer, section 3.2).
+    """
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turns_C)
 
 
 class Attention(Function):
@@ -54,25 +80,12 @@ class Attention(Function):
         for its in groups:
             q = its.side_by_side(q_NHP).unflatten(1, (key_heads, shared)).flatten(0, 1)
             k, v = (its.side_by_side(x_NKP).to(q.dtype).flatten(0, 1) for x_NKP in (k_NKP, v_NKP))
-            out, kept = torch.empty_like(q), []
-            for group, block in _tiles(len(k), shared, its.tokens):
-                weights = Attention._weights(q, k, group, block)
-                out[group, :, block] = _times_each(weights, v[group, : block.stop].mT).unflatten(1, (shared, -1))
-                kept.append(weights)
-            its.one_after_another(out, out_NHP)
-            if any(ctx.needs_input_grad):
-                saved += [q, k, v, *(kept if its.tokens <= KEPT_TOKENS else [])]
+            kept: list[Tensor] = []
+            its.one_after_another(_by_torch(q, k, v, kept), out_NHP)
+            saved += [q, k, v, *kept]
         ctx.save_for_backward(*saved)
         out_NHP[groups[-1].own.stop :] = 0
         return out_NHP.flatten(1)
-
-    @staticmethod
-    def _weights(q: Tensor, k: Tensor, group: slice, block: slice) -> Tensor:
-        """Of shape (i, G·queries, keys)."""
-        scores = _times_each(q[group, :, block].flatten(1, 2), k[group, : block.stop])
-        own = scores.unflatten(1, (q.shape[1], -1))[..., block.start :]
-        own += _future(block.stop - block.start, q.device)
-        return torch.softmax(scores, dim=-1, out=scores)
 
     @staticmethod
     def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -86,7 +99,7 @@ class Attention(Function):
             g = its.gradient_side_by_side(g_NHP).view_as(q)
             dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
             for group, block in _tiles(len(k), shared, its.tokens):
-                weights = next(saved) if its.tokens <= KEPT_TOKENS else Attention._weights(q, k, group, block)
+                weights = next(saved) if its.tokens <= KEPT_TOKENS else _weights(q, k, group, block)
                 q_own, g_own = q[group, :, block].flatten(1, 2), g[group, :, block].flatten(1, 2)
                 dv[group, : block.stop] += _times_each(weights.mT, g_own.mT)
                 dweights = _times_each(g_own, v[group, : block.stop])
@@ -100,26 +113,40 @@ class Attention(Function):
         return dq_NHP, dk_NKP, dv_NKP.to(ctx.dtype), None
 
 
-def _by_numpy(q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Sequence[Neighbours]) -> Tensor:
-    """The same for answers alone, by this thread alone.
+def _by_torch(q: Tensor, k: Tensor, v: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+    """Of shape (i, G, T, P), of q of that shape and k and v of shape (i, T, P); `kept` gets weights worth keeping."""
+    (_, shared, tokens, _), out = q.shape, torch.empty_like(q)
+    for group, block in _tiles(len(k), shared, tokens):
+        weights = _weights(q, k, group, block)
+        out[group, :, block] = _times_each(weights, v[group, : block.stop].mT).unflatten(1, (shared, -1))
+        if kept is not None and tokens <= KEPT_TOKENS:
+            kept.append(weights)
+    return out
+
+
+def _weights(q: Tensor, k: Tensor, group: slice, block: slice) -> Tensor:
+    """Of shape (i, G·queries, keys)."""
+    scores = _times_each(q[group, :, block].flatten(1, 2), k[group, : block.stop])
+    own = scores.unflatten(1, (q.shape[1], -1))[..., block.start :]
+    own += _future(block.stop - block.start, q.device)
+    return torch.softmax(scores, dim=-1, out=scores)
+
+
+def _by_numpy(q_BKGTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
+    """Of shape (B, K, G, T, P), by this thread alone.
 
     OpenBLAS multiplies many small matrices sooner than MKL, and numpy's calls are short, which matters to threads that
     wait for the interpreter's lock.
     """
-    key_heads, out_NHP = k_NKP.shape[1], torch.empty_like(q_NHP)
-    for its in groups:
-        q_BKGTP = its.side_by_side(q_NHP).unflatten(1, (key_heads, -1)).numpy()
-        k_BK1TP, v_BK1TP = (its.side_by_side(x_NKP)[:, :, None].numpy() for x_NKP in (k_NKP, v_NKP))
-        out_BKGTP = np.empty_like(q_BKGTP)
-        for start, stop in _blocks(its.tokens, QUERIES_BY_NUMPY):
-            scores = torch.empty(*q_BKGTP.shape[:3], stop - start, stop)
-            np.matmul(q_BKGTP[..., start:stop, :], k_BK1TP[..., :stop, :].mT, out=scores.numpy())
-            scores[..., start:] += _future(stop - start, q_NHP.device)
-            weights = torch.softmax(scores, dim=-1, out=scores).numpy()
-            np.matmul(weights, v_BK1TP[..., :stop, :], out=out_BKGTP[..., start:stop, :])
-        its.one_after_another(torch.from_numpy(out_BKGTP), out_NHP)
-    out_NHP[groups[-1].own.stop :] = 0
-    return out_NHP.flatten(1)
+    q, (k, v) = q_BKGTP.numpy(), (x_BKTP[:, :, None].numpy() for x_BKTP in (k_BKTP, v_BKTP))
+    out = np.empty_like(q)
+    for start, stop in _blocks(q.shape[3], QUERIES_BY_NUMPY):
+        scores = torch.empty(*q.shape[:3], stop - start, stop)
+        np.matmul(q[..., start:stop, :], k[..., :stop, :].mT, out=scores.numpy())
+        scores[..., start:] += _future(stop - start, q_BKGTP.device)
+        weights = torch.softmax(scores, dim=-1, out=scores).numpy()
+        np.matmul(weights, v[..., :stop, :], out=out[..., start:stop, :])
+    return torch.from_numpy(out)
 
 
 class Neighbours:
@@ -128,49 +155,53 @@ class Neighbours:
     A shorter window repeats its last token. What comes of that nobody reads, as causal attention looks back only.
     """
 
-    def __init__(self, start: int, lengths: Sequence[int], head_counts: set[int], device: torch.device) -> None:
+    def __init__(self, start: int, lengths: Sequence[int], device: torch.device) -> None:
         lengths_B = torch.tensor(lengths, device=device)
-        windows, self.tokens = len(lengths), max(lengths)
+        self.tokens = max(lengths)
         self.own = slice(start, start + sum(lengths))
-        places_BT = torch.arange(self.tokens, device=device).expand(windows, -1)
-        read_BT = places_BT < lengths_B[:, None]
+        places_T = torch.arange(self.tokens, device=device)
+        self.read_BT = places_T < lengths_B[:, None]
         first_B = start + lengths_B.cumsum(0) - lengths_B
-        row_BT = first_B[:, None] + places_BT.minimum(lengths_B[:, None] - 1)
-        self._there, self._back, self._surplus = {}, {}, {}
-        for count in head_counts:
-            heads_H = torch.arange(count, device=device)
-            self._there[count] = (row_BT[:, None] * count + heads_H[:, None]).flatten()
-            place_BHT = torch.arange(windows * count * self.tokens, device=device).view(windows, count, -1)
-            self._back[count] = place_BHT.transpose(1, 2)[read_BT].flatten()
-            self._surplus[count] = place_BHT.transpose(1, 2)[~read_BT].flatten()
+        self._row_BT = first_B[:, None] + places_T.minimum(lengths_B[:, None] - 1)
+        self._there: dict[int, Tensor] = {}
+        self._back: dict[int, Tensor] = {}
 
     @classmethod
-    def of(cls, lengths: Sequence[int], heads: int, key_heads: int, device: torch.device) -> list[Neighbours]:
+    def of(cls, lengths: Sequence[int], heads: int, device: torch.device) -> list[Neighbours]:
         """All windows in groups, each as large as leaves its scores in a core's cache."""
         longest = max(lengths)
         queries = QUERIES_BY_NUMPY if _answers_alone() else _queries(longest)
         size = max(1, SCORES_AT_A_TIME // (heads * longest * min(longest, queries)))
         starts = [0, *accumulate(lengths)]
-        return [
-            cls(starts[first], lengths[first : first + size], {heads, key_heads}, device)
-            for first in range(0, len(lengths), size)
-        ]
+        return [cls(starts[first], lengths[first : first + size], device) for first in range(0, len(lengths), size)]
 
     def side_by_side(self, x_NHP: Tensor) -> Tensor:
         """Of shape (B, H, T, P), from the rows of all windows."""
         _, count, width = x_NHP.shape
+        if count not in self._there:
+            heads_H = torch.arange(count, device=x_NHP.device)
+            self._there[count] = (self._row_BT[:, None] * count + heads_H[:, None]).flatten()
         return x_NHP.reshape(-1, width).index_select(0, self._there[count]).view(-1, count, self.tokens, width)
 
     def gradient_side_by_side(self, g_NHP: Tensor) -> Tensor:
         """The same with zeros where a window is shorter."""
         _, count, width = g_NHP.shape
-        return self.side_by_side(g_NHP).view(-1, width).index_fill_(0, self._surplus[count], 0)
+        surplus = self._places(count, ~self.read_BT)
+        return self.side_by_side(g_NHP).view(-1, width).index_fill_(0, surplus, 0)
 
     def one_after_another(self, x: Tensor, out_NHP: Tensor) -> None:
         """Undoes `side_by_side`, into the rows of these windows."""
         _, count, width = out_NHP.shape
+        if count not in self._back:
+            self._back[count] = self._places(count, self.read_BT)
         own_MP = out_NHP[self.own].view(-1, width)
         torch.index_select(x.view(-1, width), 0, self._back[count], out=own_MP)
+
+    def _places(self, count: int, of_BT: Tensor) -> Tensor:
+        """Where the tokens `of_BT` stand side by side, token by token."""
+        windows, tokens = of_BT.shape
+        place_BHT = torch.arange(windows * count * tokens, device=of_BT.device).view(windows, count, tokens)
+        return place_BHT.transpose(1, 2)[of_BT].flatten()
 
 
 def _answers_alone() -> bool:
@@ -182,6 +213,7 @@ def _times_each(a: Tensor, b: Tensor) -> Tensor:
     return times(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b.mT)
 
 
+@lru_cache(QUERIES_OF_LONG)
 def _future(queries: int, device: torch.device) -> Tensor:
     """-inf where a key lies behind its query: of shape (queries, queries)."""
     return torch.full((queries, queries), -torch.inf, device=device).triu(1)

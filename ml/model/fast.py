@@ -1,8 +1,8 @@
-"""The passes of a dense Qwen2 or Qwen3 classifier, with LoRA or merged, on a CPU, with few walks through memory.
+"""The passes of a dense Qwen2 or Qwen3 classifier with LoRA on a CPU, with few walks through memory.
 
-Comes in: a `PeftModel` as `qwen.add_lora` makes it, or the merged model, which is for answers alone. Goes out: a module
-around it with the same weights under the same names, whose forward pass gives what the model's own gives, sooner; or
-the reason why the model's own is needed.
+Comes in: a `PeftModel` as `qwen.add_lora` makes it. Goes out: a module around it with the same weights under the same
+names, whose forward pass gives what the model's own gives, sooner; or the reason why the model's own is needed, which
+holds for a merged model, too.
 
 What is spared: padding, gradients of frozen weights and of embeddings, the mask tensor of causal attention and the
 scores above its diagonal, three of four dropout masks of a layer, and in the last layer all but the pooled token of
@@ -60,7 +60,7 @@ def why_plain(model: PeftModel | PreTrainedModel, device: torch.device) -> str |
         elif name.endswith("norm") and type(module) not in {Qwen2RMSNorm, Qwen3RMSNorm}:
             return f"{name} is a {type(module).__name__}, not a plain norm"
     if adapters is None:
-        return None
+        return None if base.dtype == torch.float32 else f"the merged model is in {base.dtype}, not in float32"
     odd = [name for name, weight in model.named_parameters() if weight.requires_grad and not _trained(name)]
     return f"{odd[0]} is trained" if odd else None
 
@@ -96,6 +96,12 @@ def filled(x_N: Tensor) -> Tensor:
     return nn.functional.pad(x_N, (0, 0) * (x_N.ndim - 1) + (0, -len(x_N) % step))
 
 
+def lengths_of(ids_BT: Tensor, pad_id: int) -> Tensor:
+    """Tokens of each window up to the one that is pooled, which in causal attention depends on nothing behind it."""
+    places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    return (places_T * (ids_BT != pad_id)).argmax(dim=1) + 1  # as transformers finds it
+
+
 class FastClassifier(nn.Module):
     """A model for which `why_plain` gives None, with a faster forward pass and, for adapters and head, backward pass.
 
@@ -103,7 +109,7 @@ class FastClassifier(nn.Module):
     output does not change in training.
     """
 
-    def __init__(self, model: PeftModel | PreTrainedModel) -> None:
+    def __init__(self, model: PeftModel) -> None:
         super().__init__()
         self.model = model
         self.layers = [
@@ -121,17 +127,12 @@ class FastClassifier(nn.Module):
 
     @property
     def _classifier(self) -> Any:
-        return _without_adapters(self.model)
+        return self.model.get_base_model()
 
     @property
     def embeddings(self) -> Tensor:
         """The table of tokens, of shape (vocabulary, D)."""
         return cast(Tensor, self._classifier.model.embed_tokens.weight)
-
-    @property
-    def is_reentrant(self) -> bool:
-        """Whether several passes may run at once: some of transformers' rotations change with a batch's length."""
-        return self._classifier.model.rotary_emb.rope_type not in ("dynamic", "longrope")
 
     def forward(self, input_ids: Tensor, states_BTD: Tensor | None = None) -> SequenceClassifierOutputWithPast:
         """Logits of shape (B, 3) of ids of shape (B, T), padded on the right; with `states_BTD`, what `trunk` gave."""
@@ -148,10 +149,9 @@ class FastClassifier(nn.Module):
 
     def _logits(self, ids_BT: Tensor, states_BTD: Tensor | None) -> Tensor:
         classifier = self._classifier
-        places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        last_B = (places_T * (ids_BT != classifier.config.pad_token_id)).argmax(dim=1)  # as transformers finds it
-        read_BT = places_T <= last_B[:, None]  # causal attention: what is pooled depends on nothing behind it
-        rows = self._rows((last_B + 1).tolist())
+        lengths_B = lengths_of(ids_BT, classifier.config.pad_token_id)
+        read_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < lengths_B[:, None]
+        rows = self._rows(lengths_B.tolist())
         states_ND = self._trunk(filled(ids_BT[read_BT]), rows) if states_BTD is None else filled(states_BTD[read_BT])
         for number in range(self.trunk_layers, len(self.layers) - 1):
             states_ND = self._layer(number, states_ND, rows)
@@ -165,7 +165,7 @@ class FastClassifier(nn.Module):
         place_N = places_T.expand(len(lengths), -1)[places_T < torch.tensor(lengths, device=device)[:, None]]
         cos_1TP, sin_1TP = self._classifier.model.rotary_emb(self.embeddings, places_T[None])
         cos_N1P, sin_N1P = (x_1TP[0].float().index_select(0, filled(place_N))[:, None] for x_1TP in (cos_1TP, sin_1TP))
-        groups = Neighbours.of(lengths, config.num_attention_heads, config.num_key_value_heads, device)
+        groups = Neighbours.of(lengths, config.num_attention_heads, device)
         return Rows(lengths, groups, cos_N1P, sin_N1P)
 
     def _trunk(self, ids_N: Tensor, rows: Rows) -> Tensor:

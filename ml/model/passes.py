@@ -143,7 +143,7 @@ def norm(x_ND: Tensor, norm: Any) -> Tensor:
     return cast(Tensor, apply(Norm, x_ND, norm.weight, norm.variance_epsilon))
 
 
-def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
@@ -160,7 +160,7 @@ class Norm(Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         wide_ND = x_ND.float()
-        inverse_N1 = _inverse_rms(wide_ND, eps)
+        inverse_N1 = inverse_rms(wide_ND, eps)
         ctx.save_for_backward(x_ND, weight_D, inverse_N1)
         if x_ND.dtype == torch.float32:
             return (wide_ND * inverse_N1).mul_(weight_D)
@@ -197,7 +197,7 @@ class Heads(Function):
         out_NHP.addcmul_(x_NHP.roll(cos_N1P.shape[-1] // 2, -1), sin_N1P)
         ctx.dtype, inverse = x_NE.dtype, None
         if eps is not None:
-            inverse = _inverse_rms(x_NHP, eps)
+            inverse = inverse_rms(x_NHP, eps)
             out_NHP.mul_(inverse)
         ctx.save_for_backward(x_NE if eps is not None else None, inverse, cos_N1P, sin_N1P)
         return out_NHP

@@ -34,7 +34,8 @@ from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import abstain, least_confidences
 from ml.labels import LABELS
 from ml.model.answers import token_logits
-from ml.model.fast import FastClassifier, why_plain
+from ml.model.fast import why_plain
+from ml.model.merged import MergedClassifier
 from ml.model.qwen import quiet_transformers
 from ml.output.files import MANIFEST, check_manifest, sha256_file, unpack
 from ml.output.foreign import check_tokenizer, open_config, opening
@@ -104,7 +105,7 @@ class Predictor:
         self.network: nn.Module = model.eval()
         if why_plain(model, model.device) is None:
             keep_freed_memory()
-            self.network = FastClassifier(model).eval()
+            self.network = MergedClassifier(model).eval()
         self.tokenizer = tokenizer
         self.codec = codec
         self.temperature = temperature

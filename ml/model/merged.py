@@ -1,0 +1,177 @@
+"""The forward pass of a merged dense Qwen2 or Qwen3 classifier on a CPU, for answers alone.
+
+Comes in: a model without adapters, in float32, for which `why_plain` gives None. Goes out: a module around it that
+gives the model's own logits, sooner.
+
+Besides what `fast.py` spares: nothing is kept for a backward pass. Queries and keys come with the two numbers that are
+rotated together side by side, so that a rotation is one complex product (Su et al. 2021, RoFormer, section 3.2). What
+the first layer makes of a token alone is made once for each token of the vocabulary that occurs.
+
+Legend: B windows, T tokens of the longest, N rows: the tokens of all windows, one window after the other, and a few
+that belong to none; M rows of a product's input, D model width, E, F width of what goes into and out of a linear layer,
+H query heads, K key-value heads, G = H/K query heads that share keys and values, P width of a head, C = P/2 complex
+numbers of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from ml.model.attention import Neighbours, attention, turn
+from ml.model.fast import filled, lengths_of
+from ml.model.passes import inverse_rms, times
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Windows one after the other, without padding: which are computed side by side, and the rotation of each place."""
+
+    lengths_B: Tensor
+    groups: list[Neighbours]
+    everyone: Neighbours
+    turns_TC: Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the linear layers behind a norm read: x / rms(x), and the norm's weight if it is not in x yet.
+
+    `place_N` tells which row of x is that of each token, where tokens share rows.
+    """
+
+    x_MD: Tensor
+    weight_D: Tensor | None
+    place_N: Tensor | None = None
+
+    @classmethod
+    def of(cls, x_MD: Tensor, norm: Any, *readers: nn.Linear, place_N: Tensor | None = None) -> Inputs:
+        """The norm's weight goes into the weights of the layers that read x if these have fewer rows than x."""
+        x_MD = x_MD * inverse_rms(x_MD, norm.variance_epsilon)
+        if sum(linear.out_features for linear in readers) < len(x_MD):
+            return cls(x_MD, norm.weight, place_N)
+        return cls(x_MD.mul_(norm.weight), None, place_N)
+
+    def times(self, linear: nn.Linear, paired: int = 0) -> Tensor:
+        """What the layer makes of x, of shape (M, F); `paired` is the width of the heads whose numbers to pair."""
+        weight_FD: Tensor = linear.weight if self.weight_D is None else linear.weight * self.weight_D
+        bias_F: Tensor | None = linear.bias
+        if paired:
+            weight_FD, bias_F = _pairs(weight_FD, paired), None if bias_F is None else _pairs(bias_F, paired)
+        return times(self.x_MD, weight_FD, bias_F)
+
+    def spread(self, y_MF: Tensor) -> Tensor:
+        """A row for each token."""
+        return y_MF if self.place_N is None else y_MF.index_select(0, self.place_N)
+
+
+class MergedClassifier(nn.Module):
+    """A merged model for which `why_plain` gives None, with a faster forward pass and no backward pass."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def width(self) -> int:
+        return self._embeddings.shape[1]
+
+    @property
+    def _embeddings(self) -> Tensor:
+        return cast(Tensor, cast(Any, self.model).model.embed_tokens.weight)
+
+    @property
+    def is_reentrant(self) -> bool:
+        """Whether several passes may run at once: some of transformers' rotations change with a batch's length."""
+        return cast(Any, self.model).model.rotary_emb.rope_type not in ("dynamic", "longrope")
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor) -> SequenceClassifierOutputWithPast:
+        """Logits of shape (B, 3) of ids of shape (B, T), padded on the right."""
+        with torch.autocast(input_ids.device.type, enabled=False):
+            return SequenceClassifierOutputWithPast(logits=self._logits(input_ids))
+
+    def _logits(self, ids_BT: Tensor) -> Tensor:
+        classifier: Any = self.model
+        lengths_B = lengths_of(ids_BT, classifier.config.pad_token_id)
+        rows = self._rows(lengths_B)
+        ids_N = filled(ids_BT[torch.arange(ids_BT.shape[1], device=ids_BT.device) < lengths_B[:, None]])
+        states_ND, (*layers, last) = classifier.model.embed_tokens(ids_N), classifier.model.layers
+        for number, layer in enumerate(layers):
+            own, norm = layer.self_attn, layer.input_layernorm
+            readers = own.q_proj, own.k_proj, own.v_proj
+            inputs = Inputs.of(states_ND, norm, *readers) if number else self._of_tokens(ids_N, norm, *readers)
+            q_NHP, k_NKP, v_NKP = (_heads(inputs, own, name) for name in ("q", "k", "v"))
+            states_ND = _rest(states_ND, attention(q_NHP, k_NKP, v_NKP, rows.groups, rows.turns_TC), layer)
+        pooled_BD = self._last_layer(last, states_ND, rows)
+        return cast(Tensor, classifier.score(classifier.model.norm(pooled_BD)))
+
+    def _rows(self, lengths_B: Tensor) -> Rows:
+        classifier: Any = self.model
+        config, lengths, device = classifier.config, lengths_B.tolist(), lengths_B.device
+        places_1T = torch.arange(max(lengths), device=device)[None]
+        cos_TP, sin_TP = (x_1TP[0] for x_1TP in classifier.model.rotary_emb(self._embeddings, places_1T))
+        pairs = cos_TP.shape[1] // 2  # the second half of either table repeats the first
+        return Rows(
+            lengths_B,
+            Neighbours.of(lengths, config.num_attention_heads, device),
+            Neighbours(0, lengths, device),
+            torch.complex(cos_TP[:, :pairs], sin_TP[:, :pairs]),
+        )
+
+    def _of_tokens(self, ids_N: Tensor, norm: Any, *readers: nn.Linear) -> Inputs:
+        """Of the first layer: a row for each token of the vocabulary that occurs."""
+        occurs_V = torch.zeros(len(self._embeddings), dtype=torch.bool, device=ids_N.device)
+        occurs_V[ids_N] = True
+        ids_M = occurs_V.nonzero()[:, 0]
+        place_V = torch.empty(len(occurs_V), dtype=torch.int64, device=ids_N.device)
+        place_V[ids_M] = torch.arange(len(ids_M), device=ids_N.device)
+        return Inputs.of(self._embeddings.index_select(0, filled(ids_M)), norm, *readers, place_N=place_V[ids_N])
+
+    def _last_layer(self, layer: Any, states_ND: Tensor, rows: Rows) -> Tensor:
+        """The last layer's output, of shape (B, D), at the token of each window that is pooled, its last."""
+        own, last_B = layer.self_attn, rows.lengths_B.cumsum(0) - 1
+        inputs = Inputs.of(states_ND, layer.input_layernorm, own.k_proj, own.v_proj)
+        q_BHP = _heads(Inputs(inputs.x_MD.index_select(0, last_B), inputs.weight_D), own, "q")
+        k_BKTP, v_BKTP = (rows.everyone.side_by_side(_heads(inputs, own, name)) for name in ("k", "v"))
+        turn(q_BHP, rows.turns_TC[rows.lengths_B - 1, None])
+        turn(k_BKTP, rows.turns_TC)
+        scores_BKGT = q_BHP.unflatten(1, (k_BKTP.shape[1], -1)) @ k_BKTP.mT
+        scores_BKGT.masked_fill_(~rows.everyone.read_BT[:, None, None], -torch.inf)
+        mixed_BE = (torch.softmax(scores_BKGT, dim=-1) @ v_BKTP).flatten(1)
+        return _rest(states_ND.index_select(0, last_B), mixed_BE, layer)
+
+
+def _heads(inputs: Inputs, own: Any, name: Literal["q", "k", "v"]) -> Tensor:
+    """Queries, keys or values, of shape (N, H or K, P): normed where the family has a norm, not rotated yet."""
+    linear, width = getattr(own, f"{name}_proj"), own.head_dim
+    x_ME = inputs.times(linear, paired=0 if name == "v" else width)
+    if name != "v":
+        x_MHP, scale = x_ME.view(len(x_ME), -1, width), own.scaling if name == "q" else 1.0
+        if hasattr(own, f"{name}_norm"):
+            norm = getattr(own, f"{name}_norm")
+            x_MHP.mul_(inverse_rms(x_MHP, norm.variance_epsilon)).mul_(_pairs(norm.weight * scale, width))
+        elif scale != 1:
+            x_MHP.mul_(scale)
+    x_NE = inputs.spread(x_ME)
+    return x_NE.view(len(x_NE), -1, width)
+
+
+def _pairs(x: Tensor, width: int) -> Tensor:
+    """The numbers of each head, in the first dimension, with those side by side that are rotated together."""
+    return x.view(-1, 2, width // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
+def _rest(states_ND: Tensor, mixed_NE: Tensor, layer: Any) -> Tensor:
+    """A layer after its attention."""
+    mlp, out = layer.mlp, layer.self_attn.o_proj
+    states_ND = times(mixed_NE, out.weight, out.bias).add_(states_ND)
+    inputs = Inputs.of(states_ND, layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
+    gated_NF = F.silu(inputs.times(mlp.gate_proj), inplace=True).mul_(inputs.times(mlp.up_proj))
+    return times(gated_NF, mlp.down_proj.weight, mlp.down_proj.bias).add_(states_ND)
