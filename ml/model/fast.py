@@ -208,12 +208,12 @@ class FastClassifier(nn.Module):
     def _rest(self, states_ND: Tensor, mixed_NE: Tensor, layer: Any, linear: dict[str, AdaptedLinear]) -> Tensor:
         """A layer after its attention."""
         (update_ND,) = self._project(mixed_NE, linear, "o_proj")
-        states_ND = states_ND + update_ND
+        states_ND = update_ND.add_(states_ND)
         normed_ND, up = norm(states_ND, layer.post_attention_layernorm), linear["up_proj"]
         gate_NF, up_NF = self._project(normed_ND, linear, "gate_proj", "up_proj")
         again = up.frozen if up.a is None and up_NF.numel() > KEPT_GATES else None
         (update_ND,) = self._project(apply(Gate, gate_NF, up_NF, normed_ND.detach(), again), linear, "down_proj")
-        return states_ND + update_ND
+        return update_ND.add_(states_ND)
 
     def _project(self, x_NE: Tensor, linear: dict[str, AdaptedLinear], *names: str) -> tuple[Tensor, ...]:
         """What some linear layers make of the same input; those with adapters share one dropout mask."""
