@@ -1,11 +1,12 @@
 """Causal attention of windows that lie one after the other, with its backward pass written out.
 
-Comes in: queries, keys and values of the tokens of all windows, and which windows are computed side by side; rows
-behind the last window belong to none. Goes out: the values that each token attends to among the tokens of its own
-window so far.
+Comes in: queries, keys and values of the tokens of all windows, the rotation of each place, and which windows are
+computed side by side; rows behind the last window belong to none. Goes out: the values that each token attends to
+among the tokens of its own window so far.
 
 Legend: B windows, T tokens of the longest, N rows, H query heads, K key-value heads, G = H/K query heads that share
-keys and values, P width of a head, E = H·P, i pairs of a window and a key-value head.
+keys and values, P width of a head, C = P/2 pairs of its numbers that are rotated together, E = H·P, i pairs of a window
+and a key-value head.
 """
 
 from __future__ import annotations
@@ -32,21 +33,18 @@ KEPT_TOKENS = 256  # up to this length attention weights are kept for the backwa
 
 
 def attention(
-    q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Sequence[Neighbours], turns_TC: Tensor | None = None
+    q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Sequence[Neighbours], turns_TC: Tensor, scale: float
 ) -> Tensor:
-    """softmax(q·kᵀ)·v over the window's tokens so far, for q that is scaled already; of shape (N, E).
+    """softmax(scale · q·kᵀ)·v over the window's tokens so far, of shape (N, E), float32.
 
-    With `turns_TC`, for answers alone, q and k are rotated by the turn of each place first.
+    Before, q and k, whose numbers are `pairs`, are rotated by the turn of each place.
     """
-    if turns_TC is None and not torch.is_inference_mode_enabled():
-        return cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, groups))
+    q_NHP, k_NKP, v_NKP = q_NHP.float(), k_NKP.float(), v_NKP.float()
+    if torch.is_grad_enabled():
+        return cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, groups, turns_TC, scale))
     out_NHP = torch.empty_like(q_NHP)
     for its in groups:
-        q_BHTP, k_BKTP, v_BKTP = (its.side_by_side(x) for x in (q_NHP, k_NKP, v_NKP.to(q_NHP.dtype)))
-        if turns_TC is not None:
-            turn(q_BHTP, turns_TC[: its.tokens])
-            turn(k_BKTP, turns_TC[: its.tokens])
-        q_BKGTP = q_BHTP.unflatten(1, (k_BKTP.shape[1], -1))
+        q_BKGTP, k_BKTP, v_BKTP = its.turned(q_NHP, k_NKP, v_NKP, turns_TC, scale)
         if _answers_alone() and QUERIES_BY_NUMPY * its.tokens * q_NHP.shape[2] <= LARGEST_BY_NUMPY:
             out_BKGTP = _by_numpy(q_BKGTP, k_BKTP, v_BKTP)
         else:
@@ -56,10 +54,17 @@ def attention(
     return out_NHP.flatten(1)
 
 
+def attention_of_last(
+    q_BHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, everyone: Neighbours, turns_TC: Tensor, scale: float
+) -> Tensor:
+    """The same for the last token of each window alone, of shape (B, E)."""
+    return cast(Tensor, apply(AttentionOfLast, q_BHP.float(), k_NKP.float(), v_NKP.float(), everyone, turns_TC, scale))
+
+
 def turn(x: Tensor, turns_C: Tensor) -> None:
     """Rotate, in place, heads of shape (..., P) in which the two numbers of each of C pairs are neighbours.
 
-    `turns_C` holds cos + i·sin (Su et al. 2021, RoFormer, section 3.2).
+    `turns_C` holds cos + i·sin (Su et al. 2021, RoFormer, section 3.2), or that times a scale.
     """
     torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turns_C)
 
@@ -73,44 +78,78 @@ class Attention(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Sequence[Neighbours]) -> Tensor:
-        key_heads, shared = k_NKP.shape[1], q_NHP.shape[1] // k_NKP.shape[1]
-        ctx.dtype, ctx.groups, ctx.heads = v_NKP.dtype, groups, (key_heads, shared)
+    def forward(
+        ctx: Any, q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, groups: Any, turns_TC: Tensor, scale: float
+    ) -> Tensor:
+        ctx.shapes, ctx.groups, ctx.scale = (q_NHP.shape, k_NKP.shape, v_NKP.shape), groups, scale
         out_NHP, saved = torch.empty_like(q_NHP), []
         for its in groups:
-            q = its.side_by_side(q_NHP).unflatten(1, (key_heads, shared)).flatten(0, 1)
-            k, v = (its.side_by_side(x_NKP).to(q.dtype).flatten(0, 1) for x_NKP in (k_NKP, v_NKP))
+            q, k, v = (x.flatten(0, 1) for x in its.turned(q_NHP, k_NKP, v_NKP, turns_TC, scale))
             kept: list[Tensor] = []
             its.one_after_another(_by_torch(q, k, v, kept), out_NHP)
             saved += [q, k, v, *kept]
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(turns_TC, *saved)
         out_NHP[groups[-1].own.stop :] = 0
         return out_NHP.flatten(1)
 
     @staticmethod
-    def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        saved, (key_heads, shared) = iter(ctx.saved_tensors), ctx.heads
-        g_NHP = g_NE.unflatten(1, (key_heads * shared, -1))
-        dq_NHP, dk_NKP, dv_NKP = (
-            g_NHP.new_empty(len(g_NE), heads, g_NHP.shape[2]) for heads in (key_heads * shared, key_heads, key_heads)
-        )
+    def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor | None, ...]:
+        turns_TC, *kept = ctx.saved_tensors
+        saved, back_TC = iter(kept), turns_TC.conj()
+        grads_NHP = [g_NE.new_empty(shape) for shape in ctx.shapes]
         for its in ctx.groups:
             q, k, v = next(saved), next(saved), next(saved)
-            g = its.gradient_side_by_side(g_NHP).view_as(q)
+            g = its.gradient_side_by_side(g_NE.view(ctx.shapes[0])).view_as(q)
             dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-            for group, block in _tiles(len(k), shared, its.tokens):
+            for group, block in _tiles(len(k), q.shape[1], its.tokens):
                 weights = next(saved) if its.tokens <= KEPT_TOKENS else _weights(q, k, group, block)
                 q_own, g_own = q[group, :, block].flatten(1, 2), g[group, :, block].flatten(1, 2)
                 dv[group, : block.stop] += _times_each(weights.mT, g_own.mT)
                 dweights = _times_each(g_own, v[group, : block.stop])
                 dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
-                dq[group, :, block] = _times_each(dscores, k[group, : block.stop].mT).unflatten(1, (shared, -1))
+                dq[group, :, block] = _times_each(dscores, k[group, : block.stop].mT).unflatten(1, (q.shape[1], -1))
                 dk[group, : block.stop] += _times_each(dscores.mT, q_own.mT)
-            for grad, grad_NHP in ((dq, dq_NHP), (dk, dk_NKP), (dv, dv_NKP)):
+            turn(dq, back_TC[: its.tokens] * ctx.scale)
+            turn(dk, back_TC[: its.tokens])
+            for grad, grad_NHP in zip((dq, dk, dv), grads_NHP, strict=True):
                 its.one_after_another(grad, grad_NHP)
-        for grad_NHP in (dq_NHP, dk_NKP, dv_NKP):
+        for grad_NHP in grads_NHP:
             grad_NHP[ctx.groups[-1].own.stop :] = 0
-        return dq_NHP, dk_NKP, dv_NKP.to(ctx.dtype), None
+        return *grads_NHP, None, None, None
+
+
+class AttentionOfLast(Function):
+    """The same for one query of each window, its last."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_BHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, its: Neighbours, turns_TC: Tensor, scale: float
+    ) -> Tensor:
+        q_BHP, turns_B1C = q_BHP.clone(), turns_TC[its.lengths_B - 1, None] * scale
+        k_BKTP, v_BKTP = its.side_by_side(k_NKP), its.side_by_side(v_NKP)
+        turn(q_BHP, turns_B1C)
+        turn(k_BKTP, turns_TC)
+        q_BKGP = q_BHP.unflatten(1, (k_BKTP.shape[1], -1))
+        scores_BKGT = (q_BKGP @ k_BKTP.mT).masked_fill_(~its.read_BT[:, None, None], -torch.inf)
+        weights_BKGT = torch.softmax(scores_BKGT, dim=-1, out=scores_BKGT)
+        ctx.shape, ctx.its = k_NKP.shape, its
+        ctx.save_for_backward(q_BKGP, k_BKTP, v_BKTP, weights_BKGT, turns_B1C, turns_TC)
+        return (weights_BKGT @ v_BKTP).flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, g_BE: Tensor) -> tuple[Tensor | None, ...]:
+        q_BKGP, k_BKTP, v_BKTP, weights_BKGT, turns_B1C, turns_TC = ctx.saved_tensors
+        g_BKGP = g_BE.view_as(q_BKGP)
+        dweights_BKGT = g_BKGP @ v_BKTP.mT
+        dscores_BKGT = torch.ops.aten._softmax_backward_data(dweights_BKGT, weights_BKGT, -1, weights_BKGT.dtype)
+        dq_BHP = (dscores_BKGT @ k_BKTP).flatten(1, 2)
+        dk_BKTP, dv_BKTP = dscores_BKGT.mT @ q_BKGP, weights_BKGT.mT @ g_BKGP
+        turn(dq_BHP, turns_B1C.conj())
+        turn(dk_BKTP, turns_TC.conj())
+        dk_NKP, dv_NKP = g_BE.new_zeros(ctx.shape), g_BE.new_zeros(ctx.shape)
+        ctx.its.one_after_another(dk_BKTP, dk_NKP)
+        ctx.its.one_after_another(dv_BKTP, dv_NKP)
+        return dq_BHP, dk_NKP, dv_NKP, None, None, None
 
 
 def _by_torch(q: Tensor, k: Tensor, v: Tensor, kept: list[Tensor] | None = None) -> Tensor:
@@ -156,8 +195,8 @@ class Neighbours:
     """
 
     def __init__(self, start: int, lengths: Sequence[int], device: torch.device) -> None:
-        lengths_B = torch.tensor(lengths, device=device)
         self.tokens = max(lengths)
+        self.lengths_B = lengths_B = torch.tensor(lengths, device=device)
         self.own = slice(start, start + sum(lengths))
         places_T = torch.arange(self.tokens, device=device)
         self.read_BT = places_T < lengths_B[:, None]
@@ -182,6 +221,15 @@ class Neighbours:
             heads_H = torch.arange(count, device=x_NHP.device)
             self._there[count] = (self._row_BT[:, None] * count + heads_H[:, None]).flatten()
         return x_NHP.reshape(-1, width).index_select(0, self._there[count]).view(-1, count, self.tokens, width)
+
+    def turned(
+        self, q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, turns_TC: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of shape (B, K, G, T, P), rotated and scaled, rotated keys and values of shape (B, K, T, P)."""
+        q_BHTP, k_BKTP, v_BKTP = (self.side_by_side(x) for x in (q_NHP, k_NKP, v_NKP))
+        turn(q_BHTP, turns_TC[: self.tokens] * scale)
+        turn(k_BKTP, turns_TC[: self.tokens])
+        return q_BHTP.unflatten(1, (k_BKTP.shape[1], -1)), k_BKTP, v_BKTP
 
     def gradient_side_by_side(self, g_NHP: Tensor) -> Tensor:
         """The same with zeros where a window is shorter."""

@@ -23,16 +23,16 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from ml.model.attention import Neighbours, attention
-from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Gate, Project, apply, heads, norm
+from ml.model.attention import Neighbours, attention, attention_of_last
+from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Gate, Project, apply, norm
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TURNED = ("q_proj", "k_proj")
 
 
 def why_plain(model: PeftModel | PreTrainedModel, device: torch.device) -> str | None:
@@ -79,12 +79,30 @@ def _trained(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Rows:
-    """Windows one after the other, without padding: tokens of each, and the rotation of every token's place."""
+    """Windows one after the other, without padding.
 
-    lengths: list[int]
+    `groups` of them are computed side by side, in the last layer `everyone`; `last_B` has the row of the last token of
+    each, which is pooled; `turns_TC` holds cos + i·sin of the rotation of each place.
+    """
+
     groups: list[Neighbours]
-    cos_N1P: Tensor
-    sin_N1P: Tensor
+    everyone: Neighbours
+    last_B: Tensor
+    turns_TC: Tensor
+
+    @classmethod
+    def of(cls, lengths_B: Tensor, classifier: Any) -> Rows:
+        """Of windows with so many tokens, rotated as the classifier rotates."""
+        model, lengths, device = classifier.model, lengths_B.tolist(), lengths_B.device
+        places_1T = torch.arange(max(lengths), device=device)[None]
+        cos_TP, sin_TP = (x_1TP[0].float() for x_1TP in model.rotary_emb(model.embed_tokens.weight, places_1T))
+        pairs = cos_TP.shape[1] // 2  # the second half of either table repeats the first
+        return cls(
+            Neighbours.of(lengths, classifier.config.num_attention_heads, device),
+            Neighbours(0, lengths, device),
+            lengths_B.cumsum(0) - 1,
+            torch.complex(cos_TP[:, :pairs], sin_TP[:, :pairs]),
+        )
 
 
 def filled(x_N: Tensor) -> Tensor:
@@ -114,7 +132,7 @@ class FastClassifier(nn.Module):
         self.model = model
         self.layers = [
             {
-                _last(path): AdaptedLinear.of(module)
+                _last(path): AdaptedLinear.of(module, layer.self_attn.head_dim if _last(path) in TURNED else 0)
                 for path, module in layer.named_modules()
                 if _last(path) in PROJECTIONS
             }
@@ -144,29 +162,20 @@ class FastClassifier(nn.Module):
         """The states, of shape (B, T, D), that go into the first layer with an adapter; for ids without padding."""
         with torch.autocast(ids_BT.device.type, enabled=False):
             batch, tokens = ids_BT.shape
-            states_ND = self._trunk(filled(ids_BT.flatten()), self._rows([tokens] * batch))
+            rows = Rows.of(torch.full((batch,), tokens, device=ids_BT.device), self._classifier)
+            states_ND = self._trunk(filled(ids_BT.flatten()), rows)
             return states_ND[: ids_BT.numel()].view(batch, tokens, -1)
 
     def _logits(self, ids_BT: Tensor, states_BTD: Tensor | None) -> Tensor:
         classifier = self._classifier
         lengths_B = lengths_of(ids_BT, classifier.config.pad_token_id)
         read_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < lengths_B[:, None]
-        rows = self._rows(lengths_B.tolist())
+        rows = Rows.of(lengths_B, classifier)
         states_ND = self._trunk(filled(ids_BT[read_BT]), rows) if states_BTD is None else filled(states_BTD[read_BT])
         for number in range(self.trunk_layers, len(self.layers) - 1):
             states_ND = self._layer(number, states_ND, rows)
         pooled_BD = norm(self._last_layer(states_ND, rows), classifier.model.norm)
         return cast(Tensor, classifier.score(pooled_BD.to(next(classifier.score.parameters()).dtype)))
-
-    def _rows(self, lengths: list[int]) -> Rows:
-        """Rotations are computed once a place and given to each token at that place."""
-        device, config = self.embeddings.device, self._classifier.config
-        places_T = torch.arange(max(lengths), device=device)
-        place_N = places_T.expand(len(lengths), -1)[places_T < torch.tensor(lengths, device=device)[:, None]]
-        cos_1TP, sin_1TP = self._classifier.model.rotary_emb(self.embeddings, places_T[None])
-        cos_N1P, sin_N1P = (x_1TP[0].float().index_select(0, filled(place_N))[:, None] for x_1TP in (cos_1TP, sin_1TP))
-        groups = Neighbours.of(lengths, config.num_attention_heads, device)
-        return Rows(lengths, groups, cos_N1P, sin_N1P)
 
     def _trunk(self, ids_N: Tensor, rows: Rows) -> Tensor:
         states_ND = self._classifier.model.embed_tokens(ids_N)
@@ -177,41 +186,32 @@ class FastClassifier(nn.Module):
     def _layer(self, number: int, states_ND: Tensor, rows: Rows) -> Tensor:
         layer, linear = self._classifier.model.layers[number], self.layers[number]
         own, normed_ND = layer.self_attn, norm(states_ND, layer.input_layernorm)
-        q_NE, k_NF, v_NF = self._project(normed_ND, linear, "q_proj", "k_proj", "v_proj")
-        q_NHP = heads(q_NE, own, "q_norm", rows.cos_N1P, rows.sin_N1P, own.scaling)
-        k_NKP = heads(k_NF, own, "k_norm", rows.cos_N1P, rows.sin_N1P)
-        v_NKP = v_NF.unflatten(1, (-1, own.head_dim))
-        mixed_NE = attention(q_NHP, k_NKP, v_NKP, rows.groups).to(states_ND.dtype)
+        q_NHP, k_NKP, v_NKP = self._heads(normed_ND, linear, own, "q_proj", "k_proj", "v_proj")
+        mixed_NE = attention(q_NHP, k_NKP, v_NKP, rows.groups, rows.turns_TC, own.scaling)
         return self._rest(states_ND, mixed_NE, layer, linear)
 
     def _last_layer(self, states_ND: Tensor, rows: Rows) -> Tensor:
-        """The last layer's output, of shape (B, D), at the token of each window that is pooled, its last."""
-        layer, linear = self._classifier.model.layers[-1], self.layers[-1]
-        own, lengths_B = layer.self_attn, torch.tensor(rows.lengths, device=states_ND.device)
-        last_B = lengths_B.cumsum(0) - 1
-        normed_ND = norm(states_ND, layer.input_layernorm)
-        k_NF, v_NF = self._project(normed_ND, linear, "k_proj", "v_proj")
-        (q_BE,) = self._project(normed_ND.index_select(0, last_B), linear, "q_proj")
-        q_BHP = heads(q_BE, own, "q_norm", rows.cos_N1P[last_B], rows.sin_N1P[last_B], own.scaling)
-        k_NKP = heads(k_NF, own, "k_norm", rows.cos_N1P, rows.sin_N1P)
-        v_NKP = v_NF.unflatten(1, (-1, own.head_dim)).to(k_NKP.dtype)
-        k_BKTP, v_BKTP = (
-            pad_sequence(x_NKP[: sum(rows.lengths)].split(rows.lengths), batch_first=True).transpose(1, 2)
-            for x_NKP in (k_NKP, v_NKP)
-        )
-        scores_BKGT = q_BHP.unflatten(1, (k_BKTP.shape[1], -1)) @ k_BKTP.mT
-        padded_BT = torch.arange(k_BKTP.shape[2], device=states_ND.device) >= lengths_B[:, None]
-        weights_BKGT = torch.softmax(scores_BKGT.masked_fill(padded_BT[:, None, None], -torch.inf), dim=-1)
-        mixed_BE = (weights_BKGT @ v_BKTP).flatten(1).to(states_ND.dtype)
+        """The last layer's output, of shape (B, D), at the token of each window that is pooled."""
+        layer, linear, last_B = self._classifier.model.layers[-1], self.layers[-1], rows.last_B
+        own, normed_ND = layer.self_attn, norm(states_ND, layer.input_layernorm)
+        k_NKP, v_NKP = self._heads(normed_ND, linear, own, "k_proj", "v_proj")
+        (q_BHP,) = self._heads(normed_ND.index_select(0, last_B), linear, own, "q_proj")
+        mixed_BE = attention_of_last(q_BHP, k_NKP, v_NKP, rows.everyone, rows.turns_TC, own.scaling)
         return self._rest(states_ND.index_select(0, last_B), mixed_BE, layer, linear)
+
+    def _heads(self, x_ND: Tensor, linear: dict[str, AdaptedLinear], own: Any, *names: str) -> list[Tensor]:
+        """Queries, keys or values, of shape (N, H or K, P): normed where the family has a norm, not rotated yet."""
+        heads = [x_NE.unflatten(1, (-1, own.head_dim)) for x_NE in self._project(x_ND, linear, *names)]
+        norms = [getattr(own, name.replace("proj", "norm"), None) for name in names]
+        return [x if of is None else norm(x, of, paired=True) for x, of in zip(heads, norms, strict=True)]
 
     def _rest(self, states_ND: Tensor, mixed_NE: Tensor, layer: Any, linear: dict[str, AdaptedLinear]) -> Tensor:
         """A layer after its attention."""
-        (update_ND,) = self._project(mixed_NE, linear, "o_proj")
+        (update_ND,) = self._project(mixed_NE.to(states_ND.dtype), linear, "o_proj")
         states_ND = update_ND.add_(states_ND)
         normed_ND, up = norm(states_ND, layer.post_attention_layernorm), linear["up_proj"]
         gate_NF, up_NF = self._project(normed_ND, linear, "gate_proj", "up_proj")
-        again = up.frozen if up.a is None and up_NF.numel() > KEPT_GATES else None
+        again = up if up.a is None and up_NF.numel() > KEPT_GATES else None
         (update_ND,) = self._project(apply(Gate, gate_NF, up_NF, normed_ND.detach(), again), linear, "down_proj")
         return update_ND.add_(states_ND)
 

@@ -24,19 +24,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from ml.model.attention import Neighbours, attention, turn
-from ml.model.fast import filled, lengths_of
-from ml.model.passes import inverse_rms, times
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Windows one after the other, without padding: which are computed side by side, and the rotation of each place."""
-
-    lengths_B: Tensor
-    groups: list[Neighbours]
-    everyone: Neighbours
-    turns_TC: Tensor
+from ml.model.attention import attention, attention_of_last
+from ml.model.fast import Rows, filled, lengths_of
+from ml.model.passes import inverse_rms, pairs, times
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class Inputs:
         weight_FD: Tensor = linear.weight if self.weight_D is None else linear.weight * self.weight_D
         bias_F: Tensor | None = linear.bias
         if paired:
-            weight_FD, bias_F = _pairs(weight_FD, paired), None if bias_F is None else _pairs(bias_F, paired)
+            weight_FD, bias_F = pairs(weight_FD, paired), None if bias_F is None else pairs(bias_F, paired)
         return times(self.x_MD, weight_FD, bias_F)
 
     def spread(self, y_MF: Tensor) -> Tensor:
@@ -100,7 +90,7 @@ class MergedClassifier(nn.Module):
     def _logits(self, ids_BT: Tensor) -> Tensor:
         classifier: Any = self.model
         lengths_B = lengths_of(ids_BT, classifier.config.pad_token_id)
-        rows = self._rows(lengths_B)
+        rows = Rows.of(lengths_B, classifier)
         ids_N = filled(ids_BT[torch.arange(ids_BT.shape[1], device=ids_BT.device) < lengths_B[:, None]])
         states_ND, (*layers, last) = classifier.model.embed_tokens(ids_N), classifier.model.layers
         for number, layer in enumerate(layers):
@@ -108,22 +98,10 @@ class MergedClassifier(nn.Module):
             readers = own.q_proj, own.k_proj, own.v_proj
             inputs = Inputs.of(states_ND, norm, *readers) if number else self._of_tokens(ids_N, norm, *readers)
             q_NHP, k_NKP, v_NKP = (_heads(inputs, own, name) for name in ("q", "k", "v"))
-            states_ND = _rest(states_ND, attention(q_NHP, k_NKP, v_NKP, rows.groups, rows.turns_TC), layer)
+            mixed_NE = attention(q_NHP, k_NKP, v_NKP, rows.groups, rows.turns_TC, own.scaling)
+            states_ND = _rest(states_ND, mixed_NE, layer)
         pooled_BD = self._last_layer(last, states_ND, rows)
         return cast(Tensor, classifier.score(classifier.model.norm(pooled_BD)))
-
-    def _rows(self, lengths_B: Tensor) -> Rows:
-        classifier: Any = self.model
-        config, lengths, device = classifier.config, lengths_B.tolist(), lengths_B.device
-        places_1T = torch.arange(max(lengths), device=device)[None]
-        cos_TP, sin_TP = (x_1TP[0] for x_1TP in classifier.model.rotary_emb(self._embeddings, places_1T))
-        pairs = cos_TP.shape[1] // 2  # the second half of either table repeats the first
-        return Rows(
-            lengths_B,
-            Neighbours.of(lengths, config.num_attention_heads, device),
-            Neighbours(0, lengths, device),
-            torch.complex(cos_TP[:, :pairs], sin_TP[:, :pairs]),
-        )
 
     def _of_tokens(self, ids_N: Tensor, norm: Any, *readers: nn.Linear) -> Inputs:
         """Of the first layer: a row for each token of the vocabulary that occurs."""
@@ -135,16 +113,12 @@ class MergedClassifier(nn.Module):
         return Inputs.of(self._embeddings.index_select(0, filled(ids_M)), norm, *readers, place_N=place_V[ids_N])
 
     def _last_layer(self, layer: Any, states_ND: Tensor, rows: Rows) -> Tensor:
-        """The last layer's output, of shape (B, D), at the token of each window that is pooled, its last."""
-        own, last_B = layer.self_attn, rows.lengths_B.cumsum(0) - 1
+        """The last layer's output, of shape (B, D), at the token of each window that is pooled."""
+        own, last_B = layer.self_attn, rows.last_B
         inputs = Inputs.of(states_ND, layer.input_layernorm, own.k_proj, own.v_proj)
         q_BHP = _heads(Inputs(inputs.x_MD.index_select(0, last_B), inputs.weight_D), own, "q")
-        k_BKTP, v_BKTP = (rows.everyone.side_by_side(_heads(inputs, own, name)) for name in ("k", "v"))
-        turn(q_BHP, rows.turns_TC[rows.lengths_B - 1, None])
-        turn(k_BKTP, rows.turns_TC)
-        scores_BKGT = q_BHP.unflatten(1, (k_BKTP.shape[1], -1)) @ k_BKTP.mT
-        scores_BKGT.masked_fill_(~rows.everyone.read_BT[:, None, None], -torch.inf)
-        mixed_BE = (torch.softmax(scores_BKGT, dim=-1) @ v_BKTP).flatten(1)
+        k_NKP, v_NKP = (_heads(inputs, own, name) for name in ("k", "v"))
+        mixed_BE = attention_of_last(q_BHP, k_NKP, v_NKP, rows.everyone, rows.turns_TC, own.scaling)
         return _rest(states_ND.index_select(0, last_B), mixed_BE, layer)
 
 
@@ -152,20 +126,11 @@ def _heads(inputs: Inputs, own: Any, name: Literal["q", "k", "v"]) -> Tensor:
     """Queries, keys or values, of shape (N, H or K, P): normed where the family has a norm, not rotated yet."""
     linear, width = getattr(own, f"{name}_proj"), own.head_dim
     x_ME = inputs.times(linear, paired=0 if name == "v" else width)
-    if name != "v":
-        x_MHP, scale = x_ME.view(len(x_ME), -1, width), own.scaling if name == "q" else 1.0
-        if hasattr(own, f"{name}_norm"):
-            norm = getattr(own, f"{name}_norm")
-            x_MHP.mul_(inverse_rms(x_MHP, norm.variance_epsilon)).mul_(_pairs(norm.weight * scale, width))
-        elif scale != 1:
-            x_MHP.mul_(scale)
+    if norm := getattr(own, f"{name}_norm", None):
+        x_MHP = x_ME.view(len(x_ME), -1, width)
+        x_MHP.mul_(inverse_rms(x_MHP, norm.variance_epsilon)).mul_(pairs(norm.weight, width))
     x_NE = inputs.spread(x_ME)
     return x_NE.view(len(x_NE), -1, width)
-
-
-def _pairs(x: Tensor, width: int) -> Tensor:
-    """The numbers of each head, in the first dimension, with those side by side that are rotated together."""
-    return x.view(-1, 2, width // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
 def _rest(states_ND: Tensor, mixed_NE: Tensor, layer: Any) -> Tensor:

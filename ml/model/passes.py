@@ -4,7 +4,7 @@ Comes in: states and weights. Goes out: what the parts of transformers and PEFT 
 adapters alone. Little is kept between the two passes, and little memory is walked through.
 
 Legend: N tokens of all windows, one window after the other, D model width, E, F width of what goes into and out of a
-linear layer, H heads, P width of a head, R sum of LoRA ranks, r one rank.
+linear layer, P width of a head, R sum of LoRA ranks, r one rank.
 """
 
 from __future__ import annotations
@@ -22,27 +22,36 @@ ADAPTER = "default"
 KEPT_GATES = 1 << 22  # a product of up_proj that has more numbers is computed again in the backward pass
 
 
+def pairs(x: Tensor, width: int) -> Tensor:
+    """The numbers of each head, in the first dimension, with those side by side that are rotated together."""
+    return x.view(-1, 2, width // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
 @dataclass(frozen=True)
 class AdaptedLinear:
-    """A frozen linear layer and, if it has one, its adapter."""
+    """A frozen linear layer and, if it has one, its adapter.
 
-    frozen: nn.Linear
+    With `paired`, the width of heads, its output has the `pairs` of each head side by side.
+    """
+
+    weight_FE: Tensor
+    bias_F: Tensor | None
     a: nn.Linear | None = None
     b: nn.Linear | None = None
     scale: float = 1.0
     drop: nn.Module | None = None
+    paired: int = 0
 
     @classmethod
-    def of(cls, module: Any) -> AdaptedLinear:
-        if isinstance(module, nn.Linear):
-            return cls(module)
-        return cls(
-            module.base_layer,
-            module.lora_A[ADAPTER],
-            module.lora_B[ADAPTER],
-            float(module.scaling[ADAPTER]),
-            module.lora_dropout[ADAPTER],
-        )
+    def of(cls, module: Any, paired: int = 0) -> AdaptedLinear:
+        frozen: nn.Linear = module if isinstance(module, nn.Linear) else module.base_layer
+        weight_FE, bias_F = frozen.weight.detach(), None if frozen.bias is None else frozen.bias.detach()
+        if paired:
+            weight_FE, bias_F = pairs(weight_FE, paired), None if bias_F is None else pairs(bias_F, paired)
+        if frozen is module:
+            return cls(weight_FE, bias_F, paired=paired)
+        a, b, drop = (of[ADAPTER] for of in (module.lora_A, module.lora_B, module.lora_dropout))
+        return cls(weight_FE, bias_F, a, b, float(module.scaling[ADAPTER]), drop, paired)
 
     @property
     def dropout(self) -> float:
@@ -50,7 +59,9 @@ class AdaptedLinear:
 
     def factors(self) -> list[Tensor]:
         """LoRA's A of shape (rank, E) and B of shape (F, rank), or nothing."""
-        return [self.a.weight, self.b.weight] if self.a is not None and self.b is not None else []
+        if self.a is None or self.b is None:
+            return []
+        return [self.a.weight, pairs(self.b.weight, self.paired) if self.paired else self.b.weight]
 
 
 def apply(function: Any, *arguments: Any) -> Any:
@@ -88,7 +99,7 @@ class Project(Function):
     def forward(
         ctx: Any, x_NE: Tensor, parts: Sequence[AdaptedLinear], dropout: float, *factors: Tensor
     ) -> tuple[Tensor, ...]:
-        outputs = tuple(times(x_NE, part.frozen.weight, part.frozen.bias) for part in parts)
+        outputs = tuple(times(x_NE, part.weight_FE, part.bias_F) for part in parts)
         ctx.parts, ctx.rescale = parts, 1 / (1 - dropout)
         if not factors:
             return outputs
@@ -110,7 +121,7 @@ class Project(Function):
         dx_NE: Tensor | None = None
         if ctx.needs_input_grad[0]:
             for part, g_NF in zip(ctx.parts, grads, strict=True):
-                product_NE = times(g_NF, part.frozen.weight.t())
+                product_NE = times(g_NF, part.weight_FE.t())
                 dx_NE = product_NE if dx_NE is None else dx_NE.add_(product_NE)
         if not ctx.saved_tensors:
             return dx_NE, None, None
@@ -139,8 +150,10 @@ def _adapted(
         yield value, low_Nr, b_Fr, part.scale * ctx.rescale
 
 
-def norm(x_ND: Tensor, norm: Any) -> Tensor:
-    return cast(Tensor, apply(Norm, x_ND, norm.weight, norm.variance_epsilon))
+def norm(x: Tensor, norm: Any, *, paired: bool = False) -> Tensor:
+    """Of the last dimension; with `paired`, that is a head whose numbers are `pairs`."""
+    weight = pairs(norm.weight, x.shape[-1]) if paired else norm.weight
+    return cast(Tensor, apply(Norm, x, weight, norm.variance_epsilon))
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
@@ -172,46 +185,6 @@ class Norm(Function):
         return _norm_gradient(g_ND.float() * weight_D, x_ND.float(), inverse_N1).to(x_ND.dtype), None, None
 
 
-def heads(x_NE: Tensor, attention: Any, norm: str, cos_N1P: Tensor, sin_N1P: Tensor, scale: float = 1.0) -> Tensor:
-    """Heads of shape (N, H, P), float32: normed where the family has a norm, rotated by place, and scaled."""
-    half = cos_N1P.shape[-1] // 2
-    sign_P = torch.ones_like(cos_N1P[0, 0])
-    sign_P[:half] = -1
-    weight_P, eps = torch.ones_like(sign_P), None
-    if hasattr(attention, norm):
-        weight_P, eps = getattr(attention, norm).weight.float(), getattr(attention, norm).variance_epsilon
-    cos_N1P, sin_N1P = cos_N1P * (weight_P * scale), sin_N1P * (sign_P * weight_P.roll(half) * scale)
-    return cast(Tensor, apply(Heads, x_NE, eps, cos_N1P, sin_N1P))
-
-
-class Heads(Function):
-    """r · (x ∘ cos + swap(x) ∘ sin), where swap exchanges the halves of a head and r = 1 / rms(x), or 1 without eps.
-
-    Norm weight, scale and the sign of rotate_half are in the tables.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_NE: Tensor, eps: float | None, cos_N1P: Tensor, sin_N1P: Tensor) -> Tensor:
-        x_NHP = x_NE.float().unflatten(1, (-1, cos_N1P.shape[-1]))
-        out_NHP: Tensor = x_NHP * cos_N1P
-        out_NHP.addcmul_(x_NHP.roll(cos_N1P.shape[-1] // 2, -1), sin_N1P)
-        ctx.dtype, inverse = x_NE.dtype, None
-        if eps is not None:
-            inverse = inverse_rms(x_NHP, eps)
-            out_NHP.mul_(inverse)
-        ctx.save_for_backward(x_NE if eps is not None else None, inverse, cos_N1P, sin_N1P)
-        return out_NHP
-
-    @staticmethod
-    def backward(ctx: Any, g_NHP: Tensor) -> tuple[Tensor, None, None, None]:
-        x_NE, inverse, cos_N1P, sin_N1P = ctx.saved_tensors
-        half = cos_N1P.shape[-1] // 2
-        back_NHP = (g_NHP * cos_N1P).addcmul_(g_NHP.roll(half, -1), sin_N1P.roll(half, -1))
-        if inverse is not None:
-            back_NHP = _norm_gradient(back_NHP, x_NE.float().view_as(back_NHP), inverse)
-        return back_NHP.flatten(1).to(ctx.dtype), None, None, None
-
-
 class Gate(Function):
     """SwiGLU: silu(gate) ∘ up (Shazeer 2020).
 
@@ -220,7 +193,7 @@ class Gate(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor, x_ND: Tensor, again: nn.Linear | None) -> Tensor:
+    def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor, x_ND: Tensor, again: AdaptedLinear | None) -> Tensor:
         ctx.again = again
         ctx.save_for_backward(gate_NF, up_NF if again is None else x_ND)
         return F.silu(gate_NF, inplace=not any(ctx.needs_input_grad)).mul_(up_NF)
@@ -229,7 +202,7 @@ class Gate(Function):
     def backward(ctx: Any, g_NF: Tensor) -> tuple[Tensor | None, ...]:
         gate_NF, up_NF = ctx.saved_tensors
         if ctx.again is not None:
-            up_NF = times(up_NF, ctx.again.weight, ctx.again.bias)
+            up_NF = times(up_NF, ctx.again.weight_FE, ctx.again.bias_F)
         dgate_NF = up_NF.mul_(g_NF)
         torch.ops.aten.silu_backward(dgate_NF, gate_NF, grad_input=dgate_NF)
         return dgate_NF, F.silu(gate_NF, inplace=True).mul_(g_NF), None, None
