@@ -133,8 +133,12 @@ def test_seeds_give_different_runs(make_config: MakeConfig) -> None:
 
 
 def test_loss_curve_is_the_golden_one(make_config: MakeConfig, pytestconfig: pytest.Config) -> None:
-    """49 steps. A change that means to move numbers rewrites the file with `make golden`, and the diff is reviewed."""
-    curve = losses(make_config("training.epochs=7"))
+    """49 steps. A change that means to move numbers rewrites the file with `make golden`, and the diff is reviewed.
+
+    At this rate a change of rounding moves a loss by 1e-6 at most; at the 1e-2 of the other runs two paths that round
+    otherwise part ways after 17 steps.
+    """
+    curve = losses(make_config("training.epochs=7", "training.learning_rate=3e-3"))
     if pytestconfig.getoption("--rewrite-golden"):
         GOLDEN.write_text("".join(f"{loss:.7f}\n" for loss in curve))
     expected = [float(line) for line in GOLDEN.read_text().split()]
