@@ -18,7 +18,7 @@ from ml.config import LoraConfig
 from ml.data.codec import Codec
 from ml.model import attention as attention_module
 from ml.model import fast as fast_module
-from ml.model import qwen
+from ml.model import passes, qwen
 from ml.model.embedded import embedded_base
 from ml.model.fast import FastClassifier, why_plain
 from ml.model.loss import focal_loss
@@ -107,14 +107,28 @@ def test_rows_are_filled_up_to_few_counts_by_a_32nd_at_most() -> None:
     assert fast_module.filled(torch.ones(65, 2))[65:].tolist() == [[0.0, 0.0]]
 
 
-@pytest.mark.parametrize("setting", ["attention", "all, rank 3"])
-def test_large_products_that_are_computed_twice_are_the_same_too(
-    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_norms_that_are_computed_again_and_not_kept_give_the_same_bits(
+    dropout: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build(build_tiny(tmp_path), **SETTINGS[setting])
-    plain = results(model, model, ragged())
-    monkeypatch.setattr(fast_module, "KEPT_GATES", 1000)  # the constant is for models of millions of numbers
-    assert_same(results(model, FastClassifier(model), ragged()), plain)
+    model = build(build_tiny(tmp_path), target_modules=ALL, dropout=dropout)
+    network, found = FastClassifier(model), []
+    for most in (passes.KEPT_INPUTS, 0):  # the constant is for models of millions of numbers
+        monkeypatch.setattr(passes, "KEPT_INPUTS", most)
+        torch.manual_seed(5)
+        found.append((kept_bytes(model, network, ragged()), results(model, network, ragged())))
+    assert found[1][0] < found[0][0]
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mkl_is_wide", [True, False])
+def test_products_are_the_same_by_mkl_and_by_onednn(
+    mkl_is_wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "MKL_IS_WIDE", mkl_is_wide)
+    monkeypatch.setattr(passes, "THIN", 0)
+    model = build(build_tiny(tmp_path), **SETTINGS["all, rank 3"])
+    assert_same(results(model, FastClassifier(model), ragged()), results(model, model, ragged()))
 
 
 def test_other_rotary_embeddings_are_the_models_own(tmp_path: Path) -> None:

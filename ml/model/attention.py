@@ -25,9 +25,9 @@ from ml.model.passes import apply, times
 
 LANES = 16  # numbers in a CPU's widest vector; softmax is up to twice as slow on rows that do not end with one
 QUERIES = 48  # that are multiplied with all keys before them at a time
-QUERIES_OF_LONG = 96  # the same above KEPT_TOKENS
+QUERIES_OF_LONG = 48  # the same above KEPT_TOKENS
 QUERIES_BY_NUMPY = 32  # the same where numpy multiplies
-SCORES_AT_A_TIME = 1 << 18  # attention scores that stay in a core's cache, in numbers
+SCORES_AT_A_TIME = 1 << 20  # attention scores that stay in a core's cache, in numbers
 LARGEST_BY_NUMPY = 1 << 18  # multiplications of a product; OpenBLAS gives those that have more to threads of its own
 KEPT_TOKENS = 256  # up to this length attention weights are kept for the backward pass, above they are computed again
 

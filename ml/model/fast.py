@@ -29,7 +29,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ml.model.attention import Neighbours, attention, attention_of_last
-from ml.model.passes import ADAPTER, KEPT_GATES, AdaptedLinear, Gate, Project, apply, norm
+from ml.model.passes import ADAPTER, AdaptedLinear, Again, Gate, Project, apply, norm, norm_again
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TURNED = ("q_proj", "k_proj")
@@ -186,7 +186,8 @@ class FastClassifier(nn.Module):
     def _layer(self, number: int, states_ND: Tensor, rows: Rows) -> Tensor:
         layer, linear = self._classifier.model.layers[number], self.layers[number]
         own, normed_ND = layer.self_attn, norm(states_ND, layer.input_layernorm)
-        q_NHP, k_NKP, v_NKP = self._heads(normed_ND, linear, own, "q_proj", "k_proj", "v_proj")
+        again = norm_again(states_ND, layer.input_layernorm)
+        q_NHP, k_NKP, v_NKP = self._heads(normed_ND, linear, own, "q_proj", "k_proj", "v_proj", again=again)
         mixed_NE = attention(q_NHP, k_NKP, v_NKP, rows.groups, rows.turns_TC, own.scaling)
         return self._rest(states_ND, mixed_NE, layer, linear)
 
@@ -199,9 +200,11 @@ class FastClassifier(nn.Module):
         mixed_BE = attention_of_last(q_BHP, k_NKP, v_NKP, rows.everyone, rows.turns_TC, own.scaling)
         return self._rest(states_ND.index_select(0, last_B), mixed_BE, layer, linear)
 
-    def _heads(self, x_ND: Tensor, linear: dict[str, AdaptedLinear], own: Any, *names: str) -> list[Tensor]:
+    def _heads(
+        self, x_ND: Tensor, linear: dict[str, AdaptedLinear], own: Any, *names: str, again: Again = None
+    ) -> list[Tensor]:
         """Queries, keys or values, of shape (N, H or K, P): normed where the family has a norm, not rotated yet."""
-        heads = [x_NE.unflatten(1, (-1, own.head_dim)) for x_NE in self._project(x_ND, linear, *names)]
+        heads = [x_NE.unflatten(1, (-1, own.head_dim)) for x_NE in self._project(x_ND, linear, *names, again=again)]
         norms = [getattr(own, name.replace("proj", "norm"), None) for name in names]
         return [x if of is None else norm(x, of, paired=True) for x, of in zip(heads, norms, strict=True)]
 
@@ -209,18 +212,20 @@ class FastClassifier(nn.Module):
         """A layer after its attention."""
         (update_ND,) = self._project(mixed_NE.to(states_ND.dtype), linear, "o_proj")
         states_ND = update_ND.add_(states_ND)
-        normed_ND, up = norm(states_ND, layer.post_attention_layernorm), linear["up_proj"]
-        gate_NF, up_NF = self._project(normed_ND, linear, "gate_proj", "up_proj")
-        again = up if up.a is None and up_NF.numel() > KEPT_GATES else None
-        (update_ND,) = self._project(apply(Gate, gate_NF, up_NF, normed_ND.detach(), again), linear, "down_proj")
+        normed_ND = norm(states_ND, layer.post_attention_layernorm)
+        again = norm_again(states_ND, layer.post_attention_layernorm)
+        gate_NF, up_NF = self._project(normed_ND, linear, "gate_proj", "up_proj", again=again)
+        (update_ND,) = self._project(apply(Gate, gate_NF, up_NF), linear, "down_proj")
         return update_ND.add_(states_ND)
 
-    def _project(self, x_NE: Tensor, linear: dict[str, AdaptedLinear], *names: str) -> tuple[Tensor, ...]:
+    def _project(
+        self, x_NE: Tensor, linear: dict[str, AdaptedLinear], *names: str, again: Again = None
+    ) -> tuple[Tensor, ...]:
         """What some linear layers make of the same input; those with adapters share one dropout mask."""
         parts = [linear[name] for name in names]
         factors = [weight for part in parts for weight in part.factors()]
         dropout = max(part.dropout for part in parts) if self.training else 0.0
-        return cast(tuple[Tensor, ...], apply(Project, x_NE, parts, dropout, *factors))
+        return cast(tuple[Tensor, ...], apply(Project, x_NE, parts, dropout, again, *factors))
 
 
 def _last(path: str) -> str:

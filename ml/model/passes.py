@@ -9,8 +9,9 @@ linear layer, P width of a head, R sum of LoRA ranks, r one rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 ADAPTER = "default"
-KEPT_GATES = 1 << 22  # a product of up_proj that has more numbers is computed again in the backward pass
+KEPT_INPUTS = 1 << 20  # what a norm gives is computed again in the backward pass if it has more numbers
+THIN = 32  # a product of so few columns is done sooner by oneDNN than by MKL on any CPU
+MKL_IS_WIDE = torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+Again = Callable[[], Tensor] | None
 
 
 def pairs(x: Tensor, width: int) -> Tensor:
@@ -70,8 +75,13 @@ def apply(function: Any, *arguments: Any) -> Any:
 
 
 def times(a_NE: Tensor, b_FE: Tensor, bias_F: Tensor | None = None) -> Tensor:
-    """The product a · bᵀ + bias. oneDNN uses the widest vectors of any CPU; MKL, which torch asks, only of Intel's."""
-    if a_NE.device.type == "cpu" and a_NE.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    """The product a · bᵀ + bias, by MKL, which torch asks, or by oneDNN.
+
+    MKL is sooner where vectors have 8 numbers. Of vectors of 16, which only Intel's processors had when it was written,
+    it uses half on others; oneDNN uses the widest of any CPU.
+    """
+    plain = a_NE.device.type == "cpu" and a_NE.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if plain and (len(b_FE) <= THIN or not MKL_IS_WIDE):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(a_NE, b_FE, bias_F, "none", [], "")
         return product
     return F.linear(a_NE, b_FE, bias_F)
@@ -92,15 +102,20 @@ class Project(Function):
     """y_i = x·W_iᵀ + b_i + s_i · dropout(x)·A_iᵀ·B_iᵀ for several linear layers i of one input; W and b are frozen.
 
     `parts` are the layers, `factors` their A and B in turn. Between the passes it keeps dropout(x), its mask and
-    dropout(x)·Aᵀ, and nothing at all without adapters.
+    dropout(x)·Aᵀ, and nothing at all without adapters. What `again` makes, x, is not kept but made again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_NE: Tensor, parts: Sequence[AdaptedLinear], dropout: float, *factors: Tensor
+        ctx: Any,
+        x_NE: Tensor,
+        parts: Sequence[AdaptedLinear],
+        dropout: float,
+        again: Again,
+        *factors: Tensor,
     ) -> tuple[Tensor, ...]:
         outputs = tuple(times(x_NE, part.weight_FE, part.bias_F) for part in parts)
-        ctx.parts, ctx.rescale = parts, 1 / (1 - dropout)
+        ctx.parts, ctx.rescale, ctx.again = parts, 1 / (1 - dropout), again
         if not factors:
             return outputs
         dropped_NE, keep_NE = x_NE.to(factors[0].dtype), None
@@ -113,7 +128,7 @@ class Project(Function):
                 y_NF.addmm_(low_Nr, b_Fr.t(), alpha=scale)
             else:
                 y_NF.copy_(torch.addmm(y_NF.to(low_Nr.dtype), low_Nr, b_Fr.t(), alpha=scale))
-        ctx.save_for_backward(dropped_NE, keep_NE, low_NR, *factors)
+        ctx.save_for_backward(dropped_NE if again is None else None, keep_NE, low_NR, *factors)
         return outputs
 
     @staticmethod
@@ -124,8 +139,11 @@ class Project(Function):
                 product_NE = times(g_NF, part.weight_FE.t())
                 dx_NE = product_NE if dx_NE is None else dx_NE.add_(product_NE)
         if not ctx.saved_tensors:
-            return dx_NE, None, None
+            return dx_NE, None, None, None
         dropped_NE, keep_NE, low_NR, *factors = ctx.saved_tensors
+        if ctx.again is not None:
+            dropped_NE = ctx.again().to(low_NR.dtype)
+            dropped_NE = dropped_NE if keep_NE is None else dropped_NE.mul_(keep_NE)
         dlow_NR, dfactors = torch.empty_like(low_NR), []
         dlow = iter(dlow_NR.split([b_Fr.shape[1] for b_Fr in factors[1::2]], dim=1))
         for g_NF, low_Nr, b_Fr, scale in _adapted(ctx, ctx.parts, grads, low_NR, factors):
@@ -137,7 +155,7 @@ class Project(Function):
             extra_NE = times(dlow_NR, torch.cat(factors[::2]).t())
             dx_NE = dx_NE.add_(extra_NE if keep_NE is None else extra_NE.mul_(keep_NE))
         das = da_RE.split([len(a_rE) for a_rE in factors[::2]])
-        return dx_NE, None, None, *(grad for pair in zip(das, dfactors, strict=True) for grad in pair)
+        return dx_NE, None, None, None, *(grad for pair in zip(das, dfactors, strict=True) for grad in pair)
 
 
 def _adapted(
@@ -156,6 +174,23 @@ def norm(x: Tensor, norm: Any, *, paired: bool = False) -> Tensor:
     return cast(Tensor, apply(Norm, x, weight, norm.variance_epsilon))
 
 
+def norm_again(x: Tensor, norm: Any) -> Again:
+    """What makes the same again of x, which `norm` keeps anyway; None if x is too small to matter."""
+    if x.numel() <= KEPT_INPUTS:
+        return None
+    return partial(_normed, x.detach(), norm.weight.detach(), norm.variance_epsilon)
+
+
+def _normed(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    return _scaled(x_ND, weight_D, inverse_rms(x_ND.float(), eps))
+
+
+def _scaled(x_ND: Tensor, weight_D: Tensor, inverse_N1: Tensor) -> Tensor:
+    if x_ND.dtype == torch.float32:
+        return (x_ND * inverse_N1).mul_(weight_D)
+    return weight_D * (x_ND.float() * inverse_N1).to(x_ND.dtype)
+
+
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -172,12 +207,9 @@ class Norm(Function):
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        wide_ND = x_ND.float()
-        inverse_N1 = inverse_rms(wide_ND, eps)
+        inverse_N1 = inverse_rms(x_ND.float(), eps)
         ctx.save_for_backward(x_ND, weight_D, inverse_N1)
-        if x_ND.dtype == torch.float32:
-            return (wide_ND * inverse_N1).mul_(weight_D)
-        return weight_D * (wide_ND * inverse_N1).to(x_ND.dtype)
+        return _scaled(x_ND, weight_D, inverse_N1)
 
     @staticmethod
     def backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor, None, None]:
@@ -188,21 +220,17 @@ class Norm(Function):
 class Gate(Function):
     """SwiGLU: silu(gate) ∘ up (Shazeer 2020).
 
-    With `again`, the frozen layer that made `up` of x, x is kept and `up` is made again. The backward pass works in the
-    memory of what was kept, so there is but one; torch refuses a second.
+    The backward pass works in the memory of what was kept, so there is but one; torch refuses a second.
     """
 
     @staticmethod
-    def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor, x_ND: Tensor, again: AdaptedLinear | None) -> Tensor:
-        ctx.again = again
-        ctx.save_for_backward(gate_NF, up_NF if again is None else x_ND)
+    def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_NF, up_NF)
         return F.silu(gate_NF, inplace=not any(ctx.needs_input_grad)).mul_(up_NF)
 
     @staticmethod
-    def backward(ctx: Any, g_NF: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_NF: Tensor) -> tuple[Tensor, Tensor]:
         gate_NF, up_NF = ctx.saved_tensors
-        if ctx.again is not None:
-            up_NF = times(up_NF, ctx.again.weight_FE, ctx.again.bias_F)
         dgate_NF = up_NF.mul_(g_NF)
         torch.ops.aten.silu_backward(dgate_NF, gate_NF, grad_input=dgate_NF)
-        return dgate_NF, F.silu(gate_NF, inplace=True).mul_(g_NF), None, None
+        return dgate_NF, F.silu(gate_NF, inplace=True).mul_(g_NF)
