@@ -4,7 +4,7 @@
     python benchmarks/bench_predict.py --windows 300         # where the machine is busy
 
 Both sides answer the same texts with the embedded base and a random head, in float32, each in a process of its own, and
-take turns. The head's weights are the same on both sides.
+take turns. The head's weights are the same on both sides; ours has the environment that our command line sets.
 
 ours  `Predictor` from windows in memory to lines of JSON: rendering, tokenising, the model, softmax, JSON.
 peer  `pipeline("text-classification", top_k=None)` from the rendered texts to JSON, so it is spared the rendering. Its
@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
+from sides import our_environment
 
-from ml.cli import settle_environment
 from ml.data.codec import Codec, fit_codec
 from ml.data.rows import Window
 from ml.data.windows import load_windows
@@ -115,12 +116,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    settle_environment()  # of both sides, which start below
     context, pipes = get_context("spawn"), {}
     for side in ("ours", "peer"):
         pipes[side], theirs = context.Pipe()
         arguments = (theirs, side, options.windows, options.threads)
-        context.Process(target=live, args=arguments, daemon=True).start()
+        with our_environment() if side == "ours" else nullcontext():
+            context.Process(target=live, args=arguments, daemon=True).start()
         theirs.close()  # so that the end of a process ends the waiting for its answer
 
     def ask(side: str, order: str) -> Any:

@@ -4,9 +4,9 @@
     python benchmarks/bench_step.py --shapes 0.5b --repeats 3           # 16 GB of memory, some 10 minutes
 
 Both sides train one float32 model of one seed on the same token rows with the specification's LoRA. Each side lives
-in a process of its own, so that each has its own allocator settings and its own peak memory, and they take turns, one
-step each: A B A B … A step is, on both sides: batch of token rows → forward pass with LoRA dropout → loss → backward
-pass → clipping at norm 1 → AdamW → gradients cleared.
+in a process of its own, so that each has its own allocator settings and its own peak memory, ours in the environment
+that our command line sets, and they take turns, one step each: A B A B … A step is, on both sides: batch of token rows
+→ forward pass with LoRA dropout → loss → backward pass → clipping at norm 1 → AdamW → gradients cleared.
 
 ours  `Learner.step` as in a training run: padding, seeding of dropout and the checks for finite values included.
 peer  `Trainer.training_step` of the installed transformers and what Trainer does after it, with Trainer's own
@@ -41,10 +41,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
+from sides import our_environment
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
-from ml.cli import settle_environment
 from ml.config import LoraConfig
 from ml.data.batches import MicroBatch, StepPlan, Tokens, collate
 from ml.labels import LABELS
@@ -200,9 +200,10 @@ def compare(shape: str, repeats: int, threads: int) -> dict[str, Any]:
         pipes[name].send(order)
         return pipes[name].recv()
 
-    for side in SIDES:
-        start(side, live, side, shape, threads)
-    start("matmul", live_matmul, threads)
+    with our_environment():  # first, as it depends on what else is running
+        start("ours", live, "ours", shape, threads)
+        start("matmul", live_matmul, threads)
+    start("peer", live, "peer", shape, threads)
     losses = [(ask("ours", "check"), ask("peer", "check")) for _ in range(2)]
     rounds = [(ask("ours", "step"), ask("peer", "step"), ask("matmul", "rate")) for _ in range(repeats + 1)][1:]
     pipes["matmul"].send("end")
@@ -237,7 +238,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    settle_environment()  # of both sides, which start below
     for shape in options.shapes:
         print(json.dumps(compare(shape, options.repeats, options.threads)), flush=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import traceback
 from contextlib import suppress
 from itertools import takewhile
@@ -17,7 +18,9 @@ from ml.commands import app
 from ml.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError
 from ml.versions import refuse_known_holes
 
-CPUINFO = Path("/proc/cpuinfo")
+CPUINFO, LOADAVG = Path("/proc/cpuinfo"), Path("/proc/loadavg")
+LOOKS = 3  # a millisecond apart: what runs for a moment only is none of our business
+SPINS = "10000"
 SKYLAKE = {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"}  # what OpenBLAS's kernels of that name use
 NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
 
@@ -71,14 +74,27 @@ def _open_standard_streams() -> None:
 def settle_environment() -> None:
     """Set what libraries read from the environment when they are imported, unless the user has set it.
 
-    Threads of torch that wait for each other spin a moment and then sleep: those that sleep at once wake late, and
-    those that go on spinning starve each other where cores are shared. numpy's OpenBLAS does not know AMD's newest
-    processors, and would use half of each of their vectors.
+    Threads of torch that wait for each other spin for some tenth of a millisecond and then sleep: to be woken takes a
+    virtual machine as long as a small operator. Where others want the cores they sleep at once, or they would starve
+    each other. numpy's OpenBLAS does not know AMD's newest processors, and would use half of each of their vectors.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["GOMP_SPINCOUNT"] = "0" if _others_want_cores() else SPINS
     with suppress(OSError), CPUINFO.open(encoding="utf-8", errors="replace") as stream:
         described = [line.partition(":") for line in takewhile(str.strip, stream)]  # the first of all processors
         cpu = {name.strip(): value.split() for name, _, value in described}
         if cpu.get("vendor_id") == ["AuthenticAMD"] and SKYLAKE.issubset(cpu.get("flags", [])):
             os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
+
+
+def _others_want_cores() -> bool:
+    """Whether more than a fourth of the machine's cores have work that is not ours, at each of a few looks."""
+    for _ in range(LOOKS):
+        try:
+            running = int(LOADAVG.read_text(encoding="ascii").split()[3].partition("/")[0])
+        except (OSError, ValueError, IndexError):  # only Linux has it
+            return False
+        if (running - 1) * 4 <= (os.cpu_count() or 1):  # one of them is this process
+            return False
+        time.sleep(0.001)
+    return True

@@ -48,6 +48,5 @@ def test_warm_up_longer_than_half_the_run_is_refused_with_both_numbers() -> None
 
 def test_optimizer_uses_the_one_implementation_whose_bits_resume_can_rely_on() -> None:
     optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], learning_rate=1.0, weight_decay=0.1)
-    assert optimizer.defaults["foreach"] is False
-    assert optimizer.defaults["fused"] is False
+    assert optimizer.defaults["fused"] is True
     assert optimizer.defaults["weight_decay"] == 0.1

@@ -20,6 +20,7 @@ from ml.commands import app
 from ml.config import KEYS
 
 CORE = "OPENBLAS_CORETYPE"
+WAIT = "OMP_WAIT_POLICY"
 CONFIG_KEYS = """
 data data.train data.val data.test data.codec data.purge data.embargo data.allow_leakage
 model model.base model.revision model.max_tokens model.dtype model.quantization
@@ -123,16 +124,47 @@ def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+    ("running", "cores", "given", "spins"),
+    [
+        (1, 2, {}, "10000"),
+        (2, 2, {}, "0"),
+        (17, 64, {}, "10000"),
+        (18, 64, {}, "0"),
+        (None, 2, {}, "10000"),
+        (2, 2, {"GOMP_SPINCOUNT": "7"}, "7"),
+        (1, 2, {"OMP_WAIT_POLICY": "passive"}, None),
+    ],
 )
-def test_threads_spin_a_moment_unless_the_user_says_how_they_wait(
-    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+def test_threads_spin_on_a_quiet_machine_unless_the_user_says_how_they_wait(
+    running: int | None,
+    cores: int,
+    given: dict[str, str],
+    spins: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "environ", given)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(cli, "LOADAVG", tmp_path / "loadavg")
+    if running is not None:
+        (tmp_path / "loadavg").write_text(f"0.20 0.18 0.12 {running}/80 11206\n")
     with pytest.raises(SystemExit):
         main(["--version"])
     assert given.get("GOMP_SPINCOUNT") == spins
+
+
+def test_threads_do_not_spin_beside_programs_that_are_busy() -> None:
+    """Real programs, one a core, and what the system says of them."""
+    code = "from ml.cli import settle_environment; import os; settle_environment(); print(os.environ['GOMP_SPINCOUNT'])"
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", WAIT)}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert done.stdout == "0\n"
 
 
 @pytest.mark.parametrize(

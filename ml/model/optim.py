@@ -19,8 +19,8 @@ Schedule = Literal["warmup_stable_decay", "linear", "cosine", "constant"]
 
 
 def make_optimizer(parameters: Iterable[Parameter], *, learning_rate: float, weight_decay: float) -> AdamW:
-    """AdamW (Loshchilov & Hutter 2019). One plain implementation: the fused one differs from it in the last bits."""
-    return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, foreach=False, fused=False)
+    """AdamW (Loshchilov & Hutter 2019). One implementation, the fused one: others differ in the last bits."""
+    return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def not_finite(parameters: Mapping[str, Parameter], optimizer: AdamW) -> str | None:

@@ -1,0 +1,21 @@
+"""Processes of a comparison: ours in the environment that our command line sets, the peer in the user's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ml.cli import settle_environment
+
+
+@contextmanager
+def our_environment() -> Iterator[None]:
+    """Processes that are started inside have what `ctxtrain` sets before libraries are imported."""
+    before = dict(os.environ)
+    settle_environment()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
