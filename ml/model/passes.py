@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ ADAPTER = "default"
 KEPT_INPUTS = 1 << 20  # what a norm gives is computed again in the backward pass if it has more numbers
 THIN = 32  # a product of so few columns is done sooner by oneDNN than by MKL on any CPU
 MKL_IS_WIDE = torch.backends.cpu.get_cpu_capability() != "AVX512"
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 Again = Callable[[], Tensor] | None
 
@@ -80,19 +82,31 @@ def times(a_NE: Tensor, b_FE: Tensor, bias_F: Tensor | None = None) -> Tensor:
     MKL is sooner where vectors have 8 numbers. Of vectors of 16, which only Intel's processors had when it was written,
     it uses half on others; oneDNN uses the widest of any CPU.
     """
-    plain = a_NE.device.type == "cpu" and a_NE.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if plain and (len(b_FE) <= THIN or not MKL_IS_WIDE):
+    if _by_onednn(a_NE, b_FE):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(a_NE, b_FE, bias_F, "none", [], "")
         return product
     return F.linear(a_NE, b_FE, bias_F)
 
 
+def add_times(y_NF: Tensor, a_NE: Tensor, b_FE: Tensor) -> Tensor:
+    """The same added to y, in its memory."""
+    return y_NF.add_(times(a_NE, b_FE)) if _by_onednn(a_NE, b_FE) else y_NF.addmm_(a_NE, b_FE.t())
+
+
+def _by_onednn(a_NE: Tensor, b_FE: Tensor) -> bool:
+    if not HAS_ONEDNN or (MKL_IS_WIDE and len(b_FE) > THIN):
+        return False
+    return a_NE.device.type == "cpu" and a_NE.dtype == torch.float32
+
+
 def keep_mask(like: Tensor, dropout: float) -> Tensor:
     """A mask of ones and, with probability `dropout` to the nearest 1/65,536, zeros; uint8, of the shape of `like`.
 
-    Four 16-bit draws come from one 64-bit draw of torch's generator: drawing is what dropout costs on a CPU.
+    Four 16-bit draws come from one of numpy's SFC64, which torch's generator seeds and which takes half of its time:
+    drawing is what dropout costs on a CPU.
     """
-    draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    draws = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-like.numel() // 4))).to(like.device)
     threshold = round(dropout * 65536) - 32768
     kept = draws.view(torch.int16)[: like.numel()] >= min(threshold, 32767)
     return kept.view(torch.uint8).view(like.shape)
@@ -136,8 +150,8 @@ class Project(Function):
         dx_NE: Tensor | None = None
         if ctx.needs_input_grad[0]:
             for part, g_NF in zip(ctx.parts, grads, strict=True):
-                product_NE = times(g_NF, part.weight_FE.t())
-                dx_NE = product_NE if dx_NE is None else dx_NE.add_(product_NE)
+                back_EF = part.weight_FE.t()
+                dx_NE = times(g_NF, back_EF) if dx_NE is None else add_times(dx_NE, g_NF, back_EF)
         if not ctx.saved_tensors:
             return dx_NE, None, None, None
         dropped_NE, keep_NE, low_NR, *factors = ctx.saved_tensors
@@ -198,7 +212,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def _norm_gradient(g: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
     """Gradient of x / rms(x) over the last dimension; overwrites g."""
-    share = (g * x).sum(dim=-1, keepdim=True).mul_(inverse.pow(3)).div_(-x.shape[-1])
+    share = torch.linalg.vecdot(g, x)[..., None].mul_(inverse.pow(3)).div_(-x.shape[-1])
     return g.mul_(inverse).addcmul_(x, share)
 
 
