@@ -25,9 +25,8 @@ from ml.model.passes import apply, times
 
 LANES = 16  # numbers in a CPU's widest vector; softmax is up to twice as slow on rows that do not end with one
 QUERIES = 48  # that are multiplied with all keys before them at a time
-QUERIES_OF_LONG = 48  # the same above KEPT_TOKENS
 QUERIES_BY_NUMPY = 32  # the same where numpy multiplies
-SCORES_AT_A_TIME = 1 << 20  # attention scores that stay in a core's cache, in numbers
+SCORES_AT_A_TIME = 1 << 20  # attention scores that are worked on together, in numbers
 LARGEST_BY_NUMPY = 1 << 18  # multiplications of a product; OpenBLAS gives those that have more to threads of its own
 KEPT_TOKENS = 256  # up to this length attention weights are kept for the backward pass, above they are computed again
 
@@ -100,15 +99,16 @@ class Attention(Function):
         for its in ctx.groups:
             q, k, v = next(saved), next(saved), next(saved)
             g = its.gradient_side_by_side(g_NE.view(ctx.shapes[0])).view_as(q)
-            dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
             for group, block in _tiles(len(k), q.shape[1], its.tokens):
                 weights = next(saved) if its.tokens <= KEPT_TOKENS else _weights(q, k, group, block)
                 q_own, g_own = q[group, :, block].flatten(1, 2), g[group, :, block].flatten(1, 2)
-                dv[group, : block.stop] += _times_each(weights.mT, g_own.mT)
+                put = Tensor.copy_ if block.stop == its.tokens else Tensor.add_  # the block with all keys comes first
+                put(dv[group, : block.stop], _times_each(weights.mT, g_own.mT))
                 dweights = _times_each(g_own, v[group, : block.stop])
                 dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
                 dq[group, :, block] = _times_each(dscores, k[group, : block.stop].mT).unflatten(1, (q.shape[1], -1))
-                dk[group, : block.stop] += _times_each(dscores.mT, q_own.mT)
+                put(dk[group, : block.stop], _times_each(dscores.mT, q_own.mT))
             turn(dq, back_TC[: its.tokens] * ctx.scale)
             turn(dk, back_TC[: its.tokens])
             for grad, grad_NHP in zip((dq, dk, dv), grads_NHP, strict=True):
@@ -207,9 +207,9 @@ class Neighbours:
 
     @classmethod
     def of(cls, lengths: Sequence[int], heads: int, device: torch.device) -> list[Neighbours]:
-        """All windows in groups, each as large as leaves its scores in a core's cache."""
+        """All windows in groups, each as large as its scores allow."""
         longest = max(lengths)
-        queries = QUERIES_BY_NUMPY if _answers_alone() else _queries(longest)
+        queries = QUERIES_BY_NUMPY if _answers_alone() else QUERIES
         size = max(1, SCORES_AT_A_TIME // (heads * longest * min(longest, queries)))
         starts = [0, *accumulate(lengths)]
         return [cls(starts[first], lengths[first : first + size], device) for first in range(0, len(lengths), size)]
@@ -261,17 +261,20 @@ def _times_each(a: Tensor, b: Tensor) -> Tensor:
     return times(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b.mT)
 
 
-@lru_cache(QUERIES_OF_LONG)
+@lru_cache(2 * QUERIES)
 def _future(queries: int, device: torch.device) -> Tensor:
     """-inf where a key lies behind its query: of shape (queries, queries)."""
     return torch.full((queries, queries), -torch.inf, device=device).triu(1)
 
 
 def _tiles(groups: int, shared: int, tokens: int) -> Iterator[tuple[slice, slice]]:
-    """Which i and which queries are worked on together: blocks of queries, each with all keys up to its last."""
+    """Which i and which queries are worked on together: blocks of queries, each with all keys up to its last.
+
+    The last queries come first.
+    """
     together = _together(shared, tokens)
     for first in range(0, groups, together):
-        for start, stop in _blocks(tokens, _queries(tokens)):
+        for start, stop in reversed(_blocks(tokens, QUERIES)):
             yield slice(first, first + together), slice(start, stop)
 
 
@@ -282,9 +285,5 @@ def _blocks(tokens: int, queries: int) -> list[tuple[int, int]]:
 
 
 def _together(shared: int, tokens: int) -> int:
-    """How many i have scores that stay in a core's cache."""
-    return max(1, SCORES_AT_A_TIME // (shared * tokens * min(tokens, _queries(tokens))))
-
-
-def _queries(tokens: int) -> int:
-    return QUERIES if tokens <= KEPT_TOKENS else QUERIES_OF_LONG
+    """How many i have so many scores."""
+    return max(1, SCORES_AT_A_TIME // (shared * tokens * min(tokens, QUERIES)))

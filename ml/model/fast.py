@@ -97,9 +97,10 @@ class Rows:
         places_1T = torch.arange(max(lengths), device=device)[None]
         cos_TP, sin_TP = (x_1TP[0].float() for x_1TP in model.rotary_emb(model.embed_tokens.weight, places_1T))
         pairs = cos_TP.shape[1] // 2  # the second half of either table repeats the first
+        groups = Neighbours.of(lengths, classifier.config.num_attention_heads, device)
         return cls(
-            Neighbours.of(lengths, classifier.config.num_attention_heads, device),
-            Neighbours(0, lengths, device),
+            groups,
+            groups[0] if len(groups) == 1 else Neighbours(0, lengths, device),
             lengths_B.cumsum(0) - 1,
             torch.complex(cos_TP[:, :pairs], sin_TP[:, :pairs]),
         )

@@ -212,7 +212,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def _norm_gradient(g: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
     """Gradient of x / rms(x) over the last dimension; overwrites g."""
-    share = torch.linalg.vecdot(g, x)[..., None].mul_(inverse.pow(3)).div_(-x.shape[-1])
+    share = (g * x).sum(dim=-1, keepdim=True).mul_(inverse.pow(3)).div_(-x.shape[-1])
     return g.mul_(inverse).addcmul_(x, share)
 
 
