@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -102,11 +101,9 @@ def _by_onednn(a_NE: Tensor, b_FE: Tensor) -> bool:
 def keep_mask(like: Tensor, dropout: float) -> Tensor:
     """A mask of ones and, with probability `dropout` to the nearest 1/65,536, zeros; uint8, of the shape of `like`.
 
-    Four 16-bit draws come from one of numpy's SFC64, which torch's generator seeds and which takes half of its time:
-    drawing is what dropout costs on a CPU.
+    Four 16-bit draws come from one 64-bit draw of torch's generator: drawing is what dropout costs on a CPU.
     """
-    seed = int(torch.empty((), dtype=torch.int64).random_())
-    draws = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-like.numel() // 4))).to(like.device)
+    draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
     threshold = round(dropout * 65536) - 32768
     kept = draws.view(torch.int16)[: like.numel()] >= min(threshold, 32767)
     return kept.view(torch.uint8).view(like.shape)
