@@ -190,10 +190,12 @@ def demanded_flops(model: PeftModel, lengths_N: np.ndarray) -> float:
 def compare(shape: str, repeats: int, threads: int) -> dict[str, Any]:
     context = get_context("spawn")
     pipes: dict[str, Any] = {}
+    processes: dict[str, Any] = {}
 
     def start(name: str, target: Any, *arguments: Any) -> None:
         pipes[name], theirs = context.Pipe()
-        context.Process(target=target, args=(theirs, *arguments), daemon=True).start()
+        processes[name] = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        processes[name].start()
         theirs.close()  # so that the end of a process ends the waiting for its answer
 
     def start_sides() -> None:
@@ -209,6 +211,7 @@ def compare(shape: str, repeats: int, threads: int) -> dict[str, Any]:
     losses = [(ask("ours", "check"), ask("peer", "check")) for _ in range(2)]
     for side in SIDES:
         ask(side, "end")
+        processes[side].join()  # or our environment would be that of a busy machine
     start_sides()  # anew, since steps without dropout leave gaps of another size in the memory of those that follow
     start("matmul", live_matmul, threads)
     rounds = [(ask("ours", "step"), ask("peer", "step"), ask("matmul", "rate")) for _ in range(repeats + 1)][1:]

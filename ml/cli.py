@@ -19,7 +19,7 @@ from ml.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError
 from ml.versions import refuse_known_holes
 
 CPUINFO, LOADAVG = Path("/proc/cpuinfo"), Path("/proc/loadavg")
-LOOKS = 3  # a millisecond apart: what runs for a moment only is none of our business
+LOOKS, BETWEEN = 5, 0.02  # seconds: what runs for a moment only is none of our business
 SPINS = "10000"
 SKYLAKE = {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"}  # what OpenBLAS's kernels of that name use
 NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
@@ -96,5 +96,5 @@ def _others_want_cores() -> bool:
             return False
         if (running - 1) * 4 <= (os.cpu_count() or 1):  # one of them is this process
             return False
-        time.sleep(0.001)
+        time.sleep(BETWEEN)
     return True
