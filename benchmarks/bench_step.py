@@ -60,6 +60,7 @@ SHAPES = ("base", "wide", "0.5b")
 SIDES = ("ours", "peer")
 ROUTES = ("torch.mm", "ours")
 RATE, DECAY, CLIP, DROPOUT = 2.0e-4, 0.01, 1.0, 0.05
+PAUSE = 0.05  # seconds between turns: threads of a side that is done spin for some ms, and would disturb the next
 COMMON = {"pad_token_id": 0, "bos_token_id": None, "num_labels": len(LABELS), "use_cache": False}
 
 
@@ -204,6 +205,7 @@ def compare(shape: str, repeats: int, threads: int) -> dict[str, Any]:
         start("peer", live, "peer", shape, threads)
 
     def ask(name: str, order: str) -> Any:
+        time.sleep(PAUSE)
         pipes[name].send(order)
         return pipes[name].recv()
 
