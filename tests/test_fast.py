@@ -108,26 +108,50 @@ def test_rows_are_filled_up_to_few_counts_by_a_32nd_at_most() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_norms_that_are_computed_again_and_not_kept_give_the_same_bits(
-    dropout: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("setting", ["attention", "all, rank 3"])
+def test_norms_and_masks_that_are_made_again_and_not_kept_give_the_same_bits(
+    setting: str, dropout: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build(build_tiny(tmp_path), target_modules=ALL, dropout=dropout)
+    model = build(build_tiny(tmp_path), **SETTINGS[setting], dropout=dropout)
     network, found = FastClassifier(model), []
-    for most in (passes.KEPT_INPUTS, 0):  # the constant is for models of millions of numbers
-        monkeypatch.setattr(passes, "KEPT_INPUTS", most)
+    monkeypatch.setattr(passes, "MKL_IS_WIDE", False)  # or large products would be multiplied in another way
+    for most in (passes.LARGE, 0):  # the constant is for models of millions of numbers
+        monkeypatch.setattr(passes, "LARGE", most)
         torch.manual_seed(5)
         found.append((kept_bytes(model, network, ragged()), results(model, network, ragged())))
     assert found[1][0] < found[0][0]
     torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=0)
 
 
+def test_large_tensors_of_the_mlp_are_those_of_the_step_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "LARGE", 0)
+    monkeypatch.setattr(passes, "MKL_IS_WIDE", True)
+    monkeypatch.setattr(passes, "THIN", 0)
+    model = build(build_tiny(tmp_path))
+    fast, memory = FastClassifier(model), []
+    shelf = fast.shelf._free
+    qwen.logits(fast, {"input_ids": ragged()})  # nothing comes back from a step that has no backward pass
+    for lengths in (LENGTHS, LENGTHS, (3, 2), (200, *LENGTHS), LENGTHS):
+        ids_BT = ragged(lengths)
+        assert_same(results(model, fast, ids_BT), results(model, model, ids_BT))
+        memory.append({of.data_ptr() for of in shelf})
+    first, second, shorter, longer, after = memory
+    layers = len(model.get_base_model().model.layers)
+    assert len(first) == 2 * (layers - 1) + 1  # gate and up of all but the last, and one for what is read at once
+    assert first == second == shorter
+    assert len(longer) == len(first)
+    assert longer == after
+    assert max(of.nbytes for of in shelf) < 1.1 * (sum(LENGTHS) + 200) * model.config.intermediate_size * 4
+
+
 @pytest.mark.parametrize("mkl_is_wide", [True, False])
+@pytest.mark.parametrize("setting", ["attention", "all, rank 3"])
 def test_products_are_the_same_by_mkl_and_by_onednn(
-    mkl_is_wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: str, mkl_is_wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passes, "MKL_IS_WIDE", mkl_is_wide)
     monkeypatch.setattr(passes, "THIN", 0)
-    model = build(build_tiny(tmp_path), **SETTINGS["all, rank 3"])
+    model = build(build_tiny(tmp_path), **SETTINGS[setting])
     assert_same(results(model, FastClassifier(model), ragged()), results(model, model, ragged()))
 
 
@@ -164,7 +188,8 @@ def test_dropout_is_that_of_plain_peft_with_the_same_masks(family: str, tmp_path
     last_B = torch.tensor(LENGTHS) - 1
 
     def draw(rows: int) -> Tensor:
-        return keep_mask(torch.empty(rows, width), share) / (1 - share)
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        return keep_mask((rows, width), share, seed) / (1 - share)
 
     attentions = [layer.self_attn for layer in model.get_base_model().model.layers]
     # In the order of the draws: layer 0 with q, k, v and o; layer 1 with k and v, and at the pooled tokens q and o.
@@ -187,14 +212,11 @@ def test_dropout_is_that_of_plain_peft_with_the_same_masks(family: str, tmp_path
 
 @pytest.mark.parametrize("dropout", [0.05, 0.5, 1 / 65536])
 def test_masks_have_the_right_share_and_depend_on_the_seed_alone(dropout: float) -> None:
-    like, masks = torch.empty(999, 1001), []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        masks.append(keep_mask(like, dropout))
+    masks = [keep_mask((999, 1001), dropout, seed) for seed in (0, 0, 1)]
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
     assert set(masks[0].unique().tolist()) == {0, 1}
-    error = (dropout * (1 - dropout) / like.numel()) ** 0.5
+    error = (dropout * (1 - dropout) / masks[0].numel()) ** 0.5
     assert 1 - float(masks[0].double().mean()) == pytest.approx(dropout, abs=5 * error + 1e-5)
     for axis in (0, 1):  # no row and no column is favoured
         shares = masks[0].double().mean(dim=axis)

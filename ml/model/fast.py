@@ -29,9 +29,21 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ml.model.attention import Neighbours, attention, attention_of_last
-from ml.model.passes import ADAPTER, AdaptedLinear, Again, Gate, Project, apply, norm, norm_again
+from ml.model.passes import (
+    ADAPTER,
+    AdaptedLinear,
+    Again,
+    FrozenMlp,
+    Gate,
+    Project,
+    Shelf,
+    apply,
+    norm,
+    norm_again,
+)
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", *MLP)
 TURNED = ("q_proj", "k_proj")
 
 
@@ -131,6 +143,7 @@ class FastClassifier(nn.Module):
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
         self.model = model
+        self.shelf = Shelf()
         self.layers = [
             {
                 _last(path): AdaptedLinear.of(module, layer.self_attn.head_dim if _last(path) in TURNED else 0)
@@ -215,8 +228,11 @@ class FastClassifier(nn.Module):
         states_ND = update_ND.add_(states_ND)
         normed_ND = norm(states_ND, layer.post_attention_layernorm)
         again = norm_again(states_ND, layer.post_attention_layernorm)
-        gate_NF, up_NF = self._project(normed_ND, linear, "gate_proj", "up_proj", again=again)
-        (update_ND,) = self._project(apply(Gate, gate_NF, up_NF), linear, "down_proj")
+        mlp = [linear[name] for name in MLP]
+        if all(part.a is None and part.bias_F is None for part in mlp):
+            return cast(Tensor, apply(FrozenMlp, normed_ND, mlp, again, self.shelf)).add_(states_ND)
+        gate_NF, up_NF = self._project(normed_ND, linear, *MLP[:2], again=again)
+        (update_ND,) = self._project(apply(Gate, gate_NF, up_NF), linear, *MLP[2:])
         return update_ND.add_(states_ND)
 
     def _project(

@@ -9,18 +9,20 @@ linear layer, P width of a head, R sum of LoRA ranks, r one rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
 ADAPTER = "default"
-KEPT_INPUTS = 1 << 20  # what a norm gives is computed again in the backward pass if it has more numbers
+LARGE = 1 << 20  # numbers; norms and masks of more are not kept for the backward pass but made again
 THIN = 32  # a product of so few columns is done sooner by oneDNN than by MKL on any CPU
 MKL_IS_WIDE = torch.backends.cpu.get_cpu_capability() != "AVX512"
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
@@ -98,22 +100,29 @@ def _by_onednn(a_NE: Tensor, b_FE: Tensor) -> bool:
     return a_NE.device.type == "cpu" and a_NE.dtype == torch.float32
 
 
-def keep_mask(like: Tensor, dropout: float) -> Tensor:
-    """A mask of ones and, with probability `dropout` to the nearest 1/65,536, zeros; uint8, of the shape of `like`.
+def is_large(x: Tensor) -> bool:
+    """Whether what is made of x is worth making twice, to save memory."""
+    return x.numel() > LARGE
 
-    Four 16-bit draws come from one 64-bit draw of torch's generator: drawing is what dropout costs on a CPU.
+
+def keep_mask(shape: Sequence[int], dropout: float, seed: int) -> Tensor:
+    """A mask of ones and, with probability `dropout` to the nearest 1/65,536, zeros; uint8, the same for each seed.
+
+    Four 16-bit draws come from one of numpy's SFC64, which takes half of the time of torch's generator: drawing is what
+    dropout costs on a CPU.
     """
-    draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    count = math.prod(shape)
+    draws = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4))).view(torch.int16)
     threshold = round(dropout * 65536) - 32768
-    kept = draws.view(torch.int16)[: like.numel()] >= min(threshold, 32767)
-    return kept.view(torch.uint8).view(like.shape)
+    return (draws[:count] >= min(threshold, 32767)).view(torch.uint8).view(shape)
 
 
 class Project(Function):
     """y_i = x·W_iᵀ + b_i + s_i · dropout(x)·A_iᵀ·B_iᵀ for several linear layers i of one input; W and b are frozen.
 
-    `parts` are the layers, `factors` their A and B in turn. Between the passes it keeps dropout(x), its mask and
-    dropout(x)·Aᵀ, and nothing at all without adapters. What `again` makes, x, is not kept but made again.
+    `parts` are the layers, `factors` their A and B in turn. Between the passes it keeps dropout(x), its mask (or the
+    seed of a large one) and dropout(x)·Aᵀ, and nothing at all without adapters. What `again` makes, x, is not kept but
+    made again.
     """
 
     @staticmethod
@@ -129,9 +138,11 @@ class Project(Function):
         ctx.parts, ctx.rescale, ctx.again = parts, 1 / (1 - dropout), again
         if not factors:
             return outputs
-        dropped_NE, keep_NE = x_NE.to(factors[0].dtype), None
+        dropped_NE, keep_NE, ctx.draw = x_NE.to(factors[0].dtype), None, None
         if dropout:
-            keep_NE = keep_mask(x_NE, dropout)
+            seed = int(torch.empty((), dtype=torch.int64).random_())
+            ctx.draw = partial(keep_mask, x_NE.shape, dropout, seed)
+            keep_NE = ctx.draw()
             dropped_NE = dropped_NE * keep_NE
         low_NR = times(dropped_NE, torch.cat(factors[::2]))
         for y_NF, low_Nr, b_Fr, scale in _adapted(ctx, parts, outputs, low_NR, factors):
@@ -139,7 +150,8 @@ class Project(Function):
                 y_NF.addmm_(low_Nr, b_Fr.t(), alpha=scale)
             else:
                 y_NF.copy_(torch.addmm(y_NF.to(low_Nr.dtype), low_Nr, b_Fr.t(), alpha=scale))
-        ctx.save_for_backward(dropped_NE if again is None else None, keep_NE, low_NR, *factors)
+        kept = None if is_large(x_NE) else keep_NE
+        ctx.save_for_backward(dropped_NE if again is None else None, kept, low_NR, *factors)
         return outputs
 
     @staticmethod
@@ -152,6 +164,8 @@ class Project(Function):
         if not ctx.saved_tensors:
             return dx_NE, None, None, None
         dropped_NE, keep_NE, low_NR, *factors = ctx.saved_tensors
+        if keep_NE is None and ctx.draw is not None:
+            keep_NE = ctx.draw()
         if ctx.again is not None:
             dropped_NE = ctx.again().to(low_NR.dtype)
             dropped_NE = dropped_NE if keep_NE is None else dropped_NE.mul_(keep_NE)
@@ -187,7 +201,7 @@ def norm(x: Tensor, norm: Any, *, paired: bool = False) -> Tensor:
 
 def norm_again(x: Tensor, norm: Any) -> Again:
     """What makes the same again of x, which `norm` keeps anyway; None if x is too small to matter."""
-    if x.numel() <= KEPT_INPUTS:
+    if not is_large(x):
         return None
     return partial(_normed, x.detach(), norm.weight.detach(), norm.variance_epsilon)
 
@@ -242,6 +256,75 @@ class Gate(Function):
     @staticmethod
     def backward(ctx: Any, g_NF: Tensor) -> tuple[Tensor, Tensor]:
         gate_NF, up_NF = ctx.saved_tensors
-        dgate_NF = up_NF.mul_(g_NF)
-        torch.ops.aten.silu_backward(dgate_NF, gate_NF, grad_input=dgate_NF)
-        return dgate_NF, F.silu(gate_NF, inplace=True).mul_(g_NF)
+        return _gate_gradients(gate_NF, up_NF, g_NF)
+
+
+def _gate_gradients(gate_NF: Tensor, up_NF: Tensor, g_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up, in the memory of up and gate."""
+    dgate_NF = up_NF.mul_(g_NF)
+    torch.ops.aten.silu_backward(dgate_NF, gate_NF, grad_input=dgate_NF)
+    return dgate_NF, F.silu(gate_NF, inplace=True).mul_(g_NF)
+
+
+class Shelf:
+    """Memory for the largest tensors of a step, kept for the next one.
+
+    A freed tensor's place in glibc's heap does not take another of the same size, as an aligned block is asked for with
+    some bytes more; so from the second step on a heap of such tensors has gaps.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def times(self, a_NE: Tensor, b_FE: Tensor) -> Tensor:
+        return torch.mm(a_NE, b_FE.t(), out=self.empty(len(a_NE), len(b_FE)))
+
+    def empty(self, rows: int, columns: int) -> Tensor:
+        """Of shape (rows, columns); memory that is too small is given up."""
+        count = rows * columns
+        while self._free:
+            if (memory := self._free.pop()).numel() >= count:
+                return memory[:count].view(rows, columns)
+        return torch.empty(rows, columns)
+
+    def take_back(self, *tensors: Tensor) -> None:
+        """From whoever got them here and needs them no longer."""
+        self._free += [torch.empty(0).set_(tensor.untyped_storage()) for tensor in tensors]
+
+
+class FrozenMlp(Function):
+    """(silu(x·W_gateᵀ) ∘ x·W_upᵀ)·W_downᵀ for a layer whose three weights are frozen and have no bias.
+
+    Between the passes it keeps both inner products, where MKL multiplies and they are large in memory of the `shelf`,
+    which oneDNN cannot write into; there up's is made again of the x that `again` makes. As with `Gate`, there is but
+    one backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, parts: Sequence[AdaptedLinear], again: Again, shelf: Shelf) -> Tensor:
+        gate_FD, up_FD, down_DF = (part.weight_FE for part in parts)
+        if not ctx.needs_input_grad[0]:
+            return times(F.silu(times(x_ND, gate_FD), inplace=True).mul_(times(x_ND, up_FD)), down_DF)
+        shelved = is_large(x_ND) and not _by_onednn(x_ND, up_FD) and x_ND.dtype == torch.float32
+        ctx.parts, ctx.again, ctx.shelf = parts, None if shelved else again, shelf if shelved else None
+        product = shelf.times if shelved else times
+        gate_NF, up_NF = product(x_ND, gate_FD), product(x_ND, up_FD)
+        ctx.save_for_backward(gate_NF, up_NF if ctx.again is None else None)
+        inner_NF = torch.ops.aten.silu(gate_NF, out=shelf.empty(*gate_NF.shape)) if shelved else F.silu(gate_NF)
+        out_ND = times(inner_NF.mul_(up_NF), down_DF)
+        if shelved:
+            shelf.take_back(inner_NF)
+        return out_ND
+
+    @staticmethod
+    def backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor | None, ...]:
+        gate_FD, up_FD, down_DF = (part.weight_FE for part in ctx.parts)
+        gate_NF, up_NF = ctx.saved_tensors
+        if ctx.again is not None:
+            up_NF = times(ctx.again(), up_FD)
+        g_NF = (ctx.shelf.times if ctx.shelf else times)(g_ND, down_DF.t())
+        dgate_NF, dup_NF = _gate_gradients(gate_NF, up_NF, g_NF)
+        dx_ND = add_times(times(dgate_NF, gate_FD.t()), dup_NF, up_FD.t())
+        if ctx.shelf:
+            ctx.shelf.take_back(gate_NF, up_NF, g_NF)
+        return dx_ND, None, None, None

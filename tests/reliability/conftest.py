@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three epochs of seven steps, the last of each ragged; only the best and the newest epoch are kept."""
+    """Three epochs of seven steps, the last of each ragged; the two best epochs and the newest are kept."""
     folder = tmp_path_factory.mktemp("undisturbed")
     tree = {
         "data": {
@@ -57,7 +57,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "gradient_accumulation": 2,
             "warmup_steps": 2,
             "learning_rate": 1e-2,
-            "seed": 1,  # the best epoch is the second, and a temperature helps
+            "seed": 4,  # by macro-F1 the second epoch is the best, then the first: all three are kept
         },
         "checkpoints": {"keep": 2, "every_steps": 3},
         "output_dir": str(folder / "run"),
@@ -71,6 +71,9 @@ def undisturbed(server: Server, config_file: Path) -> Trial:
     trial = Trial(server, config_file, config_file.parent / "run")
     modules, trace = config_file.parent / "modules.json", config_file.parent / "trace.json"
     trial.finish(modules=str(modules), trace=str(trace), ledger=str(config_file.parent / "ledger.txt"))
+    kept = sorted(path.name for path in (trial.root / "checkpoints").iterdir())
+    best = json.loads((trial.root / "training_summary.json").read_text())["best"]["epoch"]
+    assert (best, len(kept)) == (2, 3), f"tests need a seed by which epoch 2 is best and 1 next, got {best} of {kept}"
     server.ask(**{"import": json.loads(modules.read_text())})
     return trial
 
