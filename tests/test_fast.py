@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ml.config import LoraConfig
 from ml.data.codec import Codec
 from ml.model import attention as attention_module
 from ml.model import fast as fast_module
+from ml.model import merged as merged_module
 from ml.model import passes, qwen
 from ml.model.embedded import embedded_base
 from ml.model.fast import FastClassifier, why_plain
@@ -408,6 +410,24 @@ def test_a_merged_model_of_another_config_answers_as_plain_transformers(
     for context in (torch.inference_mode, torch.no_grad):
         with context():
             torch.testing.assert_close(MergedClassifier(merged)(ids_BT).logits, masked, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mkl_is_wide", [True, False])
+def test_a_merged_model_answers_the_same_in_blocks_of_rows(
+    mkl_is_wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "MKL_IS_WIDE", mkl_is_wide)
+    merged, ids_BT = qwen.merge(build(build_tiny(tmp_path, "qwen2"))).eval(), ragged()
+    output = merged.model.layers[0].self_attn.o_proj
+    output.bias = nn.Parameter(torch.randn(output.out_features))  # as with `attention_bias` in Qwen3's config
+    expected = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
+    width = merged.config.intermediate_size
+    monkeypatch.setattr(merged_module, "CACHED", 17 * width)
+    for fewest, rows in ((17, 17), (18, sys.maxsize)):
+        monkeypatch.setattr(merged_module, "FEWEST", fewest)
+        assert merged_module._rows_at_a_time(width) == rows
+        with torch.inference_mode():
+            torch.testing.assert_close(MergedClassifier(merged)(ids_BT).logits, expected, atol=1e-5, rtol=0)
 
 
 def test_a_merged_model_in_another_precision_keeps_its_own_forward_pass(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ numbers of a head.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -26,7 +27,10 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ml.model.attention import attention, attention_of_last
 from ml.model.fast import Rows, filled, lengths_of
-from ml.model.passes import inverse_rms, pairs, times
+from ml.model.passes import add_times, inverse_rms, pairs, times
+
+CACHED = 1 << 19  # numbers of a widest state that a product finds where the one before left them
+FEWEST = 512  # rows that are worth laying out a weight for
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,25 @@ def _heads(inputs: Inputs, own: Any, name: Literal["q", "k", "v"]) -> Tensor:
 
 
 def _rest(states_ND: Tensor, mixed_NE: Tensor, layer: Any) -> Tensor:
-    """A layer after its attention."""
+    """A layer after its attention, written over `states_ND`."""
     mlp, out = layer.mlp, layer.self_attn.o_proj
-    states_ND = times(mixed_NE, out.weight, out.bias).add_(states_ND)
-    inputs = Inputs.of(states_ND, layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
-    gated_NF = F.silu(inputs.times(mlp.gate_proj), inplace=True).mul_(inputs.times(mlp.up_proj))
-    return times(gated_NF, mlp.down_proj.weight, mlp.down_proj.bias).add_(states_ND)
+    rows = _rows_at_a_time(mlp.gate_proj.out_features)
+    for block_MD, mixed_ME in zip(states_ND.split(rows), mixed_NE.split(rows), strict=True):
+        _add(block_MD, mixed_ME, out)
+        inputs = Inputs.of(block_MD, layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
+        gated_MF = F.silu(inputs.times(mlp.gate_proj), inplace=True).mul_(inputs.times(mlp.up_proj))
+        _add(block_MD, gated_MF, mlp.down_proj)
+    return states_ND
+
+
+def _add(states_ND: Tensor, x_NE: Tensor, linear: nn.Linear) -> None:
+    """What the layer makes of x."""
+    add_times(states_ND, x_NE, linear.weight)
+    if linear.bias is not None:
+        states_ND.add_(linear.bias)
+
+
+def _rows_at_a_time(width: int) -> int:
+    """Blocks of rows that stay in a cache between products, or all where they would be too few for each product."""
+    rows = CACHED // width
+    return rows if rows >= FEWEST else sys.maxsize

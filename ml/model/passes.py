@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 ADAPTER = "default"
-LARGE = 1 << 20  # numbers; norms and masks of more are not kept for the backward pass but made again
+LARGE = 3 << 19  # numbers; norms and masks of more are not kept for the backward pass but made again
 THIN = 32  # a product of so few columns is done sooner by oneDNN than by MKL on any CPU
 MKL_IS_WIDE = torch.backends.cpu.get_cpu_capability() != "AVX512"
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
