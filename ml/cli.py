@@ -27,9 +27,10 @@ NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EN
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the documented exit code."""
-    settle_environment()
-    _open_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
+    if "--help" not in words:  # that computes nothing, and the looks at a busy machine take 0.1 s
+        settle_environment()
+    _open_standard_streams()
     debug = "--debug" in words
     try:
         refuse_known_holes()

@@ -6,6 +6,7 @@ A change that turns a test here red is a change that users must be told about.
 import os
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ COMMANDS = {
 # Prints the heavy modules that each --help loaded, in one process.
 HELP = """
 import sys
+import time
 import tomllib
 from pathlib import Path
 from ml import cli
@@ -151,6 +153,21 @@ def test_threads_spin_on_a_quiet_machine_unless_the_user_says_how_they_wait(
     with pytest.raises(SystemExit):
         main(["--version"])
     assert given.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_help_does_not_wait_to_see_whether_the_machine_is_busy(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(cli, "LOADAVG", tmp_path / "loadavg")
+    monkeypatch.setattr(time, "sleep", looks.append)
+    (tmp_path / "loadavg").write_text("9.20 9.18 9.12 9999/9999 11206\n")
+    for arguments in (words, ["--version"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert bool(looks) == (arguments == ["--version"])
 
 
 def test_threads_do_not_spin_beside_programs_that_are_busy() -> None:

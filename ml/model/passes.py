@@ -100,8 +100,8 @@ def _by_onednn(a_NE: Tensor, b_FE: Tensor) -> bool:
     return a_NE.device.type == "cpu" and a_NE.dtype == torch.float32
 
 
-def is_large(x: Tensor) -> bool:
-    """Whether what is made of x is worth making twice, to save memory."""
+def _is_large(x: Tensor) -> bool:
+    """Whether saving the memory of what is made of x is worth some work."""
     return x.numel() > LARGE
 
 
@@ -150,7 +150,7 @@ class Project(Function):
                 y_NF.addmm_(low_Nr, b_Fr.t(), alpha=scale)
             else:
                 y_NF.copy_(torch.addmm(y_NF.to(low_Nr.dtype), low_Nr, b_Fr.t(), alpha=scale))
-        kept = None if is_large(x_NE) else keep_NE
+        kept = None if _is_large(x_NE) else keep_NE
         ctx.save_for_backward(dropped_NE if again is None else None, kept, low_NR, *factors)
         return outputs
 
@@ -201,7 +201,7 @@ def norm(x: Tensor, norm: Any, *, paired: bool = False) -> Tensor:
 
 def norm_again(x: Tensor, norm: Any) -> Again:
     """What makes the same again of x, which `norm` keeps anyway; None if x is too small to matter."""
-    if not is_large(x):
+    if not _is_large(x):
         return None
     return partial(_normed, x.detach(), norm.weight.detach(), norm.variance_epsilon)
 
@@ -305,7 +305,7 @@ class FrozenMlp(Function):
         gate_FD, up_FD, down_DF = (part.weight_FE for part in parts)
         if not ctx.needs_input_grad[0]:
             return times(F.silu(times(x_ND, gate_FD), inplace=True).mul_(times(x_ND, up_FD)), down_DF)
-        shelved = is_large(x_ND) and not _by_onednn(x_ND, up_FD) and x_ND.dtype == torch.float32
+        shelved = _is_large(x_ND) and not _by_onednn(x_ND, up_FD) and x_ND.dtype == torch.float32
         ctx.parts, ctx.again, ctx.shelf = parts, None if shelved else again, shelf if shelved else None
         product = shelf.times if shelved else times
         gate_NF, up_NF = product(x_ND, gate_FD), product(x_ND, up_FD)
