@@ -387,7 +387,7 @@ def summary(lead: tuple[float, float], chance_lead: tuple[float, float], doubt: 
 def test_the_verdict_says_what_is_met_within_chance_missed_and_flattered() -> None:
     said = verdict(summary((0.01, 0.09), (0.3, 0.5)))
     assert said.startswith(
-        "1 of 3 targets are missed on the validation rows, which also chose the epoch and so flatter: x."
+        "1 of 3 targets is missed on the validation rows, which also chose the epoch and so flatter: x."
     )
     assert "Met, but within chance: macro_f1." in said
     assert "The model beats the best baseline, gradient boosting, beyond chance (macro-F1 0.700 against 0.650" in said

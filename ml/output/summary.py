@@ -165,7 +165,8 @@ def _of_targets(summary: Mapping[str, Any]) -> str:
     if summary["judged_rows_chose_the_epoch"]:
         where += ", which also chose the epoch and so flatter"
     if missed:
-        said = f"{len(missed)} of {count} targets are missed on the {where}: {', '.join(missed)}."
+        verb = "is" if len(missed) == 1 else "are"
+        said = f"{len(missed)} of {count} targets {verb} missed on the {where}: {', '.join(missed)}."
     else:
         said = f"All {count} targets are met on the {where}."
     return f"{said} Met, but within chance: {', '.join(chance)}." if chance else said
