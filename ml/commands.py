@@ -178,14 +178,13 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Score a model on labelled rows."""
-    from ml.data.sampling import labels_of
-    from ml.data.windows import load_windows
+    from ml.data.windows import WindowFile
     from ml.output.predictor import load_model
 
     predictor = load_model(model)
-    windows = load_windows(data)
-    with _progress("evaluating", len(windows)) as advance:
-        metrics = predictor.evaluate(predictor.tokenise(windows), labels_of(windows), advance)
+    question = predictor.read_rows(WindowFile(data))
+    with _progress("evaluating", len(question.ids)) as advance:
+        metrics = predictor.evaluate(question.tokens, question.labels_N, advance)
     if as_json:
         _print_json(metrics)
     else:
@@ -209,21 +208,15 @@ def predict(
     refuse_target(output, model, Path(data))
     import orjson
 
-    from ml.data.windows import Reading, load_windows, parse_lines
+    from ml.data.windows import StandardInput, WindowFile
     from ml.output.predictor import load_model
 
     least = _min_confidence(min_confidence)
     predictor = load_model(model)
-    if data == "-":
-        reading = Reading("standard input")
-        windows = list(parse_lines(sys.stdin.buffer, reading, labelled=False))
-        if reading.faults:
-            raise DataError(reading.faults, total=reading.fault_total)
-    else:
-        windows = load_windows(data, labelled=False)
-    with _progress("predicting", len(windows)) as advance:
-        predictions = predictor.predict_windows(windows, advance, min_confidence=least)
-    lines = b"".join(orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE) for prediction in predictions)
+    question = predictor.read_rows(StandardInput() if data == "-" else WindowFile(data, labelled=False))
+    with _progress("predicting", len(question.ids)) as advance:
+        answers = predictor.answers(question, advance, min_confidence=least)
+        lines = b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers)
     write_result(output, lines)
 
 

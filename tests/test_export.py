@@ -7,7 +7,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import weakref
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from transformers import AutoModelForSequenceClassification
 from ml import Config, TrainingPipeline, load_model
 from ml.cli import main
 from ml.data.batches import tokenise
+from ml.data.codec import RENDERED_TOGETHER
+from ml.data.rows import Window, parse_row
 from ml.errors import ConfigError, DataError, ExportError
 from ml.model import qwen
 from ml.model.answers import token_logits
@@ -208,6 +212,45 @@ def test_predict_reads_standard_input_without_labels(finished: Finished) -> None
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["id"] for line in lines] == ["event 3", "event 1", "event 2"]
     assert all(list(line) == ["id", "label", "confidence", "probabilities"] for line in lines)
+
+
+def test_what_is_asked_is_read_without_keeping_the_windows(finished: Finished) -> None:
+    seen: list[weakref.ref[Any]] = []
+    most = 0
+
+    def windows(count: int) -> Iterator[Window]:
+        nonlocal most
+        for number in range(count):
+            window, _ = parse_row(make_row(flags=False, id=f"event {number}"), f"row {number}", labelled=True)
+            assert window
+            seen.append(weakref.ref(window.bars["close"]))
+            if number % 100 == 0:
+                most = max(most, sum(there() is not None for there in seen))
+            yield window
+
+    question = load_model(finished.root).read(windows(4 * RENDERED_TOGETHER))
+    assert len(question.tokens) == 4 * RENDERED_TOGETHER
+    assert question.ids[7] == "event 7"
+    assert question.places[7] == "row 7"
+    assert question.labels_N.tolist() == [0] * len(question.tokens)
+    assert most <= 2 * RENDERED_TOGETHER  # those rendered, and those that are next
+
+
+@pytest.mark.parametrize("source", ["file", "standard input"])
+def test_faults_of_the_rows_are_named_before_what_the_model_misses_in_them(
+    finished: Finished, tmp_path: Path, source: str
+) -> None:
+    good, odd = make_row(flags=False), make_row(flags=False, delta=False)
+    lines = "\n".join([json.dumps(good), json.dumps(odd), json.dumps(good)[:-1]])
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines)
+    for text, said in ((lines, "3:"), (lines + "}", "2: lacks delta, which the model was trained on")):
+        path.write_text(text)
+        command = [sys.executable, "-m", "ml", "predict", str(finished.root), str(path) if source == "file" else "-"]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == DataError.exit_code
+        assert f"{path if source == 'file' else source}:{said}" in done.stderr
+        assert done.stdout == ""
 
 
 def test_a_row_without_a_trained_field_is_refused(finished: Finished) -> None:

@@ -99,7 +99,7 @@ def survey(file: WindowFile) -> tuple[Survey, DataError | None]:
     try:
         for window in file:
             found.see(window)
-        file.refuse_faults()
+        file.reading.refuse_faults()
     except DataError as error:
         return found, error
     return found, None

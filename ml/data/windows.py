@@ -11,6 +11,7 @@ import codecs
 import gzip
 import hashlib
 import io
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,6 +58,11 @@ class Reading:
         room = MAX_FAULTS_SHOWN - len(self.faults)
         self.faults += [f"{place}: {reason}" for reason in reasons[:room]]
 
+    def refuse_faults(self) -> None:
+        """Raises DataError if there are any."""
+        if self.faults:
+            raise DataError(self.faults, total=self.fault_total)
+
 
 class WindowFile:
     """The windows of one file, read anew on each walk, so that no file has to fit into memory.
@@ -96,17 +102,22 @@ class WindowFile:
             raise DataError(f"{self.path}: changed while it was read. Start again when nothing writes to it.")
         self.reading = reading
 
-    def refuse_faults(self) -> None:
-        """Raises DataError with the faults of the last walk."""
-        if self.reading.faults:
-            raise DataError(self.reading.faults, total=self.reading.fault_total)
+
+class StandardInput:
+    """The windows, labelled or not, of what is piped in, which can be walked through once."""
+
+    def __init__(self) -> None:
+        self.reading = Reading("standard input")
+
+    def __iter__(self) -> Iterator[Window]:
+        return parse_lines(sys.stdin.buffer, self.reading, labelled=False)
 
 
 def load_windows(path: str | Path, *, labelled: bool = True) -> list[Window]:
     """All windows of a file at once. Raises DataError with the faults of every bad row."""
     file = WindowFile(path, labelled=labelled)
     windows = list(file)
-    file.refuse_faults()
+    file.reading.refuse_faults()
     return windows
 
 

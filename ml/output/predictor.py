@@ -9,7 +9,9 @@ model.render(row)                          the text that the tokenizer sees
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -29,6 +31,7 @@ from transformers import (
 from ml.data.batches import Tokens, tokenise
 from ml.data.codec import Codec
 from ml.data.rows import Window, parse_row
+from ml.data.windows import StandardInput, WindowFile
 from ml.errors import ConfigError, DataError
 from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import abstain, least_confidences
@@ -60,6 +63,19 @@ class Prediction(TypedDict):
     confidence: float
     probabilities: dict[str, float]
     abstained: NotRequired[bool]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What answers need of windows, which are not kept: ids, places in their file, labels and tokens.
+
+    `labels_N` has numbers of classes, and -1 for a window without a label.
+    """
+
+    ids: list[str | None]
+    places: list[str]
+    labels_N: Ints
+    tokens: Tokens
 
 
 class StoredThreshold(BaseModel):
@@ -169,29 +185,55 @@ class Predictor:
     def render(self, row: Mapping[str, Any]) -> str:
         return self.codec.render(self._windows([row])[0])
 
-    def predict_windows(
+    def predict_windows(self, windows: Iterable[Window], *, min_confidence: MinConfidence = None) -> list[Prediction]:
+        return list(self.answers(self.read(windows), min_confidence=min_confidence))
+
+    def read(self, windows: Iterable[Window]) -> Question:
+        """Walk through windows once. Raises DataError for those that lack what the model was trained on."""
+        ids: list[str | None] = []
+        places: list[str] = []
+        labels = array("b")
+
+        def noted() -> Iterator[Window]:
+            for window in windows:
+                ids.append(window.id)
+                places.append(window.place)
+                labels.append(-1 if window.label is None else window.label)
+                yield window
+
+        tokens = self.tokenise(noted())
+        return Question(ids, places, np.array(labels, dtype=np.int64), tokens)
+
+    def read_rows(self, rows: WindowFile | StandardInput) -> Question:
+        """The same of rows that may have faults, which are named before what the model misses in the others."""
+        try:
+            question = self.read(rows)
+        except DataError:
+            rows.reading.refuse_faults()
+            raise
+        rows.reading.refuse_faults()
+        return question
+
+    def answers(
         self,
-        windows: Sequence[Window],
+        question: Question,
         advance: Callable[[int], None] | None = None,
         *,
         min_confidence: MinConfidence = None,
-    ) -> list[Prediction]:
+    ) -> Iterator[Prediction]:
+        """A prediction a window, in their order; `advance` is told how many windows each batch held."""
         least_C = self._least_confidences(min_confidence)
-        probabilities_NC = softmax(self.window_logits(windows, advance) / self.temperature, axis=1)
+        probabilities_NC = softmax(self._logits(question, advance) / self.temperature, axis=1)
         called_N, abstained_N = abstain(probabilities_NC, least_C)
-        predictions = [
-            Prediction(
-                id=window.id,
-                label=LABELS[called],
-                confidence=float(p_C.max()),
-                probabilities={label: float(p) for label, p in zip(LABELS, p_C, strict=True)},
+        for id_, called, abstained, p_C in zip(
+            question.ids, called_N.tolist(), abstained_N.tolist(), probabilities_NC.tolist(), strict=True
+        ):
+            prediction = Prediction(
+                id=id_, label=LABELS[called], confidence=max(p_C), probabilities=dict(zip(LABELS, p_C, strict=True))
             )
-            for window, called, p_C in zip(windows, called_N.tolist(), probabilities_NC, strict=True)
-        ]
-        if min_confidence is not None:
-            for prediction, abstained in zip(predictions, abstained_N.tolist(), strict=True):
+            if min_confidence is not None:
                 prediction["abstained"] = abstained
-        return predictions
+            yield prediction
 
     def _least_confidences(self, min_confidence: MinConfidence) -> NDArray[np.float64]:
         if min_confidence == "auto":
@@ -217,12 +259,13 @@ class Predictor:
         """What the model reads of windows. Raises DataError for those that lack what it was trained on."""
         return tokenise(self.codec.render_all(windows), self.tokenizer, self.max_tokens)
 
-    def window_logits(
-        self, windows: Sequence[Window], advance: Callable[[int], None] | None = None
-    ) -> NDArray[np.float64]:
-        """Uncalibrated logits of shape (windows, 3); `advance` is told how many windows each batch held."""
-        logits_NC = token_logits(self.network, self.tokenise(windows), advance)
-        _refuse_broken(logits_NC, [window.place for window in windows])
+    def window_logits(self, windows: Iterable[Window]) -> NDArray[np.float64]:
+        """Uncalibrated logits of shape (windows, 3)."""
+        return self._logits(self.read(windows))
+
+    def _logits(self, question: Question, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
+        logits_NC = token_logits(self.network, question.tokens, advance)
+        _refuse_broken(logits_NC, question.places)
         return logits_NC
 
     def _windows(self, rows: Rows) -> list[Window]:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from ml import TrainingPipeline
 from ml.cli import main
 from ml.config import Config
 from ml.data import strict_json
@@ -31,7 +32,7 @@ from ml.errors import MAX_FAULTS_SHOWN, DataError
 from ml.labels import LABELS
 from ml.model.embedded import build_tokenizer
 from ml.model.qwen import load_tokenizer
-from tests.conftest import Amount
+from tests.conftest import Amount, MakeConfig
 from tests.helpers import bars_of, dated_rows, learnable_rows, make_row, read, walk, write_rows
 from tests.reliability.conftest import Figure
 from tests.reliability.harness import write_config
@@ -504,7 +505,7 @@ finally:  # ru_maxrss would begin with the parent's peak
 
 @pytest.mark.promise("E6")
 def test_a_large_file_with_a_fault_in_its_last_line_takes_little_memory_and_a_minute(
-    tiny_base: Path, tmp_path: Path, amount: Amount, figure: Figure
+    tiny_base: Path, make_config: MakeConfig, tmp_path: Path, amount: Amount, figure: Figure
 ) -> None:
     number, volume = '"number"', 987654321
     texts = []
@@ -523,7 +524,10 @@ def test_a_large_file_with_a_fault_in_its_last_line_takes_little_memory_and_a_mi
         stream.write(texts[0][:-30] + "\n")
     tree = {"data": {"train": str(path), "val": str(val)}, "model": {"base": str(tiny_base)}, "output_dir": "run"}
     config = write_config(Config.parse(tree), tmp_path / "config.yaml")
-    for words in (["check", path], ["train", config]):
+    settings = make_config("training.epochs=1", run="finished")
+    TrainingPipeline(settings).run()
+    model = settings.output_dir
+    for words in (["check", path], ["train", config], ["evaluate", model, path], ["predict", model, path]):
         command = [sys.executable, "-c", MEASURED, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == BAD_DATA, done.stderr
