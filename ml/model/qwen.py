@@ -262,9 +262,10 @@ def _loading(base: str) -> Iterator[None]:
         with quiet_transformers():
             yield
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = re.sub(r"\s+", " ", str(error)).strip()[:300]
-        where = "this folder" if Path(base).is_dir() else "neither a folder here nor a model that the hub gave"
+        reason = re.sub(r"\s+", " ", str(error)).strip()[:300].rstrip(".")
+        here = "" if Path(base).is_absolute() else f" in {Path.cwd()}, from which relative paths count,"
+        where = "this folder" if Path(base).is_dir() else f"neither a folder{here} nor a model that the hub gave"
         raise ConfigError(
             f"model.base must be a Qwen checkpoint that transformers opens as a sequence classifier; {base!r} "
-            f"is {where} ({reason})."
+            f"is {where} ({reason}). Give its folder, its hub id, or embedded."
         ) from error
