@@ -167,6 +167,7 @@ def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
         "rows": summary["data"]["rows"],
         "purged": summary["data"]["purged"],
         "epoch": summary["best"]["epoch"],
+        "skipped_steps": summary["skipped_steps"],
         **{name: scores[name] for name in SPREAD},
         "best_baseline": baselines["best"],
         "lead": scores["macro_f1"] - best["macro_f1"],

@@ -18,7 +18,7 @@ from ml.data.windows import WindowFile, load_windows
 from ml.errors import ConfigError, DataError, Interrupted, RunLocked
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
-from ml.output.summary import verdict
+from ml.output.summary import verdict, verdict_of_several
 from ml.repeat import run_several
 from tests.conftest import MakeConfig
 from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
@@ -88,6 +88,13 @@ def test_folds_times_seeds_are_runs_of_their_own_and_pooled(make_config: MakeCon
         assert run["purged"] == {"train": 1, "val": 1, "test": 0}  # one window at each of two seams
         assert [leak for leak in summary["data"]["leaks"] if leak["kind"] == "shared bars"] == []
         assert Config.load(root / run["name"] / "config.yaml").data.embargo == 5
+        assert run["skipped_steps"] == summary["skipped_steps"] == 0
+    assert "skipped" not in verdict_of_several(report)
+    skipping = [run | {"skipped_steps": steps} for run, steps in zip(report["runs"], (2, 0, 0, 1), strict=True)]
+    assert (
+        "3 optimizer steps were skipped, for loss or gradient was not finite; "
+        "metrics.jsonl of fold_1-seed_0 and fold_2-seed_4 has their windows."
+    ) in verdict_of_several(report | {"runs": skipping})
     scores = [run["macro_f1"] for run in report["runs"]]
     assert report["spread"]["macro_f1"]["mean"] == pytest.approx(np.mean(scores))
     assert report["spread"]["macro_f1"]["deviation"] == pytest.approx(np.std(scores, ddof=1))

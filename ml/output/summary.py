@@ -105,10 +105,12 @@ def verdict_of_several(report: Mapping[str, Any]) -> str:
     ahead, doubt = sum(run["beats_baseline"] for run in runs), report["intervals"]["doubt"]
     beaten = f"In {ahead} of {len(runs)} runs the model beats the best baseline beyond chance"
     mean, lowest, highest = (f"{lead[name]:+.3f}" for name in ("mean", "lowest", "highest"))
+    skipping = {run["name"]: run["skipped_steps"] for run in runs if run["skipped_steps"]}
     said = [
         leaks_said(report["leaked"]),
         _of_targets({**report, **where}),
         f"{beaten}; in macro-F1 it leads by {mean} on average, {lowest} to {highest}.",
+        _skipped(sum(skipping.values()), f"metrics.jsonl of {_and([*skipping])}") if skipping else "",
         f"The intervals are not to be trusted: {doubt}." if doubt else "",
     ]
     return " ".join(filter(None, said))
@@ -210,14 +212,18 @@ def doubts_said(summary: Mapping[str, Any]) -> str:
     """Why the figures may not be believed; empty if nothing speaks against them."""
     said = []
     if skipped := summary["skipped_steps"]:
-        steps = f"{skipped} optimizer step{' was' if skipped == 1 else 's were'}"
-        said.append(f"{steps} skipped, for loss or gradient was not finite; metrics.jsonl has their windows.")
+        said.append(_skipped(skipped, "metrics.jsonl"))
     if doubt := summary["intervals"]["doubt"]:
         said.append(f"The intervals are not to be trusted: {doubt}.")
     if reason := next(iter(summary["baselines"]["left_out"].values()), None):
         names = " and ".join(readable(name) for name in summary["baselines"]["left_out"])
         said.append(f"Left out: {names}; {reason}.")
     return " ".join(said)
+
+
+def _skipped(steps: int, where: str) -> str:
+    were = "step was" if steps == 1 else "steps were"
+    return f"{steps} optimizer {were} skipped, for loss or gradient was not finite; {where} has their windows."
 
 
 def readable(name: str) -> str:
