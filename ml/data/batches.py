@@ -89,7 +89,7 @@ def tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_token
             cut += len(ids) > max_tokens
             lengths.append(len(kept))
             flat.extend(kept)
-    return Tokens(np.array(flat, dtype=np.int32), np.cumsum(np.array(lengths, dtype=np.int64)), pad_id, cut)
+    return Tokens(np.asarray(flat, dtype=np.int32), np.cumsum(np.array(lengths, dtype=np.int64)), pad_id, cut)
 
 
 def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[list[int]]:

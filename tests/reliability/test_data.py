@@ -527,7 +527,12 @@ def test_a_large_file_with_a_fault_in_its_last_line_takes_little_memory_and_a_mi
     settings = make_config("training.epochs=1", run="finished")
     TrainingPipeline(settings).run()
     model = settings.output_dir
-    for words in (["check", path], ["train", config], ["evaluate", model, path], ["predict", model, path]):
+    for most, *words in (
+        (600, "check", path),
+        (600, "train", config),
+        (700, "evaluate", model, path),  # the tokens of all rows
+        (700, "predict", model, path),
+    ):
         command = [sys.executable, "-c", MEASURED, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == BAD_DATA, done.stderr
@@ -536,7 +541,7 @@ def test_a_large_file_with_a_fault_in_its_last_line_takes_little_memory_and_a_mi
             in done.stdout + done.stderr
         )
         peak, seconds = map(int, done.stdout.rpartition("MEASURED ")[2].split())
-        assert peak <= 600, words
+        assert peak <= most, words
         assert seconds <= 60, words
         figure(
             "E6",
