@@ -55,11 +55,7 @@ COMMANDS = {
 # Prints the heavy modules that each --help loaded, in one process.
 HELP = """
 import sys
-import time
-import tomllib
-from pathlib import Path
-from ml import cli
-from ml.cli import main, settle_environment
+from ml.cli import main
 for words in ([], *([command] for command in sys.argv[1:])):
     try:
         main([*words, "--help"])
