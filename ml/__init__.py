@@ -27,6 +27,7 @@ The data flows down this list; a module imports only from modules above it.
     model.qwen        frozen base + LoRA + head
     model.loss        class-weighted focal loss
     model.optim       AdamW and schedule
+    model.dropout     masks of dropout
     model.passes      parts of a layer with their backward passes written out
     model.attention   the same of attention, for windows one after the other
     model.fast        the model of them: the same results, sooner

@@ -21,11 +21,12 @@ from ml.model import attention as attention_module
 from ml.model import fast as fast_module
 from ml.model import merged as merged_module
 from ml.model import passes, qwen
+from ml.model.dropout import Masks
 from ml.model.embedded import embedded_base
 from ml.model.fast import FastClassifier, why_plain
 from ml.model.loss import focal_loss
 from ml.model.merged import MergedClassifier
-from ml.model.passes import ADAPTER, keep_mask
+from ml.model.passes import ADAPTER
 from ml.output.predictor import Predictor
 from ml.progress import Reporter
 from ml.train import TrainingPipeline
@@ -187,11 +188,10 @@ def test_dropout_is_that_of_plain_peft_with_the_same_masks(family: str, tmp_path
 
     torch.manual_seed(5)
     batch, tokens, width = *ids_BT.shape, 32
-    last_B = torch.tensor(LENGTHS) - 1
+    last_B, drawn = torch.tensor(LENGTHS) - 1, Masks()
 
     def draw(rows: int) -> Tensor:
-        seed = int(torch.empty((), dtype=torch.int64).random_())
-        return keep_mask((rows, width), share, seed) / (1 - share)
+        return drawn.next((rows, width), share, torch.float32)[0] / (1 - share)
 
     attentions = [layer.self_attn for layer in model.get_base_model().model.layers]
     # In the order of the draws: layer 0 with q, k, v and o; layer 1 with k and v, and at the pooled tokens q and o.
@@ -214,7 +214,14 @@ def test_dropout_is_that_of_plain_peft_with_the_same_masks(family: str, tmp_path
 
 @pytest.mark.parametrize("dropout", [0.05, 0.5, 1 / 65536])
 def test_masks_have_the_right_share_and_depend_on_the_seed_alone(dropout: float) -> None:
-    masks = [keep_mask((999, 1001), dropout, seed) for seed in (0, 0, 1)]
+    masks = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn = Masks()
+        for shape in ((7, 3), (999, 1001)):  # the second is drawn in parts, from where the first has ended
+            mask, again = drawn.next(shape, dropout, torch.float32)
+            assert torch.equal(again(), mask)
+        masks.append(mask)
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
     assert set(masks[0].unique().tolist()) == {0, 1}
@@ -223,6 +230,8 @@ def test_masks_have_the_right_share_and_depend_on_the_seed_alone(dropout: float)
     for axis in (0, 1):  # no row and no column is favoured
         shares = masks[0].double().mean(dim=axis)
         assert float(shares.std()) == pytest.approx((dropout * (1 - dropout) / 1000) ** 0.5, rel=0.2)
+    first, second = (drawn.next((300, 300), dropout, torch.float32)[0] for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])

@@ -29,6 +29,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ml.model.attention import Neighbours, attention, attention_of_last
+from ml.model.dropout import Masks
 from ml.model.passes import (
     ADAPTER,
     AdaptedLinear,
@@ -144,6 +145,7 @@ class FastClassifier(nn.Module):
         super().__init__()
         self.model = model
         self.shelf = Shelf()
+        self._masks: Masks | None = None  # of the pass that runs
         self.layers = [
             {
                 _last(path): AdaptedLinear.of(module, layer.self_attn.head_dim if _last(path) in TURNED else 0)
@@ -181,6 +183,7 @@ class FastClassifier(nn.Module):
             return states_ND[: ids_BT.numel()].view(batch, tokens, -1)
 
     def _logits(self, ids_BT: Tensor, states_BTD: Tensor | None) -> Tensor:
+        self._masks = Masks() if self.training else None
         classifier = self._classifier
         lengths_B = lengths_of(ids_BT, classifier.config.pad_token_id)
         read_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < lengths_B[:, None]
@@ -241,8 +244,7 @@ class FastClassifier(nn.Module):
         """What some linear layers make of the same input; those with adapters share one dropout mask."""
         parts = [linear[name] for name in names]
         factors = [weight for part in parts for weight in part.factors()]
-        dropout = max(part.dropout for part in parts) if self.training else 0.0
-        return cast(tuple[Tensor, ...], apply(Project, x_NE, parts, dropout, again, *factors))
+        return cast(tuple[Tensor, ...], apply(Project, x_NE, parts, self._masks, again, *factors))
 
 
 def _last(path: str) -> str:

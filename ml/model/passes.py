@@ -9,17 +9,17 @@ linear layer, P width of a head, R sum of LoRA ranks, r one rank.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+
+from ml.model.dropout import Masks
 
 ADAPTER = "default"
 LARGE = 3 << 19  # numbers; norms and masks of more are not kept for the backward pass but made again
@@ -67,9 +67,17 @@ class AdaptedLinear:
 
     def factors(self) -> list[Tensor]:
         """LoRA's A of shape (rank, E) and B of shape (F, rank), or nothing."""
-        if self.a is None or self.b is None:
-            return []
-        return [self.a.weight, pairs(self.b.weight, self.paired) if self.paired else self.b.weight]
+        return [] if self.a is None or self.b is None else [self.a.weight, self.b.weight]
+
+    def in_pairs(self, b_Fr: Tensor) -> Tensor:
+        """B with its rows in the order of the output's numbers."""
+        return pairs(b_Fr, self.paired) if self.paired else b_Fr
+
+    def out_of_pairs(self, b_Fr: Tensor) -> Tensor:
+        """Undoes it."""
+        if not self.paired:
+            return b_Fr
+        return b_Fr.reshape(-1, self.paired // 2, 2, b_Fr.shape[1]).transpose(1, 2).reshape(b_Fr.shape)
 
 
 def apply(function: Any, *arguments: Any) -> Any:
@@ -105,24 +113,12 @@ def _is_large(x: Tensor) -> bool:
     return x.numel() > LARGE
 
 
-def keep_mask(shape: Sequence[int], dropout: float, seed: int) -> Tensor:
-    """A mask of ones and, with probability `dropout` to the nearest 1/65,536, zeros; uint8, the same for each seed.
-
-    Four 16-bit draws come from one of numpy's SFC64, which takes half of the time of torch's generator: drawing is what
-    dropout costs on a CPU.
-    """
-    count = math.prod(shape)
-    draws = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4))).view(torch.int16)
-    threshold = round(dropout * 65536) - 32768
-    return (draws[:count] >= min(threshold, 32767)).view(torch.uint8).view(shape)
-
-
 class Project(Function):
     """y_i = x·W_iᵀ + b_i + s_i · dropout(x)·A_iᵀ·B_iᵀ for several linear layers i of one input; W and b are frozen.
 
-    `parts` are the layers, `factors` their A and B in turn. Between the passes it keeps dropout(x), its mask (or the
-    seed of a large one) and dropout(x)·Aᵀ, and nothing at all without adapters. What `again` makes, x, is not kept but
-    made again.
+    `parts` are the layers, `factors` their A and B in turn. Between the passes it keeps dropout(x), its mask (or of a
+    large one what draws it again) and s · dropout(x)·Aᵀ, and nothing at all without adapters. What `again` makes, x, is
+    not kept but made again.
     """
 
     @staticmethod
@@ -130,28 +126,31 @@ class Project(Function):
         ctx: Any,
         x_NE: Tensor,
         parts: Sequence[AdaptedLinear],
-        dropout: float,
+        masks: Masks | None,
         again: Again,
         *factors: Tensor,
     ) -> tuple[Tensor, ...]:
         outputs = tuple(times(x_NE, part.weight_FE, part.bias_F) for part in parts)
-        ctx.parts, ctx.rescale, ctx.again = parts, 1 / (1 - dropout), again
+        ctx.parts, ctx.again, ctx.draw = parts, again, None
         if not factors:
             return outputs
-        dropped_NE, keep_NE, ctx.draw = x_NE.to(factors[0].dtype), None, None
-        if dropout:
-            seed = int(torch.empty((), dtype=torch.int64).random_())
-            ctx.draw = partial(keep_mask, x_NE.shape, dropout, seed)
-            keep_NE = ctx.draw()
+        dropped_NE, keep_NE = x_NE.to(factors[0].dtype), None
+        dropout = max(part.dropout for part in parts) if masks else 0.0
+        if masks and dropout:
+            keep_NE, ctx.draw = masks.next(x_NE.shape, dropout, dropped_NE.dtype)
             dropped_NE = dropped_NE * keep_NE
-        low_NR = times(dropped_NE, torch.cat(factors[::2]))
-        for y_NF, low_Nr, b_Fr, scale in _adapted(ctx, parts, outputs, low_NR, factors):
+        adapted = [(part, y_NF) for part, y_NF in zip(parts, outputs, strict=True) if part.a is not None]
+        ctx.scales = [part.scale / (1 - dropout) for part, _ in adapted]
+        a_RE = torch.cat([a_rE * scale for a_rE, scale in zip(factors[::2], ctx.scales, strict=True)])
+        bs_Fr = [part.in_pairs(b_Fr) for (part, _), b_Fr in zip(adapted, factors[1::2], strict=True)]
+        low_NR = times(dropped_NE, a_RE)
+        for (_, y_NF), low_Nr, b_Fr in zip(adapted, _columns(low_NR, bs_Fr), bs_Fr, strict=True):
             if y_NF.dtype == low_Nr.dtype:
-                y_NF.addmm_(low_Nr, b_Fr.t(), alpha=scale)
+                y_NF.addmm_(low_Nr, b_Fr.t())
             else:
-                y_NF.copy_(torch.addmm(y_NF.to(low_Nr.dtype), low_Nr, b_Fr.t(), alpha=scale))
+                y_NF.copy_(torch.addmm(y_NF.to(low_Nr.dtype), low_Nr, b_Fr.t()))
         kept = None if _is_large(x_NE) else keep_NE
-        ctx.save_for_backward(dropped_NE if again is None else None, kept, low_NR, *factors)
+        ctx.save_for_backward(dropped_NE if again is None else None, kept, low_NR, a_RE, *bs_Fr)
         return outputs
 
     @staticmethod
@@ -163,34 +162,29 @@ class Project(Function):
                 dx_NE = times(g_NF, back_EF) if dx_NE is None else add_times(dx_NE, g_NF, back_EF)
         if not ctx.saved_tensors:
             return dx_NE, None, None, None
-        dropped_NE, keep_NE, low_NR, *factors = ctx.saved_tensors
+        dropped_NE, keep_NE, low_NR, a_RE, *bs_Fr = ctx.saved_tensors
         if keep_NE is None and ctx.draw is not None:
             keep_NE = ctx.draw()
         if ctx.again is not None:
             dropped_NE = ctx.again().to(low_NR.dtype)
             dropped_NE = dropped_NE if keep_NE is None else dropped_NE.mul_(keep_NE)
-        dlow_NR, dfactors = torch.empty_like(low_NR), []
-        dlow = iter(dlow_NR.split([b_Fr.shape[1] for b_Fr in factors[1::2]], dim=1))
-        for g_NF, low_Nr, b_Fr, scale in _adapted(ctx, ctx.parts, grads, low_NR, factors):
-            wide_NF = g_NF.to(low_NR.dtype)
-            torch.mul(times(wide_NF, b_Fr.t()), scale, out=next(dlow))
-            dfactors.append(times(low_Nr.t(), wide_NF.t()).t().mul_(scale))
+        adapted = [(part, g.to(low_NR.dtype)) for part, g in zip(ctx.parts, grads, strict=True) if part.a is not None]
+        dlow_NR = torch.cat([times(g_NF, b_Fr.t()) for (_, g_NF), b_Fr in zip(adapted, bs_Fr, strict=True)], dim=1)
+        dbs = [
+            part.out_of_pairs(times(low_Nr.t(), g_NF.t()).t())
+            for (part, g_NF), low_Nr in zip(adapted, _columns(low_NR, bs_Fr), strict=True)
+        ]
         da_RE = times(dlow_NR.t(), dropped_NE.t())
+        das = [da_rE * scale for da_rE, scale in zip(da_RE.split([b.shape[1] for b in bs_Fr]), ctx.scales, strict=True)]
         if dx_NE is not None:
-            extra_NE = times(dlow_NR, torch.cat(factors[::2]).t())
+            extra_NE = times(dlow_NR, a_RE.t())
             dx_NE = dx_NE.add_(extra_NE if keep_NE is None else extra_NE.mul_(keep_NE))
-        das = da_RE.split([len(a_rE) for a_rE in factors[::2]])
-        return dx_NE, None, None, None, *(grad for pair in zip(das, dfactors, strict=True) for grad in pair)
+        return dx_NE, None, None, None, *(grad for pair in zip(das, dbs, strict=True) for grad in pair)
 
 
-def _adapted(
-    ctx: Any, parts: Sequence[AdaptedLinear], values: Sequence[Tensor], low_NR: Tensor, factors: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
-    """Of each layer with an adapter: its output or gradient, its columns of dropout(x)·Aᵀ, B, and the factor."""
-    pairs = [(part, value) for part, value in zip(parts, values, strict=True) if part.a is not None]
-    columns = low_NR.split([b_Fr.shape[1] for b_Fr in factors[1::2]], dim=1)
-    for (part, value), low_Nr, b_Fr in zip(pairs, columns, factors[1::2], strict=True):
-        yield value, low_Nr, b_Fr, part.scale * ctx.rescale
+def _columns(low_NR: Tensor, bs_Fr: Sequence[Tensor]) -> list[Tensor]:
+    """Those of each adapter."""
+    return list(low_NR.split([b_Fr.shape[1] for b_Fr in bs_Fr], dim=1))
 
 
 def norm(x: Tensor, norm: Any, *, paired: bool = False) -> Tensor:

@@ -57,7 +57,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "gradient_accumulation": 2,
             "warmup_steps": 2,
             "learning_rate": 1e-2,
-            "seed": 4,  # by macro-F1 the second epoch is the best, then the first: all three are kept
+            "seed": 1,  # by macro-F1 the second epoch is the best, then the first: all three are kept
         },
         "checkpoints": {"keep": 2, "every_steps": 3},
         "output_dir": str(folder / "run"),
