@@ -1,6 +1,6 @@
 """Answers for many windows: ours against transformers' text-classification pipeline. Prints one line of JSON.
 
-    python benchmarks/bench_predict.py                       # 2,000 windows; 3 minutes on 2 quiet CPU cores
+    python benchmarks/bench_predict.py                       # 2,000 windows; 4 minutes on 2 quiet CPU cores
     python benchmarks/bench_predict.py --windows 300         # where the machine is busy
 
 Both sides answer the same texts with the embedded base and a random head, in float32, each in a process of its own, and
@@ -9,9 +9,12 @@ take turns. The head's weights are the same on both sides; ours has the environm
 ours  `Predictor` from windows in memory to lines of JSON: rendering, tokenising, the model, softmax, JSON.
 peer  `pipeline("text-classification", top_k=None)` from the rendered texts to JSON, so it is spared the rendering. Its
       batch size is the fastest of some, each tried on a part of the texts beforehand.
+floor what no code can leave out: our texts, then the products of linear layers and of attention, softmax and SiLU
+      alone, of as many tokens, each thread with batches of its own. No norm, rotation, mask, sum or copy, and no JSON.
 
 ratio             median over the rounds of peer's seconds / our seconds, with the smallest and the largest
 cpu_ratio         the same of CPU seconds, which neighbours on the machine disturb less, and which choose the batch size
+ratio_of_floor    median over the rounds of peer's seconds / the floor's: more than any code could reach
 answers_agree     largest difference of a probability
 batch_sizes       windows per CPU second of the peer for each batch size that was tried
 parts             our CPU seconds for rendering and tokenising alone, and for all
@@ -33,18 +36,24 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
+import torch.nn.functional as F
 from sides import our_environment
 
 from ml.data.codec import Codec, fit_codec
 from ml.data.rows import Window
 from ml.data.windows import load_windows
 from ml.labels import LABELS
+from ml.model.answers import equal_batches
+from ml.model.attention import QUERIES_BY_NUMPY, SCORES_AT_A_TIME
 from ml.model.embedded import embedded_base
+from ml.model.passes import times
 from ml.model.qwen import load_classifier, load_tokenizer
 from ml.output.predictor import Predictor
+from ml.runtime import side_by_side
 from ml.sample import write_sample
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+TOKENS, ROWS = 12288, 2048  # of a batch and of a block of it, with which the floor is lowest
 TRIED = 200  # windows, or a fifth of them, for each batch size
 
 
@@ -94,11 +103,64 @@ def peer_side(count: int) -> dict[str, Any]:
     return {"answer": answer, "choose": choose}
 
 
+def floor_side(count: int) -> dict[str, Any]:
+    windows, codec = make_windows(count)
+    model = load_classifier(str(embedded_base()), 0).eval()
+    predictor = Predictor(model, load_tokenizer("embedded"), codec, 1.0, 2048)
+
+    def answer() -> bytes:
+        lengths_N = predictor.tokenise(windows).lengths
+        workers = torch.get_num_threads()
+        each = -(-int(lengths_N.sum()) // (TOKENS * workers)) * workers
+        with side_by_side(workers) as run:
+            for _ in run(lambda rows: operators(model, lengths_N[rows]), equal_batches(lengths_N, each)):
+                pass
+        return b""
+
+    return {"answer": answer}
+
+
+@torch.inference_mode()
+def operators(model: Any, lengths_B: np.ndarray) -> None:
+    """Those that a batch asks for whatever the code: what goes into them is of the right shape, and means nothing."""
+    heads, shared = (
+        model.config.num_key_value_heads,
+        model.config.num_attention_heads // model.config.num_key_value_heads,
+    )
+    x_ND = torch.full((int(lengths_B.sum()), model.config.hidden_size), 0.01)
+    *layers, last = model.model.layers
+    for number, layer in enumerate(layers):
+        own, mlp = layer.self_attn, layer.mlp
+        for linear in (own.q_proj, own.k_proj, own.v_proj) if number else ():  # the first layer's are made per token
+            times(x_ND, linear.weight)
+        attend(len(lengths_B), heads, shared, int(lengths_B.mean()), own.head_dim)
+        for block_MD in x_ND.split(ROWS):
+            times(block_MD, own.o_proj.weight)
+            F.silu(times(block_MD, mlp.gate_proj.weight), inplace=True)
+            times(times(block_MD, mlp.up_proj.weight), mlp.down_proj.weight)
+    times(x_ND, last.self_attn.k_proj.weight)
+    times(x_ND, last.self_attn.v_proj.weight)
+
+
+def attend(windows: int, heads: int, shared: int, tokens: int, width: int) -> None:
+    together = max(1, SCORES_AT_A_TIME // (heads * shared * tokens * QUERIES_BY_NUMPY))
+    for first in range(0, windows, together):
+        count = min(together, windows - first)
+        q, mixed = (np.full((count, heads, shared, tokens, width), 0.01, dtype=np.float32) for _ in range(2))
+        k = v = np.full((count, heads, 1, tokens, width), 0.01, dtype=np.float32)
+        for start in range(0, tokens, QUERIES_BY_NUMPY):
+            stop = min(tokens, start + QUERIES_BY_NUMPY)
+            scores = torch.empty(count, heads, shared, stop - start, stop)
+            np.matmul(q[..., start:stop, :], k[..., :stop, :].mT, out=scores.numpy())
+            weights = torch.softmax(scores, dim=-1, out=scores).numpy()
+            np.matmul(weights, v[..., :stop, :], out=mixed[..., start:stop, :])
+
+
 def live(pipe: Any, side: str, count: int, threads: int) -> None:
     """Build one side and answer each order with its seconds, by the clock and of the CPU, and its result."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
-    calls = (our_side if side == "ours" else peer_side)(count)
+    calls = {"ours": our_side, "peer": peer_side, "floor": floor_side}[side](count)
     while (order := pipe.recv()) != "end":
         start, cpu = time.perf_counter(), time.process_time()
         result = calls[order]()
@@ -117,10 +179,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     context, pipes = get_context("spawn"), {}
-    for side in ("ours", "peer"):
+    for side in ("ours", "peer", "floor"):
         pipes[side], theirs = context.Pipe()
         arguments = (theirs, side, options.windows, options.threads)
-        with our_environment() if side == "ours" else nullcontext():
+        with nullcontext() if side == "peer" else our_environment():
             context.Process(target=live, args=arguments, daemon=True).start()
         theirs.close()  # so that the end of a process ends the waiting for its answer
 
@@ -129,14 +191,17 @@ def main() -> None:
         return pipes[side].recv()
 
     speeds = ask("peer", "choose")[2]
-    answers = [probabilities(ask(side, "answer")[2]) for side in pipes]
+    answers = [probabilities(ask(side, "answer")[2]) for side in ("ours", "peer")]
+    ask("floor", "answer")
     gap = float(np.abs(answers[0] - answers[1]).max())
     assert gap <= 1e-5, f"the two sides must give the same answers, they differ by {gap}"
-    rounds = [(ask("ours", "answer"), ask("peer", "answer"), ask("ours", "text")) for _ in range(options.repeats)]
+    turns = (("ours", "answer"), ("peer", "answer"), ("floor", "answer"), ("ours", "text"))
+    rounds = [[ask(*turn) for turn in turns] for _ in range(options.repeats)]
     for pipe in pipes.values():
         pipe.send("end")
-    ratios, cpu_ratios = (sorted(peer[kind] / ours[kind] for ours, peer, _ in rounds) for kind in (0, 1))
-    ours, peer, text = (statistics.median(side[1] for side in column) for column in zip(*rounds, strict=True))
+    ratios, cpu_ratios = (sorted(peer[kind] / ours[kind] for ours, peer, *_ in rounds) for kind in (0, 1))
+    seconds = [round(statistics.median(side[0] for side in column), 2) for column in zip(*rounds, strict=True)]
+    ours, peer, _, text = (statistics.median(side[1] for side in column) for column in zip(*rounds, strict=True))
     result = {
         "windows": options.windows,
         "threads": options.threads,
@@ -145,6 +210,8 @@ def main() -> None:
         "ratio_spread": [round(ratios[0], 2), round(ratios[-1], 2)],
         "cpu_ratio": round(statistics.median(cpu_ratios), 2),
         "cpu_ratio_spread": [round(cpu_ratios[0], 2), round(cpu_ratios[-1], 2)],
+        "ratio_of_floor": round(statistics.median(peer[0] / floor[0] for _, peer, floor, _ in rounds), 2),
+        "seconds": dict(zip(("ours", "peer", "floor"), seconds, strict=False)),
         "windows_per_cpu_second": {"ours": round(options.windows / ours), "peer": round(options.windows / peer)},
         "parts": {"text": round(text, 3), "all": round(ours, 3)},
         "batch_sizes": {size: round(speed) for size, speed in speeds.items()},
