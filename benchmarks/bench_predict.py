@@ -14,7 +14,7 @@ floor what no code can leave out: our texts, then the products of linear layers 
 
 ratio             median over the rounds of peer's seconds / our seconds, with the smallest and the largest
 cpu_ratio         the same of CPU seconds, which neighbours on the machine disturb less, and which choose the batch size
-ratio_of_floor    median over the rounds of peer's seconds / the floor's: more than any code could reach
+ratio_of_floor    median over the rounds of peer's seconds / the floor's: with these libraries no code could reach more
 answers_agree     largest difference of a probability
 batch_sizes       windows per CPU second of the peer for each batch size that was tried
 parts             our CPU seconds for rendering and tokenising alone, and for all
@@ -53,7 +53,7 @@ from ml.runtime import side_by_side
 from ml.sample import write_sample
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-TOKENS, ROWS = 12288, 2048  # of a batch and of a block of it, with which the floor is lowest
+TOKENS, ROWS = 12288, 2048  # of a batch of the floor and of a block of it, as ours has at this width
 TRIED = 200  # windows, or a fifth of them, for each batch size
 
 
@@ -123,10 +123,8 @@ def floor_side(count: int) -> dict[str, Any]:
 @torch.inference_mode()
 def operators(model: Any, lengths_B: np.ndarray) -> None:
     """Those that a batch asks for whatever the code: what goes into them is of the right shape, and means nothing."""
-    heads, shared = (
-        model.config.num_key_value_heads,
-        model.config.num_attention_heads // model.config.num_key_value_heads,
-    )
+    heads = model.config.num_key_value_heads
+    shared = model.config.num_attention_heads // heads
     x_ND = torch.full((int(lengths_B.sum()), model.config.hidden_size), 0.01)
     *layers, last = model.model.layers
     for number, layer in enumerate(layers):

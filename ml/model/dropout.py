@@ -1,4 +1,4 @@
-"""Masks of dropout, drawn in a fraction of the time that torch's generator takes.
+"""Masks of dropout, drawn in half of the time that torch's generator takes.
 
 Comes in: torch's global generator, the shape of what is dropped from, and the share. Goes out: masks of ones and zeros.
 """
