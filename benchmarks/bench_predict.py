@@ -9,8 +9,9 @@ take turns. The head's weights are the same on both sides; ours has the environm
 ours  `Predictor` from windows in memory to lines of JSON: rendering, tokenising, the model, softmax, JSON.
 peer  `pipeline("text-classification", top_k=None)` from the rendered texts to JSON, so it is spared the rendering. Its
       batch size is the fastest of some, each tried on a part of the texts beforehand.
-floor what no code can leave out: our texts, then the products of linear layers and of attention, softmax and SiLU
-      alone, of as many tokens, each thread with batches of its own. No norm, rotation, mask, sum or copy, and no JSON.
+floor what no code can leave out: our texts, then each operator of the formula once for as many tokens, on blocks of
+      rows that stay in a cache, each thread with batches of its own. Nothing is padded, gathered or copied, and no JSON
+      is made.
 
 ratio             median over the rounds of peer's seconds / our seconds, with the smallest and the largest
 cpu_ratio         the same of CPU seconds, which neighbours on the machine disturb less, and which choose the batch size
@@ -38,15 +39,16 @@ import orjson
 import torch
 import torch.nn.functional as F
 from sides import our_environment
+from torch import Tensor
 
 from ml.data.codec import Codec, fit_codec
 from ml.data.rows import Window
 from ml.data.windows import load_windows
 from ml.labels import LABELS
 from ml.model.answers import equal_batches
-from ml.model.attention import QUERIES_BY_NUMPY, SCORES_AT_A_TIME
+from ml.model.attention import LANES, SCORES_AT_A_TIME, turn
 from ml.model.embedded import embedded_base
-from ml.model.passes import times
+from ml.model.passes import add_times, inverse_rms, times
 from ml.model.qwen import load_classifier, load_tokenizer
 from ml.output.predictor import Predictor
 from ml.runtime import side_by_side
@@ -122,36 +124,55 @@ def floor_side(count: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def operators(model: Any, lengths_B: np.ndarray) -> None:
-    """Those that a batch asks for whatever the code: what goes into them is of the right shape, and means nothing."""
-    heads = model.config.num_key_value_heads
-    shared = model.config.num_attention_heads // heads
-    x_ND = torch.full((int(lengths_B.sum()), model.config.hidden_size), 0.01)
+    """Those that the formula asks for, whatever the code: what goes into them is of the right shape, and means nothing.
+
+    Norms' weights are in those of the layers behind them, and what the first layer reads is made per token.
+    """
+    config, tokens = model.config, int(lengths_B.mean())
+    x_ND = torch.full((int(lengths_B.sum()), config.hidden_size), 0.01)
+    turns_1C = torch.ones(1, config.head_dim // 2, dtype=torch.complex64)
     *layers, last = model.model.layers
+
+    def read(x_MD: Tensor, *linears: Any) -> list[Tensor]:
+        x_MD = x_MD * inverse_rms(x_MD, config.rms_norm_eps)
+        return [times(x_MD, linear.weight) for linear in linears]
+
+    def turned(x_ME: Tensor) -> None:
+        x_MHP = x_ME.view(len(x_ME), -1, config.head_dim)
+        x_MHP.mul_(inverse_rms(x_MHP, config.rms_norm_eps))
+        turn(x_MHP, turns_1C)
+
     for number, layer in enumerate(layers):
         own, mlp = layer.self_attn, layer.mlp
-        for linear in (own.q_proj, own.k_proj, own.v_proj) if number else ():  # the first layer's are made per token
-            times(x_ND, linear.weight)
-        attend(len(lengths_B), heads, shared, int(lengths_B.mean()), own.head_dim)
+        if number:
+            for block_MD in x_ND.split(ROWS):
+                q_ME, k_ME, _ = read(block_MD, own.q_proj, own.k_proj, own.v_proj)
+                turned(q_ME)
+                turned(k_ME)
+        attend(len(lengths_B), config.num_key_value_heads, own.num_key_value_groups, tokens, config.head_dim)
         for block_MD in x_ND.split(ROWS):
-            times(block_MD, own.o_proj.weight)
-            F.silu(times(block_MD, mlp.gate_proj.weight), inplace=True)
-            times(times(block_MD, mlp.up_proj.weight), mlp.down_proj.weight)
-    times(x_ND, last.self_attn.k_proj.weight)
-    times(x_ND, last.self_attn.v_proj.weight)
+            add_times(block_MD, block_MD, own.o_proj.weight)
+            gate_MF, up_MF = read(block_MD, mlp.gate_proj, mlp.up_proj)
+            add_times(block_MD, F.silu(gate_MF, inplace=True).mul_(up_MF), mlp.down_proj.weight)
+    for block_MD in x_ND.split(ROWS):
+        turned(read(block_MD, last.self_attn.k_proj, last.self_attn.v_proj)[0])
 
 
 def attend(windows: int, heads: int, shared: int, tokens: int, width: int) -> None:
-    together = max(1, SCORES_AT_A_TIME // (heads * shared * tokens * QUERIES_BY_NUMPY))
+    """With the queries that share keys in one product, for as few tokens at a time as fill a vector."""
+    together = max(1, SCORES_AT_A_TIME // (heads * shared * tokens * LANES))
     for first in range(0, windows, together):
-        count = min(together, windows - first)
-        q, mixed = (np.full((count, heads, shared, tokens, width), 0.01, dtype=np.float32) for _ in range(2))
-        k = v = np.full((count, heads, 1, tokens, width), 0.01, dtype=np.float32)
-        for start in range(0, tokens, QUERIES_BY_NUMPY):
-            stop = min(tokens, start + QUERIES_BY_NUMPY)
-            scores = torch.empty(count, heads, shared, stop - start, stop)
-            np.matmul(q[..., start:stop, :], k[..., :stop, :].mT, out=scores.numpy())
+        pairs = heads * min(together, windows - first)
+        q, mixed = (np.full((pairs, tokens * shared, width), 0.01, dtype=np.float32) for _ in range(2))
+        k = v = np.full((pairs, tokens, width), 0.01, dtype=np.float32)
+        for start in range(0, tokens, LANES):
+            stop = min(tokens, start + LANES)
+            own, mask = slice(start * shared, stop * shared), torch.zeros((stop - start) * shared, stop - start)
+            scores = torch.empty(pairs, own.stop - own.start, stop)
+            np.matmul(q[:, own], k[:, :stop].mT, out=scores.numpy())
+            scores[..., start:] += mask
             weights = torch.softmax(scores, dim=-1, out=scores).numpy()
-            np.matmul(weights, v[..., :stop, :], out=mixed[..., start:stop, :])
+            np.matmul(weights, v[:, :stop], out=mixed[:, own])
 
 
 def live(pipe: Any, side: str, count: int, threads: int) -> None:
