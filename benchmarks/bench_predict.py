@@ -129,7 +129,7 @@ def operators(model: Any, lengths_B: np.ndarray) -> None:
     Norms' weights are in those of the layers behind them, and what the first layer reads is made per token.
     """
     config, tokens = model.config, int(lengths_B.mean())
-    x_ND = torch.full((int(lengths_B.sum()), config.hidden_size), 0.01)
+    x_ND, mixed_ND = (torch.full((int(lengths_B.sum()), config.hidden_size), 0.01) for _ in range(2))
     turns_1C = torch.ones(1, config.head_dim // 2, dtype=torch.complex64)
     *layers, last = model.model.layers
 
@@ -150,8 +150,8 @@ def operators(model: Any, lengths_B: np.ndarray) -> None:
                 turned(q_ME)
                 turned(k_ME)
         attend(len(lengths_B), config.num_key_value_heads, own.num_key_value_groups, tokens, config.head_dim)
-        for block_MD in x_ND.split(ROWS):
-            add_times(block_MD, block_MD, own.o_proj.weight)
+        for block_MD, mixed_MD in zip(x_ND.split(ROWS), mixed_ND.split(ROWS), strict=True):
+            add_times(block_MD, mixed_MD, own.o_proj.weight)
             gate_MF, up_MF = read(block_MD, mlp.gate_proj, mlp.up_proj)
             add_times(block_MD, F.silu(gate_MF, inplace=True).mul_(up_MF), mlp.down_proj.weight)
     for block_MD in x_ND.split(ROWS):
