@@ -9,13 +9,13 @@ take turns. The head's weights are the same on both sides; ours has the environm
 ours  `Predictor` from windows in memory to lines of JSON: rendering, tokenising, the model, softmax, JSON.
 peer  `pipeline("text-classification", top_k=None)` from the rendered texts to JSON, so it is spared the rendering. Its
       batch size is the fastest of some, each tried on a part of the texts beforehand.
-floor what no code can leave out: our texts, then each operator of the formula once for as many tokens, on blocks of
-      rows that stay in a cache, each thread with batches of its own. Nothing is padded, gathered or copied, and no JSON
-      is made.
+floor our texts, then each operator of the formula once for as many tokens, on blocks of rows that stay in a cache, each
+      thread with batches of its own. Nothing is padded, gathered or copied, and no JSON is made; but what the operators
+      read is filled in within the time, so it is an estimate of the least, not a bound.
 
 ratio             median over the rounds of peer's seconds / our seconds, with the smallest and the largest
 cpu_ratio         the same of CPU seconds, which neighbours on the machine disturb less, and which choose the batch size
-ratio_of_floor    median over the rounds of peer's seconds / the floor's: with these libraries no code could reach more
+ratio_of_floor    median over the rounds of peer's seconds / the floor's
 answers_agree     largest difference of a probability
 batch_sizes       windows per CPU second of the peer for each batch size that was tried
 parts             our CPU seconds for rendering and tokenising alone, and for all
