@@ -32,6 +32,7 @@ The data flows down this list; a module imports only from modules above it.
     model.attention   the same of attention, for windows one after the other
     model.fast        the model of them: the same results, sooner
     model.merged      the merged model of them, for answers alone
+    model.graph       the same of a narrow model, by ONNX Runtime
     model.answers     logits of many rows, on all cores
     model.trunk       what frozen layers give, computed once a row
     model.learner     one optimizer step; logits

@@ -10,18 +10,15 @@ import os
 import sys
 import time
 import traceback
-from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 
 from ml.commands import app
 from ml.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError
 from ml.versions import refuse_known_holes
 
-CPUINFO, LOADAVG = Path("/proc/cpuinfo"), Path("/proc/loadavg")
+LOADAVG = Path("/proc/loadavg")
 LOOKS, BETWEEN = 5, 0.02  # seconds: what runs for a moment only is none of our business
 SPINS = "10000"
-SKYLAKE = {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"}  # what OpenBLAS's kernels of that name use
 NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
 
 
@@ -77,15 +74,10 @@ def settle_environment() -> None:
 
     Threads of torch that wait for each other spin for some tenth of a millisecond and then sleep: to be woken takes a
     virtual machine as long as a small operator. Where others want the cores they sleep at once, or they would starve
-    each other. numpy's OpenBLAS does not know AMD's newest processors, and would use half of each of their vectors.
+    each other.
     """
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = "0" if _others_want_cores() else SPINS
-    with suppress(OSError), CPUINFO.open(encoding="utf-8", errors="replace") as stream:
-        described = [line.partition(":") for line in takewhile(str.strip, stream)]  # the first of all processors
-        cpu = {name.strip(): value.split() for name, _, value in described}
-        if cpu.get("vendor_id") == ["AuthenticAMD"] and SKYLAKE.issubset(cpu.get("flags", [])):
-            os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
 
 
 def _others_want_cores() -> bool:

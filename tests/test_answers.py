@@ -1,6 +1,5 @@
 """Many rows are answered in batches: by one thread after the other, or by several threads with a batch each."""
 
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +9,10 @@ import pytest
 import torch
 
 from ml.data.batches import Tokens, collate
-from ml.model import qwen
-from ml.model.answers import batches_that_fit, equal_batches, token_logits
+from ml.model import answers, qwen
+from ml.model.answers import batches_that_fit, token_logits
 from ml.model.fast import why_plain
+from ml.model.graph import GraphClassifier
 from ml.model.merged import MergedClassifier
 from ml.runtime import side_by_side
 from tests.tiny_models import build_tiny
@@ -32,13 +32,11 @@ def rows_of(lengths: np.ndarray) -> Tokens:
     return Tokens(flat, np.cumsum(lengths), PAD, 0)
 
 
-def classifier(folder: Path, **changes: object) -> MergedClassifier:
+def classifier(folder: Path) -> GraphClassifier:
     build_tiny(folder, "qwen3")
-    config = json.loads((folder / "config.json").read_bytes())
-    (folder / "config.json").write_text(json.dumps(config | changes))
     model = qwen.load_classifier(str(folder), PAD).eval()
     assert why_plain(model, torch.device("cpu")) is None
-    return MergedClassifier(model).eval()
+    return GraphClassifier.of(model).eval()
 
 
 def threads_of_passes(model: torch.nn.Module) -> list[tuple[str, int]]:
@@ -56,14 +54,19 @@ def threads_of_a_new_thread() -> int:
     return seen[0]
 
 
-def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(tmp_path: Path, two_threads: None) -> None:
+def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(
+    tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokens = classifier(tmp_path), rows_of(np.random.default_rng(1).integers(20, 200, 120))
-    seen = threads_of_passes(model)
-    done: list[int] = []
+    monkeypatch.setattr(answers, "STATES_OF_A_CORE", 1000 * model.width)
+    seen, done, sizes = threads_of_passes(model), list[int](), list[int]()
+    model.register_forward_pre_hook(lambda _, __, named: sizes.append(named["input_ids"].numel()), with_kwargs=True)
     logits_NC = token_logits(model, tokens, done.append)
     assert sum(done) == len(tokens)
-    assert len(seen) == 2
-    assert all(name.startswith("worker") and threads == 1 for name, threads in seen)
+    assert {name.rpartition("_")[0] for name, _ in seen} == {"worker"}
+    assert {threads for _, threads in seen} == {1}
+    assert len({name for name, _ in seen}) == 2
+    assert max(sizes) <= 1000
     assert torch.get_num_threads() == threads_of_a_new_thread() == 2
     for row in range(len(tokens)):
         with torch.inference_mode():
@@ -71,14 +74,13 @@ def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(tmp_path: Path
         torch.testing.assert_close(torch.tensor(logits_NC[row]).float(), alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("what", ["few rows", "one thread", "rotations that change", "plain modules"])
+@pytest.mark.parametrize("what", ["few rows", "one thread", "a wide model", "plain modules"])
 def test_other_rows_are_answered_by_the_thread_that_asks(what: str, tmp_path: Path, two_threads: None) -> None:
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    fast = classifier(tmp_path, **({"rope_parameters": rope} if what == "rotations that change" else {}))
-    model = fast.model if what == "plain modules" else fast
+    graph = classifier(tmp_path)
+    model = {"a wide model": MergedClassifier(graph.model), "plain modules": graph.model}.get(what, graph).eval()
     if what == "one thread":
         torch.set_num_threads(1)
-    tokens, seen = rows_of(np.full(60 if what == "few rows" else 100, 120)), threads_of_passes(model)
+    tokens, seen = rows_of(np.full(4 if what == "few rows" else 100, 120)), threads_of_passes(model)
     token_logits(model, tokens)
     assert {*seen} == {("MainThread", 1 if what == "one thread" else 2)}
 
@@ -120,19 +122,3 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_they_may() -> None:
     assert all((len(rows) + 1) * lengths[rows].max() > 1000 for rows in batches[:-1]), (
         "a batch has as many rows as may be"
     )
-
-
-@pytest.mark.parametrize("count", [1, 2, 15, 200])
-def test_equal_batches_hold_as_many_tokens(count: int) -> None:
-    lengths = np.random.default_rng(0).integers(100, 200, 2000)
-    batches = equal_batches(lengths, count)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(2000))
-    assert len(batches) == count
-    sizes = [int(lengths[rows].sum()) for rows in batches]
-    assert max(sizes) - min(sizes) <= 2 * lengths.max()  # half a row at either end of each
-    longest = [lengths[rows].max() for rows in batches]
-    assert longest == sorted(longest, reverse=True)
-
-
-def test_equal_batches_of_few_rows_are_none_of_them_empty() -> None:
-    assert [rows.tolist() for rows in equal_batches(np.array([1, 900, 2]), 8)] == [[1], [2, 0]]

@@ -3,6 +3,8 @@
 import io
 import json
 import sys
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,18 @@ from peft import PeftModel, get_peft_model
 from rich.console import Console
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from ml.config import LoraConfig
 from ml.data.codec import Codec
-from ml.model import attention as attention_module
 from ml.model import fast as fast_module
+from ml.model import graph as graph_module
 from ml.model import merged as merged_module
 from ml.model import passes, qwen
 from ml.model.dropout import Masks
 from ml.model.embedded import embedded_base
 from ml.model.fast import FastClassifier, why_plain
+from ml.model.graph import GraphClassifier
 from ml.model.loss import focal_loss
 from ml.model.merged import MergedClassifier
 from ml.model.passes import ADAPTER
@@ -37,6 +40,11 @@ CPU = torch.device("cpu")
 PAD = 0
 LENGTHS = (150, 97, 81, 80, 2, 1)  # more and fewer than a block of queries, and a single token
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Faster = Callable[[PreTrainedModel], nn.Module]
+FASTER: tuple[Faster, ...] = (MergedClassifier, GraphClassifier.of)
+ONE_LAYER = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}}
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "attention": {},
     "last:1": {"layers": "last:1"},
@@ -371,24 +379,18 @@ def test_what_it_was_not_made_for_is_named(tmp_path: Path) -> None:
         assert reason in str(why_plain(adapted(), CPU))
 
 
-@pytest.mark.parametrize("threads", [1, 2])  # numpy multiplies for one thread, torch for several
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("faster", FASTER, ids=["merged", "graph"])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "embedded"])
 def test_a_merged_model_answers_as_plain_transformers(
-    family: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, faster: Faster, threads: int, tmp_path: Path
 ) -> None:
-    by_numpy, own = [], attention_module._by_numpy
-
-    def counted(*inputs: Any) -> Tensor:
-        by_numpy.append(1)
-        return own(*inputs)
-
-    monkeypatch.setattr(attention_module, "_by_numpy", counted)
     model = build(embedded_base() if family == "embedded" else build_tiny(tmp_path, family), target_modules=ALL)
     merged = qwen.merge(model).eval()
     assert why_plain(merged, CPU) is None
-    fast = MergedClassifier(merged).eval()
+    fast = faster(merged).eval()
     kept: list[Tensor] = []
-    for ids_BT in (ragged(), ragged((3, 2)), ragged((600, 411))):
+    for ids_BT in (ragged(), ragged((1,)), ragged((3, 2)), ragged((79, 80, 81)), ragged((600, 411))):
         masked = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
         try:
             torch.set_num_threads(threads)
@@ -397,19 +399,14 @@ def test_a_merged_model_answers_as_plain_transformers(
         finally:
             torch.set_num_threads(1)
     assert kept == []
-    assert bool(by_numpy) == (threads == 1)
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"num_hidden_layers": 1, "layer_types": ["full_attention"]},
-        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}},
-        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
-    ],
+    ("faster", "changes"),
+    [*product(FASTER, (ONE_LAYER, YARN)), (MergedClassifier, DYNAMIC)],
 )
 def test_a_merged_model_of_another_config_answers_as_plain_transformers(
-    changes: dict[str, Any], tmp_path: Path
+    faster: Faster, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = build_tiny(tmp_path, "qwen3")
     config = json.loads((folder / "config.json").read_bytes())
@@ -418,7 +415,52 @@ def test_a_merged_model_of_another_config_answers_as_plain_transformers(
     masked = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
     for context in (torch.inference_mode, torch.no_grad):
         with context():
-            torch.testing.assert_close(MergedClassifier(merged)(ids_BT).logits, masked, atol=1e-5, rtol=0)
+            torch.testing.assert_close(faster(merged)(ids_BT).logits, masked, atol=1e-5, rtol=0)
+
+
+def test_a_graph_computes_what_a_large_vocabulary_needs_when_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged, ids_BT = qwen.merge(build(build_tiny(tmp_path, "qwen3"))).eval(), ragged()
+    tables, answers = [], []
+    for largest in (graph_module.LARGEST_TABLE, 0):
+        monkeypatch.setattr(graph_module, "LARGEST_TABLE", largest)
+        tables.append(sum(node.op_type == "Gather" for node in graph_module.Graph(merged).whole().node))
+        answers.append(GraphClassifier.of(merged)(ids_BT).logits)
+    assert tables == [4, 1]  # states, queries, keys and values; states alone
+    torch.testing.assert_close(*answers, atol=1e-5, rtol=0)
+
+
+def test_a_graph_adds_what_all_its_layers_add(tmp_path: Path) -> None:
+    merged, ids_BT = qwen.merge(build(build_tiny(tmp_path, "qwen2"))).eval(), ragged()
+    for layer in merged.model.layers:
+        for linear in (layer.self_attn.o_proj, layer.self_attn.v_proj):
+            linear.bias = nn.Parameter(torch.randn(linear.out_features))  # o_proj's as with `attention_bias` in Qwen3
+    expected = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
+    torch.testing.assert_close(GraphClassifier.of(merged)(ids_BT).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "max_tokens", "faster"),
+    [
+        ({}, 2048, GraphClassifier),
+        ({}, 2049, MergedClassifier),
+        ({"hidden_size": 512}, 900, MergedClassifier),
+        (DYNAMIC, 900, MergedClassifier),
+    ],
+)
+def test_narrow_models_with_short_texts_answer_by_a_graph(
+    changes: dict[str, Any], max_tokens: int, faster: type[nn.Module], tmp_path: Path
+) -> None:
+    folder = build_tiny(tmp_path, "qwen3")
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    torch.manual_seed(0)
+    model = (
+        AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder, num_labels=3)).float().eval()
+    )
+    codec = Codec(kind="text", fields=[], features={})
+    assert type(Predictor(model, qwen.load_tokenizer(str(folder)), codec, 1.0, max_tokens).network) is faster
 
 
 @pytest.mark.parametrize("mkl_is_wide", [True, False])
@@ -449,7 +491,7 @@ def test_a_predictor_answers_as_the_plain_model_for_short_and_long_texts(family:
     folder = build_tiny(tmp_path, family)
     model, tokenizer = qwen.load_classifier(str(folder), PAD).eval(), qwen.load_tokenizer(str(folder))
     predictor = Predictor(model, tokenizer, Codec(kind="text", fields=[], features={}), 1.0, 900)
-    assert isinstance(predictor.network, MergedClassifier) == (family in ("qwen2", "qwen3"))
+    assert isinstance(predictor.network, GraphClassifier) == (family in ("qwen2", "qwen3"))
     lengths = [3, 850, 20, 40, 900, 700, 1, *range(1, 40)]
     texts = ["".join("abcdefghij"[(place * length + place // 7) % 10] for place in range(length)) for length in lengths]
     answers = predictor.logits([{"context": text} for text in texts])

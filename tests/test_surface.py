@@ -16,11 +16,10 @@ import typer
 
 import ml
 from ml import cli
-from ml.cli import main, settle_environment
+from ml.cli import main
 from ml.commands import app
 from ml.config import KEYS
 
-CORE = "OPENBLAS_CORETYPE"
 WAIT = "OMP_WAIT_POLICY"
 CONFIG_KEYS = """
 data data.train data.val data.test data.codec data.purge data.embargo data.allow_leakage
@@ -178,39 +177,3 @@ def test_threads_do_not_spin_beside_programs_that_are_busy() -> None:
             process.kill()
             process.wait()
     assert done.stdout == "0\n"
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "given", "kernels"),
-    [
-        ("vendor_id : AuthenticAMD\nflags\t: fpu avx512f avx512dq avx512cd avx512bw avx512vl sha\n", {}, "SkylakeX"),
-        ("vendor_id : AuthenticAMD\nflags : avx512f avx512dq avx512cd avx512bw avx512vl\n", {CORE: "Zen"}, "Zen"),
-        ("vendor_id : AuthenticAMD\nflags : fpu avx2 sha\n\nprocessor : 1\nflags : avx512f\n", {}, None),
-        ("vendor_id : GenuineIntel\nflags : avx512f avx512dq avx512cd avx512bw avx512vl\n", {}, None),
-        ("processor : 0\nFeatures : fp asimd\n", {}, None),
-        (None, {}, None),
-    ],
-)
-def test_openblas_uses_the_widest_vectors_that_amd_has(
-    cpuinfo: str | None, given: dict[str, str], kernels: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "environ", given)
-    monkeypatch.setattr(cli, "CPUINFO", tmp_path / "cpuinfo")
-    if cpuinfo is not None:
-        (tmp_path / "cpuinfo").write_text(cpuinfo)
-    settle_environment()
-    assert given.get(CORE) == kernels
-
-
-def test_what_is_set_for_libraries_reaches_them() -> None:
-    code = """
-import os
-from ml.cli import settle_environment
-settle_environment()
-import numpy, threadpoolctl
-[blas] = [one for one in threadpoolctl.threadpool_info() if "numpy" in one["filepath"]]
-print(os.environ.get("OPENBLAS_CORETYPE", blas["architecture"]), blas["architecture"])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    wanted, architecture = done.stdout.split()
-    assert wanted == architecture

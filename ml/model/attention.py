@@ -16,7 +16,6 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -25,9 +24,7 @@ from ml.model.passes import apply, times
 
 LANES = 16  # numbers in a CPU's widest vector; softmax is up to twice as slow on rows that do not end with one
 QUERIES = 48  # that are multiplied with all keys before them at a time
-QUERIES_BY_NUMPY = 32  # the same where numpy multiplies
 SCORES_AT_A_TIME = 1 << 20  # attention scores that are worked on together, in numbers
-LARGEST_BY_NUMPY = 1 << 18  # multiplications of a product; OpenBLAS gives those that have more to threads of its own
 KEPT_TOKENS = 256  # up to this length attention weights are kept for the backward pass, above they are computed again
 
 
@@ -43,12 +40,8 @@ def attention(
         return cast(Tensor, apply(Attention, q_NHP, k_NKP, v_NKP, groups, turns_TC, scale))
     out_NHP = torch.empty_like(q_NHP)
     for its in groups:
-        q_BKGTP, k_BKTP, v_BKTP = its.turned(q_NHP, k_NKP, v_NKP, turns_TC, scale)
-        if _answers_alone() and QUERIES_BY_NUMPY * its.tokens * q_NHP.shape[2] <= LARGEST_BY_NUMPY:
-            out_BKGTP = _by_numpy(q_BKGTP, k_BKTP, v_BKTP)
-        else:
-            out_BKGTP = _by_torch(q_BKGTP.flatten(0, 1), k_BKTP.flatten(0, 1), v_BKTP.flatten(0, 1))
-        its.one_after_another(out_BKGTP, out_NHP)
+        q, k, v = (x.flatten(0, 1) for x in its.turned(q_NHP, k_NKP, v_NKP, turns_TC, scale))
+        its.one_after_another(_mixed(q, k, v), out_NHP)
     out_NHP[groups[-1].own.stop :] = 0
     return out_NHP.flatten(1)
 
@@ -85,7 +78,7 @@ class Attention(Function):
         for its in groups:
             q, k, v = (x.flatten(0, 1) for x in its.turned(q_NHP, k_NKP, v_NKP, turns_TC, scale))
             kept: list[Tensor] = []
-            its.one_after_another(_by_torch(q, k, v, kept), out_NHP)
+            its.one_after_another(_mixed(q, k, v, kept), out_NHP)
             saved += [q, k, v, *kept]
         ctx.save_for_backward(turns_TC, *saved)
         out_NHP[groups[-1].own.stop :] = 0
@@ -152,7 +145,7 @@ class AttentionOfLast(Function):
         return dq_BHP, dk_NKP, dv_NKP, None, None, None
 
 
-def _by_torch(q: Tensor, k: Tensor, v: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+def _mixed(q: Tensor, k: Tensor, v: Tensor, kept: list[Tensor] | None = None) -> Tensor:
     """Of shape (i, G, T, P), of q of that shape and k and v of shape (i, T, P); `kept` gets weights worth keeping."""
     (_, shared, tokens, _), out = q.shape, torch.empty_like(q)
     for group, block in _tiles(len(k), shared, tokens):
@@ -169,23 +162,6 @@ def _weights(q: Tensor, k: Tensor, group: slice, block: slice) -> Tensor:
     own = scores.unflatten(1, (q.shape[1], -1))[..., block.start :]
     own += _future(block.stop - block.start, q.device)
     return torch.softmax(scores, dim=-1, out=scores)
-
-
-def _by_numpy(q_BKGTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor) -> Tensor:
-    """Of shape (B, K, G, T, P), by this thread alone.
-
-    OpenBLAS multiplies many small matrices sooner than MKL, and numpy's calls are short, which matters to threads that
-    wait for the interpreter's lock.
-    """
-    q, (k, v) = q_BKGTP.numpy(), (x_BKTP[:, :, None].numpy() for x_BKTP in (k_BKTP, v_BKTP))
-    out = np.empty_like(q)
-    for start, stop in _blocks(q.shape[3], QUERIES_BY_NUMPY):
-        scores = torch.empty(*q.shape[:3], stop - start, stop)
-        np.matmul(q[..., start:stop, :], k[..., :stop, :].mT, out=scores.numpy())
-        scores[..., start:] += _future(stop - start, q_BKGTP.device)
-        weights = torch.softmax(scores, dim=-1, out=scores).numpy()
-        np.matmul(weights, v[..., :stop, :], out=out[..., start:stop, :])
-    return torch.from_numpy(out)
 
 
 class Neighbours:
@@ -209,8 +185,7 @@ class Neighbours:
     def of(cls, lengths: Sequence[int], heads: int, device: torch.device) -> list[Neighbours]:
         """All windows in groups, each as large as its scores allow."""
         longest = max(lengths)
-        queries = QUERIES_BY_NUMPY if _answers_alone() else QUERIES
-        size = max(1, SCORES_AT_A_TIME // (heads * longest * min(longest, queries)))
+        size = max(1, SCORES_AT_A_TIME // (heads * longest * min(longest, QUERIES)))
         starts = [0, *accumulate(lengths)]
         return [cls(starts[first], lengths[first : first + size], device) for first in range(0, len(lengths), size)]
 
@@ -252,10 +227,6 @@ class Neighbours:
         return place_BHT.transpose(1, 2)[of_BT].flatten()
 
 
-def _answers_alone() -> bool:
-    return torch.is_inference_mode_enabled() and torch.get_num_threads() == 1
-
-
 def _times_each(a: Tensor, b: Tensor) -> Tensor:
     """a_i · b_iᵀ of shape (i, M, N), of (i, M, P) and (i, N, P)."""
     return times(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b.mT)
@@ -274,13 +245,13 @@ def _tiles(groups: int, shared: int, tokens: int) -> Iterator[tuple[slice, slice
     """
     together = _together(shared, tokens)
     for first in range(0, groups, together):
-        for start, stop in reversed(_blocks(tokens, QUERIES)):
+        for start, stop in reversed(_blocks(tokens)):
             yield slice(first, first + together), slice(start, stop)
 
 
-def _blocks(tokens: int, queries: int) -> list[tuple[int, int]]:
-    """Where blocks of like size, with about so many queries, start and stop."""
-    blocks = -(-tokens // queries)
+def _blocks(tokens: int) -> list[tuple[int, int]]:
+    """Where blocks of like size, with about as many queries as are wanted, start and stop."""
+    blocks = -(-tokens // QUERIES)
     return list(pairwise(min(tokens, -(-tokens // LANES) * number // blocks * LANES) for number in range(blocks + 1)))
 
 

@@ -1,4 +1,4 @@
-"""The forward pass of a merged dense Qwen2 or Qwen3 classifier on a CPU, for answers alone.
+"""The forward pass of a wide merged dense Qwen2 or Qwen3 classifier on a CPU, for answers alone.
 
 Comes in: a model without adapters, in float32, for which `why_plain` gives None. Goes out: a module around it that
 gives the model's own logits, sooner.
@@ -73,17 +73,8 @@ class MergedClassifier(nn.Module):
         self.model = model
 
     @property
-    def width(self) -> int:
-        return self._embeddings.shape[1]
-
-    @property
     def _embeddings(self) -> Tensor:
         return cast(Tensor, cast(Any, self.model).model.embed_tokens.weight)
-
-    @property
-    def is_reentrant(self) -> bool:
-        """Whether several passes may run at once: some of transformers' rotations change with a batch's length."""
-        return cast(Any, self.model).model.rotary_emb.rope_type not in ("dynamic", "longrope")
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor) -> SequenceClassifierOutputWithPast:

@@ -38,6 +38,7 @@ from ml.evaluation.selective import abstain, least_confidences
 from ml.labels import LABELS
 from ml.model.answers import token_logits
 from ml.model.fast import why_plain
+from ml.model.graph import GraphClassifier, suits
 from ml.model.merged import MergedClassifier
 from ml.model.qwen import quiet_transformers
 from ml.output.files import MANIFEST, check_manifest, sha256_file, unpack
@@ -121,7 +122,8 @@ class Predictor:
         self.network: nn.Module = model.eval()
         if why_plain(model, model.device) is None:
             keep_freed_memory()
-            self.network = MergedClassifier(model).eval()
+            faster = GraphClassifier.of if suits(model, max_tokens) else MergedClassifier
+            self.network = faster(model).eval()
         self.tokenizer = tokenizer
         self.codec = codec
         self.temperature = temperature
