@@ -15,7 +15,7 @@ C = P/2 pairs of its numbers that are rotated together, S keys up to the last qu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -37,6 +37,8 @@ BLOCKS = 5  # of queries, each with all keys up to its last
 LANES = 16  # numbers in a CPU's widest vector; blocks end with one
 LARGEST_TABLE = 1 << 24  # numbers; a larger vocabulary's part of the first layer is not made beforehand
 
+Floats = NDArray[np.float32]
+
 
 def suits(model: PreTrainedModel, max_tokens: int) -> bool:
     """Whether a model for which `why_plain` gives None answers soonest so: not if rotations change with a batch."""
@@ -46,21 +48,29 @@ def suits(model: PreTrainedModel, max_tokens: int) -> bool:
 
 
 class GraphClassifier(nn.Module):
-    """A merged model for which `why_plain` gives None, with the weights that it has now."""
+    """A merged model for which `why_plain` gives None, with the weights that it has now.
 
-    def __init__(self, model: PreTrainedModel, session: onnxruntime.InferenceSession) -> None:
+    `weights` is memory that the session reads and does not keep alive.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, session: onnxruntime.InferenceSession, weights: Mapping[str, Floats]
+    ) -> None:
         super().__init__()
         self.model = model
         self.session = session
+        self.weights = weights
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> GraphClassifier:
-        options = onnxruntime.SessionOptions()
+        graph, options = Graph(model), onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         opsets = [helper.make_opsetid("", OPSET)]
-        graph = helper.make_model(Graph(model).whole(), opset_imports=opsets, ir_version=IR_VERSION)
-        providers = ["CPUExecutionProvider"]
-        return cls(model, onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=providers))
+        whole = helper.make_model(graph.whole(), opset_imports=opsets, ir_version=IR_VERSION)
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(weight) for weight in graph.weights.values()]
+        options.add_external_initializers(list(graph.weights), values)
+        session = onnxruntime.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return cls(model, session, graph.weights)
 
     @property
     def width(self) -> int:
@@ -106,6 +116,7 @@ class Graph:
         self.shared, self.head = self.queries // self.keys, self.layers[0].self_attn.head_dim
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self.weights: dict[str, Floats] = {}
         turns = model.model.rotary_emb(model.model.embed_tokens.weight, torch.arange(LONGEST)[None])
         # Cosines and sines of shape (LONGEST, C); transformers repeats them for the second half of a head.
         self.turns = [self.of(x_1TP[0, :, : self.head // 2]) for x_1TP in turns]
@@ -242,16 +253,20 @@ class Graph:
         return self.op("Transpose", x, perm=order)
 
     def ints(self, *values: int) -> str:
-        return self._constant(np.array(values, dtype=np.int64))
+        self.constants.append(
+            numpy_helper.from_array(np.array(values, dtype=np.int64), f"constant_{len(self.constants)}")
+        )
+        return str(self.constants[-1].name)
 
     def of(self, value: Tensor | float) -> str:
-        """A constant, in float32."""
-        return self._constant(torch.as_tensor(value, dtype=torch.float32).contiguous().numpy())
-
-    def _constant(self, value: NDArray[Any]) -> str:
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(value, name))
-        return name
+        """A constant, in float32, whose memory the session reads where it is."""
+        weight = torch.as_tensor(value, dtype=torch.float32).contiguous().numpy()
+        constant = TensorProto(name=f"constant_{len(self.constants)}", data_type=TensorProto.FLOAT, dims=weight.shape)
+        constant.data_location = TensorProto.EXTERNAL
+        constant.external_data.add(key="location", value=constant.name)
+        self.constants.append(constant)
+        self.weights[constant.name] = weight
+        return str(constant.name)
 
     def op(self, kind: str, *inputs: str, **attributes: int | float | Sequence[int]) -> str:
         name = f"{kind}_{len(self.nodes)}"

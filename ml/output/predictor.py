@@ -121,9 +121,11 @@ class Predictor:
     ) -> None:
         self.network: nn.Module = model.eval()
         if why_plain(model, model.device) is None:
-            keep_freed_memory()
-            faster = GraphClassifier.of if suits(model, max_tokens) else MergedClassifier
-            self.network = faster(model).eval()
+            if suits(model, max_tokens):
+                self.network = GraphClassifier.of(model).eval()
+            else:
+                keep_freed_memory()
+                self.network = MergedClassifier(model).eval()
         self.tokenizer = tokenizer
         self.codec = codec
         self.temperature = temperature
