@@ -3,8 +3,7 @@
 Comes in: a model in evaluation mode, and tokenised rows. Goes out: their logits, in the order of the rows.
 
 A batch keeps all cores busy where the model is wide. What a narrow one does with a batch is so little that cores would
-mostly wait for each other, so there each batch has a core of its own, and is so small that it stays in that core's
-caches.
+mostly wait for each other, so there each batch has a core of its own, and is so small that it stays in caches.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def turn(x: Tensor, turns_C: Tensor) -> None:
 
 
 class Attention(Function):
-    """The same, with gradients and on all threads.
+    """The same, with gradients.
 
     Scores are computed for blocks of queries and the keys up to them (Dao 2023, FlashAttention-2, section 3.1), which
     saves most of the half that the causal mask throws away. The mask also keeps a window from its padding, which only

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from ml.model.attention import LANES
 from ml.model.fast import lengths_of
 
 NARROW = 512  # from this width on products take nearly all the time, and a second copy of the weights is large
 LONGEST = 2048  # tokens; attention of longer texts takes fewer scores at a time than `BLOCKS` leave
 OPSET, IR_VERSION = 23, 11  # the first with norm and rotation as operators
 BLOCKS = 5  # of queries, each with all keys up to its last
-LANES = 16  # numbers in a CPU's widest vector; blocks end with one
 LARGEST_TABLE = 1 << 24  # numbers; a larger vocabulary's part of the first layer is not made beforehand
 
 Floats = NDArray[np.float32]
