@@ -42,11 +42,12 @@ def ours(path: str, scratch: str) -> Iterator[Any]:
     from peers import qwen_tokenizer_fast
 
     from ml.data.dataset import load_dataset
+    from ml.data.windows import WindowFile
 
     tokenizer = qwen_tokenizer_fast()
     yield
     data = load_dataset(
-        {"train": path, "val": f"{scratch}/val.jsonl"},
+        {"train": WindowFile(path, keep=True), "val": WindowFile(f"{scratch}/val.jsonl", keep=True)},
         tokenizer,
         codec="compact",
         max_tokens=2048,

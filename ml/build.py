@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ml.config import Config
+from ml.config import Config, DataConfig
 from ml.config_text import required
 from ml.data.codec import Codec
 from ml.errors import ConfigError
@@ -48,6 +48,11 @@ def one_run(config: Config) -> Config:
     if config.data.val is None:
         raise ConfigError(required("data.val"))
     return config
+
+
+def split_paths(data: DataConfig) -> dict[str, str]:
+    """The path of each split that a run reads."""
+    return {split: path for split in ("train", "val", "test") if (path := getattr(data, split)) is not None}
 
 
 def base_name(config: Config) -> str:
@@ -117,10 +122,10 @@ def build_learner(
     )
 
 
-def model_facts(config: Config, family: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def model_facts(config: Config, base: str, family: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """What a summary says of the model besides its size."""
     return {
-        "base": base_name(config),
+        "base": base,
         "revision": config.model.revision,
         "family": family,
         "base_sha256": fingerprint["base_sha256"],

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from ml.build import several
+from ml.build import several, split_paths
 from ml.config import Config
 from ml.data.folds import split_rows, walk_forward
 from ml.data.rows import Window
 from ml.data.sampling import labels_of
 from ml.data.survey import survey
-from ml.data.windows import WindowFile, load_windows
+from ml.data.windows import WindowFile
 from ml.errors import ConfigError
 from ml.evaluation.blocks import blocks_of
 from ml.evaluation.intervals import Judged, score_intervals
@@ -62,10 +62,16 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
         if config.evaluation.folds and (config.data.val or config.data.test):
             reporter.say("note: evaluation.folds splits data.train; data.val and data.test are not read")
         runs, configs = [], _configs(config, folder.root)
+        files = {
+            path: WindowFile(path, keep=True)
+            for settings in configs.values()
+            for path in split_paths(settings.data).values()
+        }
         for number, (name, settings) in enumerate(configs.items(), start=1):
             reporter.begin(f"run {number} of {len(configs)}: {name}")
-            summary = _finished(settings) if resume else None
-            summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter).run()
+            own = {split: files[path] for split, path in split_paths(settings.data).items()}
+            summary = _finished(settings, own) if resume else None
+            summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter, files=own).run()
             assert summary is not None, "there is one process"
             runs.append({"name": name, "seed": settings.training.seed, **_of_run(summary)})
         leaked = _leaked(runs)
@@ -73,7 +79,7 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
         report = {
             "runs": runs,
             "leaked": leaked,
-            **_pooled(list(configs.values()), targets, config.training.seed, mark),
+            **_pooled(list(configs.values()), files, targets, config.training.seed, mark),
             "spread": {name: _spread([run[name] for run in runs]) | mark for name in (*SPREAD, "lead")},
         }
         write_json(folder.root / REPORT, report)
@@ -123,7 +129,7 @@ def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Pat
 
     Raises ConfigError, before anything is written, if one of them holds other rows: it may be a run's.
     """
-    source, error = survey(WindowFile(train))
+    source, error = survey(WindowFile(train, keep=True))
     if error:
         raise error
     parts = {f"fold_{number}": rows for number, rows in enumerate(walk_forward(source, folds), start=1)}
@@ -131,7 +137,7 @@ def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Pat
     saved, current = {}, {}
     for fold, rows in parts.items():
         if any(path.exists() for path in paths[fold].values()):
-            for name, content in split_rows(source.file.path, rows).items():
+            for name, content in split_rows(source.file, rows).items():
                 if paths[fold][name].exists():
                     saved[f"{fold}.{name}"] = sha256_file(paths[fold][name])
                     current[f"{fold}.{name}"] = hashlib.sha256(content).hexdigest()
@@ -139,23 +145,22 @@ def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Pat
     for fold, rows in parts.items():
         if not all(path.exists() for path in paths[fold].values()):
             make_folder(folder / fold)
-            for name, content in split_rows(source.file.path, rows).items():
+            for name, content in split_rows(source.file, rows).items():
                 if not paths[fold][name].exists():
                     write_bytes(paths[fold][name], content)
     return paths
 
 
-def _finished(config: Config) -> dict[str, Any] | None:
+def _finished(config: Config, files: Mapping[str, WindowFile]) -> dict[str, Any] | None:
     """The summary of a run that has ended, of this very config and these rows. Raises DataError if it is damaged."""
-    folder, data = RunFolder(config.output_dir), config.data
+    folder = RunFolder(config.output_dir)
     if (
         not folder.summary.exists()
         or folder.config.read_text(encoding="utf-8") != config.with_absolute_paths().to_yaml()
     ):
         return None
     summary = folder.read_summary()
-    paths = {"train": data.train, "val": data.val, "test": data.test}
-    now = {name: sha256_file(Path(path)) for name, path in paths.items() if path}
+    now = {split: file.sha256() for split, file in files.items()}
     ended = not summary.get("unfinished")  # an export before the end writes a summary too
     return summary if ended and summary["data"].get("sha256") == now else None
 
@@ -197,14 +202,20 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _pooled(configs: Sequence[Config], targets: dict[str, float], seed: int, mark: dict[str, str]) -> dict[str, Any]:
+def _pooled(
+    configs: Sequence[Config],
+    files: Mapping[str, WindowFile],
+    targets: dict[str, float],
+    seed: int,
+    mark: dict[str, str],
+) -> dict[str, Any]:
     """Scores of all judged rows of all runs, each by the model of its run, with intervals and targets; all marked."""
     windows: list[Window] = []
     starts: dict[str, int] = {}
     logits, rows = [], []
     for config in configs:
         model, path = load_model(RunFolder(config.output_dir).zip), str(config.data.test or config.data.val)
-        own = load_windows(path)
+        own = list(files[path])
         if path not in starts:
             starts[path] = len(windows)
             windows += own

@@ -10,7 +10,7 @@ run                all of these, epoch by epoch, then `finish`: best epoch → t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +20,12 @@ import torch
 from peft import PeftModel
 from torch.optim import AdamW
 
-from ml.build import base_name, build_learner, build_model, fingerprint, model_facts, one_run
+from ml.build import base_name, build_learner, build_model, fingerprint, model_facts, one_run, split_paths
 from ml.config import Config
 from ml.data.batches import plan_step, steps_per_epoch
 from ml.data.dataset import load_dataset
 from ml.data.sampling import epoch_rows
+from ml.data.windows import WindowFile
 from ml.errors import ConfigError, Interrupted, TrainingDiverged
 from ml.evaluation.metrics import evaluate_logits
 from ml.model import qwen
@@ -37,7 +38,14 @@ from ml.output.run_folder import RunFolder
 from ml.output.summary import assess_export, make_summary, warnings
 from ml.output.tracking import Trackers, tracked
 from ml.progress import Reporter
-from ml.runtime import StopRequest, catch_signals, environment, is_main_process, leave_process_group
+from ml.runtime import (
+    StopRequest,
+    catch_signals,
+    environment,
+    is_main_process,
+    leave_process_group,
+    resolve_dtype,
+)
 
 EVALUATION_BATCH = 32
 
@@ -47,8 +55,16 @@ class TrainingPipeline:
 
     learner: Learner
 
-    def __init__(self, config: Config, *, resume: bool = False, reporter: Reporter | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        resume: bool = False,
+        reporter: Reporter | None = None,
+        files: Mapping[str, WindowFile] | None = None,
+    ) -> None:
         self.config = one_run(config)
+        self.files = files or {split: WindowFile(path, keep=True) for split, path in split_paths(config.data).items()}
         self.resume = resume
         self.reporter = reporter if reporter and is_main_process() else Reporter()
         self.folder = RunFolder(config.output_dir)
@@ -64,9 +80,10 @@ class TrainingPipeline:
     def load_data(self) -> None:
         """Read, check, balance, render and tokenise the rows. Raises DataError with the faults of all files."""
         data, model, training = self.config.data, self.config.model, self.config.training
+        self.base_name = base_name(self.config)
         self.tokenizer = qwen.load_tokenizer(model.base, model.revision)
         self.data = load_dataset(
-            {"train": data.train, "val": data.val, "test": data.test},
+            self.files,
             self.tokenizer,
             codec=data.codec,
             max_tokens=model.max_tokens,
@@ -219,12 +236,10 @@ class TrainingPipeline:
         environment, sizes = self._environment(), qwen.parameter_counts(self.model)
         device, labels, unfinished = self.learner.accelerator.device, self.data.labels, self._unfinished()
         tokens = {name: own for name, own in self.data.tokens.items() if name != "test" or not unfinished}
-        self.model = self.optimizer = self.loss_fn = None  # make room for the model that is exported
-        del self.learner
         targets, seed = self.config.targets.model_dump(), self.config.training.seed
         with self.folder.scratch() as scratch:
             with self.stop.at_once():
-                model = build_model(self.config, self.tokenizer.pad_token_id, dtype=torch.float32, quantization="none")
+                model = self._release_model()
                 qwen.load_trainable_state(
                     model, checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
                 )
@@ -238,13 +253,13 @@ class TrainingPipeline:
                     max_tokens=self.config.model.max_tokens,
                     calibrate=self.config.calibration.method == "temperature",
                     precisions={"LONG": targets["long_precision"], "SHORT": targets["short_precision"]},
-                    base_name=base_name(self.config),
+                    base_name=self.base_name,
                     caveat=" ".join(warnings(self.data.leaked, unfinished)),
                     scratch=scratch,
                 )
             place_export(scratch, self.folder)  # from here on a signal changes nothing: the run is as good as done
         summary = make_summary(
-            model={**model_facts(self.config, model.config.model_type, self.fingerprint), **sizes},
+            model={**model_facts(self.config, self.base_name, model.config.model_type, self.fingerprint), **sizes},
             data=self.data.summary(),
             epochs=self.state.epochs,
             best_epoch=best,
@@ -282,6 +297,20 @@ class TrainingPipeline:
                     yield
             finally:
                 leave_process_group()
+
+    def _release_model(self) -> PeftModel:
+        """The model for the export, in float32; what else training holds is freed.
+
+        It is the trained one where the base was read in float32. Else the base's files are read again, in float32.
+        """
+        assert self.model is not None, "setup_model comes first"
+        model, exact = self.model, resolve_dtype(self.config.model.dtype) == torch.float32
+        self.model = self.optimizer = self.loss_fn = None
+        del self.learner
+        if exact and self.config.model.quantization == "none":
+            return model
+        del model  # make room
+        return build_model(self.config, self.tokenizer.pad_token_id, dtype=torch.float32, quantization="none")
 
     def _environment(self) -> dict[str, Any]:
         return {**environment(), "processes": self.learner.accelerator.num_processes}

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ml import TrainingPipeline
+from ml.build import split_paths
 from ml.data.check import check_files
 from ml.data.dataset import load_dataset
 from ml.data.drift import drift, population_stability
@@ -259,10 +260,10 @@ def test_a_window_inside_a_longer_one_does_not_hide_it(tmp_path: Path) -> None:
 
 def tokenised(config: Any, **changes: Any) -> Any:
     tokenizer = load_tokenizer("embedded", None)
-    paths = {"train": config.data.train, "val": config.data.val, "test": None}
+    files = {name: WindowFile(path, keep=True) for name, path in split_paths(config.data).items()}
     settings: Any = {"codec": "compact", "max_tokens": 512, "oversampling": "auto"}
     settings |= {"max_repeat": None, "weights": "auto"}
-    return load_dataset(paths, tokenizer, **settings, **changes)
+    return load_dataset(files, tokenizer, **settings, **changes)
 
 
 def test_a_purged_run_trains_without_the_dropped_rows_and_says_so(make_config: MakeConfig, tmp_path: Path) -> None:

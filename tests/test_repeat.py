@@ -46,7 +46,7 @@ def test_rows_are_copied_as_they_stand(tmp_path: Path) -> None:
     lines = [json.dumps(row) for row in dated_rows(6, 1, apart=7)]
     source = tmp_path / "rows.jsonl"
     source.write_text(f"{lines[0]}\n\n" + "\r\n".join(lines[1:]))  # a blank line, other ends, none at the end
-    found = split_rows(source, {"train": np.array([5, 0]), "val": np.array([2])})
+    found = split_rows(WindowFile(source), {"train": np.array([5, 0]), "val": np.array([2])})
     assert found == {"train": f"{lines[5]}\n{lines[0]}\n".encode(), "val": f"{lines[2]}\n".encode()}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,31 @@ def test_methods_can_be_called_one_by_one(make_config: MakeConfig) -> None:
     pipeline.save_checkpoint(metrics)
     saved = checkpoint.load(pipeline.checkpoints.epoch_path(1))
     assert saved["state"]["epochs"][0]["macro_f1"] == metrics["macro_f1"]
+
+
+def test_a_run_needs_neither_its_rows_nor_its_base_once_they_are_read(
+    make_config: MakeConfig, tiny_base: Path, tiny_rows: dict[str, str], tmp_path: Path
+) -> None:
+    inputs = tmp_path / "inputs"
+    shutil.copytree(tiny_base, inputs / "base")
+    paths = {name: shutil.copy(path, inputs) for name, path in tiny_rows.items()}
+    moved = [f"model.base={inputs / 'base'}", *(f"data.{name}={path}" for name, path in paths.items())]
+    config = make_config(*moved, "training.epochs=1", run="whole")
+    TrainingPipeline(config).run()
+
+    class Moving(TrainingPipeline):
+        def load_data(self) -> None:
+            super().load_data()
+            for path in paths.values():
+                Path(path).rename(f"{path}.elsewhere")
+
+        def setup_model(self) -> None:
+            super().setup_model()
+            (inputs / "base").rename(inputs / "base.elsewhere")
+
+    pipeline = Moving(make_config(*moved, "training.epochs=1", run="moved"))
+    assert pipeline.run()
+    assert sha256_file(pipeline.folder.zip) == sha256_file(RunFolder(config.output_dir).zip)
 
 
 def test_export_makes_the_same_files_again(make_config: MakeConfig) -> None:

@@ -3,6 +3,9 @@
 import gzip
 import hashlib
 import json
+import os
+import socket
+import subprocess
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -375,16 +378,51 @@ def test_fields_of_bars_that_no_model_reads_are_counted_by_row() -> None:
     assert reading.ignored_fields == {"bars.ext_chosh": 2, "bars.label_reason": 1, "features": 1}
 
 
-def test_a_file_can_be_walked_through_again_and_one_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
-    file = WindowFile(write_rows(tmp_path / "rows.jsonl", [make_row(seed=seed) for seed in range(3)]))
-    first, second = ([window.bars["close"].tolist() for window in file] for _ in range(2))
-    assert first == second
-    assert file.reading.sha256 == hashlib.sha256(file.path.read_bytes()).hexdigest()
-    next(iter(file))  # a walk that is broken off settles nothing
-    assert file.reading.good == 3
-    write_rows(file.path, [make_row(seed=seed) for seed in (0, 1, 4)])
-    with pytest.raises(DataError, match=r"rows\.jsonl: changed while it was read\. Start again when nothing writes"):
-        list(file)
+def closes(file: WindowFile) -> list[list[float]]:
+    return [window.bars["close"].tolist() for window in file]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+@pytest.mark.parametrize("then", ["changed", "gone"])
+def test_a_file_that_is_kept_is_read_once_whatever_becomes_of_it(tmp_path: Path, name: str, then: str) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [make_row(seed=seed) for seed in range(3)])
+    if name.endswith(".gz"):
+        path = path.with_name(name)
+        path.write_bytes(gzip.compress((tmp_path / "rows.jsonl").read_bytes()))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = WindowFile(path, keep=True)
+    next(iter(file))  # a walk that is broken off keeps nothing
+    first = closes(file)
+    if then == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-9])
+    assert closes(file) == first
+    assert (file.reading.good, file.reading.sha256) == (3, digest)
+    assert [json.loads(line)["id"] for line in file.raw_rows()] == ["row-0", "row-1", "row-2"]
+
+
+def test_a_pipe_that_is_kept_can_be_walked_again_and_one_without_a_writer_is_empty(tmp_path: Path) -> None:
+    content = write_rows(tmp_path / "rows.jsonl", [make_row(seed=seed) for seed in range(3)]).read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["/bin/sh", "-c", f"cat > {tmp_path / 'pipe'}"], stdin=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        with (tmp_path / "pipe").open("rb"):  # both ends are open before anything is written
+            writer.stdin.write(content)
+            writer.stdin.close()
+            file = WindowFile(tmp_path / "pipe", keep=True)
+            assert closes(file) == closes(file) == closes(WindowFile(tmp_path / "rows.jsonl"))
+            assert file.sha256() == hashlib.sha256(content).hexdigest()
+    reading = walk(tmp_path / "pipe")
+    assert reading.faults == [f"{tmp_path / 'pipe'}: the file has no rows; it needs at least one"]
+
+
+def test_a_device_and_a_socket_are_refused_at_once(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        for path in (Path("/dev/zero"), Path("/dev/null"), tmp_path / "s"):
+            with pytest.raises(DataError, match="rows must be in a file or a pipe, and this is a device or a socket"):
+                list(WindowFile(path))
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])

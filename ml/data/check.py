@@ -34,7 +34,7 @@ def check_files(
 
     Tokens are counted with the tokenizer of a base, given as its `tokenizer.json`.
     """
-    found = {name: survey(WindowFile(path)) for name, path in paths.items() if path is not None}
+    found = {name: survey(WindowFile(path, keep=True)) for name, path in paths.items() if path is not None}
     surveys = {name: one for name, (one, _) in found.items() if one.names}
     faults = [fault for _, error in found.values() if error for fault in error.faults]
     total = sum(error.total for _, error in found.values() if error)

@@ -121,7 +121,7 @@ class Dataset:
 
 
 def load_dataset(
-    paths: Mapping[str, str | None],
+    files: Mapping[str, WindowFile],
     tokenizer: PreTrainedTokenizerBase,
     *,
     codec: Literal["compact", "json"],
@@ -133,11 +133,13 @@ def load_dataset(
     embargo: int = 0,
     allow_leakage: bool = False,
 ) -> Dataset:
-    """Read `train`, `val` and, where given, `test`.
+    """Read `train`, `val` and, where given, `test`; the files keep what they read, since each is walked twice or more.
 
     Raises one DataError with the faults of all files, or with all windows and ids that stand in two of them.
     """
-    surveys = _surveys({split: WindowFile(path) for split, path in paths.items() if path is not None})
+    for file in files.values():
+        file.drop([])  # what an earlier run with these files has purged
+    surveys = _surveys(files)
     if purge:
         surveys = _purged(surveys, embargo)
     fitted = surveys["train"].fields.fit(codec)

@@ -10,14 +10,13 @@ bars across a seam is purged later, when a fold's files are read (walk-forward: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml.data.sampling import class_counts
 from ml.data.survey import Survey, spans_of
-from ml.data.windows import raw_rows
+from ml.data.windows import WindowFile
 from ml.errors import ConfigError
 from ml.labels import LABELS
 
@@ -58,11 +57,11 @@ def walk_forward(survey: Survey, folds: int) -> list[dict[str, Ints]]:
     return found
 
 
-def split_rows(source: Path, splits: Mapping[str, Ints]) -> dict[str, bytes]:
+def split_rows(source: WindowFile, splits: Mapping[str, Ints]) -> dict[str, bytes]:
     """What a file for each split holds: rows of the source as they stand, in the order given."""
     places = {int(row): (name, n) for name, rows in splits.items() for n, row in enumerate(rows)}
     lines: dict[str, dict[int, bytes]] = {name: {} for name in splits}
-    for row, line in enumerate(raw_rows(source)):
+    for row, line in enumerate(source.raw_rows()):
         if row in places:
             name, n = places[row]
             lines[name][n] = line

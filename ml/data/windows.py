@@ -11,15 +11,18 @@ import codecs
 import gzip
 import hashlib
 import io
+import os
 import sys
+import tempfile
+import weakref
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import compress, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import orjson
 
@@ -65,42 +68,74 @@ class Reading:
 
 
 class WindowFile:
-    """The windows of one file, read anew on each walk, so that no file has to fit into memory.
+    """The windows of one file, parsed anew on each walk, so that no file has to fit into memory.
 
-    Rows with faults are left out; `reading` has what the last whole walk found. A walk raises DataError if the file
-    cannot be read at all, or if it is no longer what the walk before it read. `drop` leaves windows out of later walks.
+    Rows with faults are left out; `reading` has what the last whole walk found. The user's file is opened once: with
+    `keep`, the first walk copies its bytes into a temporary file without a name, and later walks read that copy. So a
+    pipe can be walked again, and the file may change or go. A walk raises DataError if the file cannot be read at all.
+    `drop` leaves windows out of later walks.
     """
 
-    def __init__(self, path: str | Path, *, labelled: bool = True) -> None:
+    def __init__(self, path: str | Path, *, labelled: bool = True, keep: bool = False) -> None:
         self.path = Path(path)
         self.labelled = labelled
         self.reading = Reading(str(path))
         self.dropped = 0
+        self._keep = keep
+        self._copy: io.FileIO | None = None
         self._kept: Iterable[bool] = repeat(True)
 
     def drop(self, rows: Sequence[int]) -> None:
         """Leave out these windows, by their number among those of the last walk."""
         gone = set(rows)
         self.dropped = len(gone)
-        self._kept = [row not in gone for row in range(self.reading.good)]
+        self._kept = [row not in gone for row in range(self.reading.good)] if gone else repeat(True)
 
     def __iter__(self) -> Iterator[Window]:
-        before, reading = self.reading.sha256, Reading(str(self.path))
+        reading = Reading(str(self.path))
         digest = hashlib.sha256()
-        try:
-            with self.path.open("rb", buffering=0) as file, io.BufferedReader(_Hashed(file, digest), _CHUNK) as stream:
-                with _lines(self.path, stream) as lines:
-                    yield from compress(parse_lines(lines, reading, labelled=self.labelled), self._kept)
-                while stream.read(_CHUNK):  # the digest is that of the whole file, wherever gzip has stopped
-                    pass
-        except (FileNotFoundError, IsADirectoryError):
-            raise DataError(f"{_no_file(self.path)}. Give the path of a .jsonl or .jsonl.gz file.") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"{self.path}: not a whole gzip file ({error}). Compress or copy it again.") from None
+        with self._lines(digest) as lines:
+            yield from compress(parse_lines(lines, reading, labelled=self.labelled), self._kept)
         reading.sha256 = digest.hexdigest()
-        if before not in ("", reading.sha256):
-            raise DataError(f"{self.path}: changed while it was read. Start again when nothing writes to it.")
         self.reading = reading
+
+    def raw_rows(self) -> Iterator[bytes]:
+        """The lines that hold rows, as they stand."""
+        with self._lines(hashlib.sha256()) as lines:
+            yield from (line for line in lines if not line.isspace())
+
+    def sha256(self) -> str:
+        """Of the file's own bytes, also where they are packed."""
+        if not self.reading.sha256:
+            digest = hashlib.sha256()
+            with self._lines(digest):
+                pass
+            self.reading.sha256 = digest.hexdigest()
+        return self.reading.sha256
+
+    @contextmanager
+    def _lines(self, digest: Hash) -> Iterator[Iterable[bytes]]:
+        """The lines of the file, unpacked; `digest` sees all of its bytes, those after the end of gzip data too."""
+        with ExitStack() as stack:
+            copy: IO[bytes] | None = None
+            if self._copy is not None:
+                source = stack.enter_context(io.FileIO(os.dup(self._copy.fileno())))
+                source.seek(0)
+            else:
+                source = stack.enter_context(_open(self.path))
+                if self._keep:
+                    copy = stack.enter_context(tempfile.TemporaryFile())
+            stream = stack.enter_context(io.BufferedReader(_Watched(source, digest, copy), _CHUNK))
+            try:
+                yield stack.enter_context(gzip.open(stream)) if self.path.suffix == ".gz" else stream
+                while stream.read(_CHUNK):
+                    pass
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise DataError(f"{self.path}: not a whole gzip file ({error}). Compress or copy it again.") from None
+            if copy is not None:
+                copy.flush()
+                self._copy = io.FileIO(os.dup(copy.fileno()))
+                weakref.finalize(self, self._copy.close)
 
 
 class StandardInput:
@@ -121,40 +156,44 @@ def load_windows(path: str | Path, *, labelled: bool = True) -> list[Window]:
     return windows
 
 
-def raw_rows(path: Path) -> Iterator[bytes]:
-    """The lines of a file that hold rows, as they stand."""
-    with path.open("rb") as stream, _lines(path, stream) as lines:
-        yield from (line for line in lines if not line.isspace())
+class _Watched(io.RawIOBase):
+    """A file whose bytes go into a digest, and into a copy if there is one, as they are read."""
 
-
-@contextmanager
-def _lines(path: Path, stream: BinaryIO) -> Iterator[Iterable[bytes]]:
-    if path.suffix == ".gz":
-        with gzip.open(stream) as unpacked:
-            yield unpacked
-    else:
-        yield stream
-
-
-class _Hashed(io.RawIOBase):
-    """A file whose bytes go into a digest as they are read."""
-
-    def __init__(self, file: io.FileIO, digest: Hash) -> None:
+    def __init__(self, file: io.FileIO, digest: Hash, copy: IO[bytes] | None) -> None:
         self._file = file
         self._digest = digest
+        self._copy = copy
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer) -> int:
         count = self._file.readinto(buffer) or 0
-        self._digest.update(memoryview(buffer)[:count])
+        content = memoryview(buffer)[:count]
+        self._digest.update(content)
+        if self._copy is not None:
+            try:
+                self._copy.write(content)
+            except OSError as error:
+                where = f"a copy of the rows in {tempfile.gettempdir()}; TMPDIR names another folder"
+                raise OSError(error.errno, error.strerror, where) from error
         return count
+
+
+def _open(path: Path) -> io.FileIO:
+    """A file or a pipe, for reading. A pipe without a writer is empty, where a plain open would wait for one."""
+    if not (path.is_file() or path.is_fifo()):
+        raise DataError(f"{_no_file(path)}. Give the path of a .jsonl or .jsonl.gz file.")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return io.FileIO(descriptor)
 
 
 def _no_file(path: Path) -> str:
     if path.is_dir():
         return f"{path}: rows must be in a file, and this is a folder"
+    if path.exists():
+        return f"{path}: rows must be in a file or a pipe, and this is a device or a socket"
     if str(path) == "-":
         return "-: rows must be in a file; of the commands only predict reads standard input"
     where = "" if path.is_absolute() else f" in {Path.cwd()}, from which relative paths count"

@@ -468,7 +468,7 @@ def test_the_order_of_lines_decides_nothing_about_folds(tmp_path: Path, amount: 
         surveyed, error = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", [rows[n] for n in order])))
         assert error is None
         for number, fold in enumerate(walk_forward(surveyed, 3)):
-            found.update((number, name, rows) for name, rows in split_rows(surveyed.file.path, fold).items())
+            found.update((number, name, rows) for name, rows in split_rows(surveyed.file, fold).items())
     assert len(found) == 9
     figure("E4", "{} orders of a file, the same folds byte for byte", shuffles)
 
