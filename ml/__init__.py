@@ -24,10 +24,14 @@ The data flows down this list; a module imports only from modules above it.
     data.batches      text → tokens → steps of micro-batches
     data.dataset      all of the above for the files of a run
     model.embedded    the package's own small Qwen and its tokenizer
+    model.plain_config    what of a config.json a model may be made from
+    model.base        what the files of a base must be
     model.qwen        frozen base + LoRA + head
+    model.agreement   does the engine give transformers' logits
     model.loss        class-weighted focal loss
     model.optim       AdamW and schedule
     model.dropout     masks of dropout
+    model.rotations   the table of rotary embeddings
     model.passes      parts of a layer with their backward passes written out
     model.attention   the same of attention, for windows one after the other
     model.fast        the model of them: the same results, sooner

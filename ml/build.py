@@ -18,10 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ml.config import Config, DataConfig
 from ml.config_text import required
+from ml.data.batches import Tokens
 from ml.data.codec import Codec
+from ml.data.windows import WindowFile
 from ml.errors import ConfigError
 from ml.labels import LABELS
 from ml.model import qwen
+from ml.model.agreement import probe_rows
 from ml.model.learner import Learner
 from ml.model.loss import focal_loss
 from ml.model.optim import make_optimizer, make_schedule
@@ -50,6 +53,26 @@ def one_run(config: Config) -> Config:
     return config
 
 
+def row_files(data: DataConfig) -> dict[str, WindowFile]:
+    """The file of each split that a run reads; it keeps what it read."""
+    return {split: WindowFile(path, keep=True) for split, path in split_paths(data).items()}
+
+
+def dataset_settings(config: Config) -> dict[str, Any]:
+    """What `load_dataset` takes from a config."""
+    data = config.data
+    return {
+        "codec": data.codec,
+        "max_tokens": config.model.max_tokens,
+        "oversampling": config.oversampling.target,
+        "max_repeat": config.oversampling.max_repeat,
+        "weights": config.loss.class_weights,
+        "purge": data.purge,
+        "embargo": data.embargo,
+        "allow_leakage": data.allow_leakage,
+    }
+
+
 def split_paths(data: DataConfig) -> dict[str, str]:
     """The path of each split that a run reads."""
     return {split: path for split in ("train", "val", "test") if (path := getattr(data, split)) is not None}
@@ -74,6 +97,26 @@ def build_model(config: Config, pad_id: int, *, dtype: torch.dtype, quantization
     return qwen.add_lora(base, **config.lora.model_dump(), seed=config.training.seed, base_name=base_name(config))
 
 
+def build_exact_model(config: Config, pad_id: int) -> PeftModel:
+    """The base in float32 and unquantised, as an export holds it, whatever precision trained the adapters."""
+    return build_model(config, pad_id, dtype=torch.float32, quantization="none")
+
+
+def export_settings(config: Config) -> dict[str, Any]:
+    """What `prepare_export` takes from a config."""
+    targets = config.targets
+    return {
+        "max_tokens": config.model.max_tokens,
+        "calibrate": config.calibration.method == "temperature",
+        "precisions": {"LONG": targets.long_precision, "SHORT": targets.short_precision},
+    }
+
+
+def trains_in_float32(config: Config) -> bool:
+    """Whether the base is read in float32, as the export wants it; else its files are read again for that."""
+    return resolve_dtype(config.model.dtype) == torch.float32 and config.model.quantization == "none"
+
+
 def fingerprint(
     config: Config, codec: Codec, rows: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, model: PeftModel
 ) -> dict[str, Any]:
@@ -94,14 +137,17 @@ def fingerprint(
 
 
 def build_learner(
-    config: Config, pad_id: int, class_weights: Sequence[float], total_steps: int, say: Callable[[str], None]
+    config: Config, tokens: Tokens, class_weights: Sequence[float], total_steps: int, say: Callable[[str], None]
 ) -> Learner:
-    """Model, optimizer, schedule and loss; `say` shows notes. Raises ConfigError if they do not fit together."""
+    """Model, optimizer, schedule and loss for training rows; `say` shows notes.
+
+    Raises ConfigError if they do not fit together.
+    """
     training = config.training
     require_trackers(config.tracking.to)
     accelerator = make_accelerator(config.model.dtype)
     dtype = resolve_dtype(config.model.dtype)
-    model = build_model(config, pad_id, dtype=dtype, quantization=config.model.quantization)
+    model = build_model(config, tokens.pad_id, dtype=dtype, quantization=config.model.quantization)
     optimizer = make_optimizer(
         qwen.trainable_parameters(model).values(),
         learning_rate=training.learning_rate,
@@ -118,6 +164,7 @@ def build_learner(
         loss_fn,
         max_grad_norm=training.max_grad_norm,
         seed=training.seed,
+        probe=probe_rows(tokens),
         say=say,
     )
 

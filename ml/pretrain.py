@@ -34,8 +34,9 @@ from ml.data.batches import Tokens, collate, tokenise
 from ml.data.codec import fit_codec
 from ml.data.windows import load_windows
 from ml.errors import ConfigError, shown
+from ml.model.base import language_config
 from ml.model.embedded import MAX_TOKENS, base_config, build_tokenizer
-from ml.model.qwen import base_path, load_tokenizer, quiet_transformers
+from ml.model.qwen import load_tokenizer, open_base, quiet_transformers
 from ml.output.files import write_json
 from ml.practice.muon import Muon
 from ml.practice.reader import Reader
@@ -215,10 +216,18 @@ def _save_half(reader: Reader, tokenizer: PreTrainedTokenizerFast, folder: Path)
 def _adapt(config: PretrainConfig, reporter: Reporter) -> dict[str, Any]:
     assert config.base is not None
     windows = [window for path in config.data for window in load_windows(path, labelled=False)]
+    folder = open_base(config.base).folder
     tokenizer = load_tokenizer(config.base)
     tokens = tokenise(fit_codec("compact", windows).render_all(windows), tokenizer, config.max_tokens)
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(base_path(config.base), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=language_config(folder),
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
     optimizer = AdamW(model.parameters(), lr=config.learning_rate or 5e-5, weight_decay=0.01)
     shuffled = generator(config.seed, Purpose.SAMPLING).permutation(len(tokens))
     held_out, rows = np.split(shuffled, [max(1, round(HELD_OUT_SHARE * len(tokens)))])

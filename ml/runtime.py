@@ -86,6 +86,22 @@ def make_accelerator(dtype: str) -> Accelerator:
     )
 
 
+def enter_vector_math() -> None:
+    """Call each function of vector mathematics once on one thread and then on all, for nothing.
+
+    torch takes cosines, exponentials and the like from MKL, in parts of 2,048 numbers on all threads. On one processor
+    (an Intel with AVX-512 and AMX) the first call of a process by two threads at once gave the second thread's part
+    wrong by 1.5e-04 in about one of 14 processes; no later call ever did.
+    """
+    import torch
+
+    functions = (torch.cos, torch.sin, torch.exp, torch.log, torch.tanh, torch.sigmoid, torch.erf, torch.rsqrt)
+    for dtype in (torch.float32, torch.float64):
+        for count in (8, 1 << 15):
+            for function in functions:
+                function(torch.ones(count, dtype=dtype))
+
+
 def keep_freed_memory() -> None:
     """Tell glibc, where there is one, to use freed memory again and not to return it to the system.
 

@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch.optim import AdamW
 
-from ml.build import base_name, build_learner, build_model, fingerprint, model_facts, one_run, split_paths
+from ml import build
 from ml.config import Config
 from ml.data.batches import plan_step, steps_per_epoch
 from ml.data.dataset import load_dataset
@@ -38,14 +38,7 @@ from ml.output.run_folder import RunFolder
 from ml.output.summary import assess_export, make_summary, warnings
 from ml.output.tracking import Trackers, tracked
 from ml.progress import Reporter
-from ml.runtime import (
-    StopRequest,
-    catch_signals,
-    environment,
-    is_main_process,
-    leave_process_group,
-    resolve_dtype,
-)
+from ml.runtime import StopRequest, catch_signals, environment, is_main_process, leave_process_group
 
 EVALUATION_BATCH = 32
 
@@ -63,8 +56,8 @@ class TrainingPipeline:
         reporter: Reporter | None = None,
         files: Mapping[str, WindowFile] | None = None,
     ) -> None:
-        self.config = one_run(config)
-        self.files = files or {split: WindowFile(path, keep=True) for split, path in split_paths(config.data).items()}
+        self.config = build.one_run(config)
+        self.files = files or build.row_files(config.data)
         self.resume = resume
         self.reporter = reporter if reporter and is_main_process() else Reporter()
         self.folder = RunFolder(config.output_dir)
@@ -79,34 +72,24 @@ class TrainingPipeline:
 
     def load_data(self) -> None:
         """Read, check, balance, render and tokenise the rows. Raises DataError with the faults of all files."""
-        data, model, training = self.config.data, self.config.model, self.config.training
-        self.base_name = base_name(self.config)
+        model, training = self.config.model, self.config.training
+        self.base_name = build.base_name(self.config)
+        notes = qwen.open_base(model.base, model.revision).notes()
         self.tokenizer = qwen.load_tokenizer(model.base, model.revision)
-        self.data = load_dataset(
-            self.files,
-            self.tokenizer,
-            codec=data.codec,
-            max_tokens=model.max_tokens,
-            oversampling=self.config.oversampling.target,
-            max_repeat=self.config.oversampling.max_repeat,
-            weights=self.config.loss.class_weights,
-            purge=data.purge,
-            embargo=data.embargo,
-            allow_leakage=data.allow_leakage,
-        )
+        self.data = load_dataset(self.files, self.tokenizer, **build.dataset_settings(self.config))
         windows = int(self.data.epoch_counts_C.sum())
         self.steps_per_epoch = steps_per_epoch(windows, training.batch_size, training.gradient_accumulation)
         self.total_steps = training.epochs * self.steps_per_epoch
-        for note in self.data.notes():
+        for note in notes + self.data.notes():
             self.reporter.say(f"note: {note}")
 
     def setup_model(self) -> None:
         """Build model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
-        self.learner = build_learner(
-            self.config, self.tokenizer.pad_token_id, self.data.class_weights, self.total_steps, self.reporter.say
+        self.learner = build.build_learner(
+            self.config, self.data.tokens["train"], self.data.class_weights, self.total_steps, self.reporter.say
         )
         self.model, self.optimizer, self.loss_fn = self.learner.model, self.learner.optimizer, self.learner.loss_fn
-        self.fingerprint = fingerprint(
+        self.fingerprint = build.fingerprint(
             self.config, self.data.codec, self.data.fingerprint(), self.tokenizer, self.model
         )
         if reason := self.learner.why_plain:
@@ -236,13 +219,15 @@ class TrainingPipeline:
         environment, sizes = self._environment(), qwen.parameter_counts(self.model)
         device, labels, unfinished = self.learner.accelerator.device, self.data.labels, self._unfinished()
         tokens = {name: own for name, own in self.data.tokens.items() if name != "test" or not unfinished}
+        model = self.model if build.trains_in_float32(self.config) else None
+        self.model = self.optimizer = self.loss_fn = None  # make room for the model that is exported
+        del self.learner
         targets, seed = self.config.targets.model_dump(), self.config.training.seed
         with self.folder.scratch() as scratch:
             with self.stop.at_once():
-                model = self._release_model()
-                qwen.load_trainable_state(
-                    model, checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
-                )
+                model = model or build.build_exact_model(self.config, self.tokenizer.pad_token_id)
+                weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
+                qwen.load_trainable_state(model, weights)
                 exported = prepare_export(
                     model.to(device),
                     self.tokenizer,
@@ -250,16 +235,15 @@ class TrainingPipeline:
                     self.data.files,
                     tokens,
                     labels,
-                    max_tokens=self.config.model.max_tokens,
-                    calibrate=self.config.calibration.method == "temperature",
-                    precisions={"LONG": targets["long_precision"], "SHORT": targets["short_precision"]},
+                    **build.export_settings(self.config),
                     base_name=self.base_name,
                     caveat=" ".join(warnings(self.data.leaked, unfinished)),
                     scratch=scratch,
                 )
             place_export(scratch, self.folder)  # from here on a signal changes nothing: the run is as good as done
+        facts = build.model_facts(self.config, self.base_name, model.config.model_type, self.fingerprint)
         summary = make_summary(
-            model={**model_facts(self.config, self.base_name, model.config.model_type, self.fingerprint), **sizes},
+            model=facts | sizes,
             data=self.data.summary(),
             epochs=self.state.epochs,
             best_epoch=best,
@@ -297,20 +281,6 @@ class TrainingPipeline:
                     yield
             finally:
                 leave_process_group()
-
-    def _release_model(self) -> PeftModel:
-        """The model for the export, in float32; what else training holds is freed.
-
-        It is the trained one where the base was read in float32. Else the base's files are read again, in float32.
-        """
-        assert self.model is not None, "setup_model comes first"
-        model, exact = self.model, resolve_dtype(self.config.model.dtype) == torch.float32
-        self.model = self.optimizer = self.loss_fn = None
-        del self.learner
-        if exact and self.config.model.quantization == "none":
-            return model
-        del model  # make room
-        return build_model(self.config, self.tokenizer.pad_token_id, dtype=torch.float32, quantization="none")
 
     def _environment(self) -> dict[str, Any]:
         return {**environment(), "processes": self.learner.accelerator.num_processes}

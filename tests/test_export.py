@@ -30,9 +30,9 @@ from ml.data.rows import Window, parse_row
 from ml.errors import ConfigError, DataError, ExportError
 from ml.model import qwen
 from ml.model.answers import token_logits
-from ml.output import checkpoint
+from ml.output import checkpoint, reopen
 from ml.output.card import model_card
-from ml.output.export import check_reopened
+from ml.output.export import TrainedLogits, check_reopened, reopened_logits
 from ml.output.files import check_manifest, pack, sha256_file, unpack, write_manifest
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.tiny_models import build_tiny
@@ -288,14 +288,19 @@ def test_an_export_that_answers_differently_is_refused(finished: Finished, tmp_p
     folder = shutil.copytree(finished.root / "export", tmp_path / "export")
     predictor = load_model(finished.root)
     texts = [predictor.render(row) for row in finished.rows[:20]]
-    trained = finished.trained_logits()[:20]
-    assert check_reopened(folder, texts, trained)["max_logit_difference"] <= 1e-5
+    trained = TrainedLogits(finished.trained_logits()[:20], 0.0)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    merged = np.array(reopen.model_logits(model, predictor.tokenizer, texts, 32))
+    check = check_reopened(folder, texts, trained, merged)
+    assert check["max_logit_difference"] <= 1e-5
+    assert check["max_reading_difference"] <= 2e-6
     with torch.no_grad():
-        model.score.weight[0, 0] += 1e-2
+        model.score.weight[0] += 1e-6  # what merging could round, but writing and reading could not
     model.save_pretrained(folder)
-    with pytest.raises(ExportError, match=r"within .*, but differs by"):
-        check_reopened(folder, texts, trained)
+    with pytest.raises(ExportError, match=r"the merged model's logits within .*, but differs by"):
+        check_reopened(folder, texts, trained, merged)
+    with pytest.raises(ExportError, match=r"the trained model's logits within .*, but differs by"):
+        check_reopened(folder, texts, TrainedLogits(trained.logits_NC + 1e-3, 0.0), reopened_logits(folder, texts))
 
 
 def test_every_changed_missing_or_added_file_is_named(finished: Finished, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ from ml.model.passes import (
     norm,
     norm_again,
 )
+from ml.model.plain_config import COMPANY_DEPENDENT
+from ml.model.rotations import rotations
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", *MLP)
@@ -56,10 +58,8 @@ def why_plain(model: PeftModel | PreTrainedModel, device: torch.device) -> str |
         return f"{config.model_type} is neither a dense Qwen2 nor a dense Qwen3"
     if device.type != "cpu":
         return f"it was measured on a CPU only, and the model is on {device.type}"
-    if {*config.layer_types} != {"full_attention"}:
-        return "the model has layers with a sliding window"
-    if config.hidden_act != "silu" or config.attention_dropout:
-        return "the model has another activation than SiLU, or dropout in its attention"
+    if reason := _unlike(config):
+        return reason
     adapters = model.peft_config if isinstance(model, PeftModel) else None
     if adapters is not None and (list(adapters) != [ADAPTER] or adapters[ADAPTER].peft_type != "LORA"):
         return "the model has other adapters than one LoRA"
@@ -76,6 +76,17 @@ def why_plain(model: PeftModel | PreTrainedModel, device: torch.device) -> str |
         return None if base.dtype == torch.float32 else f"the merged model is in {base.dtype}, not in float32"
     odd = [name for name, weight in model.named_parameters() if weight.requires_grad and not _trained(name)]
     return f"{odd[0]} is trained" if odd else None
+
+
+def _unlike(config: Any) -> str | None:
+    """What sets a dense Qwen's config apart from those that the fast path computes."""
+    if {*config.layer_types} != {"full_attention"}:
+        return "the model has layers with a sliding window"
+    if config.hidden_act != "silu" or config.attention_dropout:
+        return "the model has another activation than SiLU, or dropout in its attention"
+    if config.rope_parameters.get("rope_type") in COMPANY_DEPENDENT:
+        return "its rotations change with the longest row of a batch"
+    return None if getattr(config, "is_causal", True) else "its attention is not causal"
 
 
 def _without_adapters(model: Any) -> Any:
@@ -107,15 +118,12 @@ class Rows:
     def of(cls, lengths_B: Tensor, classifier: Any) -> Rows:
         """Of windows with so many tokens, rotated as the classifier rotates."""
         model, lengths, device = classifier.model, lengths_B.tolist(), lengths_B.device
-        places_1T = torch.arange(max(lengths), device=device)[None]
-        cos_TP, sin_TP = (x_1TP[0].float() for x_1TP in model.rotary_emb(model.embed_tokens.weight, places_1T))
-        pairs = cos_TP.shape[1] // 2  # the second half of either table repeats the first
         groups = Neighbours.of(lengths, classifier.config.num_attention_heads, device)
         return cls(
             groups,
             groups[0] if len(groups) == 1 else Neighbours(0, lengths, device),
             lengths_B.cumsum(0) - 1,
-            torch.complex(cos_TP[:, :pairs], sin_TP[:, :pairs]),
+            rotations(model.rotary_emb, max(lengths)),
         )
 
 

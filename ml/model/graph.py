@@ -30,6 +30,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ml.model.attention import LANES
 from ml.model.fast import lengths_of
+from ml.model.rotations import rotations
 
 NARROW = 512  # from this width on products take nearly all the time, and a second copy of the weights is large
 LONGEST = 2048  # tokens; attention of longer texts takes fewer scores at a time than `BLOCKS` leave
@@ -41,9 +42,7 @@ Floats = NDArray[np.float32]
 
 
 def suits(model: PreTrainedModel, max_tokens: int) -> bool:
-    """Whether a model for which `why_plain` gives None answers soonest so: not if rotations change with a batch."""
-    if cast(Any, model).model.rotary_emb.rope_type in ("dynamic", "longrope"):
-        return False
+    """Whether a model for which `why_plain` gives None answers soonest so."""
     return bool(cast(Any, model.config).hidden_size < NARROW) and max_tokens <= LONGEST
 
 
@@ -117,9 +116,8 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.weights: dict[str, Floats] = {}
-        turns = model.model.rotary_emb(model.model.embed_tokens.weight, torch.arange(LONGEST)[None])
-        # Cosines and sines of shape (LONGEST, C); transformers repeats them for the second half of a head.
-        self.turns = [self.of(x_1TP[0, :, : self.head // 2]) for x_1TP in turns]
+        turns_TC = rotations(model.model.rotary_emb, LONGEST)
+        self.turns = [self.of(turns_TC.real.contiguous()), self.of(turns_TC.imag.contiguous())]
 
     @torch.no_grad()
     def whole(self) -> GraphProto:

@@ -26,11 +26,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from ml.data.batches import StepPlan, Tokens, collate, evaluation_batches
 from ml.errors import ConfigError, TrainingDiverged
 from ml.labels import LABELS
+from ml.model.agreement import why_engine_differs
 from ml.model.fast import FastClassifier, why_plain
 from ml.model.optim import not_finite
 from ml.model.qwen import load_trainable_state, logits, trainable_parameters, trainable_state
 from ml.model.trunk import Trunk
-from ml.runtime import Purpose, seed_torch
+from ml.runtime import Purpose, enter_vector_math, seed_torch
 
 Ints = NDArray[np.int64]
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -82,8 +83,9 @@ def refuse_not_finite(logits_NC: Tensor, names: Sequence[str]) -> None:
 class Learner:
     """A model with its optimizer, schedule and loss, on the devices of an Accelerator.
 
-    `why_plain` says why the model's own forward pass is used and not the faster one, if that is so. With the faster
-    one, what the layers below the first adapter give is computed once a row; `say` is told if it cannot be kept.
+    `why_plain` says why the model's own forward pass is used and not the faster one, if that is so: by its parts, or
+    because on the rows of `probe` it does not give the logits of transformers (`agreement.py`). With the faster one,
+    what the layers below the first adapter give is computed once a row; `say` is told if it cannot be kept.
     """
 
     def __init__(
@@ -96,12 +98,18 @@ class Learner:
         *,
         max_grad_norm: float | None,
         seed: int,
+        probe: Tokens | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
+        enter_vector_math()
         self.accelerator = accelerator
         self.model = model
         self.why_plain = why_plain(model, accelerator.device)
         self.classifier = model if self.why_plain else FastClassifier(model)
+        if probe is not None:
+            model.to(accelerator.device)
+            if differs := why_engine_differs(model, self.classifier, probe):
+                self.why_plain, self.classifier = differs, model
         self.network = accelerator.prepare_model(self.classifier)
         self.trunk: Trunk | None = None
         if isinstance(self.classifier, FastClassifier) and self.classifier.trunk_layers:

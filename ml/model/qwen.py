@@ -10,7 +10,7 @@ texts are padded on the right and `batches.py` refuses a pad id inside a text.
 from __future__ import annotations
 
 import hashlib
-import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,50 +28,99 @@ from peft import (
 )
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
-from ml.config import EMBEDDED_BASE
 from ml.errors import ConfigError
-from ml.labels import LABELS
-from ml.model.embedded import embedded_base
+from ml.model.base import (
+    BaseFacts,
+    base_config,
+    check_base,
+    check_finite,
+    copy_tokenizer,
+    find_base,
+    language_config,
+)
+from ml.model.plain_config import HEAD, refusing
 from ml.runtime import Purpose, seed_torch
 
-HEAD = "score"
+# What windows are made of, and what tokenizers treat in ways of their own.
+SPELLED = (
+    "UnfgwM3S4624810555 B99980765 C00124- r12a34t56z50?",
+    '{"bars":[{"open":4135.7}]}',
+    "Ça  va?\n<|im_end|> 上涨",
+)
 
 
-def base_path(base: str) -> str:
-    """Where transformers finds the base: the folder of the embedded one, or the name as it is."""
-    return str(embedded_base()) if base == EMBEDDED_BASE else base
+def open_base(base: str, revision: str | None = None) -> BaseFacts:
+    """The folder of a base and what its files say. Raises ConfigError with every fault of them."""
+    with _loading(base):
+        folder = find_base(base, revision)
+    return check_base(folder)
 
 
 def load_tokenizer(base: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Tokenizer of the base. Raises ConfigError if there is none.
+    """Tokenizer of a base whose files are sound.
 
     Texts that spell a special token stay text, padding goes right, and cutting goes left, where the oldest bars are.
-    Given here, and not set later, all three are saved with the tokenizer and so hold for whoever opens the export.
+    Given here, and not set later, all three are saved with the tokenizer and so hold for whoever opens the export. Of
+    the base's own tokenizer only its tokens and rules are kept: no chat template, class or file of it gets into an
+    export. Raises ConfigError with every fault of the base.
     """
+    facts = open_base(base, revision)
+    with _loading(base), tempfile.TemporaryDirectory() as scratch:
+        # transformers chooses a class by these files. What would name code is left out before, as in the export, or
+        # it would choose one class here and another there.
+        copy_tokenizer(facts.folder, Path(scratch))
+        own = AutoTokenizer.from_pretrained(scratch, trust_remote_code=False, local_files_only=True)
+    if not own.is_fast:
+        raise ConfigError(f"model.base needs a tokenizer.json, {base!r} has a {type(own).__name__} without one.")
+    if own.pad_token is None and own.eos_token is None:
+        raise ConfigError(
+            f"model.base needs a tokenizer with a pad token, {base!r} has none. Add one to its tokenizer."
+        )
+    special = {name: getattr(own, name) for name in ("bos_token", "eos_token", "unk_token") if getattr(own, name)}
     with _loading(base):
-        tokenizer = AutoTokenizer.from_pretrained(
-            base_path(base),
-            revision=revision,
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=own.backend_tokenizer,
+            pad_token=own.pad_token or own.eos_token,
             split_special_tokens=True,
             padding_side="right",
             truncation_side="left",
+            clean_up_tokenization_spaces=False,
+            **special,
         )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ConfigError(
-                f"model.base needs a tokenizer with a pad token, {base!r} has none. Add one to its tokenizer."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+        _check_reopens(facts.folder, tokenizer)
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= facts.embedding_rows:
+        raise ConfigError(
+            f"model.base: {facts.folder}: the tokenizer's ids must be below the {facts.embedding_rows:,} rows of the "
+            f"embedding, it has ids up to {largest:,} ({tokenizer.convert_ids_to_tokens(largest)!r}); its pad token is "
+            f"{tokenizer.pad_token!r}, {tokenizer.pad_token_id:,}. Use the tokenizer that belongs to the weights, or "
+            "resize the embedding (resize_token_embeddings) and save the base anew."
+        )
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def _check_reopens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ConfigError unless the tokenizer, saved and opened as an export's is, gives the same ids."""
+    with tempfile.TemporaryDirectory() as scratch:
+        language_config(folder).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        reopened = AutoTokenizer.from_pretrained(scratch, trust_remote_code=False, local_files_only=True)
+    for text in SPELLED:
+        wanted, found = (one(text, split_special_tokens=True)["input_ids"] for one in (tokenizer, reopened))
+        if wanted != found:
+            raise ConfigError(
+                f"model.base: {folder}: the tokenizer must give the same tokens when it is saved and opened again, "
+                f"{text!r} becomes {wanted[:8]} here and {found[:8]} there. Use a tokenizer of the base's own family."
+            )
 
 
 def load_classifier(
@@ -85,25 +134,23 @@ def load_classifier(
 ) -> PreTrainedModel:
     """The base with a 3-class head, drawn from the seed where the base brings none.
 
-    Raises ConfigError if the base cannot be opened as a sequence classifier or lacks more than the head.
+    Raises ConfigError if the base cannot be opened as a sequence classifier, lacks more than the head or holds a weight
+    that is not finite.
     """
-    path = base_path(base)
-    labels = {
-        "id2label": dict(enumerate(LABELS)),
-        "label2id": {label: index for index, label in enumerate(LABELS)},
-    }
     with _loading(base):
-        config = AutoConfig.from_pretrained(path, revision=revision, num_labels=len(LABELS), **labels)
+        folder = find_base(base, revision)
+        config = base_config(folder)
         config.get_text_config().pad_token_id = config.pad_token_id = pad_id
         config.get_text_config().use_cache = False
         seed_torch(seed, Purpose.HEAD)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            revision=revision,
+            folder,
             config=config,
             dtype=dtype,
             quantization_config=_quantization(quantization, dtype),
             use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(f"{HEAD}."))
@@ -112,6 +159,8 @@ def load_classifier(
             f"model.base must hold every weight but the head, {base!r} lacks {len(missing)}, first {missing[0]}. "
             "Use a whole checkpoint."
         )
+    if any(weight.is_floating_point() and not bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        check_finite(folder)
     getattr(model, HEAD).to(torch.float32)  # the head is trained, and trained weights stay float32
     return cast(PreTrainedModel, model)
 
@@ -258,14 +307,8 @@ def quiet_transformers() -> Iterator[None]:
 @contextmanager
 def _loading(base: str) -> Iterator[None]:
     """Turn the many errors of transformers' loaders into one ConfigError."""
-    try:
-        with quiet_transformers():
-            yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = re.sub(r"\s+", " ", str(error)).strip()[:300].rstrip(".")
-        here = "" if Path(base).is_absolute() else f" in {Path.cwd()}, from which relative paths count,"
-        where = "this folder" if Path(base).is_dir() else f"neither a folder{here} nor a model that the hub gave"
-        raise ConfigError(
-            f"model.base must be a Qwen checkpoint that transformers opens as a sequence classifier; {base!r} "
-            f"is {where} ({reason}). Give its folder, its hub id, or embedded."
-        ) from error
+    here = "" if Path(base).is_absolute() else f" in {Path.cwd()}, from which relative paths count,"
+    where = "this folder" if Path(base).is_dir() else f"neither a folder{here} nor a model that the hub gave"
+    rule = f"model.base must be a Qwen checkpoint that transformers opens as a sequence classifier; {base!r} is {where}"
+    with quiet_transformers(), refusing(ConfigError, rule, "Give its folder, its hub id, or embedded"):
+        yield

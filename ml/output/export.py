@@ -28,22 +28,23 @@ from transformers import PreTrainedTokenizerBase
 from ml.data.batches import Tokens, tokenise
 from ml.data.codec import Codec
 from ml.data.rows import Window
-from ml.errors import ExportError
+from ml.errors import DataError, ExportError
 from ml.evaluation.blocks import blocks_of
 from ml.evaluation.calibration import TemperatureScaler
 from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import Threshold, choose_thresholds
-from ml.model.answers import token_logits
 from ml.model.qwen import merge, quiet_transformers
 from ml.output import reopen
 from ml.output.card import model_card
 from ml.output.files import needing, pack, share_or_copy, sync, to_json, write_manifest
-from ml.output.predictor import EXPORT_FOLDER, Predictor
+from ml.output.predictor import EXPORT_FOLDER, Predictor, load_model
 from ml.output.run_folder import RunFolder
 
 Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-5
+READING_TOLERANCE = 2e-6
+NOISE_FACTOR = 16  # merging rounds each weight once, a batch of another size each sum of products: like amounts
 CHECKED_ROWS = 200
 BATCH_SIZE = 32  # rows that `reopen.py` gives to transformers at a time
 
@@ -89,8 +90,8 @@ def prepare_export(
     folder = scratch / EXPORT_FOLDER
     size = 2 * sum(weight.nbytes for weight in model.parameters())  # the folder, and the zip of it
     texts = list(codec.render_all(islice(windows["val"], CHECKED_ROWS)))
-    trained_NC = token_logits(model.eval(), tokenise(texts, tokenizer, max_tokens))
     tokenizer.model_max_length = max_tokens
+    trained = TrainedLogits.of(model.eval(), tokenizer, texts)
     with needing(scratch, size):
         _save_adapter(model, folder / "adapter")
         merged = merge(model)
@@ -115,11 +116,12 @@ def prepare_export(
             model_card(base_name, scores, test, texts[0] if codec.kind == "compact" else "your text", caveat),
             encoding="utf-8",
         )
-        check = check_reopened(folder, texts, trained_NC)
+        check = check_reopened(folder, texts, trained, _plain_logits(merged, tokenizer, texts[:BATCH_SIZE]))
         write_manifest(folder)
         _flush(folder)
         share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
         pack(folder, scratch / "final_model.zip")
+        check["max_predict_difference"] = check_opens(scratch / "final_model.zip", texts, trained, check)
     return Exported(predictor, calibration, thresholds, scores, test, logits_NC, check)
 
 
@@ -134,21 +136,78 @@ def place_export(scratch: Path, folder: RunFolder) -> None:
         sync(folder.root)
 
 
-def check_reopened(folder: Path, texts: Sequence[str], trained_NC: NDArray[np.float64]) -> dict[str, float | int]:
-    """Let a fresh process open the folder with transformers alone; its logits must be the trained model's.
+@dataclass(frozen=True)
+class TrainedLogits:
+    """The trained model's logits of the checked rows, of shape (N, 3), and how far rounding alone moves them.
 
-    The allowed difference is 1e-5, times the largest logit where that is above 1 (float32 has 24 bits whatever the
-    scale).
+    `noise` is the largest difference between the logits of the first rows in batches of two sizes.
+    """
+
+    logits_NC: NDArray[np.float64]
+    noise: float
+
+    @classmethod
+    def of(cls, model: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> TrainedLogits:
+        logits_NC = _plain_logits(model, tokenizer, texts)
+        other_NC = _plain_logits(model, tokenizer, texts[:BATCH_SIZE], BATCH_SIZE // 4)
+        return cls(logits_NC, float(np.abs(other_NC - logits_NC[:BATCH_SIZE]).max()))
+
+
+def check_reopened(
+    folder: Path, texts: list[str], trained: TrainedLogits, merged_NC: NDArray[np.float64]
+) -> dict[str, float | int]:
+    """Let a fresh process open the folder with transformers alone, and compare its logits with two others.
+
+    Those of the merged model here, of the first rows, must be the same but for the last bits: that is writing and
+    reading. Those of the trained model, adapters apart, may differ by what merging rounds: 1e-5, times the largest
+    logit where that is above 1 (float32 has 24 bits whatever the scale), or a multiple of the noise measured on these
+    rows where that is more. Raises ExportError.
     """
     reopened_NC = reopened_logits(folder, texts)
-    difference = float(np.abs(reopened_NC - trained_NC).max())
-    allowed = TOLERANCE * max(1.0, float(np.abs(trained_NC).max()))
+    scale = max(1.0, float(np.abs(trained.logits_NC).max()))
+    reading = _checked("merged", reopened_NC[: len(merged_NC)], merged_NC, READING_TOLERANCE * scale)
+    allowed = max(TOLERANCE * scale, NOISE_FACTOR * trained.noise)
+    merging = _checked("trained", reopened_NC, trained.logits_NC, allowed)
+    return {
+        "rows": len(texts),
+        "max_logit_difference": merging,
+        "allowed": allowed,
+        "noise": trained.noise,
+        "max_reading_difference": reading,
+    }
+
+
+def check_opens(archive: Path, texts: list[str], trained: TrainedLogits, check: Mapping[str, float | int]) -> float:
+    """Open the packed export as `predict` does; its logits must be the trained model's too.
+
+    Returns the largest difference. Raises ExportError, also where the reader of exports refuses what was written.
+    """
+    try:
+        opened = load_model(archive)
+    except DataError as error:
+        raise ExportError(
+            f"the export must open again, but predict refuses it: {error} The checkpoints are untouched; report this "
+            "with the base's name."
+        ) from error
+    answers_NC = opened.token_logits(tokenise(texts, opened.tokenizer, opened.max_tokens))
+    return _checked("trained", answers_NC, trained.logits_NC, float(check["allowed"]))
+
+
+def _checked(side: str, found_NC: NDArray[np.float64], wanted_NC: NDArray[np.float64], allowed: float) -> float:
+    difference = float(np.abs(found_NC - wanted_NC).max())
     if not difference <= allowed:
         raise ExportError(
-            f"the exported model must give the trained model's logits within {allowed:.1e}, but differs by "
+            f"the exported model must give the {side} model's logits within {allowed:.1e}, but differs by "
             f"{difference:.1e}. The checkpoints are untouched; export again, and report this with the base's name."
         )
-    return {"rows": len(texts), "max_logit_difference": difference, "allowed": allowed}
+    return difference
+
+
+def _plain_logits(
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int | None = None
+) -> NDArray[np.float64]:
+    """Logits of shape (texts, 3) as `reopen.py` computes them, in this process."""
+    return np.array(reopen.model_logits(model, tokenizer, texts, batch_size or BATCH_SIZE))
 
 
 def reopened_logits(folder: Path, texts: Sequence[str]) -> NDArray[np.float64]:

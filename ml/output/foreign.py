@@ -1,50 +1,28 @@
 """An export may come from anyone: what its folder must not hold, before a library opens it.
 
-Comes in: the folder of an export. Goes out: the config of its model, or a DataError. Of config.json only known keys and
-plain numbers reach transformers, and it must describe as many numbers as the weights hold. So no file names code,
-another model or a place on the network, and none makes the loader take more memory than the weights need.
+Comes in: the folder of an export. Goes out: the config of its model, or a DataError. What of config.json may reach
+transformers is settled in `model/plain_config.py`.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from safetensors import safe_open
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ml.data import strict_json
 from ml.errors import DataError, shown
+from ml.model.plain_config import config_faults, known_config, leads_away, size_fault
 from ml.output.archive import FILES
 from ml.output.files import files_below
 
 TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 ADAPTER_KEYS = frozenset(LoraConfig().to_dict())
-CLASSIFIERS = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-_NOT_OPENED = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
-_LEADS_AWAY = re.compile(r"auto_map|auto_mapping|.*_implementation.*|quantization_config|trust_remote_code|.*_file")
-_ADDRESS = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def open_config(folder: Path) -> PreTrainedConfig:
@@ -68,14 +46,13 @@ def open_config(folder: Path) -> PreTrainedConfig:
     if unknown:
         raise DataError(f"{adapter}: PEFT has no key {shown(unknown[0])}. Export the model again.")
     values = _read(folder / "config.json")
-    family = values.get("model_type")
-    if not isinstance(family, str) or not family.startswith("qwen") or family not in CLASSIFIERS:
-        raise DataError(f"{folder}/config.json: model_type must be a Qwen's, got {shown(family)}. Export again.")
-    kind = CONFIG_MAPPING[family]
-    known = kind().to_dict().keys() | kind.attribute_map.keys()
-    inert = {key: value for key, value in values.items() if key in known or isinstance(value, int | float | None)}
-    config: PreTrainedConfig = kind.from_dict(inert)
-    _check_sizes(folder, config)
+    if faults := config_faults(values):
+        raise DataError([f"{folder}/{fault}." for fault in faults])
+    config = known_config(values)
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118  # no mapping
+    if fault := size_fault(config, shapes, exact=True):
+        raise DataError(f"{folder}: {fault}. Export the model again.")
     return config
 
 
@@ -87,18 +64,6 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Pr
             f"{folder}/tokenizer.json: needs a pad token and ids below the model's {size:,}, got {largest:,}. "
             "Export the model again."
         )
-
-
-@contextmanager
-def opening(folder: Path) -> Iterator[None]:
-    """Turn the many errors of the libraries that open an export into one DataError."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, _NOT_OPENED) and type(error) is not Exception:  # tokenizers raises the bare class
-            raise
-        reason = re.sub(r"\s+", " ", str(error)).strip()[:300]
-        raise DataError(f"{folder}: not an export that transformers opens ({reason}). Export again.") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -122,29 +87,8 @@ def _leading_away(values: Any) -> Iterator[str]:
     while level:
         value = level.pop()
         if isinstance(value, dict):
-            for key, item in value.items():
-                address = isinstance(item, str) and _ADDRESS.match(item)
-                if address or (item is not None and _LEADS_AWAY.fullmatch(key)):
-                    yield shown({key: item})
+            yield from (shown({key: item}) for key, item in value.items() if item is not None and leads_away(key, item))
             level += value.values()
         elif isinstance(value, list):
-            yield from (shown(item) for item in value if isinstance(item, str) and _ADDRESS.match(item))
+            yield from (shown(item) for item in value if leads_away("", item))
             level += value
-
-
-def _check_sizes(folder: Path, config: PreTrainedConfig) -> None:
-    """Raises DataError unless the model that the config describes has as many numbers as the weights hold."""
-    with safe_open(folder / "model.safetensors", framework="pt") as weights:
-        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118  # no mapping
-    held = sum(map(math.prod, shapes))
-    text = config.get_text_config()
-    described = 0
-    if text.num_hidden_layers <= len(shapes) and getattr(text, "num_experts", 0) <= held:
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
-        described = sum(weight.numel() for weight in model.parameters())
-    if not held or described != held:
-        raise DataError(
-            f"{folder}: config.json must describe the {held:,} numbers of model.safetensors, it describes "
-            f"{described or 'more layers':,}. Export the model again."
-        )

@@ -9,6 +9,7 @@ model.render(row)                          the text that the tokenizer sees
 from __future__ import annotations
 
 import tempfile
+import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,15 +37,17 @@ from ml.errors import ConfigError, DataError
 from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import abstain, least_confidences
 from ml.labels import LABELS
+from ml.model.agreement import invented_rows, why_engine_differs
 from ml.model.answers import token_logits
 from ml.model.fast import why_plain
 from ml.model.graph import GraphClassifier, suits
 from ml.model.merged import MergedClassifier
+from ml.model.plain_config import refusing
 from ml.model.qwen import quiet_transformers
 from ml.output.files import MANIFEST, check_manifest, sha256_file, unpack
-from ml.output.foreign import check_tokenizer, open_config, opening
+from ml.output.foreign import check_tokenizer, open_config
 from ml.output.run_folder import refuse_several
-from ml.runtime import keep_freed_memory
+from ml.runtime import enter_vector_math, keep_freed_memory
 
 Ints = NDArray[np.int64]
 
@@ -102,6 +105,24 @@ def load_model(path: str | Path) -> Predictor:
     return Predictor.load(Path(path))
 
 
+def _network(model: Any, max_tokens: int) -> nn.Module:
+    """The model's fastest forward pass that gives its logits. Raises DataError if the model itself is unsound."""
+    plain: nn.Module = model
+    network: nn.Module
+    if why_plain(model, model.device) is not None:
+        return plain
+    if suits(model, max_tokens):
+        network = GraphClassifier.of(model).eval()
+    else:
+        keep_freed_memory()
+        network = MergedClassifier(model).eval()
+    probe = invented_rows(model.config.vocab_size, model.config.pad_token_id)
+    if differs := why_engine_differs(model, network, probe, "an exported model", DataError):
+        warnings.warn(f"prediction takes the slower path of transformers: {differs}", RuntimeWarning, stacklevel=2)
+        return plain
+    return network
+
+
 class Predictor:
     """Model, tokenizer, codec, temperature and confidence thresholds by class of one export.
 
@@ -119,13 +140,8 @@ class Predictor:
         thresholds: Mapping[str, float | None] | None = None,
         version: str = "",
     ) -> None:
-        self.network: nn.Module = model.eval()
-        if why_plain(model, model.device) is None:
-            if suits(model, max_tokens):
-                self.network = GraphClassifier.of(model).eval()
-            else:
-                keep_freed_memory()
-                self.network = MergedClassifier(model).eval()
+        enter_vector_math()
+        self.network = _network(model.eval(), max_tokens)
         self.tokenizer = tokenizer
         self.codec = codec
         self.temperature = temperature
@@ -156,12 +172,18 @@ class Predictor:
             calibration = CalibrationFile.model_validate_json((folder / "calibration.json").read_bytes())
         except (ValidationError, FileNotFoundError) as error:
             raise DataError(f"{folder}/calibration.json: not readable ({error}). Export the model again.") from None
-        with quiet_transformers(), opening(folder):
+        rule = f"{folder}: not an export that transformers opens"
+        with quiet_transformers(), refusing(DataError, rule, "Export again"):
             config = open_config(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             check_tokenizer(folder, tokenizer, config)
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                folder,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
             codec = Codec.load(folder / "codec.json")
         device = "cuda" if torch.cuda.is_available() else "cpu"

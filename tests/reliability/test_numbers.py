@@ -26,6 +26,7 @@ from ml.evaluation.metrics import negative_log_likelihood
 from ml.model import qwen
 from ml.model.fast import FastClassifier
 from ml.model.loss import focal_loss
+from ml.model.plain_config import HEAD
 from ml.output import checkpoint
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import learnable_rows, write_rows
@@ -201,7 +202,7 @@ def test_a_zeroed_head_starts_at_ln_3_and_the_base_never_changes(make_config: Ma
     base = qwen.frozen_sha256(pipeline.model)
     with torch.no_grad():
         for name, weight in pipeline.learner.parameters.items():
-            if qwen.HEAD in name:
+            if HEAD in name:
                 weight.zero_()
     metrics = pipeline.evaluate()
     assert metrics["loss"] == pytest.approx(math.log(3), abs=2e-7)
