@@ -18,13 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ml.config import Config, DataConfig
 from ml.config_text import required
-from ml.data.batches import Tokens
 from ml.data.codec import Codec
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError
 from ml.labels import LABELS
 from ml.model import qwen
-from ml.model.agreement import probe_rows
+from ml.model.agreement import invented_rows
 from ml.model.learner import Learner
 from ml.model.loss import focal_loss
 from ml.model.optim import make_optimizer, make_schedule
@@ -137,17 +136,14 @@ def fingerprint(
 
 
 def build_learner(
-    config: Config, tokens: Tokens, class_weights: Sequence[float], total_steps: int, say: Callable[[str], None]
+    config: Config, pad_id: int, class_weights: Sequence[float], total_steps: int, say: Callable[[str], None]
 ) -> Learner:
-    """Model, optimizer, schedule and loss for training rows; `say` shows notes.
-
-    Raises ConfigError if they do not fit together.
-    """
+    """Model, optimizer, schedule and loss; `say` shows notes. Raises ConfigError if they do not fit together."""
     training = config.training
     require_trackers(config.tracking.to)
     accelerator = make_accelerator(config.model.dtype)
     dtype = resolve_dtype(config.model.dtype)
-    model = build_model(config, tokens.pad_id, dtype=dtype, quantization=config.model.quantization)
+    model = build_model(config, pad_id, dtype=dtype, quantization=config.model.quantization)
     optimizer = make_optimizer(
         qwen.trainable_parameters(model).values(),
         learning_rate=training.learning_rate,
@@ -164,7 +160,7 @@ def build_learner(
         loss_fn,
         max_grad_norm=training.max_grad_norm,
         seed=training.seed,
-        probe=probe_rows(tokens),
+        probe=invented_rows(model.config.get_text_config().vocab_size, pad_id),
         say=say,
     )
 

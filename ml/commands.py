@@ -105,18 +105,23 @@ def check(
     val: Annotated[Path | None, typer.Argument(metavar="[VAL]", help="Validation rows.")] = None,
     test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="Test rows.")] = None,
     base: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Count tokens as this Qwen does; else the embedded base.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="Look for faults of this Qwen too, and count tokens as it does."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=8, help="Longest text, as model.max_tokens.")] = 2048,
     as_json: JsonFlag = False,
 ) -> None:
     """Check rows and look for leakage before training on them."""
-    from ml.data.check import EMBEDDED_TOKENIZER, check_files
+    from ml.data.check import check_files, embedded_tokenizer
 
-    tokenizer_file = base / "tokenizer.json" if base else EMBEDDED_TOKENIZER
-    if not tokenizer_file.exists():
-        raise ConfigError(f"{base}: no tokenizer.json in it. Give the folder of a Qwen checkpoint.")
-    report = check_files({"train": train, "val": val, "test": test}, tokenizer_file, max_tokens)
+    notes: list[str] = []
+    if base is None:
+        tokenizer = embedded_tokenizer()
+    else:
+        from ml.model.agreement import try_base
+
+        tokenizer, notes = try_base(base)
+    report = {"base": notes, **check_files({"train": train, "val": val, "test": test}, tokenizer, max_tokens)}
     if as_json:
         _print_json(report)
     else:

@@ -244,7 +244,7 @@ def _looks(report: Mapping[str, Any]) -> list[str]:
     """What training would take, and a person should look at first."""
     from ml.data.leaks import told
 
-    looks = [told(leak) for leak in report["leaks"] if not leak["refused"]]
+    looks = [*report["base"], *(told(leak) for leak in report["leaks"] if not leak["refused"])]
     looks += [f"not checked: {what}" for what in report["unchecked"]]
     looks += [
         f"{name}: {_counted(count, 'row')} with a window that an earlier row of the file holds"

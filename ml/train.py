@@ -86,7 +86,7 @@ class TrainingPipeline:
     def setup_model(self) -> None:
         """Build model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
         self.learner = build.build_learner(
-            self.config, self.data.tokens["train"], self.data.class_weights, self.total_steps, self.reporter.say
+            self.config, self.tokenizer.pad_token_id, self.data.class_weights, self.total_steps, self.reporter.say
         )
         self.model, self.optimizer, self.loss_fn = self.learner.model, self.learner.optimizer, self.learner.loss_fn
         self.fingerprint = build.fingerprint(

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,11 +130,20 @@ def test_a_folder_of_several_runs_is_named_as_one(
     )
 
 
-def test_a_base_whose_tokenizer_is_none_is_refused(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
-    (line,) = refused(capsys, USAGE, "check", files["good"], "--base", tmp_path)
-    assert line.startswith(f"{tmp_path}/tokenizer.json: not a tokenizer (")
-    assert line.endswith("Give the folder of a Qwen checkpoint.")
+def test_check_looks_for_faults_of_a_base(
+    capsys: Capture, tmp_path: Path, files: dict[str, Path], tiny_base: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (base / "config.json").write_text((base / "config.json").read_text().replace("{", '{"url": "https://a.b",', 1))
+    ended, out, _ = run(capsys, "check", files["good"], "--base", base)
+    assert ended == 0
+    assert "look: config.json of the base names code or places under url" in out
+    (base / "tokenizer.json").write_text("{}")
+    (line,) = refused(capsys, USAGE, "check", files["good"], "--base", base)
+    assert line.startswith("model.base must be a Qwen checkpoint that transformers opens")
+    (base / "model.safetensors").unlink()
+    (line,) = refused(capsys, USAGE, "check", files["good"], "--base", base)
+    assert line.startswith(f"model.base: {base}: model.safetensors is missing")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import os
+import select
 import sys
 import tempfile
 import weakref
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer as Buffer
 
+WRITER_WAIT = 2000  # milliseconds for a pipe's writer to come
 _CHUNK = 1 << 17  # bytes that are asked for at once
 _UTF16 = "the file is UTF-16 or UTF-32 text. Save it as UTF-8."
 _NO_UTF8 = {  # how a file begins that is none
@@ -181,10 +183,14 @@ class _Watched(io.RawIOBase):
 
 
 def _open(path: Path) -> io.FileIO:
-    """A file or a pipe, for reading. A pipe without a writer is empty, where a plain open would wait for one."""
+    """A file or a pipe, for reading. A pipe that nothing writes to is empty after a while; a plain open would wait."""
     if not (path.is_file() or path.is_fifo()):
         raise DataError(f"{_no_file(path)}. Give the path of a .jsonl or .jsonl.gz file.")
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if path.is_fifo():
+        writer = select.poll()
+        writer.register(descriptor, select.POLLIN)
+        writer.poll(WRITER_WAIT)
     os.set_blocking(descriptor, True)
     return io.FileIO(descriptor)
 

@@ -1,48 +1,49 @@
 """Whether a model can be used as it is meant to, asked of two rows before anything counts.
 
-Comes in: a model of transformers, the engine that is to stand in for it, and token rows. Goes out: the reason why the
-engine cannot, or None. Gates by name (`why_plain`) know the oddities of today's checkpoints; this one sees those that
-nobody has named: it compares the engine's logits with what plain transformers gives with a mask.
+Comes in: a model of transformers, the engine that is to stand in for it, and two token rows. Goes out: the reason why
+the engine cannot, or None. Gates by name (`why_plain`) know the oddities of today's checkpoints; this one sees those
+that nobody has named: it compares the engine's logits with what plain transformers gives with a mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ml.data.batches import Tokens, collate
 from ml.errors import ConfigError, FaultsError
-from ml.model.qwen import logits
-
-Row = NDArray[np.int32]
+from ml.model.qwen import load_classifier, load_tokenizer, logits, open_base
 
 LONGEST = 128  # tokens of a probe row: enough to see any rule of attention, few enough to take no time
 # The largest difference of two logits that rounding explains, as a share of the largest logit.
 NOISE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
-def probe_rows(tokens: Tokens) -> Tokens:
-    """The newest tokens of the longest row, and half as many of the shortest: two rows of unlike length."""
-    longest = tokens.row(int(tokens.lengths.argmax()))[-LONGEST:]
-    shortest = tokens.row(int(tokens.lengths.argmin()))
-    return rows_of([longest, shortest[-max(1, min(len(longest), len(shortest)) // 2) :]], tokens.pad_id)
-
-
 def invented_rows(vocabulary: int, pad_id: int) -> Tokens:
-    """Two rows of unlike length for a model without rows at hand: ids spread over the vocabulary, always the same."""
-    ids = np.random.default_rng(0).integers(0, vocabulary, LONGEST // 2, dtype=np.int32)
+    """Two rows of unlike length, of ids spread over the vocabulary, always the same.
+
+    No rows of a user's, so that what only one of them would bring about is not laid on the base.
+    """
+    ids = np.random.default_rng(0).integers(0, vocabulary, LONGEST, dtype=np.int32)
     ids = np.where(ids == pad_id, (ids + 1) % vocabulary, ids).astype(np.int32)
-    return rows_of([ids, ids[: LONGEST // 8]], pad_id)
-
-
-def rows_of(rows: Sequence[Row], pad_id: int) -> Tokens:
-    """Rows as a table."""
+    rows = [ids, ids[: LONGEST // 4]]
     return Tokens(np.concatenate(rows), np.cumsum([len(row) for row in rows]), pad_id, 0)
+
+
+def try_base(base: str) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer of a base and what a user should know of it, after all that a run asks of one.
+
+    Opens it in the precision of its files. Raises ConfigError with what is wrong with it.
+    """
+    notes = open_base(base).notes()
+    tokenizer = load_tokenizer(base)
+    model = load_classifier(base, tokenizer.pad_token_id, dtype=None)
+    why_engine_differs(model, model, invented_rows(len(tokenizer), tokenizer.pad_token_id))
+    return tokenizer.backend_tokenizer, notes
 
 
 @torch.no_grad()
@@ -65,8 +66,8 @@ def why_engine_differs(
         allowed = NOISE[_dtype(model)] * float(together_BC.abs().max())
         if not bool(torch.isfinite(together_BC).all()):
             raise kind(
-                f"{name} must give finite logits, it gives {together_BC[0].tolist()} for a row of the training "
-                "rows. Its config.json or its weights are damaged: copy it anew, or use another base."
+                f"{name} must give finite logits, it gives {together_BC[0].tolist()} for a row of any "
+                "tokens. Its config.json or its weights are damaged: copy it anew, or use another base."
             )
         if (distance := _distance(together_BC[-1:], alone_1C)) > allowed:
             raise kind(

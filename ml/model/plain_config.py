@@ -1,7 +1,7 @@
 """config.json of a base or of an export: what of it a model may be made from.
 
-Comes in: the values of a config.json that may come from anyone. Goes out: a config of the keys that its family knows
-and of plain numbers, or the reasons why none can be made. So no file names code, another model or a place on the
+Comes in: the values of a config.json that may come from anyone. Goes out: a config of the keys that its family
+knows, or the reasons why none can be made. So no file names code, another model or a place on the
 network, and none makes a loader take more memory than the weights need. What a run writes passes through the same
 functions as what `predict` reads, so a run does not write what the reader refuses.
 """
@@ -27,6 +27,7 @@ HEAD = "score"
 FAMILIES = tuple(name for name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if name.startswith("qwen"))
 # Rotary embeddings that change with the longest row of a batch, so that a row's logits depend on the rows beside it.
 COMPANY_DEPENDENT = ("dynamic", "longrope")
+OLDER = {"rope_theta", "rope_scaling", "partial_rotary_factor"}  # in files of transformers before 5
 # Keys of every config that change what a forward pass returns, or what transformers makes of labels.
 _RESET = ("return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward", "problem_type")
 _LEADS_AWAY = re.compile(r"auto_map|auto_mapping|.*_implementation.*|quantization_config|trust_remote_code|.*_file")
@@ -48,15 +49,11 @@ NOT_OPENED = (
 
 
 def known_config(values: Mapping[str, Any]) -> PreTrainedConfig:
-    """A config of the keys that its family knows, and of plain numbers under other names."""
+    """A config of the keys that its family knows, or has known under an older name."""
     kind = CONFIG_MAPPING[values["model_type"]]
-    known = kind().to_dict().keys() | kind.attribute_map.keys()
+    known = kind().to_dict().keys() | kind.attribute_map.keys() | OLDER
     config: PreTrainedConfig = kind.from_dict(
-        {
-            key: value
-            for key, value in values.items()
-            if (key in known or isinstance(value, int | float | None)) and key not in _RESET
-        }
+        {key: value for key, value in values.items() if key in known and key not in _RESET}
     )
     return config
 

@@ -128,11 +128,11 @@ def load_classifier(
     pad_id: int,
     *,
     revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     quantization: str = "none",
     seed: int = 0,
 ) -> PreTrainedModel:
-    """The base with a 3-class head, drawn from the seed where the base brings none.
+    """The base with a 3-class head, drawn from the seed where the base brings none; a dtype of None is the files' own.
 
     Raises ConfigError if the base cannot be opened as a sequence classifier, lacks more than the head or holds a weight
     that is not finite.
@@ -146,8 +146,8 @@ def load_classifier(
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
-            quantization_config=_quantization(quantization, dtype),
+            dtype=dtype or "auto",
+            quantization_config=_quantization(quantization, dtype or torch.float32),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import ml.build
 import ml.train
 from ml import cli
 from ml.data import dataset, windows
@@ -40,7 +41,7 @@ HANGS_AFTER = 300
 PHASES: dict[str, tuple[Any, str]] = {
     "reading": (windows, "parse_row"),
     "tokenising": (dataset, "tokenise"),
-    "building": (ml.train, "build_learner"),
+    "building": (ml.build, "build_learner"),
     "resuming": (checkpoint, "check_same_run"),
     "training": (Learner, "_loss_sum"),
     "evaluation": (Learner, "logits"),

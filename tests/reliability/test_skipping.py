@@ -33,14 +33,17 @@ def texts(count: int, seed: int) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A sound base, and the same with NaN for the embedding of one token."""
+    """A sound base, and the same with an embedding of one token that overflows in the first norm."""
     sound, sick = (tmp_path_factory.mktemp(name) for name in ("sound", "sick"))
     tokenizer = qwen.load_tokenizer(str(build_tiny(sound)))
     (token,) = tokenizer(SICK, add_special_tokens=False)["input_ids"]
     with qwen.quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(sound, dtype=torch.float32)
         with torch.no_grad():
-            model.get_input_embeddings().weight[token] = torch.nan
+            model.model.layers[0].input_layernorm.weight[0] = 3e38
+            model.get_input_embeddings().weight[:, 0] = 0.0
+            model.save_pretrained(sound)
+            model.get_input_embeddings().weight[token, 0] = 1.0
         model.save_pretrained(sick)
     tokenizer.save_pretrained(sick)
     return {"sound": sound, "sick": sick}
