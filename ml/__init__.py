@@ -13,6 +13,7 @@ The data flows down this list; a module imports only from modules above it.
     data.strict_json  one line of JSON, no key twice
     data.rows         a JSON object → a window, or faults
     data.windows      files of JSONL → windows, faults
+    data.wild         prints that are far off are drawn near
     data.features     windows → normalised numbers
     data.codec        windows → text
     data.sampling     oversampling and class weights
