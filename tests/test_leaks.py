@@ -15,7 +15,8 @@ from ml.data.check import check_files
 from ml.data.dataset import load_dataset
 from ml.data.drift import drift, population_stability
 from ml.data.leaks import BY_CONTENT, not_found, overlapping, purged_rows
-from ml.data.survey import MOST_SAMPLED, Survey, extent, spans_of, survey
+from ml.data.places import Spans, spans_of
+from ml.data.survey import MOST_SAMPLED, Survey, extent, survey
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError, DataError
 from ml.labels import LABELS
@@ -192,12 +193,19 @@ def test_a_field_that_tells_the_label_is_found_beside_a_class_too_rare_to_look_a
     assert report["unchecked"] == ["whether a field tells LONG: fewer than 5 of the 120 training rows looked at"]
 
 
-def placed(symbol: str, first: int, bars: int, seed: int) -> Row:
-    """A window by bar_index only."""
-    row = make_row(bars=bars, seed=seed, place=False, symbol=symbol, id=f"{symbol}-{first}-{seed}")
+def placed(symbol: str, first: int, bars: int, seed: int, day: int = 0) -> Row:
+    """A window by bar_index only. A bar of a symbol and a day has its prices by its number, as in a market."""
+    row = make_row(bars=bars, seed=seed, place=False, symbol=symbol, id=f"{symbol}-{day}-{first}-{seed}")
     for n, bar in enumerate(bars_of(row)):
-        bar["bar_index"] = first + n
+        close = 2000 + (first + n) % 71 + 100 * day
+        bar |= {"bar_index": first + n, "open": close, "high": close + 2, "low": close - 2, "close": close}
     return row
+
+
+def spans(surveys: dict[str, Survey]) -> Spans:
+    found = spans_of({name: one.places for name, one in surveys.items()})
+    assert found is not None
+    return found
 
 
 def random_surveys(folder: Path, seed: int) -> dict[str, Survey]:
@@ -223,12 +231,11 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
     hits = 0
     for seed in range(5):
         surveys = random_surveys(tmp_path, seed)
-        spans = spans_of(surveys)
-        assert spans is not None
+        where = spans(surveys)
         bars = {
             name: [
-                {(symbol, float(bar)) for bar in np.arange(first - reach, last + 1 + reach)}
-                for symbol, first, last in zip(one.symbols, spans.first_N[name], spans.last_N[name], strict=True)
+                {(symbol, int(bar)) for bar in np.arange(first - reach, last + 1 + reach)}
+                for symbol, first, last in zip(one.places.symbols, where.first_N[name], where.last_N[name], strict=True)
             ]
             for name, one in surveys.items()
             for reach in [embargo if name == "train" else 0]
@@ -238,7 +245,7 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
             for row, own in enumerate(bars["train"])
             if any(own & other for name in ("val", "test") for other in bars[name])
         ]
-        rows, partners = overlapping(spans, "train", ["val", "test"], surveys, embargo)
+        rows, partners = overlapping(where, "train", ["val", "test"], surveys, embargo)
         assert rows.tolist() == purged_rows(surveys, embargo)["train"].tolist() == expected
         for row, partner in zip(rows, partners, strict=True):
             name, place = next((n, one.names.index(partner)) for n, one in surveys.items() if partner in one.names)
@@ -251,9 +258,7 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
 def test_a_window_inside_a_longer_one_does_not_hide_it(tmp_path: Path) -> None:
     files = {"train": [placed("A", 45, 30, 0)], "val": [placed("A", 0, 50, 1), placed("A", 5, 30, 2)]}
     surveys = {name: survey(WindowFile(path))[0] for name, path in write(tmp_path, files).items() if path}
-    spans = spans_of(surveys)
-    assert spans is not None
-    rows, partners = overlapping(spans, "train", ["val"], surveys)
+    rows, partners = overlapping(spans(surveys), "train", ["val"], surveys)
     assert (rows.tolist(), partners) == ([0], [surveys["val"].names[0]])
 
 

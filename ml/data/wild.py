@@ -4,8 +4,8 @@ Comes in: numbers of windows. Goes out: the same, with such prints drawn near, a
 without one comes back as it was, to the bit.
 
 Prices: sorted, the levels of a window leave gaps. Where the whole range exceeds `WIDE` typical bar ranges, a gap of
-more than `GAP` of them is drawn together, the order of all levels kept, so that the levels where most closes lie take at
-least two fifths of the scale. Typical is the median of the bars that move.
+more than `GAP` of them is drawn together, the order of all levels kept, so that the levels where most closes lie take
+at least two fifths of the scale. Typical is the median of the bars that move.
 
 Legend: ... nothing for one window, and W for W windows; L bars of a window.
 """
@@ -50,9 +50,9 @@ def near_prices(prices: Floats, ranges: Floats) -> Bools:
     height = prices[1].max(axis=-1) - prices[2].min(axis=-1)
     unit = typical(ranges, SAME * low_median(np.abs(prices[3])))
     is_wild = np.zeros(ranges.shape, dtype=np.bool_)
-    for where in zip(*np.nonzero((unit > 0) & (height > WIDE * unit)), strict=True):
-        window = (slice(None), *where)
-        prices[window], is_wild[where] = _drawn(prices[window], float(unit[where]))
+    each, units, wild = prices.reshape(4, -1, ranges.shape[-1]), np.ravel(unit), is_wild.reshape(-1, ranges.shape[-1])
+    for row in np.flatnonzero((unit > 0) & (height > WIDE * unit)).tolist():
+        each[:, row], wild[row] = _drawn(each[:, row], float(units[row]))
     return is_wild
 
 
