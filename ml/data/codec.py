@@ -35,7 +35,7 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ml.data.features import WILD_DELTA, WindowNumbers, window_numbers
+from ml.data.features import WindowNumbers, window_numbers
 from ml.data.rows import BAR_FIELDS, Window
 from ml.data.wild import SAME, near_values
 from ml.errors import MAX_FAULTS_SHOWN, DataError
@@ -68,6 +68,7 @@ STATES = {
     "wave_strength": {tenth: f"S{tenth}" for tenth in range(10)},
 }
 WILD = {"price": "X", "volume": "V", "delta": "Y"}
+WILD_FEATURE = 100.0  # typical deviations from the median
 SIDES = {-1: "s", 1: "b"}
 OPEN_GAP = 3  # steps of 1/99 of the window's range between an open and the close before that are worth writing
 RENDERED_TOGETHER = 500  # windows
@@ -262,7 +263,7 @@ class CodecFitter:
 def _spread(values: Floats, quartiles: float) -> float:
     """A deviation that neither a few huge values nor rounding decides; 1 where nothing varies."""
     least = SAME * float(np.abs(values).min())
-    near = near_values(values, WILD_DELTA)[0]
+    near = near_values(values[None], [WILD_FEATURE])[0]
     # the quartiles of a normal lie 1.349 deviations apart
     return next((spread for spread in (quartiles / 1.349, float(near.std())) if spread > least), 1.0)
 

@@ -22,8 +22,9 @@ from ml.data.wild import SAME, Bools, Floats, low_median, near_prices, near_valu
 
 Ints = NDArray[np.int64]
 
-WILD_DELTA = 100.0  # typical deviations from the median; up to 43 in three files of real and simulated windows
-WILD_VOLUME = 30.0  # the same of log1p(volume), where it is up to 10
+# In typical deviations from the median: of log1p(volume), and of delta. In 2,000 simulated and 1,000 real windows they
+# reach 10 and 43.
+WILD = {"volume": 30.0, "delta": 100.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +62,22 @@ def window_numbers(bars: Mapping[str, Floats]) -> WindowNumbers:
     is_flat = height[..., 0] <= SAME * low_median(np.abs(bars["close"]))
     height[is_flat], mean_range = 0, np.where(is_flat, 0, mean_range)
     opens, highs, lows, closes = _ratio(prices - floor, height, otherwise=0.5)
-    volume, wild_volume = near_values(np.log1p(bars["volume"]), WILD_VOLUME)
-    flows, wild = [volume], {"price": wild_price, "volume": wild_volume}
-    if "delta" in bars:
-        delta, wild["delta"] = near_values(bars["delta"], WILD_DELTA)
-        flows.append(delta)
-    scores = z_scores(np.array(flows))
+    names = [name for name in WILD if name in bars]
+    flows = np.array([np.log1p(bars[name]) if name == "volume" else bars[name] for name in names])
+    flows, wild_flows = near_values(flows, [WILD[name] for name in names])
+    scores = z_scores(flows)
     return WindowNumbers(
         open=opens,
         high=highs,
         low=lows,
         close=closes,
         volume=scores[0],
-        delta=scores[1] if "delta" in bars else None,
+        delta=scores[1] if len(names) == 2 else None,
         range_in_bars=_ratio(height[..., 0], mean_range),
         bar_range_share=_ratio(mean_range, np.abs(bars["close"][..., -1])),
         atr_ratio=_ratio(bars["atr_14"][..., -1], mean_range) if "atr_14" in bars else None,
-        side=_side(flows[-1]) if "delta" in bars else np.zeros(mean_range.shape, dtype=np.int64),
-        wild=wild,
+        side=_side(flows[1]) if len(names) == 2 else np.zeros(mean_range.shape, dtype=np.int64),
+        wild={"price": wild_price, **dict(zip(names, wild_flows, strict=True))},
     )
 
 

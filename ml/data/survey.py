@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ml.data.clock import moment
 from ml.data.codec import CodecFitter
-from ml.data.features import window_numbers
+from ml.data.features import WindowNumbers, window_numbers
 from ml.data.places import Places
 from ml.data.rows import Window
 from ml.data.windows import WindowFile
@@ -44,7 +44,7 @@ class EventSample:
     values: list[Values] = field(default_factory=list)
     shape: list[Values] = field(default_factory=list)
 
-    def see(self, row: int, window: Window) -> None:
+    def see(self, row: int, window: Window, numbers: WindowNumbers | None) -> None:
         if row % self.stride:
             return
         if len(self.rows) == MOST_SAMPLED:
@@ -54,7 +54,7 @@ class EventSample:
                 return
         self.rows.append(row)
         self.values.append(_at_event(window))
-        self.shape.append(_shape(window))
+        self.shape.append(_shape(window, numbers))
 
 
 @dataclass
@@ -82,7 +82,8 @@ class Survey:
         return np.array(self.labels, dtype=np.int64)
 
     def see(self, window: Window) -> None:
-        self.sample.see(len(self.names), window)
+        numbers = window_numbers(window.bars) if window.text is None else None
+        self.sample.see(len(self.names), window, numbers)
         self.fields.see(window)
         self.names.append(window.name)
         self.ids.append(window.id)
@@ -91,8 +92,9 @@ class Survey:
         self.places.see(window)
         self.contents.append(_content(window))
         self.changes.append(_changes(window))
-        for name in _wild(window):
-            self.wild.setdefault(name, []).append(len(self.names) - 1)
+        for name, is_wild in numbers.wild.items() if numbers else ():
+            if is_wild.any():
+                self.wild.setdefault(name, []).append(len(self.names) - 1)
 
 
 def survey(file: WindowFile) -> tuple[Survey, DataError | None]:
@@ -158,11 +160,10 @@ def _at_event(window: Window) -> Values:
     return bar | {f"features.{name}": value for name, value in window.features.items()}
 
 
-def _shape(window: Window) -> Values:
+def _shape(window: Window, numbers: WindowNumbers | None) -> Values:
     """Volatility, range, volume and where the event stands, free of the price level that no model sees."""
-    if window.text is not None:
-        return {"characters": float(len(window.text))}
-    numbers = window_numbers(window.bars)
+    if numbers is None:
+        return {"characters": float(len(window.text or ""))}
     shape = {
         "bars": float(len(numbers.close)),
         "bar range / price": float(numbers.bar_range_share),
@@ -182,14 +183,6 @@ def _changes(window: Window) -> int:
         return 127
     bars = np.array([window.bars[name] for name in ("open", "high", "low", "close", "volume")])
     return min(127, int((bars[:, 1:] != bars[:, :-1]).any(axis=0).sum()))
-
-
-def _wild(window: Window) -> list[str]:
-    """What of price, volume and delta has a print that is far off."""
-    if window.text is not None:
-        return []
-    found = window_numbers(window.bars).wild
-    return [name for name, is_wild in found.items() if is_wild.any()]
 
 
 def _content(window: Window) -> bytes:

@@ -12,6 +12,8 @@ Legend: ... nothing for one window, and W for W windows; L bars of a window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,12 +82,16 @@ def _drawn(prices: Floats, unit: float) -> tuple[Floats, Bools]:
     return drawn[place], (cluster[place] != core).any(axis=0)
 
 
-def near_values(values: Floats, most: float) -> tuple[Floats, Bools]:
-    """Values of shape (..., L), those nearer that lie more than `most` typical deviations from the median; which do."""
+def near_values(values: Floats, most: Sequence[float]) -> tuple[Floats, Bools]:
+    """Values of shape (K, ..., L), those nearer that lie too many typical deviations from the median; which do.
+
+    `most` has how many are allowed for each of K kinds.
+    """
+    allowed = np.reshape(most, (-1, *[1] * (values.ndim - 2)))
     middle = low_median(values)
     deviation = np.abs(values - middle[..., None])
     unit = typical(deviation, SAME * np.abs(middle))
-    is_wild = (deviation > most * unit[..., None]) & (unit[..., None] > 0)
+    is_wild = (deviation > (allowed * unit)[..., None]) & (unit[..., None] > 0)
     if not is_wild.any():
         return values, is_wild
     furthest = np.where(is_wild, 0.0, deviation).max(axis=-1)
