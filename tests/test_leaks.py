@@ -17,6 +17,7 @@ from ml.data.drift import drift, population_stability
 from ml.data.leaks import BY_CONTENT, not_found, overlapping, purged_rows
 from ml.data.places import Spans, spans_of
 from ml.data.survey import MOST_SAMPLED, Survey, extent, survey
+from ml.data.twins import ANOTHER_TIME
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError, DataError
 from ml.labels import LABELS
@@ -170,6 +171,90 @@ def test_a_prompt_that_spells_its_label_is_found(tmp_path: Path) -> None:
     rows = [{"context": f"window {n}: {LABELS[n % 3].lower()}", "label": LABELS[n % 3]} for n in range(60)]
     (leak,) = check_files({"train": write_rows(tmp_path / "train.jsonl", rows)})["leaks"][:1]
     assert (leak["kind"], leak["field"]) == ("label told by one field", "the word LONG in context")
+
+
+def still(row: Row, price: float = 2.0, *, trades: int = 0) -> Row:
+    """A halted market: one price and no volume, but for some bars that trade a lot at it."""
+    row = json.loads(json.dumps(row))
+    for n, bar in enumerate(bars_of(row)):
+        bar.update(dict.fromkeys(("open", "high", "low", "close"), price) | {"volume": 40 * (0 < n <= trades)})
+        bar.pop("delta", None)
+    return row
+
+
+def anonymous(rows: list[Row]) -> list[Row]:
+    return [row | {"id": None} for row in rows]
+
+
+def by_content(folder: Path, files: Files) -> dict[str, int]:
+    report = check_files(write(folder, {name: anonymous(rows) for name, rows in files.items()}))
+    kinds = (*BY_CONTENT[:-1], ANOTHER_TIME)
+    return {leak["kind"]: leak["count"] for leak in report["leaks"] if leak["kind"] in kinds}
+
+
+@pytest.mark.parametrize("trades", [0, 2])
+@pytest.mark.parametrize("placed_by", ["time", "bar_index"])
+def test_a_market_that_looks_alike_at_different_times_is_no_leak(placed_by: str, trades: int, tmp_path: Path) -> None:
+    rows = [still(row, trades=trades) for row in dated_rows(12, seed=1, apart=60)]
+    for bar in (bar for row in rows for bar in bars_of(row)):
+        del bar["bar_index" if placed_by == "time" else "time"]
+    files = {"train": rows[:8], "val": [still(row, 2.0 if n else 2.5, trades=trades) for n, row in enumerate(rows[8:])]}
+    assert by_content(tmp_path, files) == {}
+    assert check_files(write(tmp_path, files))["duplicates"] == {"train": 0, "val": 0}
+
+
+def test_a_market_that_stands_still_is_evidence_only_where_both_rows_say_when(tmp_path: Path) -> None:
+    rows = [still(row) for row in dated_rows(12, seed=1, apart=60)]
+    same = {"train": rows[:8], "val": [*rows[8:], rows[3]]}
+    assert by_content(tmp_path, same) == {"identical window": 1}
+    other = {"train": rows[:8], "val": [*rows[8:], rows[3] | {"symbol": "ES"}]}
+    assert by_content(tmp_path, other) == {}
+    for bar in (bar for rows in same.values() for row in rows for bar in bars_of(row)):
+        bar.pop("time", None)
+        bar.pop("bar_index", None)
+    assert by_content(tmp_path, same) == {}
+    assert check_files(write(tmp_path, same))["duplicates"] == {"train": 0, "val": 0}
+
+
+@pytest.mark.parametrize("placeless", ["train", "val", "both"])
+def test_windows_that_move_are_the_same_where_one_does_not_say_when(placeless: str, tmp_path: Path) -> None:
+    rows = dated_rows(12, seed=1, apart=60)
+    twin = json.loads(json.dumps(rows[3]))
+    for row, name in ((rows[3], "train"), (twin, "val")):
+        for bar in bars_of(row) if placeless in (name, "both") else []:
+            bar.update(time=None, bar_index=None)
+    assert by_content(tmp_path, {"train": rows[:8], "val": [*rows[8:], twin]}) == {"identical window": 1}
+
+
+@pytest.mark.parametrize(("minutes", "kind"), [(1, "identical window"), (29, "identical window"), (300, ANOTHER_TIME)])
+def test_busy_windows_that_are_equal_are_the_same_unless_a_clock_puts_them_far_apart(
+    minutes: int, kind: str, tmp_path: Path
+) -> None:
+    """Bars may carry the time of their open in one file and of their close in another, or the time of two zones."""
+    rows = dated_rows(12, seed=1, apart=600)
+    twin = json.loads(json.dumps(rows[3]))
+    for bar in bars_of(twin):
+        bar["time"] = f"{np.datetime64(bar['time'].rstrip('Z')) + np.timedelta64(minutes, 'm')}Z"
+    files = {"train": rows[:8], "val": [*rows[8:], twin]}
+    assert by_content(tmp_path, files) == {kind: 1}
+    assert [
+        leak["refused"]
+        for leak in check_files(write(tmp_path, {name: anonymous(rows) for name, rows in files.items()}))["leaks"]
+        if leak["kind"] == kind
+    ] == [kind != ANOTHER_TIME]
+
+
+def test_one_text_and_two_labels_at_different_times_are_no_leak(tmp_path: Path) -> None:
+    rows = dated_rows(12, seed=1, apart=60)
+    quiet = [still(rows[n], trades=2) | {"label": label} for n, label in ((1, "LONG"), (2, "SHORT"), (9, "SKIP"))]
+    doubled = still(rows[10], 4.0, trades=2)  # another window, the same text
+    files = {"train": [*rows[3:9], *quiet[:2]], "val": [rows[11], quiet[2], doubled]}
+    assert by_content(tmp_path, files) == {}
+    for bar, other in zip(bars_of(doubled), bars_of(quiet[0]), strict=True):
+        bar["time"], bar["bar_index"] = other["time"], other["bar_index"]
+    assert by_content(tmp_path, files) == {"identical text": 1}
+    files["train"].append(quiet[0] | {"label": "SKIP"})
+    assert by_content(tmp_path, files) == {"identical text": 1, "two labels for one window": 1}
 
 
 def test_what_cannot_be_looked_for_is_said(tmp_path: Path) -> None:

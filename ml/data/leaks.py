@@ -44,10 +44,13 @@ def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Sequence[bytes
     found: list[Finding] = []
     for pair in combinations(surveys, 2):
         first, second = (surveys[name] for name in pair)
-        found += _twins(pair, "identical window", twins.pairs(pair, contents), surveys)
+        same = twins.pairs(pair, contents)
+        found += _twins(pair, "identical window", same, surveys)
         if texts:
-            told = {name: _only_in_text(contents[name], texts[name], surveys, name) for name in pair}
-            found += _twins(pair, "identical text", twins.pairs(pair, told), surveys)
+            gone = {row for _, row in same}
+            told = [None if row in gone else text for row, text in enumerate(texts[pair[1]])]
+            alike = twins.pairs(pair, {pair[0]: texts[pair[0]], pair[1]: told})
+            found += _twins(pair, "identical text", alike, surveys)
         found += _shared(pair, "same id", first.ids, second.ids, surveys)
         found += _moved(pair, twins.moved(pair, contents), surveys)
         if spans:
@@ -204,14 +207,6 @@ def _moved(files: tuple[str, str], pairs: Sequence[tuple[int, int]], surveys: Ma
     names = [[surveys[files[0]].names[a], surveys[files[1]].names[b]] for a, b in pairs[:EXAMPLES]]
     remedy = "If the clocks of the two files differ, as by a time zone, these are the same windows: mend the times."
     return [_finding(ANOTHER_TIME, files, len(pairs), names, remedy)]
-
-
-def _only_in_text(
-    contents: Sequence[bytes], texts: Sequence[bytes], surveys: Mapping[str, Survey], name: str
-) -> list[bytes | None]:
-    """The texts of rows whose window itself is in no other file."""
-    elsewhere = {key for other, one in surveys.items() if other != name for key in one.contents}
-    return [None if content in elsewhere else text for content, text in zip(contents, texts, strict=True)]
 
 
 def _shared_bars(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) -> list[Finding]:

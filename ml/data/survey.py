@@ -147,9 +147,9 @@ def wild_prints(one: Survey) -> dict[str, dict[str, Any]]:
 def wild_line(field: str, found: Mapping[str, Any]) -> str:
     """An entry of `wild_prints` in words."""
     named = ", ".join(found["examples"]) + (", …" if found["rows"] > len(found["examples"]) else "")
-    has = "row has" if found["rows"] == 1 else "rows have"
+    has, its = ("row has", "its") if found["rows"] == 1 else ("rows have", "their")
     told = "It is drawn near and marked in the text; mend it if it is an error."
-    return f"{found['rows']:,} {has} a {field} far off all others of its window: {named}. {told}"
+    return f"{found['rows']:,} {has} a {field} far off all others of {its} window: {named}. {told}"
 
 
 def _at_event(window: Window) -> Values:
