@@ -11,12 +11,18 @@ The data flows down this list; a module imports only from modules above it.
     runtime           seeds, device, processes, signals
     progress          what a person sees meanwhile
     data.strict_json  one line of JSON, no key twice
+    data.clock        the unit and the moment of a time
+    data.placing      where the bars of a row stand
+    data.wild         prints that are far off are drawn near
     data.rows         a JSON object → a window, or faults
+    data.noticed      what was dropped, guessed or put right in a file
     data.windows      files of JSONL → windows, faults
     data.features     windows → normalised numbers
     data.codec        windows → text
+    data.places       where the windows of files lie, on one scale
     data.sampling     oversampling and class weights
     data.survey       what is kept of a file's rows after a walk
+    data.twins        rows that are the same window
     data.leaks        rows that know too much; purging
     data.drift        does validation look like training
     data.folds        one file → splits that go forward in time

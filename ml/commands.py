@@ -187,7 +187,10 @@ def evaluate(
     from ml.output.predictor import load_model
 
     predictor = load_model(model)
-    question = predictor.read_rows(WindowFile(data))
+    rows = WindowFile(data)
+    question = predictor.read_rows(rows)
+    for line in rows.reading.noticed.lines():
+        typer.echo(f"note: {line}", err=True)
     with _progress("evaluating", len(question.ids)) as advance:
         metrics = predictor.evaluate(question.tokens, question.labels_N, advance)
     if as_json:
@@ -218,7 +221,10 @@ def predict(
 
     least = _min_confidence(min_confidence)
     predictor = load_model(model)
-    question = predictor.read_rows(StandardInput() if data == "-" else WindowFile(data, labelled=False))
+    rows: StandardInput | WindowFile = StandardInput() if data == "-" else WindowFile(data, labelled=False)
+    question = predictor.read_rows(rows)
+    for line in rows.reading.noticed.lines():
+        typer.echo(f"note: {line}", err=True)
     with _progress("predicting", len(question.ids)) as advance:
         answers = predictor.answers(question, advance, min_confidence=least)
         lines = b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers)

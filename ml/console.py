@@ -222,6 +222,11 @@ def print_check(report: Mapping[str, Any]) -> None:
     refused = [told(leak) for leak in report["leaks"] if leak["refused"]]
     looks = _looks(report)
     lines += [f"leak: {leak}" for leak in refused] + [f"look: {look}" for look in looks]
+    lines += [f"note: {name}: {line}" for name, noticed in report["noticed"].items() for line in noticed]
+    for name, times in report["times"].items():
+        if times["time_unit"]:
+            span = f", events from {times['first_event']} to {times['last_event']}" if times["first_event"] else ""
+            lines.append(f"{name}: times are {times['time_unit']}{span}")
     for name, tokens in report["tokens"].items():
         bars = report["bars"][name]
         lines.append(
@@ -243,6 +248,7 @@ def print_check(report: Mapping[str, Any]) -> None:
 def _looks(report: Mapping[str, Any]) -> list[str]:
     """What training would take, and a person should look at first."""
     from ml.data.leaks import told
+    from ml.data.survey import wild_line
 
     looks = [*report["base"], *(told(leak) for leak in report["leaks"] if not leak["refused"])]
     looks += [f"not checked: {what}" for what in report["unchecked"]]
@@ -255,6 +261,11 @@ def _looks(report: Mapping[str, Any]) -> list[str]:
         if moved := [entry for entry in entries if entry["shifted"]]:
             named = ", ".join(f"{entry['feature']} {entry['psi']:.2f}" for entry in moved)
             looks.append(f"{name} differs from train (population stability index above 0.25 and chance): {named}")
+    looks += [
+        f"{name}: {wild_line(field, found)}"
+        for name, wild in report["wild_prints"].items()
+        for field, found in wild.items()
+    ]
     for name, partial in report["partial_fields"].items():
         looks += [
             f"{name}: {field} is in {_counted(count, 'row')} only; a model reads what every row has"

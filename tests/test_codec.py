@@ -1,5 +1,6 @@
 """Windows → text: what changes it, what must not, and how `codec.json` fixes it."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml.data.check import embedded_tokenizer
 from ml.data.codec import PULSES, STATES, Codec, CodecFitter, fit_codec
 from ml.data.rows import Window, parse_row
+from ml.data.windows import WindowFile
 from ml.errors import DataError
 from ml.model.embedded import build_tokenizer
+from ml.sample import write_sample
 from tests.helpers import Row, bars_of, make_row, make_window
 
 TOKENIZER = build_tokenizer()
@@ -330,3 +334,162 @@ def test_windows_of_all_lengths_keep_their_order() -> None:
     together = [make_window(make_row(bars=30 + seed * 7 % 21, seed=seed)) for seed in range(1100)]
     codec = fit_codec("compact", together)
     assert list(codec.render_all(together)) == [codec.render(window) for window in together]
+
+
+# Windows that one print, rounding or a one-sided delta would make alike
+
+
+def path(way: float, bars: int = 40, **changes: Any) -> Row:
+    """A steady rise (1) or fall (−1) of a tenth a bar, with volumes and deltas of their own."""
+    row = make_row(bars=bars, flags=False, place=False)
+    for n, bar in enumerate(bars_of(row)):
+        close = 100 + way * n / 10
+        bar.update({"open": close - way / 10, "high": close + 0.1, "low": close - 0.1, "close": close})
+        bar.update({"volume": 100 + n % 7, "delta": (n % 5 - 2) * 10} | changes)
+    return row
+
+
+def printed(row: Row, **prints: dict[int, float]) -> Row:
+    """A copy with other values of some fields on some bars."""
+    row = json.loads(json.dumps(row))
+    for name, of_bar in prints.items():
+        for bar, value in of_bar.items():
+            bars_of(row)[bar][name] = value
+    return row
+
+
+def distances(a: str, b: str, start: int, end: int) -> np.ndarray:
+    """How far the numbers at a place of the bars' digits lie apart, bar by bar."""
+    pairs = zip(parts(a)[1], parts(b)[1], strict=True)
+    return np.array([abs(int(one[start:end]) - int(other[start:end])) for one, other in pairs])
+
+
+@pytest.mark.parametrize(
+    "prints",
+    [
+        {"high": {3: 1e5}},
+        {"low": {3: 0.0}},
+        {"high": {3: 1e5, 17: 3e4, 39: 1e9}},
+        {"high": {3: 200.0}, "low": {20: -1e6, 21: 1e-300}},
+        {"high": {n: 1e4 + 4 * n for n in range(5)}},
+        {"close": {9: 1e5}, "high": {9: 1e5}},
+        {"low": dict.fromkeys(range(20, 28), 0.0)},
+    ],
+)
+def test_a_rise_and_a_fall_stay_apart_under_prints_that_are_far_off(prints: dict[str, dict[int, float]]) -> None:
+    rise, fall = (render(printed(path(way), **prints)) for way in (1, -1))
+    far = {bar for of_bar in prints.values() for bar in of_bar}
+    assert {bar for bar, marks in enumerate(parts(rise)[0]) if "X" in marks} == far
+    plain = distances(render(path(1)), render(path(-1)), 4, 6)
+    near = distances(rise, fall, 4, 6)
+    others = [bar for bar in range(40) if bar not in far]
+    assert (near[others] >= 0.35 * plain[others] - 1).all()
+
+
+def test_how_far_a_print_is_off_shows_and_its_window_is_no_ordinary_one() -> None:
+    texts = [render(printed(path(1), high={3: price})) for price in (105.0, 200.0, 2e3, 1e5, 1e7)]
+    assert len(set(texts)) == 5
+    assert ["X" in text for text in texts] == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize(("name", "mark", "place"), [("volume", "V", 6), ("delta", "Y", 7)])
+@pytest.mark.parametrize("bars", [(5,), (5, 6, 30)])
+def test_a_wild_flow_leaves_the_others_as_they_read_without_it(
+    name: str, mark: str, place: int, bars: tuple[int, ...]
+) -> None:
+    row = path(1)
+    text = render(printed(row, **{name: dict.fromkeys(bars, 1e14)}))
+    marks, digits, _ = parts(text)
+    assert {bar for bar, letters in enumerate(marks) if mark in letters} == set(bars)
+    others = [bar for bar in range(40) if bar not in bars]
+    assert len({digits[bar][place] for bar in others}) >= 3
+    assert {digits[bar][place] for bar in bars} == {"9"}
+
+
+@pytest.mark.parametrize("jump", [3.0, 8.0])
+def test_real_moves_however_large_are_read_on_the_plain_scale(jump: float) -> None:
+    """A gap of more than ten mean true ranges, and a bar of as many."""
+    for field in ("open", "high"):
+        row = path(1)
+        first = 20 if field == "open" else 39
+        for bar in bars_of(row)[first:]:
+            bar |= {name: bar[name] + jump for name in (PRICES if field == "open" else ("high", "close"))}
+        window = make_window(row)
+        low, high = window.bars["low"].min(), window.bars["high"].max()
+        closes = np.rint(99 * (window.bars["close"] - low) / (high - low))
+        assert [int(digits[4:6]) for digits in parts(render(row))[1]] == closes.tolist()
+        assert "X" not in render(row)
+
+
+def test_the_texts_of_the_sample_stay_to_the_letter(tmp_path: Path) -> None:
+    write_sample(tmp_path, train=1200, val=400, test=400)
+    files = {name: WindowFile(tmp_path / f"{name}.jsonl") for name in ("train", "val", "test")}
+    codec = fit_codec("compact", files["train"])
+    digest = hashlib.sha256()
+    for file in files.values():
+        for text in codec.render_all(file):
+            digest.update(text.encode() + b"\n")
+    assert digest.hexdigest() == (Path(__file__).parent / "golden" / "texts.txt").read_text().strip()
+
+
+@pytest.mark.parametrize("value", [900.0, 5e-7, 1e12])
+@pytest.mark.parametrize("spread", [0.0, 0.001, 0.9])
+def test_the_side_of_a_one_sided_delta_shows(value: float, spread: float) -> None:
+    bought, sold = (
+        printed(path(1), delta={n: side * value + value * spread * (n % 7 - 3) / 3 for n in range(40)})
+        for side in (1, -1)
+    )
+    assert [marks for marks in parts(render(bought))[0] if "b" in marks] == ["b"]
+    assert [marks for marks in parts(render(sold))[0] if "s" in marks] == ["s"]
+    assert parts(render(bought))[1] == parts(render(sold))[1]  # or the mark would not be needed
+
+
+def test_a_delta_of_both_sides_has_no_side() -> None:
+    assert not set("bs") & set("".join(parts(render(path(1)))[0]))
+
+
+@pytest.mark.parametrize("price", [2.0, 104321.7, 1e-4, 9e14])
+def test_rounding_is_no_movement(price: float) -> None:
+    still, noisy = path(1), path(1)
+    rng = np.random.default_rng(0)
+    for bar, other in zip(bars_of(still), bars_of(noisy), strict=True):
+        bar.update(dict.fromkeys(PRICES, price) | {"volume": 300.0, "delta": 100.0})
+        noise = 1 + 2.3e-16 * rng.integers(-2, 3, 6)
+        low, a, b, high = np.sort(price * noise[:4]).tolist()
+        other.update({"low": low, "open": b, "close": a, "high": high})
+        other.update({"volume": 300.0 * noise[4], "delta": 100.0 * noise[5]})
+    assert render(noisy) == render(still)
+
+
+def test_one_tick_in_a_market_that_stands_still_is_no_wild_print() -> None:
+    row = path(1)
+    for n, bar in enumerate(bars_of(row)):
+        bar.update(dict.fromkeys(PRICES, 104321.7 * (1 + 2.3e-16 * (n % 3 - 1))))
+    bars_of(row)[7] |= dict.fromkeys(PRICES, 104322.7)
+    for bar in bars_of(row):
+        bar |= {"high": max(bar[name] for name in PRICES), "low": min(bar[name] for name in PRICES)}
+    assert [digits[:6] for digits in parts(render(row))[1]] == ["000000"] * 7 + ["999999"] + ["000000"] * 32
+
+
+@pytest.mark.parametrize("values", [[0.0] * 70 + [1.0, 2.0, 3.0] * 10, [5 + n * 1e-16 for n in range(100)]])
+def test_neither_a_huge_feature_nor_rounding_decides_how_the_others_are_read(values: list[float]) -> None:
+    def tails(*features: float) -> list[str]:
+        rows = [make_row(seed=n, features={"a": value}) for n, value in enumerate(features)]
+        codec = fitted(*rows)
+        return [parts(render(row, codec))[2].partition("z")[2] for row in rows]
+
+    plain, with_one = tails(*values), tails(*values, 1e15)
+    assert with_one[-1] == "99?"
+    assert len(set(with_one[:-1])) == len(set(plain)) == len(set(np.round(values, 9)))
+
+
+def test_the_new_marks_are_whole_tokens_of_the_embedded_base() -> None:
+    tokenizer = embedded_tokenizer()
+    plain = printed(path(1), high={3: 1e9}, volume={4: 1e14}, delta={5: 1e14})
+    text = render(plain)
+    assert {"X", "V", "Y"} <= set(text)
+    one_sided = render(path(1, delta=900))
+    for rendered, marks in ((text, 3), (one_sided, 1)):
+        opens = len(re.findall(r"O\d\d", rendered))
+        tail = len(re.findall(r"[rat]\d\d|\?", parts(rendered)[2]))
+        assert len(tokenizer.encode(rendered).ids) == 2 * 40 + opens + marks + tail

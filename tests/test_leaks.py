@@ -16,7 +16,9 @@ from ml.data.check import check_files
 from ml.data.dataset import load_dataset
 from ml.data.drift import drift, population_stability
 from ml.data.leaks import BY_CONTENT, not_found, overlapping, purged_rows
-from ml.data.survey import MOST_SAMPLED, Survey, extent, spans_of, survey
+from ml.data.places import Spans, spans_of
+from ml.data.survey import MOST_SAMPLED, Survey, extent, survey
+from ml.data.twins import ANOTHER_TIME
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError, DataError
 from ml.labels import LABELS
@@ -172,6 +174,90 @@ def test_a_prompt_that_spells_its_label_is_found(tmp_path: Path) -> None:
     assert (leak["kind"], leak["field"]) == ("label told by one field", "the word LONG in context")
 
 
+def still(row: Row, price: float = 2.0, *, trades: int = 0) -> Row:
+    """A halted market: one price and no volume, but for some bars that trade a lot at it."""
+    row = json.loads(json.dumps(row))
+    for n, bar in enumerate(bars_of(row)):
+        bar.update(dict.fromkeys(("open", "high", "low", "close"), price) | {"volume": 40 * (0 < n <= trades)})
+        bar.pop("delta", None)
+    return row
+
+
+def anonymous(rows: list[Row]) -> list[Row]:
+    return [row | {"id": None} for row in rows]
+
+
+def by_content(folder: Path, files: Files) -> dict[str, int]:
+    report = check_files(write(folder, {name: anonymous(rows) for name, rows in files.items()}))
+    kinds = (*BY_CONTENT[:-1], ANOTHER_TIME)
+    return {leak["kind"]: leak["count"] for leak in report["leaks"] if leak["kind"] in kinds}
+
+
+@pytest.mark.parametrize("trades", [0, 2])
+@pytest.mark.parametrize("placed_by", ["time", "bar_index"])
+def test_a_market_that_looks_alike_at_different_times_is_no_leak(placed_by: str, trades: int, tmp_path: Path) -> None:
+    rows = [still(row, trades=trades) for row in dated_rows(12, seed=1, apart=60)]
+    for bar in (bar for row in rows for bar in bars_of(row)):
+        del bar["bar_index" if placed_by == "time" else "time"]
+    files = {"train": rows[:8], "val": [still(row, 2.0 if n else 2.5, trades=trades) for n, row in enumerate(rows[8:])]}
+    assert by_content(tmp_path, files) == {}
+    assert check_files(write(tmp_path, files))["duplicates"] == {"train": 0, "val": 0}
+
+
+def test_a_market_that_stands_still_is_evidence_only_where_both_rows_say_when(tmp_path: Path) -> None:
+    rows = [still(row) for row in dated_rows(12, seed=1, apart=60)]
+    same = {"train": rows[:8], "val": [*rows[8:], rows[3]]}
+    assert by_content(tmp_path, same) == {"identical window": 1}
+    other = {"train": rows[:8], "val": [*rows[8:], rows[3] | {"symbol": "ES"}]}
+    assert by_content(tmp_path, other) == {}
+    for bar in (bar for rows in same.values() for row in rows for bar in bars_of(row)):
+        bar.pop("time", None)
+        bar.pop("bar_index", None)
+    assert by_content(tmp_path, same) == {}
+    assert check_files(write(tmp_path, same))["duplicates"] == {"train": 0, "val": 0}
+
+
+@pytest.mark.parametrize("placeless", ["train", "val", "both"])
+def test_windows_that_move_are_the_same_where_one_does_not_say_when(placeless: str, tmp_path: Path) -> None:
+    rows = dated_rows(12, seed=1, apart=60)
+    twin = json.loads(json.dumps(rows[3]))
+    for row, name in ((rows[3], "train"), (twin, "val")):
+        for bar in bars_of(row) if placeless in (name, "both") else []:
+            bar.update(time=None, bar_index=None)
+    assert by_content(tmp_path, {"train": rows[:8], "val": [*rows[8:], twin]}) == {"identical window": 1}
+
+
+@pytest.mark.parametrize(("minutes", "kind"), [(1, "identical window"), (29, "identical window"), (300, ANOTHER_TIME)])
+def test_busy_windows_that_are_equal_are_the_same_unless_a_clock_puts_them_far_apart(
+    minutes: int, kind: str, tmp_path: Path
+) -> None:
+    """Bars may carry the time of their open in one file and of their close in another, or the time of two zones."""
+    rows = dated_rows(12, seed=1, apart=600)
+    twin = json.loads(json.dumps(rows[3]))
+    for bar in bars_of(twin):
+        bar["time"] = f"{np.datetime64(bar['time'].rstrip('Z')) + np.timedelta64(minutes, 'm')}Z"
+    files = {"train": rows[:8], "val": [*rows[8:], twin]}
+    assert by_content(tmp_path, files) == {kind: 1}
+    assert [
+        leak["refused"]
+        for leak in check_files(write(tmp_path, {name: anonymous(rows) for name, rows in files.items()}))["leaks"]
+        if leak["kind"] == kind
+    ] == [kind != ANOTHER_TIME]
+
+
+def test_one_text_and_two_labels_at_different_times_are_no_leak(tmp_path: Path) -> None:
+    rows = dated_rows(12, seed=1, apart=60)
+    quiet = [still(rows[n], trades=2) | {"label": label} for n, label in ((1, "LONG"), (2, "SHORT"), (9, "SKIP"))]
+    doubled = still(rows[10], 4.0, trades=2)  # another window, the same text
+    files = {"train": [*rows[3:9], *quiet[:2]], "val": [rows[11], quiet[2], doubled]}
+    assert by_content(tmp_path, files) == {}
+    for bar, other in zip(bars_of(doubled), bars_of(quiet[0]), strict=True):
+        bar["time"], bar["bar_index"] = other["time"], other["bar_index"]
+    assert by_content(tmp_path, files) == {"identical text": 1}
+    files["train"].append(quiet[0] | {"label": "SKIP"})
+    assert by_content(tmp_path, files) == {"identical text": 1, "two labels for one window": 1}
+
+
 def test_what_cannot_be_looked_for_is_said(tmp_path: Path) -> None:
     files = {name: [make_row(place=False, seed=n) for n in rows] for name, rows in (("train", (1, 2)), ("val", (3,)))}
     report = check_files(write(tmp_path, files))
@@ -193,12 +279,19 @@ def test_a_field_that_tells_the_label_is_found_beside_a_class_too_rare_to_look_a
     assert report["unchecked"] == ["whether a field tells LONG: fewer than 5 of the 120 training rows looked at"]
 
 
-def placed(symbol: str, first: int, bars: int, seed: int) -> Row:
-    """A window by bar_index only."""
-    row = make_row(bars=bars, seed=seed, place=False, symbol=symbol, id=f"{symbol}-{first}-{seed}")
+def placed(symbol: str, first: int, bars: int, seed: int, day: int = 0) -> Row:
+    """A window by bar_index only. A bar of a symbol and a day has its prices by its number, as in a market."""
+    row = make_row(bars=bars, seed=seed, place=False, symbol=symbol, id=f"{symbol}-{day}-{first}-{seed}")
     for n, bar in enumerate(bars_of(row)):
-        bar["bar_index"] = first + n
+        close = 2000 + (first + n) % 71 + 100 * day
+        bar |= {"bar_index": first + n, "open": close, "high": close + 2, "low": close - 2, "close": close}
     return row
+
+
+def spans(surveys: dict[str, Survey]) -> Spans:
+    found = spans_of({name: one.places for name, one in surveys.items()})
+    assert found is not None
+    return found
 
 
 def random_surveys(folder: Path, seed: int) -> dict[str, Survey]:
@@ -224,12 +317,11 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
     hits = 0
     for seed in range(5):
         surveys = random_surveys(tmp_path, seed)
-        spans = spans_of(surveys)
-        assert spans is not None
+        where = spans(surveys)
         bars = {
             name: [
-                {(symbol, float(bar)) for bar in np.arange(first - reach, last + 1 + reach)}
-                for symbol, first, last in zip(one.symbols, spans.first_N[name], spans.last_N[name], strict=True)
+                {(symbol, int(bar)) for bar in np.arange(first - reach, last + 1 + reach)}
+                for symbol, first, last in zip(one.places.symbols, where.first_N[name], where.last_N[name], strict=True)
             ]
             for name, one in surveys.items()
             for reach in [embargo if name == "train" else 0]
@@ -239,7 +331,7 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
             for row, own in enumerate(bars["train"])
             if any(own & other for name in ("val", "test") for other in bars[name])
         ]
-        rows, partners = overlapping(spans, "train", ["val", "test"], surveys, embargo)
+        rows, partners = overlapping(where, "train", ["val", "test"], surveys, embargo)
         assert rows.tolist() == purged_rows(surveys, embargo)["train"].tolist() == expected
         for row, partner in zip(rows, partners, strict=True):
             name, place = next((n, one.names.index(partner)) for n, one in surveys.items() if partner in one.names)
@@ -252,9 +344,7 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
 def test_a_window_inside_a_longer_one_does_not_hide_it(tmp_path: Path) -> None:
     files = {"train": [placed("A", 45, 30, 0)], "val": [placed("A", 0, 50, 1), placed("A", 5, 30, 2)]}
     surveys = {name: survey(WindowFile(path))[0] for name, path in write(tmp_path, files).items() if path}
-    spans = spans_of(surveys)
-    assert spans is not None
-    rows, partners = overlapping(spans, "train", ["val"], surveys)
+    rows, partners = overlapping(spans(surveys), "train", ["val"], surveys)
     assert (rows.tolist(), partners) == ([0], [surveys["val"].names[0]])
 
 

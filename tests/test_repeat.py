@@ -32,7 +32,7 @@ def test_folds_go_forward_and_test_every_later_row_once(tmp_path: Path) -> None:
     shuffled = [rows[n] for n in np.random.default_rng(0).permutation(50)]
     found = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", shuffled)))[0]
     folds = walk_forward(found, 4)
-    events = np.array([ends[1] for ends in found.times if ends])
+    events = np.array(found.places.time.last)
     for fold in folds:
         train, val, test = (events[fold[name]] for name in ("train", "val", "test"))
         assert train.max() < val.min() <= val.max() < test.min()

@@ -281,7 +281,7 @@ def test_mistakes_of_like_confidence_keep_their_order_and_right_calls_stay_out()
 def test_numbers_that_are_no_moment_and_text_rows_are_no_fault() -> None:
     row = make_row()
     for i, bar in enumerate([*row["context_bars"], row["current_bar"]]):
-        bar["time"] = 1e14 + i
+        bar["time"] = 7e7 + i
     text = make_window({"context": "up " * TEXT_SHOWN, "id": "t"})
     found = confident_mistakes([make_window(row), text], np.array([1, 1]), np.tile([0.6, 0.3, 0.1], (2, 1)))
     assert [mistake["time"] for mistake in found] == [None, None]

@@ -17,9 +17,11 @@ from tokenizers import Tokenizer
 from ml.data.codec import Codec
 from ml.data.drift import drift
 from ml.data.leaks import find_leaks, unchecked
+from ml.data.places import spans_of
 from ml.data.rows import LABEL_SIDE
 from ml.data.sampling import by_label, class_counts, require_every_class
-from ml.data.survey import Survey, survey
+from ml.data.survey import Survey, extent, noticed, survey, wild_prints
+from ml.data.twins import Twins
 from ml.data.windows import WindowFile
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 
@@ -62,7 +64,7 @@ def check_files(
         "fault_total": total,
         "leaks": find_leaks(surveys, texts if whole else {}) if "train" in surveys else [],
         "unchecked": unchecked(surveys),
-        "duplicates": {name: len(one.contents) - len(set(one.contents)) for name, one in surveys.items()},
+        "duplicates": {name: _repeated(name, one) for name, one in surveys.items()},
         "drift": {
             name: drift(surveys["train"], one)
             for name, one in surveys.items()
@@ -70,7 +72,11 @@ def check_files(
         },
         "bars": {name: _spread(np.array(one.bars)) for name, one in surveys.items()},
         "tokens": tokens,
+        "times": {name: extent(one) for name, one in surveys.items()},
         "partial_fields": {name: one.fields.partial_fields() for name, one in surveys.items()},
+        "incomplete_fields": {name: one.file.reading.noticed.incomplete() for name, one in surveys.items()},
+        "wild_prints": {name: wild_prints(one) for name, one in surveys.items()},
+        "noticed": noticed(surveys),
         "unused_fields": sorted(ignored),
         "label_side_fields": sorted(name for name in ignored if name.removeprefix("bars.") in LABEL_SIDE),
     }
@@ -89,6 +95,11 @@ def _rendered(one: Survey, codec: Codec, tokenizer: Tokenizer, max_tokens: int) 
         lengths.append(len(tokenizer.encode(text).ids))
     cut = int((np.array(lengths) > max_tokens).sum())
     return digests, _spread(np.array(lengths)) | {"max_tokens": max_tokens, "rows_cut": cut}
+
+
+def _repeated(name: str, one: Survey) -> int:
+    """Rows that hold a window which an earlier row of the file holds."""
+    return sum(1 for _ in Twins({name: one}, spans_of({name: one.places})).repeated())
 
 
 def _over_time(one: Survey) -> list[dict[str, Any]]:

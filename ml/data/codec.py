@@ -10,8 +10,10 @@ The compact text of a bar is `marks` + `HHLLCCVD`, bars oldest first with a blan
     V  D       volume (log) and delta: z-score within the window, half a deviation a step, 5 = the mean; D is - where
                the rows have no delta
     marks      one letter for each pulse on its bar; one letter or letter + digit for each state, direction or
-               level where it changes, and all of them on the first bar and on the event bar; O + two digits for an open
-               that lies away from the close before
+               level where it changes, and all of them on the first bar and on the event bar; X, V or Y where a
+               price, the volume or the delta is so far off that the scale leaves it out (`wild.py`), and b or s on the
+               event bar where the window's delta is nearly all bought or sold, which its z-scores cannot show; O + two
+               digits for an open that lies away from the close before
 
 It ends in `r` (range of the window in mean bar ranges), `a` (mean bar range as a share of price), `t` (atr_14 in
 mean bar ranges), each on a logarithmic scale, a `z` per entry of `features` (robust z-score over the training
@@ -35,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ml.data.features import WindowNumbers, window_numbers
 from ml.data.rows import BAR_FIELDS, Window
+from ml.data.wild import SAME, near_values
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 
 Floats = NDArray[np.float64]
@@ -64,6 +67,9 @@ STATES = {
     "mgann_leg_index": {leg: f"M{leg - 1}" for leg in range(1, 11)},
     "wave_strength": {tenth: f"S{tenth}" for tenth in range(10)},
 }
+WILD = {"price": "X", "volume": "V", "delta": "Y"}
+WILD_FEATURE = 100.0  # typical deviations from the median
+SIDES = {-1: "s", 1: "b"}
 OPEN_GAP = 3  # steps of 1/99 of the window's range between an open and the close before that are worth writing
 RENDERED_TOGETHER = 500  # windows
 _TWO_DIGITS = [f"{value:02d}" for value in range(100)]
@@ -180,6 +186,7 @@ class Codec(BaseModel):
         blank = np.full_like(opens, ord(" "))
         written = [
             *self._marks(bars),
+            *_odd_marks(numbers),
             _open_gaps(opens, levels[-1]),
             *(_TWO_BYTES[level] for level in levels),
             np.stack([_digits(numbers.volume), delta, blank], axis=-1),
@@ -249,9 +256,16 @@ class CodecFitter:
             if len(self.values[name]) == self.windows:
                 values = np.array(self.values[name])
                 low, centre, high = np.quantile(values, [0.25, 0.5, 0.75])
-                spread = float(high - low) / 1.349  # the quartiles of a normal lie 1.349 deviations apart
-                scales[name] = FeatureScale(centre=float(centre), spread=spread or float(values.std()) or 1.0)
+                scales[name] = FeatureScale(centre=float(centre), spread=_spread(values, float(high - low)))
         return Codec(kind=kind, fields=fields, features=scales)
+
+
+def _spread(values: Floats, quartiles: float) -> float:
+    """A deviation that neither a few huge values nor rounding decides; 1 where nothing varies."""
+    least = SAME * float(np.abs(values).min())
+    near = near_values(values[None], [WILD_FEATURE])[0]
+    # the quartiles of a normal lie 1.349 deviations apart
+    return next((spread for spread in (quartiles / 1.349, float(near.std())) if spread > least), 1.0)
 
 
 def fit_codec(kind: Literal["compact", "json"], windows: Iterable[Window]) -> Codec:
@@ -260,6 +274,18 @@ def fit_codec(kind: Literal["compact", "json"], windows: Iterable[Window]) -> Co
     for window in windows:
         fitter.see(window)
     return fitter.fit(kind)
+
+
+def _odd_marks(numbers: WindowNumbers) -> Iterator[Bytes]:
+    """Bytes of prints that are far off, and of a one-sided delta; nothing where no window has any."""
+    for name, is_wild in numbers.wild.items():
+        if is_wild.any():
+            yield (is_wild * np.uint8(ord(WILD[name])))[..., None]
+    if numbers.side.any():
+        letters = np.zeros((*numbers.volume.shape, 1), dtype=np.uint8)
+        for side, letter in SIDES.items():
+            letters[numbers.side == side, -1] = ord(letter)
+        yield letters
 
 
 def _open_gaps(opens: Ints, closes: Ints) -> Bytes:

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from ml.data.batches import Tokens, tokenise
 from ml.data.codec import Codec
 from ml.data.drift import drift
-from ml.data.leaks import Finding, find_leaks, purged_rows, told, unchecked
+from ml.data.leaks import Finding, find_leaks, purged_rows, told, unchecked, unplaced
+from ml.data.noticed import unit_line
+from ml.data.places import spans_of
 from ml.data.sampling import by_label, class_counts, class_weights, oversampled_counts
-from ml.data.survey import Survey, extent, survey
+from ml.data.survey import Survey, extent, noticed, survey, wild_line, wild_prints
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError, DataError
 from ml.labels import LABELS
@@ -38,7 +40,8 @@ class Dataset:
     """By split: the file, names of the rows for messages, labels of shape (rows,) and tokens.
 
     `counts_C` are the training rows per class, `epoch_counts_C` the windows per class of an oversampled epoch. `leaks`
-    are the findings of `leaks.py`, `drift` those of `drift.py` for train and val, `extent` is that of `survey.py`.
+    are the findings of `leaks.py`, `drift` those of `drift.py` for train and val; `extent` and `noticed` are those of
+    `survey.py`, and `incomplete_fields` has the fields that some bars of a row lack, by file.
     """
 
     files: dict[str, WindowFile]
@@ -55,6 +58,8 @@ class Dataset:
     unchecked: list[str]
     drift: list[dict[str, Any]]
     extent: dict[str, dict[str, Any]]
+    noticed: dict[str, list[str]]
+    incomplete_fields: dict[str, dict[str, dict[str, int]]]
 
     @property
     def leaked(self) -> str:
@@ -84,6 +89,9 @@ class Dataset:
             for name, file in self.files.items()
             if file.dropped
         ]
+        if line := unit_line({name: found["time_unit"] for name, found in self.extent.items()}):
+            notes.append(line)
+        notes += [f"{name}: {line}" for name, lines in self.noticed.items() for line in lines]
         notes += [told(leak) for leak in self.leaks] + [f"not looked for: {what}" for what in self.unchecked]
         if moved := [entry for entry in self.drift if entry["shifted"]]:
             named = ", ".join(f"{entry['feature']} {entry['psi']:.2f}" for entry in moved[:5])
@@ -101,6 +109,8 @@ class Dataset:
             "class_weights": dict(zip(LABELS, self.class_weights, strict=True)),
             "codec": self.codec.kind,
             "partial_fields": self.partial_fields,
+            "incomplete_fields": self.incomplete_fields,
+            "noticed": self.noticed,
             "longest_text_tokens": {name: int(tokens.lengths.max()) for name, tokens in self.tokens.items()},
             "rows_cut_to_max_tokens": {name: tokens.cut for name, tokens in self.tokens.items()},
             "leaks": self.leaks,
@@ -140,8 +150,14 @@ def load_dataset(
     for file in files.values():
         file.drop([])  # what an earlier run with these files has purged
     surveys = _surveys(files)
+    placeless: dict[str, int] = {}
     if purge:
-        surveys = _purged(surveys, embargo)
+        surveys, placeless = _purged(surveys, embargo)
+    found = noticed(surveys)
+    for name, one in surveys.items():
+        found[name] += [wild_line(field, wild) for field, wild in wild_prints(one).items()]
+    for name, count in placeless.items():
+        found[name].append(f"{count:,} of the rows dropped have no place in time, so they may share bars with others")
     fitted = surveys["train"].fields.fit(codec)
     labels = {name: one.class_numbers() for name, one in surveys.items()}
     counts_C = class_counts(labels["train"])
@@ -170,6 +186,8 @@ def load_dataset(
         unchecked=unchecked(surveys),
         drift=drift(surveys["train"], surveys["val"]),
         extent={name: extent(one) for name, one in surveys.items()},
+        noticed=found,
+        incomplete_fields={name: one.file.reading.noticed.incomplete() for name, one in surveys.items()},
     )
 
 
@@ -183,13 +201,16 @@ def _surveys(files: Mapping[str, WindowFile]) -> dict[str, Survey]:
     return {split: one for split, (one, _) in found.items()}
 
 
-def _purged(surveys: dict[str, Survey], embargo: int) -> dict[str, Survey]:
-    """The surveys without the rows that share bars with, or lie too near, rows that judge them."""
+def _purged(surveys: dict[str, Survey], embargo: int) -> tuple[dict[str, Survey], dict[str, int]]:
+    """The surveys without the rows that share bars with, or lie too near, rows that judge them; and how many rows of
+    each file went because they have no place.
+    """
     try:
         gone = {name: rows for name, rows in purged_rows(surveys, embargo).items() if len(rows)}
     except ValueError as error:
         raise ConfigError(
-            f"data.purge needs to know where windows lie, but {error}. Add them, or set it to false."
+            f"data.purge needs to know where windows lie, but {error}. Give every bar a time of one kind, or set it to "
+            "false."
         ) from None
     for name, rows in gone.items():
         if len(rows) == len(surveys[name].names):
@@ -198,4 +219,6 @@ def _purged(surveys: dict[str, Survey], embargo: int) -> dict[str, Survey]:
                 f"data.embargo={embargo} bars of, rows that judge them. Split the files by time."
             )
         surveys[name].file.drop(rows.tolist())
-    return surveys | _surveys({name: surveys[name].file for name in gone})
+    spans = spans_of({name: one.places for name, one in surveys.items()})
+    placeless = {name: count for name, count in unplaced(spans).items() if name in gone} if spans else {}
+    return surveys | _surveys({name: surveys[name].file for name in gone}), placeless

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.data.places import spans_of, why_no_spans
 from ml.data.sampling import class_counts
-from ml.data.survey import Survey, spans_of
+from ml.data.survey import Survey
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError
 from ml.labels import LABELS
@@ -30,11 +31,14 @@ def walk_forward(survey: Survey, folds: int) -> list[dict[str, Ints]]:
 
     Raises ConfigError where rows cannot be ordered in time, or a fold would train on rows without some class.
     """
-    spans = spans_of({"rows": survey})
+    places = {"rows": survey.places}
+    spans = spans_of(places, whole=True)
     if spans is None:
+        time = survey.places.time
+        some = f"{len(time.known) - sum(time.known):,} of {len(time.known):,} have no time on their first or last bar"
+        why = some if spans_of(places) else why_no_spans(places)
         raise ConfigError(
-            "evaluation.folds orders rows by time, but some have neither time nor bar_index on every bar. Add one of "
-            "them, or give data.val and data.test."
+            f"evaluation.folds orders rows by time, but {why}. Give every bar a time, or give data.val and data.test."
         )
     labels_N = survey.class_numbers()
     # windows that end together go by what they hold: the order of the file's lines decides nothing

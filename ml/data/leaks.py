@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.data.survey import Spans, Survey, spans_of
+from ml.data.places import Spans, spans_of, why_no_spans
+from ml.data.survey import Survey
+from ml.data.twins import ANOTHER_TIME, Twins
 from ml.labels import LABELS
 
 Ints = NDArray[np.int64]
@@ -30,24 +32,31 @@ EXAMPLES = 5
 # is part of the label's own rule stays below 0.85 on simulated rows.
 TELLING = 0.9
 FEWEST_ROWS, FEWEST_OF_A_CLASS = 30, 5  # fewer cannot show that a field tells the label
+MOST_EMBARGO = 2**60  # nanoseconds, 36 years: no sum of it and a time leaves 64 bits
 REMOVE = "Remove them from one file, or go on with data.allow_leakage=true, which marks every figure."
 
 
 def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Sequence[bytes]]) -> list[Finding]:
     """Findings of all kinds, those that are refused first. `texts` has a digest of each row's rendered text."""
-    spans = spans_of(surveys)
+    spans = _spans(surveys)
+    twins = Twins(surveys, spans)
+    contents = {name: one.contents for name, one in surveys.items()}
     found: list[Finding] = []
     for pair in combinations(surveys, 2):
         first, second = (surveys[name] for name in pair)
-        found += _shared(pair, "identical window", first.contents, second.contents, surveys)
+        same = twins.pairs(pair, contents)
+        found += _twins(pair, "identical window", same, surveys)
         if texts:
-            told = tuple(_only_in_text(surveys[name].contents, texts[name], surveys, name) for name in pair)
-            found += _shared(pair, "identical text", told[0], told[1], surveys)
+            gone = {row for _, row in same}
+            told = [None if row in gone else text for row, text in enumerate(texts[pair[1]])]
+            alike = twins.pairs(pair, {pair[0]: texts[pair[0]], pair[1]: told})
+            found += _twins(pair, "identical text", alike, surveys)
         found += _shared(pair, "same id", first.ids, second.ids, surveys)
+        found += _moved(pair, twins.moved(pair, contents), surveys)
         if spans:
             found += _shared_bars(pair, spans, surveys)
             found += _older(pair, spans, surveys)
-    found += _two_labels(surveys)
+    found += _two_labels(surveys, twins)
     found += _telling_fields(surveys["train"])
     return sorted(found, key=lambda finding: not finding["refused"])
 
@@ -64,13 +73,20 @@ def not_found(found: Sequence[Finding], unchecked: Sequence[str]) -> list[str]:
 
 def unchecked(surveys: Mapping[str, Survey]) -> list[str]:
     """What could not be looked for, and after a colon why."""
-    missing = []
-    if len(surveys) > 1 and spans_of(surveys) is None:
-        missing.append(f"{', '.join(BY_PLACE)}: some rows have neither time nor bar_index on every bar")
+    missing: list[str] = []
+    spans = _spans(surveys)
+    if len(surveys) > 1 and spans is None:
+        missing.append(f"{', '.join(BY_PLACE)}: {why_no_spans({name: one.places for name, one in surveys.items()})}")
+    if len(surveys) > 1 and spans:
+        for split, count in unplaced(spans).items():
+            rows = f"{count:,} of {len(surveys[split].names):,} {split} rows"
+            missing.append(f"where {rows} lie: they lack {spans.scale} on their first or last bar")
     if "train" in surveys:
-        labels_N, rows = _tellable(surveys["train"])
-        rare = [label for c, label in enumerate(LABELS) if c in surveys["train"].labels and c not in labels_N[rows]]
-        if not len(rows):
+        labels_N, tellable_N = _tellable(surveys["train"])
+        rare = [
+            label for c, label in enumerate(LABELS) if c in surveys["train"].labels and c not in labels_N[tellable_N]
+        ]
+        if not len(tellable_N):
             needed = f"{FEWEST_ROWS} training rows, and two classes of {FEWEST_OF_A_CLASS} each"
             missing.append(f"{TOLD_BY_A_FIELD}: it takes {needed}")
         elif rare:
@@ -87,10 +103,10 @@ def overlapping(
     An embargo of N bars is N times the usual distance of the symbol's bars, so it counts a night or a weekend as time.
     """
     rows, partners = [], []
-    for symbol in np.unique(spans.symbol_N[name]):
-        own = np.flatnonzero(spans.symbol_N[name] == symbol)
-        gap = embargo * float(np.median(spans.bar_N[name][own]))
-        judging = [(judge, np.flatnonzero(spans.symbol_N[judge] == symbol)) for judge in judges]
+    for symbol in np.unique(spans.symbol_N[name][spans.placed_N[name]]).tolist():
+        own, *others = (_of_symbol(spans, split, symbol) for split in (name, *judges))
+        gap = min(MOST_EMBARGO, embargo * round(np.median(spans.bar_N[name][own])))
+        judging = list(zip(judges, others, strict=True))
         first = np.concatenate([spans.first_N[judge][chosen] for judge, chosen in judging])
         last = np.concatenate([spans.last_N[judge][chosen] for judge, chosen in judging])
         names = [surveys[judge].names[row] for judge, chosen in judging for row in chosen]
@@ -111,16 +127,23 @@ def overlapping(
 def purged_rows(surveys: Mapping[str, Survey], embargo: int) -> dict[str, Ints]:
     """Rows to drop by split: of each split those that share bars with, or lie too near, a later one of the order given.
 
-    Raises ValueError where rows cannot be placed.
+    Rows without a place may do so too, and go with them. Raises ValueError where there is no scale to place rows on.
     """
-    spans = spans_of(surveys)
+    spans = _spans(surveys)
     if spans is None:
-        raise ValueError("some rows have neither time nor bar_index on every bar")
+        raise ValueError(why_no_spans({name: one.places for name, one in surveys.items()}))
     splits = list(surveys)
     return {
-        name: overlapping(spans, name, splits[place + 1 :], surveys, embargo)[0]
+        name: np.union1d(
+            overlapping(spans, name, splits[place + 1 :], surveys, embargo)[0], np.flatnonzero(~spans.placed_N[name])
+        )
         for place, name in enumerate(splits[:-1])
     }
+
+
+def unplaced(spans: Spans) -> dict[str, int]:
+    """How many rows of a file have no place on the scale, where some have none."""
+    return {name: int((~placed_N).sum()) for name, placed_N in spans.placed_N.items() if not placed_N.all()}
 
 
 def told(finding: Finding) -> str:
@@ -128,6 +151,14 @@ def told(finding: Finding) -> str:
     where = " and ".join(finding["files"])
     pairs = "; ".join(" and ".join(pair) for pair in finding["examples"][:2])
     return f"{finding['count']:,} × {finding['kind']} in {where}: {pairs}. {finding['remedy']}"
+
+
+def _spans(surveys: Mapping[str, Survey]) -> Spans | None:
+    return spans_of({name: one.places for name, one in surveys.items()})
+
+
+def _of_symbol(spans: Spans, name: str, symbol: int) -> Ints:
+    return np.flatnonzero((spans.symbol_N[name] == symbol) & spans.placed_N[name])
 
 
 def _finding(
@@ -163,12 +194,19 @@ def _shared(
     return [_finding(kind, files, len(pairs), names, REMOVE, refused=True)] if pairs else []
 
 
-def _only_in_text(
-    contents: Sequence[bytes], texts: Sequence[bytes], surveys: Mapping[str, Survey], name: str
-) -> list[bytes | None]:
-    """The texts of rows whose window itself is in no other file."""
-    elsewhere = {key for other, one in surveys.items() if other != name for key in one.contents}
-    return [None if content in elsewhere else text for content, text in zip(contents, texts, strict=True)]
+def _twins(
+    files: tuple[str, str], kind: str, pairs: Sequence[tuple[int, int]], surveys: Mapping[str, Survey]
+) -> list[Finding]:
+    names = [[surveys[files[0]].names[a], surveys[files[1]].names[b]] for a, b in pairs[:EXAMPLES]]
+    return [_finding(kind, files, len(pairs), names, REMOVE, refused=True)] if pairs else []
+
+
+def _moved(files: tuple[str, str], pairs: Sequence[tuple[int, int]], surveys: Mapping[str, Survey]) -> list[Finding]:
+    if not pairs:
+        return []
+    names = [[surveys[files[0]].names[a], surveys[files[1]].names[b]] for a, b in pairs[:EXAMPLES]]
+    remedy = "If the clocks of the two files differ, as by a time zone, these are the same windows: mend the times."
+    return [_finding(ANOTHER_TIME, files, len(pairs), names, remedy)]
 
 
 def _shared_bars(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) -> list[Finding]:
@@ -184,8 +222,10 @@ def _older(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) 
     """Rows of the first file whose event is later than one of the second, by symbol."""
     first, second = files
     count, touching, examples = 0, 0, []
-    for symbol in np.intersect1d(spans.symbol_N[first], spans.symbol_N[second]):
-        own, other = (np.flatnonzero(spans.symbol_N[name] == symbol) for name in files)
+    for symbol in np.intersect1d(spans.symbol_N[first], spans.symbol_N[second]).tolist():
+        own, other = (_of_symbol(spans, name, symbol) for name in files)
+        if not len(own) or not len(other):
+            continue
         events = np.sort(spans.last_N[second][other])
         later = own[spans.last_N[first][own] > events[0]]
         count += len(later)
@@ -204,17 +244,14 @@ def _older(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) 
     return [_finding("judged on older rows", files, count, examples, remedy)]
 
 
-def _two_labels(surveys: Mapping[str, Survey]) -> list[Finding]:
+def _two_labels(surveys: Mapping[str, Survey], twins: Twins) -> list[Finding]:
     """Windows that are the same and labelled differently, wherever they stand."""
-    seen: dict[bytes, tuple[str, int]] = {}
     files: dict[str, None] = {}
     examples = []
-    for name, one in surveys.items():
-        for row, content in enumerate(one.contents):
-            other, twin = seen.setdefault(content, (name, row))
-            if surveys[other].labels[twin] != one.labels[row]:
-                files |= dict.fromkeys((other, name))
-                examples.append([surveys[other].names[twin], one.names[row]])
+    for (other, twin), (name, row) in twins.repeated():
+        if surveys[other].labels[twin] != surveys[name].labels[row]:
+            files |= dict.fromkeys((other, name))
+            examples.append([surveys[other].names[twin], surveys[name].names[row]])
     remedy = "One window has one outcome: keep the right label, or drop the rows."
     return [_finding("two labels for one window", list(files), len(examples), examples, remedy)] if examples else []
 

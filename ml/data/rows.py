@@ -7,11 +7,9 @@ cannot reach the model because no code looks at them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from itertools import pairwise
+from math import isclose
 from typing import Annotated, Any, Literal, Required
 
 import numpy as np
@@ -20,18 +18,20 @@ from pydantic import Field, Strict, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
+from ml.data.placing import Placed, bar_name, place_bars
+from ml.data.wild import SAME
 from ml.errors import shown
 from ml.labels import LABELS
 
 MIN_BARS, MAX_BARS = 30, 50
-_YEAR_2200 = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
 LARGEST = 1e15  # beyond any market, and small enough that no sum of squares overflows
 
 Number = Annotated[float, Strict(), Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 Quantity = Annotated[float, Strict(), Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Flag = Literal[True, False, 0, 1] | None
 Direction = Literal[-1, 0, 1] | None
-# Any, because they are read by `_clock` and `_identity`.
+WholeNumber = Annotated[int, Strict(), Field(ge=-int(LARGEST), le=int(LARGEST))]
+# Any, because they are read by `placing.py` and `_identity`.
 Time = Annotated[Any, WithJsonSchema({"type": ["string", "number", "null"], "description": "ISO 8601, or a number"})]
 Identity = Annotated[Any, WithJsonSchema({"type": ["string", "integer", "null"]})]
 
@@ -44,7 +44,7 @@ class Bar(TypedDict, total=False):
     low: Required[Number]
     close: Required[Number]
     volume: Required[Quantity]
-    bar_index: Annotated[int, Strict()] | None
+    bar_index: WholeNumber | None
     time: Time
     delta: Number | None
     buy_vol: Quantity | None
@@ -75,7 +75,7 @@ class WindowRow(TypedDict, total=False):
     current_bar: Required[Bar]
     id: Identity
     symbol: Annotated[str, Strict()] | None
-    features: dict[str, Number] | None
+    features: dict[str, Number | None] | None
 
 
 class TextRow(TypedDict, total=False):
@@ -93,6 +93,7 @@ TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
 # Known to tell the label or to follow from it. Like every field that is not declared above, no code reads them.
 LABEL_SIDE = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
 
+_PRICES = ("open", "high", "low", "close")
 _WINDOW_ROW = TypeAdapter(WindowRow)
 _TEXT_ROW = TypeAdapter(TextRow)
 
@@ -102,8 +103,10 @@ class Window:
     """One event: the last bar of `bars`, with the bars before it.
 
     `bars` maps each field that every bar of the row carries to float64 values of shape (bars,), oldest first;
-    flags are 0 or 1. A text row has `text` and no bars. `label` indexes `LABELS`. `stamps` (seconds since 1970) and
-    `bar_indices` place every bar, shape (bars,), or are None; the model never reads them.
+    flags are 0 or 1. A text row has `text` and no bars. `label` indexes `LABELS`. `placed` says where the bars stand;
+    the model never reads it. `lacking` has the fields that some bars of the row carry and others do not, with the
+    number of bars that do not, and null features with 0. `rounded` counts the bars whose high or low was off by no more
+    than rounding, and was put right.
     """
 
     place: str
@@ -113,8 +116,9 @@ class Window:
     features: dict[str, float] = field(default_factory=dict)
     text: str | None = None
     symbol: str | None = None
-    stamps: NDArray[np.float64] | None = None
-    bar_indices: NDArray[np.float64] | None = None
+    placed: Placed = field(default_factory=Placed)
+    lacking: Mapping[str, int] = field(default_factory=dict)
+    rounded: int = 0
 
     @property
     def name(self) -> str:
@@ -139,33 +143,32 @@ def parse_row(row: object, place: str, *, labelled: bool) -> tuple[Window | None
     if is_text:
         return (None, reasons) if reasons else (Window(place, identity, label, text=text), [])
     bars = [*checked["context_bars"], checked["current_bar"]]
-    reasons = reasons + _bar_faults(bars)
+    rounded = _repair_rounding(bars)
+    placed, faults = place_bars([*row["context_bars"], row["current_bar"]], BAR_NAMES)
+    reasons = reasons + _price_faults(bars) + faults
     if reasons:
         return None, reasons
+    columns, lacking = _columns(bars)
+    features = checked.get("features") or {}
     return Window(
         place,
         identity,
         label,
-        _columns(bars),
-        checked.get("features") or {},
+        columns,
+        {name: value for name, value in features.items() if value is not None},
         symbol=checked.get("symbol"),
-        stamps=_places(bars, "time", _clock),
-        bar_indices=_places(bars, "bar_index", float),
+        placed=placed,
+        lacking=placed.lacking | lacking | {f"features.{name}": 0 for name, value in features.items() if value is None},
+        rounded=rounded,
     ), []
 
 
-def unread_fields(row: Mapping[str, Any], *, is_text: bool) -> set[str]:
+def unread_fields(row: Mapping[str, Any], window: Window) -> set[str]:
     """The fields of a valid row that no code reads; one of a bar is `bars.` and its name."""
-    if is_text:
+    if window.text is not None:
         return row.keys() - TEXT_ROW_FIELDS
-    in_bars = set(row["current_bar"]).union(*row["context_bars"]) - BAR_NAMES
+    in_bars = set(row["current_bar"]).union(*row["context_bars"]) - BAR_NAMES - {window.placed.time_name}
     return (row.keys() - ROW_FIELDS) | {f"bars.{name}" for name in in_bars}
-
-
-def _places(bars: Sequence[Mapping[str, Any]], name: str, read: Callable[[Any], float]) -> NDArray[np.float64] | None:
-    """Where every bar stands, of shape (bars,); None if a bar does not say."""
-    values = [bar.get(name) for bar in bars]
-    return None if None in values else np.array([read(value) for value in values], dtype=np.float64)
 
 
 def _identity(value: object) -> tuple[str | None, list[str]]:
@@ -174,16 +177,29 @@ def _identity(value: object) -> tuple[str | None, list[str]]:
     return None, [f"id must be text or a whole number, got {shown(value)}"]
 
 
-def _columns(bars: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    """The fields that every bar carries, each of shape (bars,); delta is buying minus selling volume."""
-    columns = {}
+def _columns(bars: Sequence[Mapping[str, Any]]) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
+    """The fields that every bar carries, each of shape (bars,), and of the others how many bars lack them.
+
+    Delta is buying minus selling volume, and 0 where both are equal but for rounding.
+    """
+    columns, lacking = {}, {}
     for name in BAR_FIELDS:
         values = [bar.get(name) for bar in bars]
-        if None not in values:
+        missing = values.count(None)
+        if not missing:
             columns[name] = np.array(values, dtype=np.float64)
-    if "delta" not in columns and {"buy_vol", "sell_vol"} <= columns.keys():
-        columns["delta"] = columns["buy_vol"] - columns["sell_vol"]
-    return columns
+        elif missing < len(bars):
+            lacking[name] = missing
+    if "delta" not in columns:
+        flows = {"buy_vol", "sell_vol"} & columns.keys()
+        if len(flows) == 2:
+            bought, sold = columns["buy_vol"], columns["sell_vol"]
+            lacking.pop("delta", None)
+            columns["delta"] = np.where(np.abs(bought - sold) <= SAME * (bought + sold), 0.0, bought - sold)
+        elif flows:
+            (other,) = {"buy_vol", "sell_vol"} - flows
+            lacking.setdefault(other, len(bars))
+    return columns, lacking
 
 
 def _label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
@@ -195,59 +211,28 @@ def _label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
     return None, [f"label must be {', '.join(LABELS)} in any case, got {shown(value)}"]
 
 
-def _bar_faults(bars: Sequence[Mapping[str, Any]]) -> list[str]:
+def _repair_rounding(bars: Sequence[Any]) -> int:
+    """Put high and low, in place, where they belong if they are off by rounding only; the number of such bars."""
+    repaired = 0
+    for bar in bars:
+        prices = bar["open"], bar["high"], bar["low"], bar["close"]
+        highest, lowest = max(prices), min(prices)
+        if bar["high"] == highest and bar["low"] == lowest:
+            continue
+        if isclose(bar["high"], highest, rel_tol=SAME) and isclose(bar["low"], lowest, rel_tol=SAME):
+            bar["high"], bar["low"] = highest, lowest
+            repaired += 1
+    return repaired
+
+
+def _price_faults(bars: Sequence[Mapping[str, Any]]) -> list[str]:
     reasons = []
     for index, bar in enumerate(bars):
         low, high = bar["low"], bar["high"]
         if not low <= min(bar["open"], bar["close"]) <= max(bar["open"], bar["close"]) <= high:
-            reasons.append(
-                f"{_bar_name(index, bars)} must have low ≤ open, close ≤ high, got "
-                f"open {bar['open']:g}, high {high:g}, low {low:g}, close {bar['close']:g}"
-            )
-    try:
-        for name, read in (("bar_index", float), ("time", _clock)):
-            stamps = [read(bar[name]) if bar.get(name) is not None else None for bar in bars]
-            reasons += _order_faults(name, stamps, bars)
-    except ValueError as error:
-        reasons.append(str(error))
+            found = ", ".join(f"{name} {repr(bar[name]).removesuffix('.0')}" for name in _PRICES)
+            reasons.append(f"{bar_name(index, len(bars))} must have low ≤ open, close ≤ high, got {found}")
     return reasons
-
-
-def _order_faults(name: str, stamps: Sequence[float | None], bars: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Bars run forwards: each stamp is later than those before it. Only the first step back is named."""
-    known = [(index, stamp) for index, stamp in enumerate(stamps) if stamp is not None]
-    for (last, before), (index, stamp) in pairwise(known):
-        if stamp <= before:
-            step = f"{shown(bars[last][name])} to {shown(bars[index][name])}"
-            told = ": a bar of the context lies after the event" if index == len(bars) - 1 and stamp < before else ""
-            return [f"bars must run oldest first, but {name} goes from {step} at {_bar_name(index, bars)}{told}"]
-    return []
-
-
-def _clock(value: object) -> float:
-    """Seconds since 1970 of ISO 8601 text (no zone is UTC), or the number itself."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    with suppress(ValueError, TypeError):
-        moment = datetime.fromisoformat(value)  # type: ignore[arg-type]  # a TypeError is handled
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    raise ValueError(f"time must be ISO 8601 text or a number, got {shown(value)}")
-
-
-def ends(place: NDArray[np.float64] | None) -> tuple[float, float] | None:
-    """First and last of a window's stamps or bar indices, where it has them."""
-    return None if place is None else (float(place[0]), float(place[-1]))
-
-
-def moment(stamp: float) -> str | None:
-    """ISO 8601 in UTC of a window's time; None for a number that is no second of 1970 to 2199."""
-    if not 0 <= stamp < _YEAR_2200:
-        return None
-    return datetime.fromtimestamp(stamp, UTC).isoformat(timespec="seconds")
-
-
-def _bar_name(index: int, bars: Sequence[object]) -> str:
-    return "current_bar" if index == len(bars) - 1 else f"context_bars[{index}]"
 
 
 def _explain(detail: ErrorDetails) -> str:

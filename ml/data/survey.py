@@ -1,7 +1,7 @@
 """What is kept of a file after a walk through it: enough to find leaks and to describe the rows, not the rows.
 
 Comes in: a `WindowFile`. Goes out: a `Survey`, a few hundred bytes a row, and an evenly spaced sample of what stands at
-the events. `spans_of` puts the windows of several files on one scale of time.
+the events.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.data.clock import moment
 from ml.data.codec import CodecFitter
-from ml.data.features import window_numbers
-from ml.data.rows import Window, ends, moment
+from ml.data.features import WindowNumbers, window_numbers
+from ml.data.places import Places
+from ml.data.rows import Window
 from ml.data.windows import WindowFile
 from ml.errors import DataError
 from ml.labels import LABELS
@@ -26,6 +28,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Values = dict[str, float]
 
+WILD_NAMED = 5
 MOST_SAMPLED = 4_000  # rows whose numbers are kept, spread evenly over the file
 
 
@@ -41,7 +44,7 @@ class EventSample:
     values: list[Values] = field(default_factory=list)
     shape: list[Values] = field(default_factory=list)
 
-    def see(self, row: int, window: Window) -> None:
+    def see(self, row: int, window: Window, numbers: WindowNumbers | None) -> None:
         if row % self.stride:
             return
         if len(self.rows) == MOST_SAMPLED:
@@ -51,15 +54,15 @@ class EventSample:
                 return
         self.rows.append(row)
         self.values.append(_at_event(window))
-        self.shape.append(_shape(window))
+        self.shape.append(_shape(window, numbers))
 
 
 @dataclass
 class Survey:
-    """One entry a good row, in the order of the file. `times` and `indices` are a window's first and last place.
+    """One entry a good row, in the order of the file.
 
-    `steps` is the median distance of a window's bars in time. `contents` is 16 bytes of a SHA-256 of all that a model
-    could read of a window.
+    `contents` is 16 bytes of a SHA-256 of all that a model could read of a window, `changes` how many bars differ from
+    the bar before in price or volume, at most 127; a text has 127. `wild` has the rows with a print that is far off.
     """
 
     file: WindowFile
@@ -67,11 +70,10 @@ class Survey:
     ids: list[str | None] = field(default_factory=list)
     labels: array[int] = field(default_factory=lambda: array("b"))
     bars: array[int] = field(default_factory=lambda: array("b"))
-    symbols: list[str] = field(default_factory=list)
-    times: list[tuple[float, float] | None] = field(default_factory=list)
-    indices: list[tuple[float, float] | None] = field(default_factory=list)
-    steps: array[float] = field(default_factory=lambda: array("d"))
+    places: Places = field(default_factory=Places)
     contents: list[bytes] = field(default_factory=list)
+    changes: array[int] = field(default_factory=lambda: array("b"))
+    wild: dict[str, list[int]] = field(default_factory=dict)
     fields: CodecFitter = field(default_factory=CodecFitter)
     sample: EventSample = field(default_factory=EventSample)
 
@@ -80,17 +82,19 @@ class Survey:
         return np.array(self.labels, dtype=np.int64)
 
     def see(self, window: Window) -> None:
-        self.sample.see(len(self.names), window)
+        numbers = window_numbers(window.bars) if window.text is None else None
+        self.sample.see(len(self.names), window, numbers)
         self.fields.see(window)
         self.names.append(window.name)
         self.ids.append(window.id)
         self.labels.append(-1 if window.label is None else window.label)
         self.bars.append(len(window.bars["close"]) if window.text is None else 0)
-        self.symbols.append(window.symbol or "")
-        self.times.append(ends(window.stamps))
-        self.indices.append(ends(window.bar_indices))
-        self.steps.append(np.nan if window.stamps is None else float(np.median(np.diff(window.stamps))))
+        self.places.see(window)
         self.contents.append(_content(window))
+        self.changes.append(_changes(window))
+        for name, is_wild in numbers.wild.items() if numbers else ():
+            if is_wild.any():
+                self.wild.setdefault(name, []).append(len(self.names) - 1)
 
 
 def survey(file: WindowFile) -> tuple[Survey, DataError | None]:
@@ -105,51 +109,47 @@ def survey(file: WindowFile) -> tuple[Survey, DataError | None]:
     return found, None
 
 
-@dataclass(frozen=True)
-class Spans:
-    """Where windows lie: symbol number, first and last bar of each, by file, and `bar`, the length of a bar of each.
-
-    `scale` is `time`, or `bar_index` where a row has no time.
-    """
-
-    scale: str
-    symbol_N: dict[str, Ints]
-    first_N: dict[str, Floats]
-    last_N: dict[str, Floats]
-    bar_N: dict[str, Floats]
-
-
-def spans_of(surveys: Mapping[str, Survey]) -> Spans | None:
-    """The windows of all files on one scale, or None where some rows say neither time nor bar_index."""
-    numbers = {symbol: n for n, symbol in enumerate(sorted({s for one in surveys.values() for s in one.symbols}))}
-    symbol_N = {name: np.array([numbers[s] for s in one.symbols], dtype=np.int64) for name, one in surveys.items()}
-    for scale in ("time", "bar_index"):
-        places = {name: one.times if scale == "time" else one.indices for name, one in surveys.items()}
-        if any(place is None for found in places.values() for place in found):
-            continue
-        ends = {name: np.array(found, dtype=np.float64).reshape(-1, 2) for name, found in places.items()}
-        return Spans(
-            scale,
-            symbol_N,
-            {name: pair[:, 0] for name, pair in ends.items()},
-            {name: pair[:, 1] for name, pair in ends.items()},
-            {
-                name: np.array(one.steps) if scale == "time" else np.ones(len(one.names))
-                for name, one in surveys.items()
-            },
-        )
-    return None
-
-
 def extent(survey: Survey) -> dict[str, Any]:
-    """Which symbols a file is about, and when its first and last event are, in UTC; None where rows say no time."""
-    events = [time[1] for time in survey.times if time is not None]
-    known = 0 < len(events) == len(survey.times)
+    """Which symbols a file is about, the unit of its times, how many rows have none, and first and last event, in UTC.
+
+    The events are None where rows say no time, or plain numbers.
+    """
+    time = survey.places.time
+    dated = survey.places.kind == "dates" and time.share == 1
     return {
-        "symbols": sorted({symbol for symbol in survey.symbols if symbol}),
-        "first_event": moment(min(events)) if known else None,
-        "last_event": moment(max(events)) if known else None,
+        "symbols": sorted({symbol for symbol in survey.places.symbols if symbol}),
+        "first_event": moment(min(time.last)) if dated else None,
+        "last_event": moment(max(time.last)) if dated else None,
+        "time_unit": survey.file.reading.noticed.time_unit(),
+        "rows_without_time": len(time.known) - sum(time.known),
     }
+
+
+def noticed(surveys: Mapping[str, Survey]) -> dict[str, list[str]]:
+    """By file, what a person should know about its rows: what was dropped, guessed or put right."""
+    found = {name: list(one.file.reading.noticed.lines()) for name, one in surveys.items()}
+    if "train" in surveys:
+        known = surveys["train"].fields.counts
+        for name, one in surveys.items():
+            if more := sorted(field for field in one.fields.counts if field not in known):
+                found[name].append(f"no model reads {', '.join(more)}, which the training rows do not have")
+    return found
+
+
+def wild_prints(one: Survey) -> dict[str, dict[str, Any]]:
+    """Of price, volume and delta: how many rows have a print that is far off, and the names of some."""
+    return {
+        field: {"rows": len(rows), "examples": [one.names[row] for row in rows[:WILD_NAMED]]}
+        for field, rows in one.wild.items()
+    }
+
+
+def wild_line(field: str, found: Mapping[str, Any]) -> str:
+    """An entry of `wild_prints` in words."""
+    named = ", ".join(found["examples"]) + (", …" if found["rows"] > len(found["examples"]) else "")
+    has, its = ("row has", "its") if found["rows"] == 1 else ("rows have", "their")
+    told = "It is drawn near and marked in the text; mend it if it is an error."
+    return f"{found['rows']:,} {has} a {field} far off all others of {its} window: {named}. {told}"
 
 
 def _at_event(window: Window) -> Values:
@@ -160,11 +160,10 @@ def _at_event(window: Window) -> Values:
     return bar | {f"features.{name}": value for name, value in window.features.items()}
 
 
-def _shape(window: Window) -> Values:
+def _shape(window: Window, numbers: WindowNumbers | None) -> Values:
     """Volatility, range, volume and where the event stands, free of the price level that no model sees."""
-    if window.text is not None:
-        return {"characters": float(len(window.text))}
-    numbers = window_numbers(window.bars)
+    if numbers is None:
+        return {"characters": float(len(window.text or ""))}
     shape = {
         "bars": float(len(numbers.close)),
         "bar range / price": float(numbers.bar_range_share),
@@ -177,6 +176,13 @@ def _shape(window: Window) -> Values:
     if numbers.delta is not None:
         shape["delta at the event"] = float(numbers.delta[-1])
     return shape
+
+
+def _changes(window: Window) -> int:
+    if window.text is not None:
+        return 127
+    bars = np.array([window.bars[name] for name in ("open", "high", "low", "close", "volume")])
+    return min(127, int((bars[:, 1:] != bars[:, :-1]).any(axis=0).sum()))
 
 
 def _content(window: Window) -> bytes:

@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING
 import orjson
 
 from ml.data import strict_json
+from ml.data.noticed import Noticed
 from ml.data.rows import Window, parse_row, unread_fields
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 
@@ -57,6 +58,7 @@ class Reading:
     fault_total: int = 0
     ignored_fields: Counter[str] = field(default_factory=Counter)
     sha256: str = ""  # of the file's own bytes, also where they are packed
+    noticed: Noticed = field(default_factory=Noticed)
 
     def add_faults(self, place: str, reasons: Sequence[str]) -> None:
         self.fault_total += len(reasons)
@@ -217,6 +219,7 @@ def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> 
     odd: dict[bool, str] = {}  # the first place of window rows and of text rows
     for number, line in enumerate(lines, start=1):
         if line.isspace():
+            reading.noticed.blank_lines += 1
             continue
         reading.rows += 1
         place = f"{reading.source}:{number}"
@@ -233,7 +236,8 @@ def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> 
         reading.add_faults(place, reasons)
         if window:
             reading.good += 1
-            reading.ignored_fields.update(unread_fields(row, is_text=window.text is not None))
+            reading.ignored_fields.update(unread_fields(row, window))
+            reading.noticed.see(window)
             odd.setdefault(window.text is None, place)
             yield window
     if not reading.rows:
@@ -241,3 +245,5 @@ def parse_lines(lines: Iterable[bytes], reading: Reading, *, labelled: bool) -> 
     if len(odd) == 2:
         second = list(odd.values())[1]
         reading.add_faults(second, ["mixes text rows (context) with window rows (context_bars); use one shape"])
+    if labelled and (fault := reading.noticed.unit_fault()):
+        reading.add_faults(*fault)

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ml.data.rows import Window, ends
+from ml.data.clock import DAY
+from ml.data.places import Places, spans_of, why_no_spans
+from ml.data.rows import Window
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Days = NDArray[np.datetime64]
 
-DAY = 86_400.0
 # With fewer blocks than this an interval is not to be trusted: benchmarks/bench_coverage.py, docs/trust.md.
 FEWEST_BLOCKS = 10
 ONE_BLOCK = (
@@ -52,7 +53,9 @@ class Blocks:
         return self.doubt is None
 
 
-def time_blocks(symbols: Sequence[str | None], first_stamp: Floats, last_stamp: Floats, days: Days) -> Ints:
+def time_blocks(
+    symbols: Sequence[str | None], first_stamp: Ints | Floats, last_stamp: Ints | Floats, days: Days
+) -> Ints:
     """Numbers from 0, of shape (windows,), the same for windows that share bars or a session, directly or by a chain.
 
     `first_stamp` and `last_stamp` place a window's first and last bar on one scale: windows of a symbol whose spans
@@ -64,10 +67,10 @@ def time_blocks(symbols: Sequence[str | None], first_stamp: Floats, last_stamp: 
     order = np.lexsort((first_stamp, symbol_N))
     order = order[~np.isnan(first_stamp[order]) & ~np.isnan(last_stamp[order])]
     chain_N = len(rows) + rows
-    reach, chain, symbol = -np.inf, 0, -1
+    reach, chain, symbol = None, 0, -1
     for row in order:
         if symbol_N[row] != symbol or first_stamp[row] > reach:
-            reach, chain, symbol = -np.inf, int(chain_N[row]), symbol_N[row]
+            reach, chain, symbol = last_stamp[row], int(chain_N[row]), symbol_N[row]
         chain_N[row], reach = chain, max(reach, last_stamp[row])
     session_N = 2 * len(rows) + rows
     known = np.flatnonzero(~np.isnat(days))
@@ -94,50 +97,47 @@ def blocks_of(windows: Iterable[Window]) -> Blocks:
     Where windows on every bar chain day to day into fewer than `FEWEST_BLOCKS` blocks, days are cut at midnight UTC:
     neighbours then share some bars, as blocks of a block bootstrap do. Where one block is left, rows stand in.
     """
-    symbols, times, indices = [], [], []
+    places = Places()
     for window in windows:
-        symbols.append(window.symbol)
-        times.append(ends(window.stamps))
-        indices.append(ends(window.bar_indices))
-    count = len(symbols)
-    rows = np.arange(count, dtype=np.int64)
-    unknown = sum(time is None for time in times)
-    nowhere = np.full(count, np.datetime64("NaT"), dtype="datetime64[D]")
-    if stamps := _all_known(times):
-        days = _days(stamps[1])
-        block_N, note = time_blocks(symbols, *stamps, days), "windows that share bars, or a symbol's day (UTC)"
+        places.see(window)
+    spans = spans_of({"rows": places})
+    count = len(places.symbols)
+    if spans is None:
+        note = f"single rows, taken as independent: {_unplaced(places)}"
+        return Blocks(np.arange(count, dtype=np.int64), note, _doubt(count))
+    known = np.flatnonzero(spans.placed_N["rows"])
+    symbols = [places.symbols[row] for row in known]
+    first, last = spans.first_N["rows"][known], spans.last_N["rows"][known]
+    days = np.full(len(known), np.datetime64("NaT"), dtype="datetime64[D]")
+    if spans.scale == "time" and places.kind == "dates":
+        days = (last // DAY).astype("datetime64[D]")
+        block_N, note = time_blocks(symbols, first, last, days), "windows that share bars, or a symbol's day (UTC)"
         if block_N.max() + 1 < FEWEST_BLOCKS:
-            free = np.full(count, np.nan)
+            free = np.full(len(known), np.nan)
             by_day_N = time_blocks(symbols, free, free, days)
             if by_day_N.max() > block_N.max():
                 block_N, note = by_day_N, "a symbol's days, cut at midnight UTC: windows share bars from day to day"
-    elif stamps := _all_known(indices):
-        block_N, note = time_blocks(symbols, *stamps, nowhere), "windows that share bars; the rows carry no time"
     else:
-        which = "rows" if unknown == count else f"{unknown:,} of {count:,} rows"
-        note = f"single rows, taken as independent: {which} cannot be placed by time or bar_index"
-        return Blocks(rows, note, _doubt(len(rows)))
+        why = "the rows carry no time" if spans.scale == "bar_index" else "times are plain numbers, and tell no days"
+        block_N, note = time_blocks(symbols, first, last, days), f"windows that share bars; {why}"
+    if len(known) < count:
+        note += f"; {count - len(known):,} of {count:,} rows without a place in {spans.scale} are one block"
+        all_N = np.full(count, block_N.max() + 1, dtype=np.int64)
+        all_N[known] = block_N
+        block_N = all_N
     if block_N.max() == 0:
         note = f"single rows, for want of a second block of {note}"
-        return Blocks(rows, note, ONE_BLOCK)
+        return Blocks(np.arange(count, dtype=np.int64), note, ONE_BLOCK)
     return Blocks(block_N, note, _doubt(int(block_N.max()) + 1))
+
+
+def _unplaced(places: Places) -> str:
+    unknown = sum(not (time or index) for time, index in zip(places.time.known, places.index.known, strict=True))
+    if not unknown:
+        return why_no_spans({"rows": places})
+    which = "rows" if unknown == len(places.symbols) else f"{unknown:,} of {len(places.symbols):,} rows"
+    return f"{which} cannot be placed by time or bar_index"
 
 
 def _doubt(count: int) -> str | None:
     return f"{count} blocks are fewer than {FEWEST_BLOCKS}" if count < FEWEST_BLOCKS else None
-
-
-def _all_known(places: Sequence[tuple[float, float] | None]) -> tuple[Floats, Floats] | None:
-    known = [place for place in places if place is not None]
-    if not known or len(known) < len(places):
-        return None
-    first, last = zip(*known, strict=True)
-    return np.array(first), np.array(last)
-
-
-def _days(last_stamp: Floats) -> Days:
-    """Calendar days (UTC). Numbers too large for seconds are taken as milli-, micro- or nanoseconds."""
-    seconds = last_stamp.copy()
-    for _ in range(3):
-        seconds = np.where(np.abs(seconds) > 1e11, seconds / 1000, seconds)
-    return np.floor(seconds / DAY).astype(np.int64).astype("datetime64[D]")

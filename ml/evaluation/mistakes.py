@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.data.codec import PULSES, STATES
-from ml.data.rows import Window, moment
+from ml.data.rows import Window
 from ml.labels import LABELS
 
 MOST = 6
@@ -49,7 +49,7 @@ def _shown(window: Window) -> dict[str, Any]:
         "id": window.id,
         "place": window.place,
         "symbol": window.symbol,
-        "time": None if window.stamps is None else moment(float(window.stamps[-1])),
+        "time": window.placed.event,
         "text": None if window.text is None else window.text[:TEXT_SHOWN],
         "bars": {name: window.bars[name].tolist() for name in COLUMNS if window.bars},
         "event": {name: float(window.bars[name][-1]) for name in (*PULSES, *STATES) if name in window.bars},

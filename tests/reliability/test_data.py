@@ -205,7 +205,7 @@ WRONG_IN_ROW: dict[str, list[Any]] = {
     "label": [None, "", " LONG", "HOLD", "LONG,SHORT", 1, 1.0, True, ["LONG"], {"LONG": 1}, "L\u041eNG", "long\0"],
     "id": [1.5, True, [], {}],
     "symbol": [1, True, [], {}],
-    "features": [[1], "a", 1, {"a": "1"}, {"a": None}, {"a": True}, {"a": [1]}, {"a": 1e16}],
+    "features": [[1], "a", 1, {"a": "1"}, {"a": True}, {"a": [1]}, {"a": 1e16}],
     "context_bars": [None, {}, "bars", 1, [None] * 29, ["x"] * 30, [[]] * 40],
     "current_bar": [None, [], "bar", 1, {}],
 }
