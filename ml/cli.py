@@ -14,6 +14,8 @@ from pathlib import Path
 
 from ml.commands import app
 from ml.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError
+from ml.memory import ran_out, told
+from ml.streams import refuse_lost
 from ml.versions import refuse_known_holes
 
 LOADAVG = Path("/proc/loadavg")
@@ -31,14 +33,22 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in words
     try:
         refuse_known_holes()
-        app(args=[word for word in words if word != "--debug"], prog_name="ctxtrain")
+        try:
+            app(args=[word for word in words if word != "--debug"], prog_name="ctxtrain")
+        except SystemExit:
+            refuse_lost()
+            raise
     except CtxtrainError as error:
         _end(str(error), error.exit_code, debug)
     except OSError as error:
+        if ran_out(error):
+            _end(told(error, f"in {' '.join(words[:1])}"), EXIT_INTERNAL, debug)
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         remedy = "Give another path" if error.errno in NOT_A_PLACE else "Make room or give access"
         _end(f"{what}. {remedy} and run again; what was finished is whole.", EXIT_IO, debug)
     except Exception as error:
+        if ran_out(error):
+            _end(told(error, f"in {' '.join(words[:1])}"), EXIT_INTERNAL, debug)
         _end(
             f"internal fault, not yours: {type(error).__name__}: {str(error)[:300]}. "
             "Run again with --debug and report it.",

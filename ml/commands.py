@@ -5,7 +5,6 @@ Heavy imports stay inside the commands, so that --help answers at once. Errors g
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -15,6 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from ml.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
+from ml.limits import MOST_TOKENS
+from ml.memory import needed_for
+from ml.streams import tell, write_out
 from ml.versions import require_extra
 
 app = typer.Typer(
@@ -93,10 +95,10 @@ def sample(
     except ValueError as error:
         raise ConfigError(str(error)) from None
     for name, facts in written["files"].items():
-        typer.echo(f"{folder / f'{name}.jsonl'}  {facts['rows']:,} windows  {facts['labels']}")
+        write_out(f"{folder / f'{name}.jsonl'}  {facts['rows']:,} windows  {facts['labels']}\n")
     best = written["expected"]["best"]
     macro_f1 = "unknown" if best["macro_f1"] is None else f"{best['macro_f1']:.3f}"
-    typer.echo(f"best possible: accuracy {best['accuracy']:.3f}, macro-F1 {macro_f1}; see sample.json")
+    write_out(f"best possible: accuracy {best['accuracy']:.3f}, macro-F1 {macro_f1}; see sample.json\n")
 
 
 @app.command()
@@ -107,15 +109,17 @@ def check(
     base: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Count tokens as this Qwen does; else the embedded base.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=8, help="Longest text, as model.max_tokens.")] = 2048,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=8, max=MOST_TOKENS, help="Longest text, as model.max_tokens.")
+    ] = 2048,
     as_json: JsonFlag = False,
 ) -> None:
     """Check rows and look for leakage before training on them."""
     from ml.data.check import EMBEDDED_TOKENIZER, check_files
 
     tokenizer_file = base / "tokenizer.json" if base else EMBEDDED_TOKENIZER
-    if not tokenizer_file.exists():
-        raise ConfigError(f"{base}: no tokenizer.json in it. Give the folder of a Qwen checkpoint.")
+    if not tokenizer_file.is_file():
+        raise ConfigError(f"{base}: no tokenizer.json in it that is a file. Give the folder of a Qwen checkpoint.")
     report = check_files({"train": train, "val": val, "test": test}, tokenizer_file, max_tokens)
     if as_json:
         _print_json(report)
@@ -183,7 +187,7 @@ def evaluate(
 
     predictor = load_model(model)
     question = predictor.read_rows(WindowFile(data))
-    with _progress("evaluating", len(question.ids)) as advance:
+    with needed_for("while evaluating"), _progress("evaluating", len(question.ids)) as advance:
         metrics = predictor.evaluate(question.tokens, question.labels_N, advance)
     if as_json:
         _print_json(metrics)
@@ -203,9 +207,10 @@ def predict(
     min_confidence: MinConfidence = None,
 ) -> None:
     """Label rows, one line a row, in their order."""
-    from ml.output.files import refuse_target, write_result
+    from ml.output.files import write_result
+    from ml.output.ownership import refuse_target
 
-    refuse_target(output, model, Path(data))
+    refuse_target(output, model, data)
     import orjson
 
     from ml.data.windows import StandardInput, WindowFile
@@ -214,7 +219,7 @@ def predict(
     least = _min_confidence(min_confidence)
     predictor = load_model(model)
     question = predictor.read_rows(StandardInput() if data == "-" else WindowFile(data, labelled=False))
-    with _progress("predicting", len(question.ids)) as advance:
+    with needed_for("while predicting"), _progress("predicting", len(question.ids)) as advance:
         answers = predictor.answers(question, advance, min_confidence=least)
         lines = b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers)
     write_result(output, lines)
@@ -235,23 +240,25 @@ def serve(
     """Answer HTTP requests: docs/serving.md."""
     require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
     least = _min_confidence(min_confidence)
+    if not max_wait_ms >= 0:  # nan passes the bounds above
+        raise ConfigError(f"max-wait-ms must be a number from 0 to 10,000, got {max_wait_ms}. Try 2.")
     from ml.serve.server import serve as answer
     from ml.serve.service import Limits
 
     limits = Limits(max_batch, max_wait_ms / 1000, max_body_bytes, queue)
-    answer(model, (host, port), limits, min_confidence=least, access_log=access_log, announce=typer.echo)
+    answer(model, (host, port), limits, min_confidence=least, access_log=access_log, announce=tell)
 
 
 @app.command()
 def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Export the best epoch of a run again."""
     from ml.config import Config
-    from ml.output.run_folder import refuse_several
+    from ml.output.run_folder import RunFolder, refuse_several
 
     refuse_several(run)
-    if not (run / "config.yaml").exists():
-        raise ConfigError(f"{run}: no run folder, it has no config.yaml. Give the output_dir of a run.")
-    settings = Config.load(run / "config.yaml").model_copy(update={"output_dir": str(run)})
+    settings = Config.of_run(RunFolder(run).read_config(), run / "config.yaml").model_copy(
+        update={"output_dir": str(run)}
+    )
     from ml.console import print_summary, stdout
     from ml.progress import Reporter
     from ml.train import TrainingPipeline
@@ -262,6 +269,7 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write the report of a run again."""
+    from ml.output.ownership import refuse_foreign_page
     from ml.output.report import write_report
     from ml.output.run_folder import RunFolder, refuse_several
 
@@ -270,10 +278,9 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
     summary = folder.read_summary()
-    if not {"skipped_steps", "mistakes", "selective"} <= summary.keys() or "extent" not in summary["data"]:
-        raise ConfigError(f"{folder.summary}: of a version without a full report. Run ctxtrain export {run} first.")
+    refuse_foreign_page(folder.report)
     write_report(folder, summary)
-    typer.echo(folder.report)
+    write_out(f"{folder.report}\n")
 
 
 @app.command()
@@ -295,11 +302,15 @@ def pretrain(
 
 
 def _min_confidence(text: str | None) -> Any:
+    if text in (None, "auto"):
+        return text
     try:
-        return text if text in (None, "auto") else float(str(text))
+        value: Any = float(str(text))
     except ValueError:
-        wrong = f"min-confidence must be auto or a number from 0 to 1, got {text!r}. Try 0.55."
-        raise ConfigError(wrong) from None
+        value = text
+    if isinstance(value, float) and 0 <= value <= 1:
+        return value
+    raise ConfigError(f"min-confidence must be auto or a number from 0 to 1, got {value!r}. Try 0.55.")
 
 
 @contextmanager
@@ -315,5 +326,4 @@ def _progress(what: str, total: int) -> Iterator[Any]:
 def _print_json(value: object) -> None:
     from ml.output.files import to_json
 
-    sys.stdout.buffer.write(to_json(value))
-    sys.stdout.buffer.flush()
+    write_out(to_json(value))

@@ -40,7 +40,9 @@ from transformers.utils import logging as transformers_logging
 from ml.config import EMBEDDED_BASE
 from ml.errors import ConfigError
 from ml.labels import LABELS
+from ml.memory import ran_out
 from ml.model.embedded import embedded_base
+from ml.regular import refuse_special
 from ml.runtime import Purpose, seed_torch
 
 HEAD = "score"
@@ -257,11 +259,15 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _loading(base: str) -> Iterator[None]:
-    """Turn the many errors of transformers' loaders into one ConfigError."""
+    """Turn the many errors of transformers' loaders into one ConfigError; a pipe in the folder is refused unopened."""
+    if Path(base).is_dir():
+        refuse_special(Path(base).iterdir())
     try:
         with quiet_transformers():
             yield
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if ran_out(error):
+            raise
         reason = re.sub(r"\s+", " ", str(error)).strip()[:300].rstrip(".")
         here = "" if Path(base).is_absolute() else f" in {Path.cwd()}, from which relative paths count,"
         where = "this folder" if Path(base).is_dir() else f"neither a folder{here} nor a model that the hub gave"

@@ -23,10 +23,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+from ml import memory
 from ml.data import strict_json
 from ml.errors import DataError, shown
 from ml.output.archive import FILES
 from ml.output.files import files_below
+from ml.regular import read_regular
 
 TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 ADAPTER_KEYS = frozenset(LoraConfig().to_dict())
@@ -95,7 +97,9 @@ def opening(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, _NOT_OPENED) and type(error) is not Exception:  # tokenizers raises the bare class
+        if memory.ran_out(error) or (
+            not isinstance(error, _NOT_OPENED) and type(error) is not Exception
+        ):  # tokenizers raises the bare class
             raise
         reason = re.sub(r"\s+", " ", str(error)).strip()[:300]
         raise DataError(f"{folder}: not an export that transformers opens ({reason}). Export again.") from error
@@ -104,7 +108,7 @@ def opening(folder: Path) -> Iterator[None]:
 def _read(path: Path) -> dict[str, Any]:
     """The object in a JSON file, if no key and no text in it leads elsewhere."""
     try:
-        values = strict_json.loads(path.read_bytes())
+        values = strict_json.loads(read_regular(path))
     except FileNotFoundError:
         raise DataError(f"{path}: missing. Export the model again.") from None
     except json.JSONDecodeError as error:

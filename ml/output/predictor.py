@@ -18,7 +18,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from scipy.special import softmax
 from torch import nn
 from transformers import (
@@ -36,6 +36,7 @@ from ml.errors import ConfigError, DataError
 from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import abstain, least_confidences
 from ml.labels import LABELS
+from ml.memory import needed_for
 from ml.model.answers import token_logits
 from ml.model.fast import why_plain
 from ml.model.graph import GraphClassifier, suits
@@ -43,6 +44,7 @@ from ml.model.merged import MergedClassifier
 from ml.model.qwen import quiet_transformers
 from ml.output.files import MANIFEST, check_manifest, sha256_file, unpack
 from ml.output.foreign import check_tokenizer, open_config, opening
+from ml.output.parsed import Part, read_as
 from ml.output.run_folder import refuse_several
 from ml.runtime import keep_freed_memory
 
@@ -79,19 +81,15 @@ class Question:
     tokens: Tokens
 
 
-class StoredThreshold(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
+class StoredThreshold(Part):
     min_confidence: float | None = Field(ge=0, le=1)
 
 
-class CalibrationFile(BaseModel):
+class CalibrationFile(Part):
     """The part of `calibration.json` that prediction reads."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    temperature: float = Field(gt=0, allow_inf_nan=False, strict=True)
-    thresholds: dict[str, StoredThreshold] = Field(default_factory=dict)
+    temperature: float = Field(ge=0.01, le=100)  # what is fitted lies well within
+    thresholds: dict[Literal["LONG", "SHORT", "SKIP"], StoredThreshold] = Field(default_factory=dict)
 
 
 def load_model(path: str | Path) -> Predictor:
@@ -99,7 +97,8 @@ def load_model(path: str | Path) -> Predictor:
 
     Raises ConfigError if there is nothing at the path, DataError if what is there is no whole export.
     """
-    return Predictor.load(Path(path))
+    with needed_for(f"while opening the model {path}"):
+        return Predictor.load(Path(path))
 
 
 class Predictor:
@@ -153,9 +152,9 @@ class Predictor:
     def _load_folder(cls, folder: Path) -> Predictor:
         check_manifest(folder)
         try:
-            calibration = CalibrationFile.model_validate_json((folder / "calibration.json").read_bytes())
-        except (ValidationError, FileNotFoundError) as error:
-            raise DataError(f"{folder}/calibration.json: not readable ({error}). Export the model again.") from None
+            calibration = read_as(CalibrationFile, folder / "calibration.json", "Export the model again")
+        except FileNotFoundError:
+            raise DataError(f"{folder}/calibration.json: missing. Export the model again.") from None
         with quiet_transformers(), opening(folder):
             config = open_config(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -57,7 +57,7 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         script=script,
         script_hash=_hash(script),
         style=_text("report.css"),
-        config=folder.config.read_text(encoding="utf-8"),
+        config=folder.read_config(),
         run=folder.root.resolve().name,
     )
     write_bytes(folder.report, page.encode())
