@@ -23,7 +23,9 @@ _SAID = re.compile(
     r"can't allocate memory|DefaultCPUAllocator|CUDA out of memory|bad_alloc|bad allocation|"
     r"[Cc]annot allocate memory|[Ff]ailed to allocate memory|[Uu]nable to allocate|can't start new thread"
 )
-_ASKED = re.compile(r"(?:[Tt]ried to allocate|[Uu]nable to allocate|buffer of size) ([0-9.,]+)(?: ?([KMGT]i?B|bytes))?")
+_ASKED = re.compile(
+    r"(?:[Tt]ried to allocate|[Uu]nable to allocate|buffer of size) ([0-9.,]+)(?: ?([KMGTPE]i?B|bytes))?"
+)
 
 
 def ran_out(error: BaseException | None) -> bool:

@@ -457,7 +457,8 @@ def test_a_summary_of_an_older_version_is_refused_with_the_way_out(
         main(["report", str(tmp_path)])
     assert ended.value.code == 65
     assert capfd.readouterr().err == (
-        f"error: {tmp_path}/training_summary.json: lacks data.extent. "
+        f"error: {tmp_path}/training_summary.json: must be the JSON object that a run ends with, "
+        "but it lacks data.extent. "
         f"Run ctxtrain export {tmp_path}, which writes it again.\n"
     )
 
@@ -470,7 +471,6 @@ def test_a_summary_that_is_damaged_is_refused_by_its_name(
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path)])
     assert ended.value.code == 65
-    lines = capfd.readouterr().err.splitlines()
-    assert lines
-    assert all(line.startswith(f"error: {tmp_path}/training_summary.json:") for line in lines)
-    assert all(line.endswith(f"Run ctxtrain export {tmp_path}, which writes it again.") for line in lines)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/training_summary.json: must be the JSON object that a run ends with, ")
+    assert line.endswith(f"Run ctxtrain export {tmp_path}, which writes it again.")

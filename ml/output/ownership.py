@@ -178,7 +178,8 @@ def _files_of(model: Path) -> Iterator[Path]:
     runs = [folder for folder in (place, *list(place.parents)[:2]) if folder.is_dir() and is_run(folder)]
     for folder in [*roots, *(run for run in runs if run not in roots)]:
         for path in folder.rglob("*"):
-            if not path.is_dir():
+            own = folder not in runs or path.relative_to(folder).parts[0] in RUN_NAMES
+            if own and not path.is_dir():
                 yield path
     for run in runs:
         yield from _rows_of(run)

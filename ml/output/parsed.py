@@ -45,11 +45,20 @@ def reasons(error: ValidationError) -> list[str]:
 
 def refuse_unlike(schema: TypeAdapter[Any] | type[BaseModel], value: object, where: object, remedy: str) -> None:
     """Raises DataError that names `where` and each key that is missing or wrong."""
-    adapter = schema if isinstance(schema, TypeAdapter) else TypeAdapter(schema)
+    if found := unlike(schema, value):
+        raise DataError([f"{where}: {reason}. {remedy}." for reason in found])
+
+
+def unlike(schema: TypeAdapter[Any] | type[BaseModel], value: object) -> list[str]:
+    """How a value breaks its schema, each fault with its key; nothing if it does not."""
     try:
-        adapter.validate_python(value)
+        if isinstance(schema, TypeAdapter):
+            schema.validate_python(value)
+        else:
+            schema.model_validate(value)
     except ValidationError as error:
-        raise DataError([f"{where}: {reason}. {remedy}." for reason in reasons(error)]) from None
+        return reasons(error)
+    return []
 
 
 def read_json(path: Path, remedy: str) -> Any:

@@ -14,7 +14,8 @@ import torch
 
 from ml.errors import DataError
 from ml.model.learner import Learner
-from ml.output.checkpoint import REMEDY, CheckpointFolder, TrainState, check_same_run, load, ranking
+from ml.output import checkpoint
+from ml.output.checkpoint import REMEDY, CheckpointFolder, TrainState
 from ml.output.metrics_log import EpochRecord
 from ml.output.parsed import refuse_unlike
 
@@ -26,11 +27,14 @@ def load_own(
 
     Raises ConfigError if rows, base or settings are not those it was made with, DataError for its parts.
     """
-    payload, own = load(path), learner.state_dict() | {"moments": dict(enumerate(learner.parameters.values()))}
-    best = ranking(payload["state"].get("epochs", []))[:1]
+    payload, own = (
+        checkpoint.load(path),
+        learner.state_dict() | {"moments": dict(enumerate(learner.parameters.values()))},
+    )
+    best = checkpoint.ranking(payload["state"].get("epochs", []))[:1]
     for one in [path, *(folder.epoch_path(epoch) for epoch in best if folder.epoch_path(epoch) != path)]:
-        found = payload if one == path else load(one)
-        check_same_run(one.name, found["fingerprint"], fingerprint)
+        found = payload if one == path else checkpoint.load(one)
+        checkpoint.check_same_run(one.name, found["fingerprint"], fingerprint)
         refuse_other_parts(one, found, own, steps_per_epoch)
     return payload
 

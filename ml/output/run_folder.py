@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 from filelock import FileLock, Timeout
 
 from ml.errors import ConfigError, DataError, RunLocked
@@ -21,7 +22,7 @@ from ml.output.checkpoint import CheckpointFolder, TrainState
 from ml.output.files import make_folder, write_bytes
 from ml.output.metrics_log import MetricsLog
 from ml.output.ownership import refuse_foreign
-from ml.output.parsed import read_json, refuse_unlike
+from ml.output.parsed import unlike
 from ml.output.summary_file import Summary
 from ml.regular import NotRegular, read_regular
 
@@ -119,10 +120,19 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         """What the run ended with. Raises DataError if the file is not that any more."""
-        remedy = f"Run ctxtrain export {self.root}, which writes it again"
-        summary = read_json(self.summary, remedy)
-        refuse_unlike(Summary, summary, self.summary, remedy)
-        return summary  # type: ignore[no-any-return]  # as JSON is
+        content = read_regular(self.summary)
+        summary: dict[str, Any] = {}
+        try:
+            summary = orjson.loads(content)
+            faults = unlike(Summary, summary)
+        except orjson.JSONDecodeError as error:
+            faults = [f"is not valid JSON: {error}"]
+        if faults:
+            raise DataError(
+                f"{self.summary}: must be the JSON object that a run ends with, but it {'; '.join(faults)}. "
+                f"Run ctxtrain export {self.root}, which writes it again."
+            )
+        return summary
 
     def read_config(self) -> str:
         """The text of the run's config. Raises DataError if it is none, and ConfigError if there is none."""
