@@ -279,7 +279,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
     summary = folder.read_summary()
     refuse_foreign_page(folder.report)
-    write_report(folder, summary)
+    write_report(folder, summary, lambda note: typer.echo(note, err=True))
     write_out(f"{folder.report}\n")
 
 

@@ -294,6 +294,7 @@ def numbers_of(schema: dict[str, Any], entry: dict[str, Any]) -> Iterator[dict[s
 
 
 @pytest.mark.parametrize("model", [Config, PretrainConfig])
+@pytest.mark.promise("D8")
 def test_every_number_of_a_config_has_two_bounds_in_its_schema(model: type[BaseModel]) -> None:
     schema = model.model_json_schema()
     found = list(numbers_of(schema, schema))
@@ -307,6 +308,7 @@ HUGE = ["1" + "0" * 18, "9" * 400, "-1" + "0" * 30]
 
 
 @pytest.mark.parametrize("value", HUGE)
+@pytest.mark.promise("D8")
 def test_a_huge_number_is_refused_for_every_key_that_takes_one(value: str) -> None:
     keys = [
         f"{section}.{name}"

@@ -16,6 +16,7 @@ import torch
 from ml import TrainingPipeline, memory
 from ml.config import Config
 from ml.errors import DataError, OutOfMemory
+from ml.output import checkpoint
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 
@@ -47,6 +48,7 @@ def model(rows: dict[str, str], tiny_base: Path, tmp_path_factory: pytest.TempPa
     return Path(config.output_dir) / "final_model.zip"
 
 
+@pytest.mark.promise("D7")
 def test_a_run_without_enough_memory_says_so(rows: dict[str, str], tmp_path: Path) -> None:
     settings = ("training.batch_size=300", "training.warmup_steps=0", "training.epochs=1", "model.max_tokens=512")
     config = short_run(Path("embedded"), rows, tmp_path / "run", *settings)
@@ -59,6 +61,7 @@ def test_a_run_without_enough_memory_says_so(rows: dict[str, str], tmp_path: Pat
     assert "which asked for " in said
 
 
+@pytest.mark.promise("D7")
 def test_pretraining_without_enough_memory_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     wide = {"width": 2048, "layers": 8, "heads": 8, "kv_heads": 8, "head_dim": 256, "intermediate": 8192}
     tree = {"output_dir": str(tmp_path / "base"), "steps": 1, "architecture": wide}
@@ -70,6 +73,7 @@ def test_pretraining_without_enough_memory_says_so_and_leaves_nothing(tmp_path: 
     assert list((tmp_path / "base").iterdir()) == []
 
 
+@pytest.mark.promise("D7")
 def test_a_prediction_without_enough_memory_says_so_and_blames_no_export(
     model: Path, rows: dict[str, str], tmp_path: Path
 ) -> None:
@@ -128,3 +132,33 @@ def test_only_want_of_memory_becomes_an_out_of_memory() -> None:
         raise DataError("as it was")
     with pytest.raises(ZeroDivisionError), memory.needed_for("while reading"):
         print(1 / 0)
+
+
+LOADING = """
+import resource, sys, torch
+from pathlib import Path
+from ml.memory import ran_out
+from ml.output import checkpoint
+from tests.limited import held
+torch.set_num_threads(1)
+checkpoint.load(Path(sys.argv[1]))
+limit = held() + (int(sys.argv[3]) << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    checkpoint.load(Path(sys.argv[2]))
+except Exception as error:
+    print(type(error).__name__, ran_out(error))
+"""
+
+
+@pytest.mark.promise("D7")
+@pytest.mark.parametrize("mebibytes", [32, 96])
+def test_a_sound_checkpoint_that_memory_does_not_hold_is_not_called_damaged(mebibytes: int, tmp_path: Path) -> None:
+    """64 MiB of weights: the first limit is too low for the file, the second for its tensors beside it."""
+    for name, numbers in (("small", 4), ("large", 16 << 20)):
+        weights = {"a": torch.zeros(numbers)}
+        parts = {"state": {}, "learner": {"weights": weights}, "fingerprint": {}, "environment": {}}
+        checkpoint.save(tmp_path / f"{name}.pt", parts)
+    command = [sys.executable, "-c", LOADING, str(tmp_path / "small.pt"), str(tmp_path / "large.pt"), str(mebibytes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[-1:] == ["True"], done.stdout + done.stderr

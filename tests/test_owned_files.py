@@ -93,6 +93,7 @@ def unchanged(*folders: Path) -> Iterator[None]:
 # What is written is never what is read
 
 
+@pytest.mark.promise("C6")
 def test_predictions_go_into_no_file_of_the_model_or_its_run(run: Path, capsys: Capture, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", learnable_rows(2, seed=9))
     (tmp_path / "hard.jsonl").hardlink_to(run / "export" / "model.safetensors")
@@ -111,6 +112,7 @@ def test_predictions_go_into_no_file_of_the_model_or_its_run(run: Path, capsys: 
                 assert err.endswith("Give another path.\n")
 
 
+@pytest.mark.promise("C6")
 def test_predictions_go_into_nothing_of_another_run_or_base_nor_over_what_is_piped_in(
     run: Path, finished: Config, capsys: Capture, tmp_path: Path
 ) -> None:
@@ -145,6 +147,7 @@ def pretrain_file(tmp_path: Path, **keys: object) -> Path:
     return path
 
 
+@pytest.mark.promise("C6")
 def test_pretrain_writes_into_a_new_or_empty_folder_alone(
     tiny_base: Path, tiny_rows: dict[str, str], run: Path, capsys: Capture, tmp_path: Path
 ) -> None:
@@ -164,6 +167,7 @@ def test_pretrain_writes_into_a_new_or_empty_folder_alone(
 
 
 @pytest.mark.parametrize("inside", [".", "sub/run"])
+@pytest.mark.promise("C6")
 def test_a_run_does_not_lie_in_its_base(
     inside: str, tiny_base: Path, tiny_rows: dict[str, str], capsys: Capture, tmp_path: Path
 ) -> None:
@@ -186,6 +190,7 @@ def test_a_run_does_not_write_over_the_base_that_it_exported(run: Path, capsys: 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl", "sample.json"])
 @pytest.mark.parametrize("how", ["content", "folder", "pipe", "link"])
+@pytest.mark.promise("C6")
 def test_a_sample_writes_over_nothing_but_itself(name: str, how: str, capsys: Capture, tmp_path: Path) -> None:
     folder, mine = tmp_path / "sample", tmp_path / "mine.jsonl"
     words = ("sample", folder, "--train", 4, "--val", 2, "--test", 2)
@@ -227,6 +232,7 @@ FOREIGN = ("final_model.zip", "best_model.safetensors", "report.html", "export/n
 
 
 @pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.promise("C6")
 def test_an_export_writes_over_no_file_of_anyone_else(name: str, run: Path, capsys: Capture) -> None:
     (run / name).write_text("mine, and no file of a run")
     commands = [("export", run), ("train", run.parent / "config.yaml", "--resume")]
@@ -275,6 +281,7 @@ HISTORIES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", HISTORIES)
+@pytest.mark.promise("B8")
 def test_a_history_that_is_not_the_run_s_is_refused_and_nothing_changes(how: str, run: Path, capsys: Capture) -> None:
     unfinished(run)
     HISTORIES[how](run)
@@ -284,6 +291,7 @@ def test_a_history_that_is_not_the_run_s_is_refused_and_nothing_changes(how: str
     assert "or move it away: then the run goes on" in err
 
 
+@pytest.mark.promise("B8")
 def test_a_history_that_was_moved_away_is_counted_as_lost_and_a_cut_line_is_no_loss(
     run: Path, finished: Config, capsys: Capture
 ) -> None:
@@ -304,9 +312,12 @@ def test_a_history_that_was_moved_away_is_counted_as_lost_and_a_cut_line_is_no_l
         assert code == 0, err
         assert [json.loads(line)["step"] for line in lines_of(run)] == [*range(8, 15), 14]
     assert f"note: {run}/metrics.jsonl: lacks the lines of 7 optimizer steps up to step 7\n" in err
+    said = f"note: {run}/metrics.jsonl lacks 7 of 14 optimizer steps; the curves are without them\n"
+    assert ends(capsys, "report", run) == (0, said)
 
 
 @pytest.mark.parametrize("line", ["5", "{}", '{"kind": "step", "step": "1"}', '{"kind": "odd"}', "[]", '{"a', "\0"])
+@pytest.mark.promise("F9")
 def test_a_report_names_the_line_of_a_history_that_is_wrong(line: str, run: Path, capsys: Capture) -> None:
     lines = lines_of(run)
     (run / "metrics.jsonl").write_bytes(b"".join([*lines[:2], line.encode() + b"\n", *lines[2:]]))
@@ -361,6 +372,7 @@ def faults_of(folder: RunFolder) -> list[str]:
     return []
 
 
+@pytest.mark.promise("F9")
 def test_a_report_on_a_summary_with_any_key_gone_or_of_another_type_is_written_or_names_it(
     run: Path, capsys: Capture
 ) -> None:
@@ -440,6 +452,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("how", PARTS)
+@pytest.mark.promise("F9")
 def test_a_checkpoint_with_a_part_too_many_or_wrong_is_refused_and_nothing_changes(
     how: str, run: Path, capsys: Capture
 ) -> None:
@@ -474,6 +487,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("content", CONFIGS)
+@pytest.mark.promise("F9")
 def test_a_config_of_a_run_that_is_damaged_is_named(content: bytes, run: Path, capsys: Capture) -> None:
     (run / "config.yaml").write_bytes(content)
     with unchanged(run):
@@ -489,6 +503,7 @@ CALIBRATIONS = [
 
 
 @pytest.mark.parametrize("value", CALIBRATIONS, ids=str)
+@pytest.mark.promise("F9")
 def test_a_calibration_or_manifest_that_is_wrong_is_named_with_its_key(
     value: object, run: Path, capsys: Capture, tiny_rows: dict[str, str]
 ) -> None:
@@ -547,6 +562,7 @@ def in_time(capsys: Capture, *words: object) -> tuple[object, str]:
 
 
 @pytest.mark.parametrize("kind", ODD)
+@pytest.mark.promise("F8")
 def test_what_only_has_a_checkpoint_s_name_is_passed_over_with_a_note(kind: str, run: Path) -> None:
     odd = run / "checkpoints" / "checkpoint_epoch_77.pt"
     ODD[kind](odd)
@@ -571,6 +587,7 @@ def test_a_run_goes_on_past_a_pipe_and_a_folder_of_a_checkpoint_s_name(
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "training_summary.json", "report.html"])
+@pytest.mark.promise("F8")
 def test_a_file_of_a_run_that_is_none_is_refused_and_nothing_changes(name: str, run: Path, capsys: Capture) -> None:
     commands = [("train", run.parent / "config.yaml", "--resume"), ("export", run), ("report", run)]
     kept = (run / name).rename(run.parent / "kept")
@@ -586,6 +603,7 @@ def test_a_file_of_a_run_that_is_none_is_refused_and_nothing_changes(name: str, 
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "calibration.json", "manifest.json", "added_tokens.json"])
+@pytest.mark.promise("F8")
 def test_a_file_of_an_export_that_is_none_is_refused(
     name: str, run: Path, tiny_rows: dict[str, str], capsys: Capture
 ) -> None:
@@ -598,6 +616,7 @@ def test_a_file_of_an_export_that_is_none_is_refused(
         (export / name).unlink()
 
 
+@pytest.mark.promise("F8")
 def test_a_pipe_in_the_folder_of_a_base_is_refused(run: Path, tiny_base: Path, capsys: Capture, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     for name in ("special_tokens_map.json", "model.safetensors", "config.json", "tokenizer.json"):
@@ -614,6 +633,7 @@ def test_a_pipe_in_the_folder_of_a_base_is_refused(run: Path, tiny_base: Path, c
 
 
 @pytest.mark.parametrize("kind", ODD)
+@pytest.mark.promise("F8")
 def test_a_config_that_is_no_file_is_refused(kind: str, capsys: Capture, tmp_path: Path) -> None:
     ODD[kind](tmp_path / "config.yaml")
     for command in ("train", "pretrain"):
@@ -626,6 +646,7 @@ def test_a_config_that_is_no_file_is_refused(kind: str, capsys: Capture, tmp_pat
 
 
 @pytest.mark.parametrize("how", ["checkpoints is a file", "a checkpoint to come is a folder", "other rows", "no epoch"])
+@pytest.mark.promise("B9")
 def test_a_resume_that_cannot_go_on_changes_nothing(
     how: str, run: Path, capsys: Capture, tiny_rows: dict[str, str]
 ) -> None:

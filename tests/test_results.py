@@ -57,6 +57,7 @@ def empty_base(words: list[object]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.promise("B10")
 def test_a_result_that_a_full_disk_does_not_take_ends_with_74(name: str, commands: dict[str, list[object]]) -> None:
     empty_base(commands[name])
     with FULL.open("wb") as full:
@@ -77,6 +78,7 @@ def test_a_result_that_a_full_disk_does_not_take_ends_with_74(name: str, command
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.promise("B10")
 def test_a_reader_that_goes_away_costs_nothing(name: str, commands: dict[str, list[object]]) -> None:
     empty_base(commands[name])
     reading, writing = os.pipe()

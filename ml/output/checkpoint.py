@@ -24,6 +24,7 @@ import torch
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from ml.errors import ConfigError, DataError
+from ml.memory import ran_out
 from ml.output.files import Damaged, WriteFailed, make_folder, seal, seal_fits, sha256_file, write_bytes
 from ml.output.parsed import Part, refuse_unlike
 from ml.regular import odd_kind, read_regular
@@ -210,6 +211,8 @@ def load(path: Path) -> dict[str, Any]:
         content.seek(0)
         payload = torch.load(content, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
+        if ran_out(error) and not _is_room_for(2 * len(content.getbuffer())):
+            raise  # the file may be sound; one that is not asks for more than its own size
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise Damaged(f"{path}: not a readable checkpoint ({reason}).") from None
     found = payload.get("format") if isinstance(payload, dict) else None
@@ -221,6 +224,13 @@ def load(path: Path) -> dict[str, Any]:
     refuse_unlike(_Payload, payload, path, REMEDY)
     _check_name(path, {"epochs": [], "step": 0, **payload["state"]})
     return payload  # type: ignore[no-any-return]  # torch.load is untyped
+
+
+def _is_room_for(size: int) -> bool:
+    try:
+        return len(bytearray(size)) == size
+    except MemoryError:
+        return False
 
 
 def _check_name(path: Path, state: Mapping[str, Any]) -> None:

@@ -452,6 +452,7 @@ def test_a_checkpoint_of_the_first_format_loads_and_one_of_a_later_is_refused_by
     figure("B7", "format {}", saved["format"])
 
 
+@pytest.mark.promise("B8")
 def test_what_is_torn_behind_a_checkpoint_s_lines_is_counted_and_before_it_is_refused(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append(step_line(1))
