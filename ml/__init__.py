@@ -3,10 +3,15 @@
 The data flows down this list; a module imports only from modules above it.
 
     errors            what can go wrong, with exit codes
+    regular           pipes and devices where a file should be
+    memory            memory that runs out, told as such
+    streams           standard output that nobody takes
     labels            the three classes
+    limits            upper bounds of numbers that users give
     versions          libraries with known holes are refused
     yaml_text         YAML → plain values, with places
     config_text       names of keys; what is said of a wrong one
+    config_values     kinds of values that keys take
     config            the typed config of a run
     runtime           seeds, device, processes, signals
     progress          what a person sees meanwhile
@@ -51,7 +56,7 @@ The data flows down this list; a module imports only from modules above it.
     build             the config of a run → its model and learner
     train             TrainingPipeline: the run
     repeat            several runs: walk-forward folds, seeds
-    structure, simulate, sample    structure flags, simulated bars with them, sample files
+    structure, simulate, sample_files, sample    structure flags, simulated bars with them, sample files
     practice, pretrain             what the embedded base learns, from which windows, and how
     serve             predictions over HTTP
     console           results as tables

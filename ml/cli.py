@@ -11,9 +11,12 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from ml.commands import app
-from ml.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError
+from ml.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError, OutOfMemory
+from ml.memory import ran_out, told
+from ml.streams import refuse_lost
 from ml.versions import refuse_known_holes
 
 LOADAVG = Path("/proc/loadavg")
@@ -31,14 +34,24 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in words
     try:
         refuse_known_holes()
-        app(args=[word for word in words if word != "--debug"], prog_name="ctxtrain")
+        try:
+            app(args=[word for word in words if word != "--debug"], prog_name="ctxtrain")
+        except SystemExit:
+            refuse_lost()
+            raise
+    except OutOfMemory as error:
+        _end_without_memory(error, words, debug)
     except CtxtrainError as error:
         _end(str(error), error.exit_code, debug)
     except OSError as error:
+        if ran_out(error):
+            _end_without_memory(error, words, debug)
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         remedy = "Give another path" if error.errno in NOT_A_PLACE else "Make room or give access"
         _end(f"{what}. {remedy} and run again; what was finished is whole.", EXIT_IO, debug)
     except Exception as error:
+        if ran_out(error):
+            _end_without_memory(error, words, debug)
         _end(
             f"internal fault, not yours: {type(error).__name__}: {str(error)[:300]}. "
             "Run again with --debug and report it.",
@@ -47,19 +60,38 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
 
-def _end(message: str, exit_code: int, debug: bool) -> None:
+def _end(message: str, exit_code: int, debug: bool) -> NoReturn:
     """Of several processes the first speaks for all, unless the fault is one process's own."""
-    from ml.runtime import is_main_process
-
     if debug:
         traceback.print_exc()
-    if is_main_process() or exit_code == EXIT_INTERNAL:
+    if _is_main_process() or exit_code == EXIT_INTERNAL:
         try:  # nobody may be there to read it; the exit code still says it
             sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
             sys.stderr.flush()
         except (OSError, AttributeError):
             sys.stderr = None  # or Python tries again at its end, and ends with 120
     raise SystemExit(exit_code)
+
+
+def _end_without_memory(error: Exception, words: list[str], debug: bool) -> NoReturn:
+    if not debug:
+        _free(error)
+    _end(str(error) if isinstance(error, OutOfMemory) else told(error, f"in {words[0]}"), EXIT_INTERNAL, debug)
+
+
+def _is_main_process() -> bool:
+    try:
+        from ml.runtime import is_main_process
+    except MemoryError:  # there may be too little even for an import
+        return True
+    return is_main_process()
+
+
+def _free(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold: without it there may be no memory to tell of the error."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _open_standard_streams() -> None:

@@ -5,7 +5,6 @@ Heavy imports stay inside the commands, so that --help answers at once. Errors g
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -15,6 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from ml.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
+from ml.limits import MOST_TOKENS
+from ml.memory import needed_for
+from ml.streams import tell, write_out
 from ml.versions import require_extra
 
 app = typer.Typer(
@@ -93,10 +95,10 @@ def sample(
     except ValueError as error:
         raise ConfigError(str(error)) from None
     for name, facts in written["files"].items():
-        typer.echo(f"{folder / f'{name}.jsonl'}  {facts['rows']:,} windows  {facts['labels']}")
+        write_out(f"{folder / f'{name}.jsonl'}  {facts['rows']:,} windows  {facts['labels']}\n")
     best = written["expected"]["best"]
     macro_f1 = "unknown" if best["macro_f1"] is None else f"{best['macro_f1']:.3f}"
-    typer.echo(f"best possible: accuracy {best['accuracy']:.3f}, macro-F1 {macro_f1}; see sample.json")
+    write_out(f"best possible: accuracy {best['accuracy']:.3f}, macro-F1 {macro_f1}; see sample.json\n")
 
 
 @app.command()
@@ -108,7 +110,9 @@ def check(
         str | None,
         typer.Option(metavar="FOLDER", help="Look for faults of this Qwen too, and count tokens as it does."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=8, help="Longest text, as model.max_tokens.")] = 2048,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=8, max=MOST_TOKENS, help="Longest text, as model.max_tokens.")
+    ] = 2048,
     as_json: JsonFlag = False,
 ) -> None:
     """Check rows and look for leakage before training on them."""
@@ -191,7 +195,7 @@ def evaluate(
     question = predictor.read_rows(rows)
     for line in rows.reading.noticed.lines():
         typer.echo(f"note: {line}", err=True)
-    with _progress("evaluating", len(question.ids)) as advance:
+    with needed_for("while evaluating"), _progress("evaluating", len(question.ids)) as advance:
         metrics = predictor.evaluate(question.tokens, question.labels_N, advance)
     if as_json:
         _print_json(metrics)
@@ -211,9 +215,10 @@ def predict(
     min_confidence: MinConfidence = None,
 ) -> None:
     """Label rows, one line a row, in their order."""
-    from ml.output.files import refuse_target, write_result
+    from ml.output.files import write_result
+    from ml.output.ownership import refuse_target
 
-    refuse_target(output, model, Path(data))
+    refuse_target(output, model, data)
     import orjson
 
     from ml.data.windows import StandardInput, WindowFile
@@ -225,7 +230,7 @@ def predict(
     question = predictor.read_rows(rows)
     for line in rows.reading.noticed.lines():
         typer.echo(f"note: {line}", err=True)
-    with _progress("predicting", len(question.ids)) as advance:
+    with needed_for("while predicting"), _progress("predicting", len(question.ids)) as advance:
         answers = predictor.answers(question, advance, min_confidence=least)
         lines = b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers)
     write_result(output, lines)
@@ -246,23 +251,25 @@ def serve(
     """Answer HTTP requests: docs/serving.md."""
     require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
     least = _min_confidence(min_confidence)
+    if not max_wait_ms >= 0:  # nan passes the bounds above
+        raise ConfigError(f"max-wait-ms must be a number from 0 to 10,000, got {max_wait_ms}. Try 2.")
     from ml.serve.server import serve as answer
     from ml.serve.service import Limits
 
     limits = Limits(max_batch, max_wait_ms / 1000, max_body_bytes, queue)
-    answer(model, (host, port), limits, min_confidence=least, access_log=access_log, announce=typer.echo)
+    answer(model, (host, port), limits, min_confidence=least, access_log=access_log, announce=tell)
 
 
 @app.command()
 def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Export the best epoch of a run again."""
     from ml.config import Config
-    from ml.output.run_folder import refuse_several
+    from ml.output.run_folder import RunFolder, refuse_several
 
     refuse_several(run)
-    if not (run / "config.yaml").exists():
-        raise ConfigError(f"{run}: no run folder, it has no config.yaml. Give the output_dir of a run.")
-    settings = Config.load(run / "config.yaml").model_copy(update={"output_dir": str(run)})
+    settings = Config.of_run(RunFolder(run).read_config(), run / "config.yaml").model_copy(
+        update={"output_dir": str(run)}
+    )
     from ml.console import print_summary, stdout
     from ml.progress import Reporter
     from ml.train import TrainingPipeline
@@ -273,6 +280,7 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write the report of a run again."""
+    from ml.output.ownership import refuse_foreign_page
     from ml.output.report import write_report
     from ml.output.run_folder import RunFolder, refuse_several
 
@@ -281,10 +289,9 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
     summary = folder.read_summary()
-    if not {"skipped_steps", "mistakes", "selective"} <= summary.keys() or "extent" not in summary["data"]:
-        raise ConfigError(f"{folder.summary}: of a version without a full report. Run ctxtrain export {run} first.")
-    write_report(folder, summary)
-    typer.echo(folder.report)
+    refuse_foreign_page(folder.report)
+    write_report(folder, summary, lambda note: typer.echo(note, err=True))
+    write_out(f"{folder.report}\n")
 
 
 @app.command()
@@ -306,11 +313,15 @@ def pretrain(
 
 
 def _min_confidence(text: str | None) -> Any:
+    if text in (None, "auto"):
+        return text
     try:
-        return text if text in (None, "auto") else float(str(text))
+        value: Any = float(str(text))
     except ValueError:
-        wrong = f"min-confidence must be auto or a number from 0 to 1, got {text!r}. Try 0.55."
-        raise ConfigError(wrong) from None
+        value = text
+    if isinstance(value, float) and 0 <= value <= 1:
+        return value
+    raise ConfigError(f"min-confidence must be auto or a number from 0 to 1, got {value!r}. Try 0.55.")
 
 
 @contextmanager
@@ -326,5 +337,4 @@ def _progress(what: str, total: int) -> Iterator[Any]:
 def _print_json(value: object) -> None:
     from ml.output.files import to_json
 
-    sys.stdout.buffer.write(to_json(value))
-    sys.stdout.buffer.flush()
+    write_out(to_json(value))

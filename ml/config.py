@@ -8,71 +8,28 @@ other module takes plain values.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ml.config_text import apply_overrides, dotted_keys, explain, required
-from ml.errors import ConfigError, shown
-from ml.labels import LABELS
-from ml.yaml_text import dump_yaml, load_yaml
+from ml.config_values import ClassWeights, LoraLayers, Norm, OversamplingTarget, Place, Rate, Seed, Share, distinct
+from ml.errors import ConfigError, DataError, shown
+from ml.limits import (
+    MOST_EPOCHS,
+    MOST_FOLDS,
+    MOST_IN_BATCH,
+    MOST_SEEDS,
+    MOST_STEPS,
+    MOST_TOKENS,
+    MOST_WINDOWS,
+)
+from ml.yaml_text import dump_yaml, load_yaml, parse_yaml
 
 EMBEDDED_BASE = "embedded"
-MOST = 10**9  # of windows and weights: more is a slip of the hand
-
-
-def _class_weights(value: object) -> object:
-    if value in ("auto", "none"):
-        return value
-    if isinstance(value, dict):
-        by_label = {str(key).upper(): weight for key, weight in value.items()}
-        if sorted(by_label) != sorted(LABELS) or len(value) != len(LABELS):
-            raise ValueError(f"must name each of {', '.join(LABELS)} once")
-        value = [by_label[label] for label in LABELS]
-    if isinstance(value, list) and len(value) == len(LABELS) and all(map(_is_positive, value)):
-        return [float(weight) for weight in value]
-    numbers = f"three positive numbers of at most {MOST:,}"
-    raise ValueError(f"must be auto, none, or {numbers}: [w, w, w] or {{LONG: w, SHORT: w, SKIP: w}}")
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST
-
-
-def _oversampling_target(value: object) -> object:
-    count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
-    if count or value in ("auto", "none"):
-        return value
-    raise ValueError(f"must be auto, none, or a number of windows per class, at least 1 and at most {MOST:,}")
-
-
-def _lora_layers(value: object) -> object:
-    if isinstance(value, str) and re.fullmatch(r"all|last:[1-9][0-9]*", value):
-        return value
-    raise ValueError("must be all or last:N with N at least 1, for example last:6")
-
-
-def _distinct(seeds: list[int]) -> list[int]:
-    if len(set(seeds)) < len(seeds):
-        raise ValueError("must be different seeds")
-    return seeds
-
-
-ClassWeights = Annotated[
-    Literal["auto", "none"] | list[float],
-    BeforeValidator(_class_weights, json_schema_input_type=Literal["auto", "none"] | list[float] | dict[str, float]),
-]
-OversamplingTarget = Annotated[
-    Literal["auto", "none"] | int,
-    BeforeValidator(_oversampling_target, json_schema_input_type=Literal["auto", "none"] | int),
-]
-LoraLayers = Annotated[str, BeforeValidator(_lora_layers)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -82,15 +39,12 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the rows are and how the model reads them."""
 
-    train: str = Field(min_length=1, description="Training rows, .jsonl or .jsonl.gz.")
-    val: str | None = Field(
+    train: Place = Field(description="Training rows, .jsonl or .jsonl.gz.")
+    val: Place | None = Field(
         None,
-        min_length=1,
         description="Validation rows; they choose the epoch and the temperature. Required without folds.",
     )
-    test: str | None = Field(
-        None, min_length=1, description="Rows scored once, at the end; then they judge the targets."
-    )
+    test: Place | None = Field(None, description="Rows scored once, at the end; then they judge the targets.")
     codec: Literal["compact", "json"] = Field(
         "compact", description="How a window becomes text: quantised integers, or its JSON for comparison."
     )
@@ -99,7 +53,10 @@ class DataConfig(Section):
         description="Drop training rows that share bars with val or test, and val rows that share bars with test.",
     )
     embargo: int = Field(
-        0, ge=0, description="With purge or folds, also drop rows within so many bars of the rows that judge."
+        0,
+        ge=0,
+        le=MOST_WINDOWS,
+        description="With purge or folds, also drop rows within so many bars of the rows that judge.",
     )
     allow_leakage: bool = Field(
         False, description="Train although windows or ids stand in two files; every figure is then marked."
@@ -109,13 +66,14 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The frozen base."""
 
-    base: str = Field(
+    base: Place = Field(
         EMBEDDED_BASE,
-        min_length=1,
         description=f"Folder or hub id of a Qwen checkpoint; `{EMBEDDED_BASE}` is the package's own small one.",
     )
     revision: str | None = Field(None, description="Hub revision (commit, tag or branch) of the base.")
-    max_tokens: int = Field(2048, ge=8, description="Longest text in tokens; older tokens are cut off, and counted.")
+    max_tokens: int = Field(
+        2048, ge=8, le=MOST_TOKENS, description="Longest text in tokens; older tokens are cut off, and counted."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of training; auto is bfloat16 on a GPU that has it, else float32."
     )
@@ -128,8 +86,8 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters (Hu et al. 2021)."""
 
-    r: int = Field(8, ge=1, description="Rank.")
-    alpha: int = Field(16, ge=1, description="Scale: the update is multiplied by alpha / r.")
+    r: int = Field(8, ge=1, le=4096, description="Rank.")
+    alpha: int = Field(16, ge=1, le=65_536, description="Scale: the update is multiplied by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
     target_modules: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
@@ -158,6 +116,7 @@ class OversamplingConfig(Section):
     max_repeat: float | None = Field(
         None,
         ge=1,
+        le=MOST_WINDOWS,
         description="A class grows to at most this many times its own rows; the class weights take the rest.",
     )
 
@@ -165,14 +124,16 @@ class OversamplingConfig(Section):
 class TrainingConfig(Section):
     """The loop. An optimizer step sees batch_size × gradient_accumulation windows, whatever the number of processes."""
 
-    epochs: int = Field(10, ge=1, description="Passes over the oversampled rows.")
-    batch_size: int = Field(8, ge=1, description="Windows in a micro-batch.")
-    learning_rate: float = Field(1.0e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
-    warmup_steps: int = Field(100, ge=0, description="Optimizer steps of linear warm-up; at most half of the run.")
+    epochs: int = Field(10, ge=1, le=MOST_EPOCHS, description="Passes over the oversampled rows.")
+    batch_size: int = Field(8, ge=1, le=MOST_IN_BATCH, description="Windows in a micro-batch.")
+    learning_rate: Rate = Field(1.0e-4, description="Peak learning rate of AdamW, at least 1e-12.")
+    warmup_steps: int = Field(
+        100, ge=0, le=MOST_STEPS, description="Optimizer steps of linear warm-up; at most half of the run."
+    )
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decoupled weight decay.")
-    gradient_accumulation: int = Field(4, ge=1, description="Micro-batches in an optimizer step.")
-    max_grad_norm: float | None = Field(
-        1.0, gt=0, description="Gradients are clipped to this norm; null is no clipping."
+    gradient_accumulation: int = Field(4, ge=1, le=MOST_IN_BATCH, description="Micro-batches in an optimizer step.")
+    max_grad_norm: Norm | None = Field(
+        1.0, description="Gradients are clipped to this norm, at least 1e-9; null is no clipping."
     )
     schedule: Literal["warmup_stable_decay", "linear", "cosine", "constant"] = Field(
         "warmup_stable_decay",
@@ -181,20 +142,28 @@ class TrainingConfig(Section):
     skip_nonfinite: int = Field(
         0,
         ge=0,
+        le=MOST_STEPS,
         description="Optimizer steps that may be skipped when loss or gradient is not finite; one more ends the run.",
     )
-    patience: int | None = Field(None, ge=1, description="Stop after this many epochs without a better macro-F1.")
+    patience: int | None = Field(
+        None, ge=1, le=MOST_EPOCHS, description="Stop after this many epochs without a better macro-F1."
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
-    seeds: Annotated[list[Seed], AfterValidator(_distinct)] | None = Field(
-        None, min_length=2, description="Several seeds instead: a run for each, their mean and their spread."
+    seeds: Annotated[list[Seed], AfterValidator(distinct)] | None = Field(
+        None,
+        min_length=2,
+        max_length=MOST_SEEDS,
+        description="Several seeds instead: a run for each, their mean and their spread.",
     )
 
 
 class CheckpointsConfig(Section):
     """What is kept for choosing and for resuming."""
 
-    keep: int = Field(3, ge=1, description="Checkpoints kept by macro-F1; the newest is kept besides.")
-    every_steps: int | None = Field(None, ge=1, description="Also save within an epoch, every so many optimizer steps.")
+    keep: int = Field(3, ge=1, le=MOST_EPOCHS, description="Checkpoints kept by macro-F1; the newest is kept besides.")
+    every_steps: int | None = Field(
+        None, ge=1, le=MOST_STEPS, description="Also save within an epoch, every so many optimizer steps."
+    )
 
 
 class CalibrationConfig(Section):
@@ -220,6 +189,7 @@ class EvaluationConfig(Section):
     folds: int | None = Field(
         None,
         ge=2,
+        le=MOST_FOLDS,
         description="Purged walk-forward folds over data.train, with data.embargo; it alone is read.",
     )
 
@@ -246,7 +216,7 @@ class Config(Section):
     targets: TargetsConfig = TargetsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
-    output_dir: str = Field(min_length=1, description="The run folder.")
+    output_dir: Place = Field(description="The run folder.")
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -255,6 +225,15 @@ class Config(Section):
         Raises ConfigError with every fault found.
         """
         return cls.parse(load_yaml(path), overrides)
+
+    @classmethod
+    def of_run(cls, text: str, path: Path) -> Self:
+        """The config that a run wrote. Raises DataError, with the file, if it is no longer that."""
+        try:
+            return cls.parse(parse_yaml(text, str(path)))
+        except ConfigError as error:
+            faults = [fault if fault.startswith(str(path)) else f"{path}: {fault}" for fault in error.faults]
+            raise DataError([*faults, "Put back the file as the run left it."]) from None
 
     @classmethod
     def parse(cls, tree: object, overrides: Sequence[str] = ()) -> Self:

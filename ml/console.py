@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from ml.streams import Lasting
+
 UNBOUNDED = 1000  # columns, of a terminal in which every table has the room that it wants
 
 
-class _Lasting:
-    """A text stream whose reader may go away, as a closed pipe or terminal: what is shown is lost, the run is not."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._kept():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._kept():
-            self._stream.flush()
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:  # what waits in the buffer goes nowhere from now on, also when the process ends
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
-
-
 def stdout() -> Console:
-    return Console(file=_Lasting(sys.stdout) if sys.stdout else None)  # type: ignore[arg-type]  # it acts as one
+    return Console(file=Lasting(sys.stdout, results=True) if sys.stdout else None)  # type: ignore[arg-type]  # it acts as one
 
 
 def stderr() -> Console:
-    return Console(file=_Lasting(sys.stderr) if sys.stderr else None, stderr=True)  # type: ignore[arg-type]
+    return Console(file=Lasting(sys.stderr, results=False) if sys.stderr else None, stderr=True)  # type: ignore[arg-type]
 
 
 def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:

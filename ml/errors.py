@@ -5,6 +5,7 @@
     ├── DataError         65    rows, or a model file, that do not hold what they should
     ├── TrainingDiverged  70    a loss or gradient that is not finite
     ├── ExportError       70    the exported model does not answer as the trained one did
+    ├── OutOfMemory       70    the system gave no more memory
     ├── RunLocked         75    another process trains in the same run folder
     └── Interrupted  128 + n    signal n arrived; a checkpoint is on disk
 
@@ -74,6 +75,10 @@ class TrainingDiverged(CtxtrainError):
 
 class ExportError(CtxtrainError):
     """The exported folder, read by plain transformers, does not give the trained model's logits."""
+
+
+class OutOfMemory(CtxtrainError):
+    """The system gave no more memory; says what for, and what would need less."""
 
 
 class RunLocked(CtxtrainError):

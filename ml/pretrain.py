@@ -30,14 +30,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from ml.config import SECTIONS, Section
 from ml.config_text import dotted_keys, explain
+from ml.config_values import Place, Rate
 from ml.data.batches import Tokens, collate, tokenise
 from ml.data.codec import fit_codec
 from ml.data.windows import load_windows
 from ml.errors import ConfigError, shown
+from ml.limits import MOST_STEPS, MOST_TOKENS
+from ml.memory import needed_for
 from ml.model.base import language_config
 from ml.model.embedded import MAX_TOKENS, base_config, build_tokenizer
 from ml.model.qwen import load_tokenizer, open_base, quiet_transformers
-from ml.output.files import write_json
+from ml.output.files import make_folder, new_content, write_json
+from ml.output.ownership import refuse_taken
 from ml.practice.muon import Muon
 from ml.practice.reader import Reader
 from ml.practice.targets import Targets
@@ -51,17 +55,18 @@ FIRST_CHUNK = 2**31  # places in the stream of chunks that training never reache
 DECAY_SHARE = 0.6  # of the steps, at the end, over which the learning rates fall to 0
 HELD_OUT_SHARE = 0.05  # of a user's windows, to measure what adaptation did
 LINES = 20  # told to the user over a run
+LESS = "Set a smaller batch_size, architecture or max_tokens, and run again"
 
 
 class Architecture(Section):
     """Sizes of a Qwen3."""
 
-    width: int = Field(128, ge=8, description="Hidden size.")
-    layers: int = Field(4, ge=1, description="Decoder layers.")
-    heads: int = Field(4, ge=1, description="Attention heads.")
-    kv_heads: int = Field(2, ge=1, description="Key and value heads; divides the attention heads.")
-    head_dim: int = Field(32, ge=2, description="Size of a head.")
-    intermediate: int = Field(256, ge=8, description="Width of the feed-forward part.")
+    width: int = Field(128, ge=8, le=65_536, description="Hidden size.")
+    layers: int = Field(4, ge=1, le=1_024, description="Decoder layers.")
+    heads: int = Field(4, ge=1, le=1_024, description="Attention heads.")
+    kv_heads: int = Field(2, ge=1, le=1_024, description="Key and value heads; divides the attention heads.")
+    head_dim: int = Field(32, ge=2, le=4_096, description="Size of a head.")
+    intermediate: int = Field(256, ge=8, le=1_048_576, description="Width of the feed-forward part.")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -74,26 +79,22 @@ class Architecture(Section):
 class PretrainConfig(Section):
     """What to make and how long to train it."""
 
-    output_dir: str = Field(min_length=1, description="Folder of the new base.")
+    output_dir: Place = Field(description="Folder of the new base.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, windows and order.")
-    steps: int = Field(2000, ge=0, description="Optimizer steps; 0 writes the base as it starts.")
+    steps: int = Field(2000, ge=0, le=MOST_STEPS, description="Optimizer steps; 0 writes the base as it starts.")
     batch_size: int = Field(24, ge=1, le=CHUNK, description="Windows of a step.")
-    learning_rate: float | None = Field(
+    learning_rate: Rate | None = Field(
         None,
-        gt=0,
-        le=1,
         description="Peak rate of AdamW; null is 2e-3 for a new base and 5e-5 for one that is adapted.",
     )
-    matrix_learning_rate: float = Field(
-        0.02, gt=0, le=1, description="Peak rate of Muon, for the layers of a new base."
-    )
-    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    matrix_learning_rate: Rate = Field(0.02, description="Peak rate of Muon, for the layers of a new base.")
+    warmup_steps: int = Field(100, ge=0, le=MOST_STEPS, description="Steps of linear warm-up.")
     architecture: Architecture = Field(Architecture(), description="Sizes of a new base.")
-    base: str | None = Field(
-        None, min_length=1, description="Folder or hub id of a Qwen to adapt; null makes a new one."
+    base: Place | None = Field(None, description="Folder or hub id of a Qwen to adapt; null makes a new one.")
+    data: list[Place] = Field([], description="Files of windows that `base` is adapted to; labels are not read.")
+    max_tokens: int = Field(
+        MAX_TOKENS, ge=8, le=MOST_TOKENS, description="Longest text in adaptation; older tokens are cut off."
     )
-    data: list[str] = Field([], description="Files of windows that `base` is adapted to; labels are not read.")
-    max_tokens: int = Field(MAX_TOKENS, ge=8, description="Longest text in adaptation; older tokens are cut off.")
 
     @model_validator(mode="after")
     def _base_needs_data(self) -> Self:
@@ -126,14 +127,20 @@ def _explain(detail: ErrorDetails) -> str:
 
 def pretrain(config: PretrainConfig, reporter: Reporter) -> dict[str, Any]:
     """Write a base into `output_dir` with `pretrain.json`, the facts that are returned."""
-    start = time.monotonic()
-    facts = _adapt(config, reporter) if config.base else _make(config, reporter)
-    facts = {"config": config.model_dump(mode="json"), **facts, "seconds": round(time.monotonic() - start)}
-    write_json(Path(config.output_dir) / "pretrain.json", facts)
+    start, folder = time.monotonic(), Path(config.output_dir)
+    refuse_taken(folder, config.base or "")
+    make_folder(folder)
+    with (
+        needed_for(f"while pre-training with batches of {config.batch_size} windows", LESS),
+        new_content(folder) as scratch,
+    ):
+        facts = _adapt(config, reporter, scratch) if config.base else _make(config, reporter, scratch)
+        facts = {"config": config.model_dump(mode="json"), **facts, "seconds": round(time.monotonic() - start)}
+        write_json(scratch / "pretrain.json", facts)
     return facts
 
 
-def _make(config: PretrainConfig, reporter: Reporter) -> dict[str, Any]:
+def _make(config: PretrainConfig, reporter: Reporter, folder: Path) -> dict[str, Any]:
     tokenizer = build_tokenizer()
     seed_torch(config.seed, Purpose.HEAD)
     first = practice_windows(generator(config.seed, Purpose.SAMPLING, FIRST_CHUNK), 2 * CHUNK)
@@ -160,7 +167,7 @@ def _make(config: PretrainConfig, reporter: Reporter) -> dict[str, Any]:
             advance(1)
             _tell(reporter, step, config.steps, {name: float(loss.detach()) for name, loss in losses.items()})
     skill = _skill(config, reader, targets, tokenizer)
-    _save_half(reader, tokenizer, Path(config.output_dir))
+    _save_half(reader, tokenizer, folder)
     parameters = sum(weight.numel() for weight in reader.qwen.parameters())
     return {"parameters": parameters, "windows": windows, "tokens": tokens, "held_out_skill": skill}
 
@@ -213,16 +220,16 @@ def _save_half(reader: Reader, tokenizer: PreTrainedTokenizerFast, folder: Path)
     (folder / "model.safetensors").chmod(0o644)
 
 
-def _adapt(config: PretrainConfig, reporter: Reporter) -> dict[str, Any]:
+def _adapt(config: PretrainConfig, reporter: Reporter, folder: Path) -> dict[str, Any]:
     assert config.base is not None
     windows = [window for path in config.data for window in load_windows(path, labelled=False)]
-    folder = open_base(config.base).folder
+    source = open_base(config.base).folder
     tokenizer = load_tokenizer(config.base)
     tokens = tokenise(fit_codec("compact", windows).render_all(windows), tokenizer, config.max_tokens)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=language_config(folder),
+            source,
+            config=language_config(source),
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
@@ -249,8 +256,8 @@ def _adapt(config: PretrainConfig, reporter: Reporter) -> dict[str, Any]:
             _tell(reporter, step, config.steps, {"next token": float(loss.detach())})
     after = _mean_loss(model, tokens, held_out, config.batch_size)
     with quiet_transformers():
-        model.save_pretrained(config.output_dir)
-        tokenizer.save_pretrained(config.output_dir)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     parameters = sum(weight.numel() for weight in model.parameters())
     return {
         "parameters": parameters,

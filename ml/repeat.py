@@ -34,6 +34,7 @@ from ml.evaluation.targets import judge
 from ml.labels import LABELS
 from ml.output.checkpoint import check_same_run
 from ml.output.files import make_folder, sha256_file, write_bytes, write_json
+from ml.output.ownership import refuse_foreign_runs, refuse_output
 from ml.output.predictor import load_model
 from ml.output.run_folder import RunFolder
 from ml.output.summary import leak_mark
@@ -56,7 +57,9 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
         )
     reporter = reporter or Reporter()
     folder = RunFolder(config.output_dir)
+    refuse_output(folder.root, config.model.base)
     with folder.owned():
+        refuse_foreign_runs(folder.root / REPORT)
         if not resume:
             _refuse_other_runs(folder)
         if config.evaluation.folds and (config.data.val or config.data.test):
@@ -154,10 +157,7 @@ def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Pat
 def _finished(config: Config, files: Mapping[str, WindowFile]) -> dict[str, Any] | None:
     """The summary of a run that has ended, of this very config and these rows. Raises DataError if it is damaged."""
     folder = RunFolder(config.output_dir)
-    if (
-        not folder.summary.exists()
-        or folder.config.read_text(encoding="utf-8") != config.with_absolute_paths().to_yaml()
-    ):
+    if not folder.summary.exists() or folder.read_config() != config.with_absolute_paths().to_yaml():
         return None
     summary = folder.read_summary()
     now = {split: file.sha256() for split, file in files.items()}

@@ -20,7 +20,9 @@ each other class with chance noise / 2. Hence, in closed form:
   c for a share q scores 2 q l_c / (q + l_c), concave in q, best at q = l_c (Lagrange), a mean F1 of 1/3.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
 
 from ml.labels import LABELS
+from ml.limits import MOST_ROWS
+from ml.output.files import make_folder, replacing
+from ml.sample_files import SAMPLE, refuse_others_files
 from ml.simulate import SYMBOLS, WEEK_BARS, Symbol, simulate
 from ml.structure import Bars
 
@@ -71,30 +76,32 @@ def write_sample(
     rows = {"train": train, "val": val, "test": test}
     _check_arguments(rows, seed, noise, mix, bars)
     folder = Path(folder)
-    _refuse_others_rows(folder, rows)
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_others_files(folder, rows)
     market, files = _Market(seed), {}
-    for number, (name, count) in enumerate(rows.items()):
-        rng = default_rng(SeedSequence(seed, spawn_key=(number,)))
-        windows = _cut_windows(market, _class_counts(count, mix), bars, rng)
-        labels, replaced = _noisy_labels([window.rule_label for window in windows], noise, rng)
-        if shuffle_labels:
-            labels = [labels[i] for i in rng.permutation(count)]
-        with (folder / f"{name}.jsonl").open("wb") as lines:
+    with ExitStack() as written:  # all of them take their names together, sample.json first
+        for number, (name, count) in enumerate(rows.items()):
+            rng = default_rng(SeedSequence(seed, spawn_key=(number,)))
+            windows = _cut_windows(market, _class_counts(count, mix), bars, rng)
+            labels, replaced = _noisy_labels([window.rule_label for window in windows], noise, rng)
+            if shuffle_labels:
+                labels = [labels[i] for i in rng.permutation(count)]
+            make_folder(folder)
+            lines, digest = written.enter_context(replacing(folder / f"{name}.jsonl", 0)), hashlib.sha256()
             for window, label in zip(windows, labels, strict=True):
-                lines.write(_json(_row(window, label, hide_flags)))
-        files[name] = _file_facts(windows, labels, replaced)
-
-    facts = {
-        "arguments": {
-            **rows, "seed": seed, "noise": noise, "mix": list(mix), "bars": list(bars),
-            "hide_flags": hide_flags, "shuffle_labels": shuffle_labels,
-        },
-        "simulated_bars": market.weeks * len(SYMBOLS) * WEEK_BARS,
-        "files": files,
-        "expected": _expected_scores(noise, mix, shuffle_labels),
-    }  # fmt: skip
-    (folder / "sample.json").write_bytes(_json(facts, orjson.OPT_INDENT_2))
+                line = _json(_row(window, label, hide_flags))
+                lines.write(line)
+                digest.update(line)
+            files[name] = {**_file_facts(windows, labels, replaced), "sha256": digest.hexdigest()}
+        facts = {
+            "arguments": {
+                **rows, "seed": seed, "noise": noise, "mix": list(mix), "bars": list(bars),
+                "hide_flags": hide_flags, "shuffle_labels": shuffle_labels,
+            },
+            "simulated_bars": market.weeks * len(SYMBOLS) * WEEK_BARS,
+            "files": files,
+            "expected": _expected_scores(noise, mix, shuffle_labels),
+        }  # fmt: skip
+        written.enter_context(replacing(folder / SAMPLE, 0)).write(_json(facts, orjson.OPT_INDENT_2))
     return facts
 
 
@@ -281,21 +288,16 @@ def _json(value: Any, option: int = 0) -> bytes:
     return orjson.dumps(value, option=option | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 
-def _refuse_others_rows(folder: Path, names: Iterable[str]) -> None:
-    """A sample may take the place of a sample, which its `sample.json` makes again, but not of anyone's own rows."""
-    there = [f"{name}.jsonl" for name in names if (folder / f"{name}.jsonl").exists()]
-    if there and not (folder / "sample.json").exists():
-        raise ValueError(
-            f"folder must hold no rows but those of a sample, got {', '.join(there)} in {folder} without "
-            "a sample.json. Give another folder."
-        )
-
-
 def _check_arguments(
     rows: Mapping[str, int], seed: int, noise: float, mix: Sequence[float], bars: Sequence[int]
 ) -> None:
     """Refuse what cannot be written, with every problem in one message."""
     problems = [f"{name} must be at least 1 row, got {n}. Ask for 1." for name, n in rows.items() if n < 1]
+    problems += [
+        f"{name} must be at most {MOST_ROWS:,} rows, got {n}. Ask for fewer."
+        for name, n in rows.items()
+        if n > MOST_ROWS
+    ]
     if not 0 <= seed < 2**32:
         problems.append(f"seed must be at least 0 and below 2^32, got {seed}. Use 0 or a smaller number.")
     if not 0 <= noise < MAX_NOISE:

@@ -28,11 +28,14 @@ from ml.data.sampling import epoch_rows
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError, Interrupted, TrainingDiverged
 from ml.evaluation.metrics import evaluate_logits
+from ml.memory import SMALLER, needed_for
 from ml.model import qwen
 from ml.model.learner import Ints, Learner, LossFunction, NonFinite, refuse_not_finite
 from ml.output import checkpoint
 from ml.output.export import place_export, prepare_export
-from ml.output.files import write_bytes, write_json
+from ml.output.files import write_json
+from ml.output.ownership import refuse_output
+from ml.output.parts import load_own
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
 from ml.output.summary import assess_export, make_summary, warnings
@@ -114,6 +117,8 @@ class TrainingPipeline:
         epoch, first = divmod(self.state.step, self.steps_per_epoch)
         if first == 0:
             self.state.loss_sum = self.state.weight_sum = 0.0
+        # Several processes end together, after a step: within it they may have different numbers of batches.
+        between = self._stop_if_asked if self.learner.accelerator.num_processes == 1 else None
         order = epoch_rows(labels_N, self.data.epoch_counts_C, training.seed, epoch)
         with self.reporter.epoch(epoch + 1, training.epochs, self.steps_per_epoch, first) as after_step:
             for step in range(first, self.steps_per_epoch):
@@ -130,7 +135,7 @@ class TrainingPipeline:
                 place = {"step": self.state.step + 1, "epoch": epoch + 1}
                 try:
                     figures = self.learner.step(
-                        self.data.tokens["train"], labels_N, plan, weight, (epoch, step), self._between_batches
+                        self.data.tokens["train"], labels_N, plan, weight, (epoch, step), between
                     )
                     self.state.loss_sum += figures["loss"] * weight
                     self.state.weight_sum += weight
@@ -178,7 +183,7 @@ class TrainingPipeline:
         if is_main_process():
             self.folder.metrics.sync()
             payload = {
-                "state": asdict(self.state),
+                "state": asdict(self.state) | {"metrics_sha256": self.folder.metrics.sha256},
                 "learner": self.learner.state_dict(),
                 "fingerprint": self.fingerprint,
                 "environment": self._environment(),
@@ -191,25 +196,17 @@ class TrainingPipeline:
         self.learner.accelerator.wait_for_everyone()
 
     def load_checkpoint(self, path: Path) -> None:
-        """Continue from a checkpoint. Raises ConfigError if rows, base or settings are not those it was made with."""
-        payload = checkpoint.load(path)
-        checkpoint.check_same_run(path.name, payload["fingerprint"], self.fingerprint)
+        """Continue from a checkpoint; the disk stays as it is. Raises what `load_own` does."""
+        payload = load_own(path, self.checkpoints, self.fingerprint, self.learner, self.steps_per_epoch)
         for change in checkpoint.differences(payload["environment"], self._environment()):
             self.reporter.say(f"note: the run goes on, but no longer bit for bit: {change}")
         self.learner.load_state_dict(payload["learner"])
         self.state = checkpoint.TrainState(**payload["state"])
         self.on_disk = (self.state.step, len(self.state.epochs))
-        if is_main_process():
-            self.checkpoints.forget_older(path, self.state.step, self.state.epochs)
-        self.reporter.resuming(path.name, self.state.step, self.total_steps, self.state.epochs)
 
     def export(self) -> dict[str, Any]:
         """Export the best epoch so far of a run that was started before; train nothing."""
-        with self._opened():
-            if not self.state.epochs:
-                raise ConfigError(
-                    f"{self.folder.root}: an export needs one finished epoch, this run has none. Train first."
-                )
+        with self._opened(exporting=True):
             return self.finish()
 
     def finish(self) -> dict[str, Any]:
@@ -260,24 +257,34 @@ class TrainingPipeline:
         return summary
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
+    def _opened(self, *, exporting: bool = False) -> Iterator[None]:
         """Own the run folder, build everything, and begin anew or where the newest checkpoint stands."""
-        with catch_signals() as self.stop, self.folder.owned() if is_main_process() else nullcontext():
-            self.folder.refuse_other_run(resume=self.resume)
+        config, batch = self.config, self.config.training.batch_size
+        refuse_output(self.folder.root, config.model.base)
+        doing = f"in a run with batches of {batch} windows of at most {config.model.max_tokens} tokens"
+        owned = self.folder.owned() if is_main_process() else nullcontext()
+        with catch_signals() as self.stop, owned, needed_for(doing, SMALLER):
+            self.folder.refuse_other_run(resume=self.resume, epochs=config.training.epochs)
             with self.stop.at_once():
                 self.load_data()
                 self.setup_model()
                 found = self.checkpoints.resume_point(self.steps_per_epoch, self.reporter.say) if self.resume else None
                 if found:
                     self.load_checkpoint(found)
-                elif self.resume:
-                    self.reporter.say(f"note: {self.folder.root} has no checkpoint to go on from; the run begins anew")
+            if exporting and not self.state.epochs:
+                rule = "an export needs one finished epoch, this run has none. Train first."
+                raise ConfigError(f"{self.folder.root}: {rule}")
             if is_main_process():
-                write_bytes(self.folder.config, self.config.with_absolute_paths().to_yaml().encode())
-                self.folder.metrics.cut_back(step=self.state.step, epoch=len(self.state.epochs))
-            names, config = self.config.tracking.to if is_main_process() else [], self.config.model_dump()
+                self.folder.begin(
+                    config.with_absolute_paths().to_yaml(), self.state, found, self.checkpoints, self.reporter.say
+                )
+            if found:
+                self.reporter.resuming(found.name, self.state.step, self.total_steps, self.state.epochs)
+            names = config.tracking.to if is_main_process() else []
             try:
-                with tracked(names, self.folder, config, self.state.step, self.reporter.say) as self.trackers:
+                with tracked(
+                    names, self.folder, config.model_dump(), self.state.step, self.reporter.say
+                ) as self.trackers:
                     yield
             finally:
                 leave_process_group()
@@ -305,11 +312,6 @@ class TrainingPipeline:
     def _unfinished(self) -> str | None:
         """Where a run stopped that goes on with --resume; None at its end."""
         return None if self._ended() else f"stopped at optimizer step {self.state.step} of {self.total_steps}"
-
-    def _between_batches(self) -> None:
-        """Several processes end together, after a step: within it they may have different numbers of batches."""
-        if self.learner.accelerator.num_processes == 1:
-            self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
         """After a signal to any process, save if that is not done, and end all of them at the same step."""

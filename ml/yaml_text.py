@@ -9,17 +9,18 @@ from typing import Any
 import yaml
 
 from ml.errors import ConfigError
+from ml.regular import NotRegular, read_regular
 
 
 def load_yaml(path: str | Path) -> Any:
     """The value of a YAML file. Raises ConfigError where there is none, or where it is not valid."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(Path(path)).decode()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file. Give the path of a YAML file.") from None
-    except IsADirectoryError:
-        folder = "a config must be a file, and this is a folder"
-        raise ConfigError(f"{path}: {folder}. Give the path of a YAML file.") from None
+    except NotRegular as error:
+        said = f"a config must be a file, and this is {error.kind}"
+        raise ConfigError(f"{path}: {said}. Give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: a config must be UTF-8 text, got {error.reason} at byte {error.start}.") from None
     return parse_yaml(text, str(path))

@@ -38,6 +38,7 @@ LIMITS = {
     "maximum": "≤ {}",
     "exclusiveMaximum": "< {}",
     "minItems": "at least {} of them",
+    "maxItems": "at most {} of them",
     "minLength": "not empty",
 }
 
@@ -101,7 +102,7 @@ def _limits(entry: dict[str, Any]) -> list[str]:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,}" if value == int(value) else f"{value:g}"
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 if __name__ == "__main__":

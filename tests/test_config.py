@@ -1,5 +1,6 @@
 """The config: defaults, types, ranges, overrides, and the words with which a fault is refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ml.config import KEYS, Config
 from ml.errors import ConfigError
+from ml.pretrain import PretrainConfig
 from ml.yaml_text import parse_yaml
 
 REPOSITORY = Path(__file__).parent.parent
@@ -214,7 +216,7 @@ def test_class_weights_are_three_positive_numbers_or_a_word(weights: str) -> Non
 @pytest.mark.parametrize("target", ["null", "0", "-4", "2.5", "true", "max", "[400]"])
 def test_the_oversampling_target_is_a_count_or_a_word(target: str) -> None:
     (fault,) = faults(f"oversampling.target={target}")
-    rule = "a number of windows per class, at least 1 and at most 1,000,000,000"
+    rule = "a number of windows per class, at least 1 and at most 10,000,000"
     assert fault.startswith(f"oversampling.target must be auto, none, or {rule}, got ")
 
 
@@ -259,12 +261,76 @@ def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["oversampling.target=1000000001", f"loss.class_weights=[{'9' * 400},1,1]", "loss.class_weights=[1e10,1,1]"],
+    ("override", "rule"),
+    [
+        ("oversampling.target=10000001", "at least 1 and at most 10,000,000"),
+        ("oversampling.target=1000000000000000000", "at least 1 and at most 10,000,000"),
+        (f"loss.class_weights=[{'9' * 400},1,1]", "three numbers from 0.000001 to 1,000,000"),
+        ("loss.class_weights=[1e10,1,1]", "three numbers from 0.000001 to 1,000,000"),
+        ("loss.class_weights=[1e-320,1,1]", "three numbers from 0.000001 to 1,000,000"),
+        ("loss.class_weights={LONG: 1, SHORT: 1, SKIP: 1e-7}", "three numbers from 0.000001 to 1,000,000"),
+        ("training.learning_rate=1e-320", "must be at least 1e-12"),
+        ("training.max_grad_norm=1e-320", "must be at least 1e-09"),
+        ("training.max_grad_norm=1e300", "must be less than or equal to 1000000000"),
+        ("lora.layers=last:99999", "N at most 9999"),
+    ],
 )
-def test_a_number_beyond_all_windows_is_refused(override: str) -> None:
+def test_a_number_that_no_run_can_use_is_refused(override: str, rule: str) -> None:
     (fault,) = faults(override)
-    assert "at most 1,000,000,000" in fault
+    assert fault.startswith(override.partition("=")[0])
+    assert rule in fault
+
+
+def numbers_of(schema: dict[str, Any], entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every number and list of numbers in a part of a schema, with its bounds."""
+    if "$ref" in entry:
+        entry = schema["$defs"][entry["$ref"].rpartition("/")[2]]
+    if entry.get("type") in ("integer", "number"):
+        yield entry
+    inner = [*entry.get("anyOf", []), *entry.get("properties", {}).values()]
+    inner += [entry[name] for name in ("items", "additionalProperties") if isinstance(entry.get(name), dict)]
+    for part in inner:
+        yield from numbers_of(schema, part)
+
+
+@pytest.mark.parametrize("model", [Config, PretrainConfig])
+@pytest.mark.promise("D8")
+def test_every_number_of_a_config_has_two_bounds_in_its_schema(model: type[BaseModel]) -> None:
+    schema = model.model_json_schema()
+    found = list(numbers_of(schema, schema))
+    assert len(found) > 10
+    for entry in found:
+        assert {"minimum", "exclusiveMinimum"} & entry.keys(), entry
+        assert {"maximum", "exclusiveMaximum"} & entry.keys(), entry
+
+
+HUGE = ["1" + "0" * 18, "9" * 400, "-1" + "0" * 30]
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.promise("D8")
+def test_a_huge_number_is_refused_for_every_key_that_takes_one(value: str) -> None:
+    keys = [
+        f"{section}.{name}"
+        for section, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for name, inner in field.annotation.model_json_schema()["properties"].items()
+        if any(numbers_of({}, inner)) and inner.get("type") != "array"
+    ]
+    assert len(keys) > 20
+    for key in keys:
+        given = f"{key}=[{value},1,1]" if key in ("loss.class_weights", "training.seeds") else f"{key}={value}"
+        (fault,) = faults(given, *(["data.purge=true"] if key == "data.embargo" else []))
+        assert fault.startswith(key), (given, fault)
+        assert len(fault) < 300
+
+
+def test_a_path_that_no_system_takes_is_refused() -> None:
+    for key in ("data.train", "data.val", "data.test", "model.base", "output_dir"):
+        (fault,) = faults(f'{key}="a\\0b"')
+        assert fault == f'{key} must be a path, and a path has no NUL, got "a\\u0000b".'
+        (fault,) = faults(f'{key}="\\ud800"')
+        assert fault.startswith(f"{key} must be a valid string, ")
 
 
 def test_overrides_win_over_the_file_and_leave_the_callers_mapping_alone() -> None:

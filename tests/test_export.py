@@ -316,7 +316,7 @@ def test_every_changed_missing_or_added_file_is_named(finished: Finished, tmp_pa
         load_model(folder)
     for words in ("model.safetensors: changed", "codec.json: listed"):
         assert words in str(raised.value)
-    surplus = f"{folder}/surplus.py: not listed in manifest.json. Remove it, or export again or copy the whole export."
+    surplus = f"{folder}/surplus.py: not listed in manifest.json. Move it away, or copy the whole export."
     assert surplus in raised.value.faults
 
 

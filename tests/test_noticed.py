@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ml.cli import main
 from ml.data.check import check_files
 from ml.data.dataset import load_dataset
+from ml.data.windows import WindowFile
 from ml.model.qwen import load_tokenizer
 from tests.helpers import Row, bars_of, dated_rows, make_window, read, write_rows
 
@@ -51,7 +52,8 @@ def test_a_field_that_one_bar_of_every_row_lacks_is_counted_and_said(
     )
     assert report["noticed"]["train"] == [line]
     data = load_dataset(
-        {"train": WindowFile(path, keep=True), "val": WindowFile(val, keep=True)}, tokenizer, codec="compact", max_tokens=512,
+        {"train": WindowFile(path, keep=True), "val": WindowFile(val, keep=True)},
+        tokenizer, codec="compact", max_tokens=512,
         oversampling="none", max_repeat=None, weights="none", allow_leakage=True,
     )  # fmt: skip
     assert f"train: {line}" in data.notes()

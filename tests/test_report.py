@@ -455,8 +455,12 @@ def test_a_summary_of_an_older_version_is_refused_with_the_way_out(
     (tmp_path / "training_summary.json").write_bytes(orjson.dumps(summary))
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path)])
-    assert ended.value.code == 2
-    assert f"Run ctxtrain export {tmp_path} first." in capfd.readouterr().err
+    assert ended.value.code == 65
+    assert capfd.readouterr().err == (
+        f"error: {tmp_path}/training_summary.json: must be the JSON object that a run ends with, "
+        "but it lacks data.extent. "
+        f"Run ctxtrain export {tmp_path}, which writes it again.\n"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b'{"data": {"extent"', b"\xff", b"[]", b"{}", b'{"data": null}'])

@@ -677,6 +677,15 @@ def test_every_code_and_metric_of_the_page_is_there(server: Served) -> None:
     [
         (["{model}", "--port", "{taken}"], "127.0.0.1:{taken} cannot be taken (Address already in use). Give another"),
         (["{model}", "--host", "no such host"], "--host must be an address of this machine, got 'no such host'"),
+        (["{model}", "--host", "a..b"], "--host must be an address of this machine, got 'a..b'"),
+        (["{model}", "--host", "a" * 300], "--host must be an address of this machine, got 'aaa"),
+        (["{model}", "--host", "bücher.invalid"], "--host must be an address of this machine, got 'bücher.invalid'"),
+        (["{model}", "--host", "\udcff"], "--host must be an address of this machine, got '\\udcff'"),
+        (["{model}", "--port", "65536"], "65536 is not in the range 0<=x<=65535"),
+        (["{model}", "--max-wait-ms", "nan"], "max-wait-ms must be a number from 0 to 10,000, got nan"),
+        (["{model}", "--max-wait-ms", "1e9"], "is not in the range 0<=x<=10000"),
+        (["{model}", "--queue", "9" * 30], "is not in the range 1<=x<=100000"),
+        (["{model}", "--min-confidence", "nan"], "min-confidence must be auto or a number from 0 to 1, got nan"),
         (["{model}", "--min-confidence", "2"], "min-confidence must be auto or a number from 0 to 1, got 2.0"),
         (["{model}", "--min-confidence", "most"], "min-confidence must be auto or a number from 0 to 1, got 'most'"),
         (["{model}x"], "no such model. Give a run folder, an export folder or a final_model.zip."),
@@ -692,6 +701,53 @@ def test_what_cannot_be_served_ends_with_2(
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
     assert message.format(**names) in err
+
+
+def test_of_two_servers_on_one_port_the_second_ends_at_once_before_it_opens_a_model(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.zip"
+    with bound("127.0.0.1", 0) as first:  # as a server that is still opening its model holds it
+        port = first.getsockname()[1]
+        command = [sys.executable, "-m", "ml", "serve", str(missing), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    said = f"error: 127.0.0.1:{port} cannot be taken (Address already in use). Give another --port or --host.\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+@contextmanager
+def serving_at_once(model: Path, stdout: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server that has answered a request which was sent as soon as its port was taken."""
+    with bound("127.0.0.1", 0) as one:
+        port = one.getsockname()[1]
+    command = [sys.executable, "-m", "ml", "serve", str(model), "--port", str(port)]
+    with subprocess.Popen(command, stdout=stdout) as process:
+        try:
+            status = None
+            while status is None and process.poll() is None:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+                try:
+                    connection.request("GET", "/health")
+                except ConnectionRefusedError:  # the port is not taken yet
+                    time.sleep(0.01)
+                else:
+                    status = connection.getresponse().status
+            assert status == 200
+            yield process, port
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("stdout", [os.devnull, "/dev/full"])
+def test_who_asks_while_the_model_is_opened_is_answered_then_and_a_server_outlives_its_terminal(
+    trained: Trained, stdout: str
+) -> None:
+    with Path(stdout).open("wb") as stream, serving_at_once(trained.model, stream) as (process, port):
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+        body = json.dumps(trained.rows[0]).encode()
+        address = f"http://127.0.0.1:{port}/predict"
+        assert requests.post(address, body, headers={"Content-Type": "application/json"}, timeout=SECONDS).ok
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
 
 
 def test_without_the_extra_the_command_says_how_to_install_it() -> None:

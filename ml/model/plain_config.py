@@ -22,6 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from ml.errors import ConfigError, DataError, shown
+from ml.memory import ran_out
 
 HEAD = "score"
 FAMILIES = tuple(name for name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if name.startswith("qwen"))
@@ -141,7 +142,8 @@ def refusing(kind: type[ConfigError | DataError], rule: str, remedy: str = "Use 
     try:
         yield
     except Exception as error:
-        if not isinstance(error, NOT_OPENED) and type(error) is not Exception:  # tokenizers raises the bare class
+        # tokenizers raises the bare class; memory that ran out is no fault of the files
+        if ran_out(error) or (not isinstance(error, NOT_OPENED) and type(error) is not Exception):
             raise
         reason = re.sub(r"\s+", " ", str(error)).strip()[:300].rstrip(".") or type(error).__name__
         raise kind(f"{rule} ({reason}). {remedy}.") from error

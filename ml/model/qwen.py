@@ -48,6 +48,7 @@ from ml.model.base import (
     language_config,
 )
 from ml.model.plain_config import HEAD, refusing
+from ml.regular import refuse_special
 from ml.runtime import Purpose, seed_torch
 
 # What windows are made of, and what tokenizers treat in ways of their own.
@@ -306,7 +307,9 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _loading(base: str) -> Iterator[None]:
-    """Turn the many errors of transformers' loaders into one ConfigError."""
+    """Turn the many errors of transformers' loaders into one ConfigError; a pipe in the folder is refused unopened."""
+    if Path(base).is_dir():
+        refuse_special(Path(base).iterdir())
     here = "" if Path(base).is_absolute() else f" in {Path.cwd()}, from which relative paths count,"
     where = "this folder" if Path(base).is_dir() else f"neither a folder{here} nor a model that the hub gave"
     rule = f"model.base must be a Qwen checkpoint that transformers opens as a sequence classifier; {base!r} is {where}"

@@ -18,15 +18,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from ml.errors import ConfigError, DataError
+from ml.memory import ran_out
 from ml.output.files import Damaged, WriteFailed, make_folder, seal, seal_fits, sha256_file, write_bytes
+from ml.output.parsed import Part, refuse_unlike
+from ml.regular import odd_kind, read_regular
 
 FORMAT = 1
-PARTS = {"format", "state", "learner", "fingerprint", "environment"}
+REMEDY = "No run writes such a checkpoint: move it away, and the resume takes the one before"
 ABSENT = "absent"
 # What torch's own unpickler lets out when a file was damaged or made by a stranger.
 _UNREADABLE = (
@@ -41,7 +45,38 @@ _UNREADABLE = (
     TypeError,
     ValueError,
 )
-_NAME = re.compile(r"checkpoint_(epoch|step)_([1-9][0-9]*)\.pt")
+_NAME = re.compile(r"checkpoint_(epoch|step)_([1-9][0-9]{0,17})\.pt")
+
+
+class _Epoch(Part):
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    epoch: PositiveInt
+    macro_f1: float
+    loss: float
+
+
+class _State(Part):
+    model_config = ConfigDict(extra="forbid")
+
+    step: NonNegativeInt = 0
+    skipped: NonNegativeInt = 0
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    epochs: list[_Epoch] = Field(default_factory=list)
+    metrics_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+
+
+class _Payload(Part):
+    """What every checkpoint has; `parts.py` knows the rest."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    state: _State
+    learner: dict[str, Any]
+    fingerprint: dict[str, Any]
+    environment: dict[str, str | int]
 
 
 @dataclass
@@ -49,7 +84,8 @@ class TrainState:
     """Where a run stands; with the learner's state it is all that resume needs.
 
     `step` counts the optimizer steps of the run, with the `skipped` ones, and `epochs` holds a record per finished
-    epoch; the two sums are loss and class weight of the epoch under way.
+    epoch; the two sums are loss and class weight of the epoch under way. `metrics_sha256` is of the lines of
+    `metrics.jsonl` so far.
     """
 
     step: int = 0
@@ -57,6 +93,7 @@ class TrainState:
     loss_sum: float = 0.0
     weight_sum: float = 0.0
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    metrics_sha256: str = ""
 
     def ended(self, epochs: int, patience: int | None) -> bool:
         """Whether all `epochs` are finished, or the last `patience` of them brought no better macro-F1."""
@@ -121,9 +158,11 @@ class CheckpointFolder:
             for path, kind, number in self.files()
         }
         faults: list[str] = []
+        for path in self.odd():
+            say(f"note: {path} is passed over, for it is {odd_kind(path)} and no file.")
         for path in sorted(places, key=places.__getitem__, reverse=True):
             try:
-                best = ranking(load(path)["state"]["epochs"])[:1]
+                best = ranking(load(path)["state"].get("epochs", []))[:1]
                 if best and self.epoch_path(best[0]) != path:
                     load(self.epoch_path(best[0]))
             except FileNotFoundError as error:
@@ -136,10 +175,18 @@ class CheckpointFolder:
                 return path
         if faults:
             raise DataError([*faults, "No checkpoint is left to resume from. Delete them to start from the beginning."])
+        say(f"note: {self.folder.parent} has no checkpoint to go on from; the run begins anew")
         return None
 
     def files(self) -> list[tuple[Path, str, int]]:
         """The checkpoints with their kind, epoch or step, and its number."""
+        return [found for found in self._named() if not odd_kind(found[0])]
+
+    def odd(self) -> list[Path]:
+        """What has a checkpoint's name and is no file."""
+        return [path for path, _, _ in self._named() if odd_kind(path)]
+
+    def _named(self) -> list[tuple[Path, str, int]]:
         matches = [(path, _NAME.fullmatch(path.name)) for path in self.folder.glob("checkpoint_*.pt")]
         return sorted((path, match[1], int(match[2])) for path, match in matches if match)
 
@@ -164,16 +211,26 @@ def load(path: Path) -> dict[str, Any]:
         content.seek(0)
         payload = torch.load(content, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
+        if ran_out(error) and not _is_room_for(2 * len(content.getbuffer())):
+            raise  # the file may be sound; one that is not asks for more than its own size
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise Damaged(f"{path}: not a readable checkpoint ({reason}).") from None
     found = payload.get("format") if isinstance(payload, dict) else None
-    if type(found) is not int or found != FORMAT or not payload.keys() >= PARTS:
+    if type(found) is not int or found != FORMAT:
         got = repr(found) if type(found) is int else type(found).__name__
         raise DataError(
             f"{path}: a checkpoint must be of format {FORMAT}, got {got}. Resume with the version that wrote it."
         )
-    _check_name(path, payload["state"])
+    refuse_unlike(_Payload, payload, path, REMEDY)
+    _check_name(path, {"epochs": [], "step": 0, **payload["state"]})
     return payload  # type: ignore[no-any-return]  # torch.load is untyped
+
+
+def _is_room_for(size: int) -> bool:
+    try:
+        return len(bytearray(size)) == size
+    except MemoryError:
+        return False
 
 
 def _check_name(path: Path, state: Mapping[str, Any]) -> None:
@@ -187,7 +244,7 @@ def _check_name(path: Path, state: Mapping[str, Any]) -> None:
 
 def _read_whole(path: Path) -> io.BytesIO:
     """The bytes of a checkpoint, if they are those that were written."""
-    content = io.BytesIO(path.read_bytes())
+    content = io.BytesIO(read_regular(path))
     if not seal_fits(content):
         raise Damaged(f"{path}: not a readable checkpoint (it lacks the SHA-256 that was written with its bytes).")
     return content

@@ -9,6 +9,7 @@ the same bytes.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,11 +29,12 @@ from transformers import PreTrainedTokenizerBase
 from ml.data.batches import Tokens, tokenise
 from ml.data.codec import Codec
 from ml.data.rows import Window
-from ml.errors import DataError, ExportError
+from ml.errors import DataError, ExportError, OutOfMemory
 from ml.evaluation.blocks import blocks_of
 from ml.evaluation.calibration import TemperatureScaler
 from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import Threshold, choose_thresholds
+from ml.memory import REMEDY, out_of_memory
 from ml.model.qwen import merge, quiet_transformers
 from ml.output import reopen
 from ml.output.card import model_card
@@ -217,6 +219,8 @@ def reopened_logits(folder: Path, texts: Sequence[str]) -> NDArray[np.float64]:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         environment.pop(name, None)
     done = subprocess.run(command, input=orjson.dumps(list(texts)), env=environment, capture_output=True, check=False)
+    if done.returncode == -signal.SIGKILL or out_of_memory(done.stderr.decode(errors="replace")):
+        raise OutOfMemory(f"memory ran out while transformers opened the export again. {REMEDY}.")
     if done.returncode:
         raise ExportError(f"{folder}: transformers cannot open the export:\n{done.stderr.decode()[-2000:]}")
     return np.array(orjson.loads(done.stdout.splitlines()[-1]))

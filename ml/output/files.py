@@ -20,7 +20,7 @@ import secrets
 import shutil
 import stat
 import struct
-import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,8 +30,11 @@ from typing import IO, Any
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ml.errors import ConfigError, DataError
+from ml.errors import DataError
 from ml.output.archive import opened_archive
+from ml.output.parsed import reasons
+from ml.regular import odd_kind, open_regular, read_regular
+from ml.streams import write_out
 
 MANIFEST = "manifest.json"
 STANDARD_OUTPUT = Path("-")
@@ -121,24 +124,9 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         stream.write(content)
 
 
-def refuse_target(path: Path | None, *read: Path) -> None:
-    """Raises ConfigError if a result cannot or should not go to `path`: before anything is read, and so early enough.
-
-    None and `-` stand for standard output.
-    """
-    if path is None or path == STANDARD_OUTPUT:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        found = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise ConfigError(f"output must be a file in a folder that is there; {found}. Give another path.")
-    if any(one.exists() and path.exists() and path.samefile(one) for one in read):
-        raise ConfigError(f"output must not be what is read, got {path} for both. Give another path.")
-
-
 def write_result(path: Path | None, content: bytes) -> None:
     if path is None or path == STANDARD_OUTPUT:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
+        write_out(content)
     elif path.exists() and not path.is_file():  # a pipe or a device: it is written to, not replaced
         path.write_bytes(content)
     else:
@@ -185,6 +173,22 @@ def make_folder(folder: Path) -> None:
         sync(path.parent)
 
 
+@contextmanager
+def new_content(folder: Path) -> Iterator[Path]:
+    """A scratch folder inside an empty one; when the block ends well its files, flushed, go into the empty one.
+
+    When it does not, they vanish.
+    """
+    with tempfile.TemporaryDirectory(prefix=".new.", dir=folder) as name:
+        scratch = Path(name)
+        yield scratch
+        for path in scratch.rglob("*"):
+            sync(path)
+        for path in scratch.iterdir():
+            path.rename(folder / path.name)
+    sync(folder)
+
+
 def write_json(path: Path, value: object) -> None:
     write_bytes(path, to_json(value))
 
@@ -213,7 +217,7 @@ def share_or_copy(source: Path, target: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -233,17 +237,20 @@ def write_manifest(folder: Path) -> None:
 def check_manifest(folder: Path) -> None:
     """Raises DataError that names every file of an export that is missing, changed or not listed."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json(read_regular(folder / MANIFEST))
     except FileNotFoundError:
         raise DataError(
             f"{folder}: not an export, it has no {MANIFEST}. Give a folder or zip made by export."
         ) from None
     except ValidationError as error:
-        raise DataError(f"{folder / MANIFEST}: not a manifest ({error.error_count()} faults). Export again.") from None
+        raise DataError([f"{folder / MANIFEST}: {reason}. Export again." for reason in reasons(error)]) from None
+    odd = sorted(path for path in folder.rglob("*") if odd_kind(path) and not path.is_dir())
+    if odd:
+        raise DataError([f"{path}: {odd_kind(path)}, and an export has files alone. Move it away." for path in odd])
     found = {name for name in files_below(folder) if name != MANIFEST}
     lost, added = sorted(manifest.files.keys() - found), sorted(found - manifest.files.keys())
     faults = [f"{folder / name}: listed in {MANIFEST} but missing. Export again" for name in lost]
-    faults += [f"{folder / name}: not listed in {MANIFEST}. Remove it, or export again" for name in added]
+    faults += [f"{folder / name}: not listed in {MANIFEST}. Move it away" for name in added]
     for name in sorted(found & manifest.files.keys()):
         digest = sha256_file(folder / name)
         if digest != manifest.files[name].sha256:
@@ -252,7 +259,7 @@ def check_manifest(folder: Path) -> None:
                 "Export again"
             )
     if faults:
-        raise DataError([f"{fault} or copy the whole export." for fault in faults])
+        raise DataError([f"{fault}, or copy the whole export." for fault in faults])
 
 
 def pack(folder: Path, target: Path) -> None:
@@ -275,7 +282,7 @@ def unpack(archive_path: Path, folder: Path) -> None:
 
     The seal is checked first; a zip without one is read, since its manifest has a digest of each file.
     """
-    with archive_path.open("rb") as stream:
+    with open_regular(archive_path) as stream:
         if seal_fits(stream) is False:
             raise Damaged(
                 f"{archive_path}: not a whole zip file (its bytes do not have the SHA-256 that was written with them). "

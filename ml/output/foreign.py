@@ -20,6 +20,7 @@ from ml.errors import DataError, shown
 from ml.model.plain_config import config_faults, known_config, leads_away, size_fault
 from ml.output.archive import FILES
 from ml.output.files import files_below
+from ml.regular import read_regular
 
 TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 ADAPTER_KEYS = frozenset(LoraConfig().to_dict())
@@ -69,7 +70,7 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Pr
 def _read(path: Path) -> dict[str, Any]:
     """The object in a JSON file, if no key and no text in it leads elsewhere."""
     try:
-        values = strict_json.loads(path.read_bytes())
+        values = strict_json.loads(read_regular(path))
     except FileNotFoundError:
         raise DataError(f"{path}: missing. Export the model again.") from None
     except json.JSONDecodeError as error:

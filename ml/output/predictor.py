@@ -19,7 +19,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from scipy.special import softmax
 from torch import nn
 from transformers import (
@@ -37,6 +37,7 @@ from ml.errors import ConfigError, DataError
 from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import abstain, least_confidences
 from ml.labels import LABELS
+from ml.memory import needed_for
 from ml.model.agreement import invented_rows, why_engine_differs
 from ml.model.answers import token_logits
 from ml.model.fast import why_plain
@@ -46,6 +47,7 @@ from ml.model.plain_config import refusing
 from ml.model.qwen import quiet_transformers
 from ml.output.files import MANIFEST, check_manifest, sha256_file, unpack
 from ml.output.foreign import check_tokenizer, open_config
+from ml.output.parsed import Part, read_as
 from ml.output.run_folder import refuse_several
 from ml.runtime import enter_vector_math, keep_freed_memory
 
@@ -82,19 +84,15 @@ class Question:
     tokens: Tokens
 
 
-class StoredThreshold(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
+class StoredThreshold(Part):
     min_confidence: float | None = Field(ge=0, le=1)
 
 
-class CalibrationFile(BaseModel):
+class CalibrationFile(Part):
     """The part of `calibration.json` that prediction reads."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    temperature: float = Field(gt=0, allow_inf_nan=False, strict=True)
-    thresholds: dict[str, StoredThreshold] = Field(default_factory=dict)
+    temperature: float = Field(ge=0.01, le=100)  # what is fitted lies well within
+    thresholds: dict[Literal["LONG", "SHORT", "SKIP"], StoredThreshold] = Field(default_factory=dict)
 
 
 def load_model(path: str | Path) -> Predictor:
@@ -102,7 +100,8 @@ def load_model(path: str | Path) -> Predictor:
 
     Raises ConfigError if there is nothing at the path, DataError if what is there is no whole export.
     """
-    return Predictor.load(Path(path))
+    with needed_for(f"while opening the model {path}"):
+        return Predictor.load(Path(path))
 
 
 def _network(model: Any, max_tokens: int) -> nn.Module:
@@ -169,9 +168,9 @@ class Predictor:
     def _load_folder(cls, folder: Path) -> Predictor:
         check_manifest(folder)
         try:
-            calibration = CalibrationFile.model_validate_json((folder / "calibration.json").read_bytes())
-        except (ValidationError, FileNotFoundError) as error:
-            raise DataError(f"{folder}/calibration.json: not readable ({error}). Export the model again.") from None
+            calibration = read_as(CalibrationFile, folder / "calibration.json", "Export the model again")
+        except FileNotFoundError:
+            raise DataError(f"{folder}/calibration.json: missing. Export the model again.") from None
         rule = f"{folder}: not an export that transformers opens"
         with quiet_transformers(), refusing(DataError, rule, "Export again"):
             config = open_config(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -22,14 +22,17 @@ from ml.output.run_folder import RunFolder
 from ml.output.summary import baselines_said, doubts_said, headline, readable, warnings
 
 
-def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Write the page of a finished run; all values are escaped."""
+def write_report(
+    folder: RunFolder, summary: Mapping[str, Any], say: Callable[[str], None] = lambda _note: None
+) -> None:
+    """Write the page of a finished run; all values are escaped. `say` is told if steps are missing from its curves."""
     from altair.utils.schemapi import debug_mode  # the plotting library takes a second, and only this needs it
 
     from ml.output import charts, figures
 
     with debug_mode(False):  # tests hold each part of a chart to the schema of Vega-Lite, which is half of the work
-        shown = figures.all_figures(summary, folder.metrics.read())
+        lines = folder.metrics.read()
+        shown = figures.all_figures(summary, lines)
         mistakes = [(mistake, figures.candles(mistake)) for mistake in summary["mistakes"]]
     specs = {name: figure.spec for name, figure in shown.items()}
     specs |= {f"mistake-{number}": figure.spec for number, (_, figure) in enumerate(mistakes, 1) if figure}
@@ -57,10 +60,14 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         script=script,
         script_hash=_hash(script),
         style=_text("report.css"),
-        config=folder.config.read_text(encoding="utf-8"),
+        config=folder.read_config(),
         run=folder.root.resolve().name,
     )
     write_bytes(folder.report, page.encode())
+    last = summary["epochs"][-1]["step"]
+    lost = last - len({line["step"] for line in lines if line["kind"] != "epoch" and line["step"] <= last})
+    if lost:
+        say(f"note: {folder.metrics.path} lacks {lost:,} of {last:,} optimizer steps; the curves are without them")
 
 
 def _data_rows(data: Mapping[str, Any]) -> list[list[str]]:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +18,13 @@ import orjson
 from filelock import FileLock, Timeout
 
 from ml.errors import ConfigError, DataError, RunLocked
-from ml.output.checkpoint import CheckpointFolder
+from ml.output.checkpoint import CheckpointFolder, TrainState
 from ml.output.files import make_folder, write_bytes
 from ml.output.metrics_log import MetricsLog
+from ml.output.ownership import refuse_foreign
+from ml.output.parsed import unlike
+from ml.output.summary_file import Summary
+from ml.regular import NotRegular, read_regular
 
 SOME_RUNS = 6  # as many are named in a message
 _OWNER = re.compile(r"process ([0-9]+) on (\S+) since \S+")
@@ -93,8 +97,8 @@ class RunFolder:
     def _owner(self) -> str:
         """Who holds the lock. The file lags behind it: for a moment it is missing, or of an owner that was killed."""
         for _ in range(100):
-            with suppress(FileNotFoundError):
-                found = _OWNER.fullmatch(self._owner_file.read_text())
+            with suppress(FileNotFoundError, NotRegular):
+                found = _OWNER.fullmatch(read_regular(self._owner_file).decode(errors="replace"))
                 if found and (found[2] != socket.gethostname() or _runs(int(found[1]))):
                     return found[0]
             time.sleep(0.01)
@@ -116,27 +120,67 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         """What the run ended with. Raises DataError if the file is not that any more."""
+        content = read_regular(self.summary)
+        summary: dict[str, Any] = {}
         try:
-            summary = orjson.loads(self.summary.read_bytes())
-            fault = "" if isinstance(summary, dict) and isinstance(summary.get("data"), dict) else "it has no data"
+            summary = orjson.loads(content)
+            faults = unlike(Summary, summary)
         except orjson.JSONDecodeError as error:
-            fault = f"it is not valid JSON: {error}"
-        if fault:
+            faults = [f"is not valid JSON: {error}"]
+        if faults:
             raise DataError(
-                f"{self.summary}: must be the JSON object that a run ends with, but {fault}. "
+                f"{self.summary}: must be the JSON object that a run ends with, but it {'; '.join(faults)}. "
                 f"Run ctxtrain export {self.root}, which writes it again."
             )
-        return summary  # type: ignore[no-any-return]  # as JSON is
+        return summary
+
+    def read_config(self) -> str:
+        """The text of the run's config. Raises DataError if it is none, and ConfigError if there is none."""
+        try:
+            return read_regular(self.config).decode()
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self.root}: no run folder, it has no config.yaml. Give the output_dir of a run."
+            ) from None
+        except UnicodeDecodeError as error:
+            reason = f"must be UTF-8 text, got {error.reason} at byte {error.start}"
+            raise DataError(f"{self.config}: {reason}. Put back the file as the run left it.") from None
 
     def holds(self) -> list[str]:
         """What lies here under the names of what a run writes."""
         files = (self.config, self.best_model, self.summary, self.report, self.export, self.zip, self.metrics.path)
         found = [path.name for path in files if path.exists()]
-        return found + [f"checkpoints/{path.name}" for path, _, _ in self.checkpoints(0).files()]
+        checkpoints = self.checkpoints(0)
+        named = sorted([*(path for path, _, _ in checkpoints.files()), *checkpoints.odd()])
+        return found + [f"checkpoints/{path.name}" for path in named]
 
-    def refuse_other_run(self, *, resume: bool) -> None:
-        """Raises ConfigError if the folder holds a run that is not to be resumed, or files of a run's names."""
+    def begin(
+        self,
+        config: str,
+        state: TrainState,
+        found: Path | None,
+        checkpoints: CheckpointFolder,
+        say: Callable[[str], None],
+    ) -> None:
+        """The first writes of a run, anew or from the checkpoint `found`: a resume that cannot go on changes nothing.
+
+        Raises DataError if `metrics.jsonl` is not as the run left it.
+        """
+        lines, notes = self.metrics.behind(step=state.step, epoch=len(state.epochs), sha256=state.metrics_sha256)
+        for note in notes:
+            say(f"note: {note}")
+        write_bytes(self.config, config.encode())
+        self.metrics.restart(lines)
+        if found:
+            checkpoints.forget_older(found, state.step, state.epochs)
+
+    def refuse_other_run(self, *, resume: bool, epochs: int = 0) -> None:
+        """Raises ConfigError if the folder holds a run that is not to be resumed, or files of a run's names.
+
+        With `resume` the run's own may be there, and checkpoints of up to so many epochs will be written.
+        """
         if resume:
+            refuse_foreign(self.root, epochs)
             return
         if self.config.exists():
             raise ConfigError(

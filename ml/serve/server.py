@@ -2,7 +2,7 @@
 
 The port is taken first, the model opened and warmed, and only then are connections accepted. SIGTERM or SIGINT drains:
 new windows are refused with 503, what was let in is answered, and the process ends with 0, because nothing was lost. A
-second signal ends it at once with 128 + its number.
+second signal ends it at once with 128 + its number. SIGHUP changes nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ml.serve.app import make_app
 from ml.serve.service import Limits, Service
 
 IDLE_SECONDS = 75  # a connection without requests; longer than proxies commonly keep theirs, so that they close first
+BACKLOG = 2048  # as uvicorn's
 LAST_SECONDS = 5  # for clients to take their answers after a drain
 Announce = Callable[[str], None]
 
@@ -40,6 +41,8 @@ def serve(
 
     Raises ConfigError for an address that cannot be taken, and what `load_model` and `predict` raise.
     """
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a server outlives its terminal, as a run does
     with bound(*place) as listener:
         service = Service(load_model(model), limits, min_confidence)
         service.warm_up()
@@ -66,17 +69,21 @@ def serve(
 
 @contextmanager
 def bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that has the address and does not listen yet."""
+    """A socket that has the address and listens: of two that have bound one, only the first to listen keeps it.
+
+    Who connects before the model is open waits until it is.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)  # with its protocol, or asyncio leaves Nagle's delay on: 40 ms
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name that no rule of names allows is a ValueError
         raise ConfigError(f"--host must be an address of this machine, got {host!r} ({error}).") from None
     with listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(BACKLOG)
         except OSError as error:
             raise ConfigError(
                 f"{host}:{port} cannot be taken ({error.strerror}). Give another --port or --host."

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import random
 import re
@@ -51,6 +52,12 @@ def record(epoch: int, macro_f1: float, loss: float = 0.5) -> dict[str, Any]:
     return {"epoch": epoch, "macro_f1": macro_f1, "loss": loss}
 
 
+def step_line(step: int, epoch: int = 1) -> dict[str, Any]:
+    """A line of metrics.jsonl."""
+    figures = {"loss": 0.5, "learning_rate": 1e-3, "grad_norm": 1.0, "windows": 8}
+    return {"kind": "step", "step": step, "epoch": epoch, **figures}
+
+
 def quiet(_: str) -> None:
     """For notes that a test does not read."""
 
@@ -61,9 +68,9 @@ def small_run(root: Path, seed: int, committed: Callable[[int], None]) -> None:
     epochs: list[dict[str, Any]] = []
     checkpoints = folder.checkpoints(keep=2)
     with folder.owned():
-        folder.metrics.cut_back(step=0, epoch=0)
+        folder.metrics.restart(b"")
         for step in range(1, 4 * PER_EPOCH + 1):
-            folder.metrics.append({"kind": "step", "step": step, "epoch": (step - 1) // PER_EPOCH + 1})
+            folder.metrics.append(step_line(step, (step - 1) // PER_EPOCH + 1))
             if step % 4 == 0 or step % PER_EPOCH == 0:
                 folder.metrics.sync()
                 if step % PER_EPOCH:
@@ -99,7 +106,8 @@ def test_after_a_power_cut_the_newest_committed_checkpoint_is_there(
             step = saved["state"]["step"]
             assert step >= committed
             assert saved["learner"]["weights"]["head"].tolist() == [float(step)] * 64
-            assert [line["step"] for line in run.metrics.read()][:step] == list(range(1, step + 1))
+            lines, _ = run.metrics.behind(step=step, epoch=0)
+            assert [json.loads(line)["step"] for line in lines.splitlines()] == list(range(1, step + 1))
         shutil.rmtree(crashed, ignore_errors=True)
     figure("B1", "{} states after a power cut, 0 lost", states)
 
@@ -444,14 +452,19 @@ def test_a_checkpoint_of_the_first_format_loads_and_one_of_a_later_is_refused_by
     figure("B7", "format {}", saved["format"])
 
 
-def test_a_torn_line_ends_the_metrics_that_count(tmp_path: Path) -> None:
+@pytest.mark.promise("B8")
+def test_what_is_torn_behind_a_checkpoint_s_lines_is_counted_and_before_it_is_refused(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.append({"kind": "step", "step": 1, "epoch": 1})
+    log.append(step_line(1))
+    whole = log.path.read_bytes()
     with log.path.open("ab") as stream:
-        stream.write(b'\0\0\0\n{"kind":"step","step":3,"epoch":1}\n')
-    assert [line["step"] for line in log.read()] == [1]
-    log.cut_back(step=3, epoch=1)
-    assert log.path.read_bytes().count(b"\n") == 1
+        stream.write(b"\0\0\0\n" + json.dumps(step_line(3)).encode() + b'\n{"kind": "st')
+    assert log.behind(step=1, epoch=0) == (
+        whole,
+        [f"{log.path}: 2 lines after optimizer step 1, 1 of them damaged, dropped; they are written again"],
+    )
+    with pytest.raises(DataError, match=f"{log.path}:2:1: not valid JSON"):
+        log.behind(step=3, epoch=0)
 
 
 def test_strays_of_a_killed_run_go_at_its_next_start_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""A result that standard output does not take ends with 74; a reader that goes away costs nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ml import TrainingPipeline
+from ml.config import Config
+from tests.conftest import short_run
+from tests.helpers import learnable_rows, write_rows
+from tests.test_owned_files import pretrain_file
+
+IO_FAULT = 74
+FULL = Path("/dev/full")
+
+
+@pytest.fixture(scope="module")
+def commands(
+    tiny_base: Path, tiny_rows: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[object]]:
+    """Every command that writes a result to standard output, with what it needs."""
+    folder = tmp_path_factory.mktemp("results")
+    settings = ("training.epochs=1", "model.max_tokens=64", "training.warmup_steps=0")
+    config = short_run(tiny_base, tiny_rows, folder / "run", *settings)
+    TrainingPipeline(config).run()
+    run, rows = Path(config.output_dir), write_rows(folder / "rows.jsonl", learnable_rows(6, seed=3))
+    (folder / "config.yaml").write_text(Config.parse(config.model_dump(mode="json")).to_yaml())
+    return {
+        "evaluate": ["evaluate", run, rows],
+        "evaluate --json": ["evaluate", run, rows, "--json"],
+        "check": ["check", rows],
+        "check --json": ["check", rows, "--json"],
+        "predict": ["predict", run, rows],
+        "report": ["report", run],
+        "sample": ["sample", folder / "sample", "--train", 4, "--val", 2, "--test", 2],
+        "export": ["export", run],
+        "train": ["train", folder / "config.yaml", "--resume"],
+        "train --json": ["train", folder / "config.yaml", "--resume", "--json"],
+        "pretrain": ["pretrain", pretrain_file(folder, output_dir=str(folder / "base"))],
+        "--help": ["--help"],
+    }
+
+
+NAMES = [
+    *("evaluate", "evaluate --json", "check", "check --json", "predict", "report", "sample", "export", "train"),
+    *("train --json", "pretrain", "--help"),
+]
+
+
+def empty_base(words: list[object]) -> None:
+    if words[0] == "pretrain":
+        for path in (Path(str(words[1])).parent / "base").glob("*"):
+            path.unlink()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.promise("B10")
+def test_a_result_that_a_full_disk_does_not_take_ends_with_74(name: str, commands: dict[str, list[object]]) -> None:
+    empty_base(commands[name])
+    with FULL.open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ml", *map(str, commands[name])],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == IO_FAULT, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line == (
+        "error: standard output: No space left on device. Make room or give access and run again; "
+        "what was finished is whole."
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.promise("B10")
+def test_a_reader_that_goes_away_costs_nothing(name: str, commands: dict[str, list[object]]) -> None:
+    empty_base(commands[name])
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "ml", *map(str, commands[name])],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert done.returncode in ((0, 1) if name == "--help" else (0,)), done.stderr
+    assert "error: " not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_result_with_nowhere_to_go_ends_with_74(commands: dict[str, list[object]]) -> None:
+    words = " ".join(map(str, commands["predict"]))
+    done = subprocess.run(
+        f"{sys.executable} -m ml {words} >&-", shell=True, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, "standard output: Bad file descriptor" in done.stderr) == (IO_FAULT, True), done.stderr
+
+
+def test_progress_that_nobody_takes_costs_nothing(commands: dict[str, list[object]]) -> None:
+    with FULL.open("wb") as full:
+        command = [sys.executable, "-m", "ml", *map(str, commands["train --json"])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"{")
