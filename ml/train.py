@@ -35,8 +35,9 @@ from ml.output.export import place_export, prepare_export
 from ml.output.files import write_bytes, write_json
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
-from ml.output.summary import assess_export, make_summary, warnings
+from ml.output.summary import make_summary
 from ml.output.tracking import Trackers, tracked
+from ml.output.verdict import warnings
 from ml.progress import Reporter
 from ml.runtime import (
     StopRequest,
@@ -236,7 +237,6 @@ class TrainingPipeline:
         environment, sizes = self._environment(), qwen.parameter_counts(self.model)
         device, labels, unfinished = self.learner.accelerator.device, self.data.labels, self._unfinished()
         tokens = {name: own for name, own in self.data.tokens.items() if name != "test" or not unfinished}
-        targets, seed = self.config.targets.model_dump(), self.config.training.seed
         with self.folder.scratch() as scratch:
             with self.stop.at_once():
                 model = self._release_model()
@@ -252,7 +252,8 @@ class TrainingPipeline:
                     labels,
                     max_tokens=self.config.model.max_tokens,
                     calibrate=self.config.calibration.method == "temperature",
-                    precisions={"LONG": targets["long_precision"], "SHORT": targets["short_precision"]},
+                    targets=self.config.targets.model_dump(),
+                    seed=self.config.training.seed,
                     base_name=self.base_name,
                     caveat=" ".join(warnings(self.data.leaked, unfinished)),
                     scratch=scratch,
@@ -266,7 +267,6 @@ class TrainingPipeline:
             unfinished=unfinished,
             skipped=self.state.skipped,
             exported=exported,
-            assessment=assess_export(exported, self.data.files, labels, targets, seed),
             environment=environment,
             folder=self.folder,
         )

@@ -137,11 +137,7 @@ def load_dataset(
 
     Raises one DataError with the faults of all files, or with all windows and ids that stand in two of them.
     """
-    for file in files.values():
-        file.drop([])  # what an earlier run with these files has purged
-    surveys = _surveys(files)
-    if purge:
-        surveys = _purged(surveys, embargo)
+    surveys = read_splits(files, purge=purge, embargo=embargo)
     fitted = surveys["train"].fields.fit(codec)
     labels = {name: one.class_numbers() for name, one in surveys.items()}
     counts_C = class_counts(labels["train"])
@@ -171,6 +167,14 @@ def load_dataset(
         drift=drift(surveys["train"], surveys["val"]),
         extent={name: extent(one) for name, one in surveys.items()},
     )
+
+
+def read_splits(files: Mapping[str, WindowFile], *, purge: bool = False, embargo: int = 0) -> dict[str, Survey]:
+    """Walk through the files of a run; purged rows stay left out of later walks. Raises DataError with all faults."""
+    for file in files.values():
+        file.drop([])  # what an earlier run with these files has purged
+    surveys = _surveys(files)
+    return _purged(surveys, embargo) if purge else surveys
 
 
 def _surveys(files: Mapping[str, WindowFile]) -> dict[str, Survey]:
