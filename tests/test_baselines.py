@@ -104,6 +104,11 @@ def test_text_rows_get_the_two_baselines_that_need_no_bars() -> None:
     assert left_out == dict.fromkeys(TRAINED, "the rows are text, and there are no bars to compute numbers from")
     assert found["majority"].scores["accuracy"] == 0.5
     assert found["majority"].scores["per_class"]["SKIP"]["recall"] == 1
+    judged = answers(labels["val"], labels["val"])
+    metrics = evaluate_logits(3.0 * np.eye(3)[labels["val"]], labels["val"])
+    looks = variants(found)
+    against = compare(judged, metrics, found, "class_prior", np.arange(6), trusted=True, seed=0, looks=looks)
+    assert (looks, against["finding"]) == (1, "ahead")
 
 
 def rare(count: int, seed: int) -> list[Row]:

@@ -130,8 +130,8 @@ def expected_random_scores(labels_N: Ints, shares_C: Floats) -> dict[str, Any]:
 
 
 def variants(names: Iterable[str]) -> int:
-    """How many trained models the validation rows chose from: each baseline with class weights and without."""
-    return 2 * len(set(names) - set(WITHOUT_INPUT))
+    """How many trained models the validation rows chose from, each with class weights and without; at least 1."""
+    return max(1, 2 * len(set(names) - set(WITHOUT_INPUT)))
 
 
 class _Refused(Exception):
