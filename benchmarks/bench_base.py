@@ -1,14 +1,15 @@
-"""How well does LoRA on a base learn from few labelled windows, against gradient boosting? Prints a Markdown table.
+"""How well does LoRA on a base learn from few labelled windows, against a run's baselines? Prints a Markdown table.
 
-    python benchmarks/bench_base.py                       # the embedded base, 5 seeds; 10 minutes on 2 CPU cores
+    python benchmarks/bench_base.py                       # the embedded base, 5 seeds; 12 minutes on 2 CPU cores
     python benchmarks/bench_base.py --sizes 100 --seeds 0 1
     python benchmarks/bench_base.py --base runs/pretrain
     python benchmarks/bench_base.py --pattern divergence  # one that the base was not made for; see patterns.py
+    python benchmarks/bench_base.py --pattern flags       # the sample with its flags shown
 
 Each seed simulates its own `ctxtrain sample --hide-flags`: the pattern has to be read off prices, volume and delta.
 Smaller sizes are random parts of the training rows, the same for all. LoRA has the specification's settings; the epoch
-is chosen on the validation rows and scored once on the test rows. Gradient boosting is scikit-learn's, and gets the
-better *test* score of two inputs, normalised bars and simple window features, which favours it.
+is chosen on the validation rows and scored once on the test rows. The baselines are those of every run, on the same
+rows (`ml/evaluation/baseline.py`), and the one to beat is chosen on the validation rows too.
 """
 
 from __future__ import annotations
@@ -25,18 +26,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from patterns import PATTERNS, write_pattern
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.metrics import f1_score
 from transformers import Qwen3ForCausalLM
 
 from ml.config import Config
 from ml.data.batches import tokenise
-from ml.data.features import window_numbers
-from ml.data.rows import MAX_BARS, Window
+from ml.data.codec import fit_codec
 from ml.data.sampling import labels_of
 from ml.data.windows import load_windows
+from ml.evaluation.baseline import best_on_validation, fit_baselines
 from ml.model.embedded import base_config, build_tokenizer
 from ml.model.qwen import load_trainable_state, trainable_state
 from ml.pretrain import Architecture
@@ -44,10 +42,16 @@ from ml.sample import write_sample
 from ml.train import TrainingPipeline
 
 TRAIN, VAL, TEST = 1200, 400, 1000
-LOOK_BACKS = (1, 2, 3, 5, 8, 13, 21, 29)
+BASELINES = {
+    "extra_trees": "extra trees",
+    "catboost": "CatBoost",
+    "gradient_boosting": "boosting",
+    "logistic_regression": "logistic",
+}
 # Passes over the rows: a small file needs more of them for the same number of optimizer steps.
 TRAINING = {"batch_size": 16, "gradient_accumulation": 1, "learning_rate": 1.0e-3, "warmup_steps": 10}
 EPOCHS = {100: 10, 300: 6, 1200: 4}
+Row = dict[str, Any]  # size, seed, best, and scores by name
 
 
 def lora_score(folder: Path, train: Path, base: str, seed: int, size: int) -> float:
@@ -89,46 +93,13 @@ def test_score(run: TrainingPipeline, path: Path) -> float:
     return float(run.evaluate()["macro_f1"])
 
 
-def boosting_score(train: list[Window], test: list[Window], seed: int) -> dict[str, float]:
-    """Macro-F1 on the test rows from each input."""
-    scores = {}
-    for name, inputs in {"bars": bar_inputs, "features": feature_inputs}.items():
-        known, asked = inputs(train), inputs(test)
-        seen = ~np.isnan(known).all(axis=0)  # a few windows may all be shorter than the longest
-        model = HistGradientBoostingClassifier(random_state=seed).fit(known[:, seen], labels_of(train))
-        scores[name] = float(f1_score(labels_of(test), model.predict(asked[:, seen]), average="macro"))
-    return scores
-
-
-def bar_inputs(windows: list[Window]) -> NDArray[np.float64]:
-    """Normalised bars, aligned at the event; NaN before a window's first bar."""
-    table = np.full((len(windows), 6, MAX_BARS), np.nan)
-    for row, window in enumerate(windows):
-        numbers = window_numbers(window.bars)
-        columns = [numbers.open, numbers.high, numbers.low, numbers.close, numbers.volume, numbers.delta]
-        for column, values in enumerate(columns):
-            if values is not None:
-                table[row, column, -len(values) :] = values
-    return table.reshape(len(windows), -1)
-
-
-def feature_inputs(windows: list[Window]) -> NDArray[np.float64]:
-    """What a trader would compute first: moves, ranges, places, volume and delta over look-backs."""
-    rows = []
-    for window in windows:
-        numbers = window_numbers(window.bars)
-        move = np.diff(numbers.close, prepend=numbers.open[0])
-        row = [numbers.range_in_bars, numbers.bar_range_share, len(move)]
-        for k in LOOK_BACKS:
-            top, bottom = numbers.high[-k:].max(), numbers.low[-k:].min()
-            row += [move[-k:].sum(), np.abs(move[-k:]).sum(), top - numbers.close[-1], numbers.close[-1] - bottom]
-            row += [float(numbers.high[-k:].argmax()), float(numbers.low[-k:].argmin()), numbers.volume[-k:].mean()]
-            row += [(move[-k:] * numbers.volume[-k:]).sum(), (move[-k:] > 0).mean()]
-            if numbers.delta is not None:
-                row.append(numbers.delta[-k:].mean())
-        row += [numbers.low[-1] - numbers.high[-3], numbers.low[-3] - numbers.high[-1]]
-        rows.append(row)
-    return np.array(rows)
+def baseline_scores(files: Mapping[str, Path], seed: int) -> dict[str, float | str]:
+    """Macro-F1 of each baseline on the test rows, and the name of the best one on the validation rows."""
+    windows = {name: load_windows(path) for name, path in files.items()}
+    labels = {name: labels_of(own) for name, own in windows.items()}
+    found, _ = fit_baselines(windows, labels, "test", fit_codec("compact", windows["train"]), seed)
+    scores = {name: baseline.scores for name, baseline in found.items()}
+    return {**{name: own["macro_f1"] for name, own in scores.items()}, "best": best_on_validation(scores)}
 
 
 def write_random_base(folder: str, seed: int) -> None:
@@ -140,21 +111,21 @@ def write_random_base(folder: str, seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def run_seed(base: str, random_base: str | None, pattern: str, seed: int, sizes: list[int]) -> list[dict[str, float]]:
-    results = []
+def run_seed(base: str, random_base: str | None, pattern: str, seed: int, sizes: list[int]) -> list[Row]:
+    results: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if pattern == "sample":
-            write_sample(folder, train=TRAIN, val=VAL, test=TEST, seed=seed, hide_flags=True)
+        if pattern in ("sample", "flags"):
+            write_sample(folder, train=TRAIN, val=VAL, test=TEST, seed=seed, hide_flags=pattern == "sample")
         else:
             write_pattern(pattern, folder, train=TRAIN, val=VAL, test=TEST, seed=seed)
         lines = (folder / "train.jsonl").read_bytes().splitlines(keepends=True)
-        train, test = load_windows(folder / "train.jsonl"), load_windows(folder / "test.jsonl")
         for size in sizes:
             picked = np.sort(np.random.default_rng(seed).permutation(len(lines))[:size])
             part = folder / f"train_{size}.jsonl"
             part.write_bytes(b"".join(lines[row] for row in picked))
-            result = {"size": size, "seed": seed, **boosting_score([train[row] for row in picked], test, seed)}
+            files = {"train": part, "val": folder / "val.jsonl", "test": folder / "test.jsonl"}
+            result: Row = {"size": size, "seed": seed, **baseline_scores(files, seed)}
             if base:
                 result["lora"] = lora_score(folder, part, base, seed, size)
             if random_base and size == max(sizes):
@@ -169,7 +140,7 @@ def main() -> None:
     parser.add_argument("--base", default="embedded", help="embedded, a folder or a hub id")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1200, 300, 100])
-    parser.add_argument("--pattern", choices=["sample", *PATTERNS], default="sample")
+    parser.add_argument("--pattern", choices=["sample", "flags", *PATTERNS], default="sample")
     parser.add_argument("--no-random", action="store_true", help="leave the randomly initialised base out")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, each on one thread")
     arguments = parser.parse_args()
@@ -180,13 +151,15 @@ def main() -> None:
             write_random_base(random_base, seed=0)
         one_seed = partial(run_seed, arguments.base, random_base, arguments.pattern, sizes=arguments.sizes)
         rows = [row for of_seed in pool.map(one_seed, arguments.seeds) for row in of_seed]
-    print("\n| windows | seed | LoRA | boosting, bars | boosting, features | LoRA − better | LoRA, random base |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ["windows", "seed", "LoRA", *BASELINES.values(), "best on validation", "LoRA − best", "random base"]
+    print(f"\n| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     for size in arguments.sizes:
         of_size = [row for row in rows if row["size"] == size]
         for row in of_size:
+            row["lead"] = row.get("lora", np.nan) - row[row["best"]]
             print(_line(str(row["seed"]), row))
-        names = set.intersection(*(set(row) for row in of_size))
+        names = set.intersection(*(set(row) for row in of_size)) - {"best"}
         print(_line("mean", {name: float(np.mean([row[name] for row in of_size])) for name in names}))
 
 
@@ -195,10 +168,10 @@ def _workers(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _line(title: str, row: dict[str, float]) -> str:
-    better = max(row["bars"], row["features"])
-    scores = [row.get("lora", np.nan), row["bars"], row["features"], row.get("lora", np.nan) - better]
-    cells = [f"{int(row['size']):,}", title, *(f"{score:.3f}" for score in scores)]
+def _line(title: str, row: Row) -> str:
+    scores = [f"{row.get(name, np.nan):.3f}" for name in ("lora", *BASELINES)]
+    best = BASELINES.get(row["best"], row["best"]) if "best" in row else ""
+    cells = [f"{int(row['size']):,}", title, *scores, best, f"{row['lead']:+.3f}"]
     return f"| {' | '.join(cells)} | {row['random']:.3f} |" if "random" in row else f"| {' | '.join(cells)} | |"
 
 

@@ -103,11 +103,11 @@ def build_exact_model(config: Config, pad_id: int) -> PeftModel:
 
 def export_settings(config: Config) -> dict[str, Any]:
     """What `prepare_export` takes from a config."""
-    targets = config.targets
     return {
         "max_tokens": config.model.max_tokens,
         "calibrate": config.calibration.method == "temperature",
-        "precisions": {"LONG": targets.long_precision, "SHORT": targets.short_precision},
+        "targets": config.targets.model_dump(),
+        "seed": config.training.seed,
     }
 
 

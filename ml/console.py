@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from ml.output.verdict import leak_suffix, readable, short, verdict, verdict_of_several
 from ml.streams import Lasting
 
 UNBOUNDED = 1000  # columns, of a terminal in which every table has the room that it wants
@@ -26,12 +27,10 @@ def stderr() -> Console:
 
 def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
     """The end of a run: targets, scores, verdict, files."""
-    from ml.output.summary import verdict  # only here, so that `check` needs no torch
-
     console = stdout()
     _print_table(console, _targets(summary), _targets(summary, priorities=False))
     print_metrics(summary["test"] or summary["best"])
-    _print_table(console, _baselines(summary))
+    _print_table(console, _baselines(summary), _baselines(summary, narrow=True))
     intervals = summary["intervals"]
     console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
     console.print(verdict(summary), highlight=False, soft_wrap=not console.is_terminal)
@@ -48,22 +47,20 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
 
 def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
     """The end of several runs: each, their mean and spread, and the pooled scores with their intervals."""
-    from ml.output.summary import leak_suffix, verdict_of_several
-
     console, leaked = stdout(), leak_suffix(report["leaked"])
     table = Table(title=f"Runs{leaked}", title_justify="left")
     for column in ("run", "judged", "macro-F1", "accuracy", "best baseline", "lead"):
         table.add_column(column, justify="left" if column in ("run", "best baseline") else "right", no_wrap=True)
     for run in report["runs"]:
         judged = "test" if run["judged_on"].startswith("test") else "val"
-        baseline = run["best_baseline"].removeprefix("gradient_").replace("_regression", "").replace("_", " ")
         figures = [f"{run['rows'][judged]:,}", f"{run['macro_f1']:.3f}", f"{run['accuracy']:.3f}"]
         name = run["name"] + (" LEAKED" if "leaked" in run else "")
-        table.add_row(name, *figures, baseline, f"{run['lead']:+.3f}")
+        table.add_row(name, *figures, short(run["best_baseline"]), f"{run['lead']:+.3f}")
     for what in ("mean", "deviation"):
         figures = [f"{report['spread'][name][what]:.3f}" for name in ("macro_f1", "accuracy")]
         table.add_row(what, "", *figures, "", f"{report['spread']['lead'][what]:+.3f}".lstrip("+"), style="bold")
     _print_table(console, table)
+    _print_table(console, _mean_baselines(report["baselines"]))
     together = {**report, "targets_judged_on": f"the judged rows of all runs together{leaked}"}
     _print_table(console, _targets(together), _targets(together, priorities=False))
     print_metrics(report["pooled"])
@@ -115,20 +112,31 @@ def _targets(summary: Mapping[str, Any], *, priorities: bool = True) -> Table:
     return table
 
 
-def _baselines(summary: Mapping[str, Any]) -> Table:
+def _baselines(summary: Mapping[str, Any], *, narrow: bool = False) -> Table:
     """The model and the baselines on the same rows; `lead` is the model's in macro-F1, with its interval."""
-    from ml.output.summary import readable
-
-    own = summary["test"] or summary["best"]
-    table = Table(title="On the same rows", title_justify="left")
+    own, found, named = summary["test"] or summary["best"], summary["baselines"], short if narrow else readable
+    title = f"On the same rows; best baseline on validation rows: {readable(found['best'])}"
+    table = Table(title=title, title_justify="left")
     for column in ("", "macro-F1", "acc.", "NLL", "lead", "95 %"):
         table.add_column(column, justify="left" if not column else "right")
     rows = [("the model", own, ("", ""))]
-    for name, scores in summary["baselines"]["scores"].items():
+    for name, scores in found["scores"].items():
         lead = scores["difference"]["macro_f1"]
-        rows.append((readable(name), scores, (f"{lead['value']:+.3f}", interval_text(lead["interval"]))))
+        rows.append((named(name), scores, (f"{lead['value']:+.3f}", interval_text(lead["interval"]))))
     for name, scores, lead_texts in rows:
         table.add_row(name, *(f"{scores[key]:.3f}" for key in ("macro_f1", "accuracy", "nll")), *lead_texts)
+    return table
+
+
+def _mean_baselines(found: Mapping[str, Any]) -> Table:
+    """Means over the runs; the model's lead is in macro-F1."""
+    title = f"Means of the runs; best baseline on validation rows: {readable(found['best'])}"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "macro-F1", "on validation", "lead"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, scores in found["means"].items():
+        figures = [f"{scores[key]:.3f}" for key in ("macro_f1", "validation_macro_f1")]
+        table.add_row(readable(name), *figures, f"{scores['lead']:+.3f}")
     return table
 
 

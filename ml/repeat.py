@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from scipy.special import softmax
 
 from ml.build import several, split_paths
 from ml.config import Config
+from ml.data.dataset import read_splits
 from ml.data.folds import split_rows, walk_forward
 from ml.data.rows import Window
 from ml.data.sampling import labels_of
 from ml.data.survey import survey
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError
+from ml.evaluation.baseline import WITHOUT_INPUT, Baseline, best_on_validation, fit_baselines, pooled, variants
 from ml.evaluation.blocks import blocks_of
+from ml.evaluation.comparison import compare
 from ml.evaluation.intervals import Judged, score_intervals
 from ml.evaluation.metrics import evaluate_logits, log_losses
 from ml.evaluation.targets import judge
@@ -37,7 +40,7 @@ from ml.output.files import make_folder, sha256_file, write_bytes, write_json
 from ml.output.ownership import refuse_foreign_runs, refuse_output
 from ml.output.predictor import load_model
 from ml.output.run_folder import RunFolder
-from ml.output.summary import leak_mark
+from ml.output.verdict import leak_mark
 from ml.progress import Reporter
 from ml.train import TrainingPipeline
 
@@ -82,7 +85,7 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
         report = {
             "runs": runs,
             "leaked": leaked,
-            **_pooled(list(configs.values()), files, targets, config.training.seed, mark),
+            **_pooled(list(configs.values()), files, runs, targets, config.training.seed, mark),
             "spread": {name: _spread([run[name] for run in runs]) | mark for name in (*SPREAD, "lead")},
         }
         write_json(folder.root / REPORT, report)
@@ -176,7 +179,12 @@ def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
         **{name: scores[name] for name in SPREAD},
         "best_baseline": baselines["best"],
         "lead": scores["macro_f1"] - best["macro_f1"],
-        "beats_baseline": summary["intervals"]["trusted"] and best["difference"]["macro_f1"]["interval"][0] > 0,
+        "beats_baseline": baselines["finding"] == "ahead",
+        "baselines": {
+            name: {score: own[score] for score in ("macro_f1", "validation_macro_f1")}
+            for name, own in baselines["scores"].items()
+        },
+        "baselines_left_out": baselines["left_out"],
         "judged_on": summary["targets_judged_on"],
         "judged_rows_chose_the_epoch": summary["judged_rows_chose_the_epoch"],
         **leak_mark(summary["data"]["leaked"]),
@@ -205,6 +213,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 def _pooled(
     configs: Sequence[Config],
     files: Mapping[str, WindowFile],
+    runs: Sequence[Mapping[str, Any]],
     targets: dict[str, float],
     seed: int,
     mark: dict[str, str],
@@ -231,9 +240,57 @@ def _pooled(
     )
     metrics, intervals = evaluate_logits(logits_NC, labels_N), score_intervals(judged, blocks.block_N[row_N], seed)
     judgements = judge(metrics, targets, intervals, trusted=blocks.trusted)
+    means, left_out = _mean_baselines(runs)
+    best, flatters = best_on_validation(means), any(run["judged_rows_chose_the_epoch"] for run in runs)
+    compared = compare(
+        judged,
+        metrics,
+        _pooled_baselines(configs, files, {best, *WITHOUT_INPUT}),
+        best,
+        blocks.block_N[row_N],
+        trusted=blocks.trusted,
+        seed=seed,
+        looks=variants(means) if flatters else 1,
+    )
     return {
         "pooled": {**metrics, **mark},
+        "baselines": {"means": means, "left_out": left_out, **compared},
         "intervals": {"blocks": blocks.count, "block": blocks.note, "doubt": blocks.doubt, "scores": intervals},
         "targets": [target | mark for target in judgements],
         "targets_met": all(target["met"] for target in judgements),
     }
+
+
+def _mean_baselines(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Mean scores of each baseline that every run has, with the model's mean `lead`; why others are left out."""
+    left_out = {name: why for run in runs for name, why in run["baselines_left_out"].items()}
+    means = {
+        name: {score: float(np.mean([run["baselines"][name][score] for run in runs])) for score in of_first}
+        | {"lead": float(np.mean([run["macro_f1"] - run["baselines"][name]["macro_f1"] for run in runs]))}
+        for name, of_first in runs[0]["baselines"].items()
+        if name not in left_out
+    }
+    return means, left_out
+
+
+def _pooled_baselines(
+    configs: Sequence[Config], files: Mapping[str, WindowFile], names: Collection[str]
+) -> dict[str, Baseline]:
+    """What these baselines say about the judged rows of all runs, fitted anew: a run keeps only their scores."""
+    found: dict[str, list[Baseline]] = {}
+    for config in configs:
+        paths, data = split_paths(config.data), config.data
+        surveys, _ = read_splits(
+            {split: files[path] for split, path in paths.items()}, purge=data.purge, embargo=data.embargo
+        )
+        fitted, _ = fit_baselines(
+            {split: one.file for split, one in surveys.items()},
+            {split: one.class_numbers() for split, one in surveys.items()},
+            "test" if "test" in paths else "val",
+            surveys["train"].fields.fit(data.codec),
+            config.training.seed,
+            names,
+        )
+        for name, baseline in fitted.items():
+            found.setdefault(name, []).append(baseline)
+    return {name: pooled(own) for name, own in found.items()}

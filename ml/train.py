@@ -38,8 +38,9 @@ from ml.output.ownership import refuse_output
 from ml.output.parts import load_own
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
-from ml.output.summary import assess_export, make_summary, warnings
+from ml.output.summary import make_summary
 from ml.output.tracking import Trackers, tracked
+from ml.output.verdict import warnings
 from ml.progress import Reporter
 from ml.runtime import StopRequest, catch_signals, environment, is_main_process, leave_process_group
 
@@ -219,7 +220,6 @@ class TrainingPipeline:
         model = self.model if build.trains_in_float32(self.config) else None
         self.model = self.optimizer = self.loss_fn = None  # make room for the model that is exported
         del self.learner
-        targets, seed = self.config.targets.model_dump(), self.config.training.seed
         with self.folder.scratch() as scratch:
             with self.stop.at_once():
                 model = model or build.build_exact_model(self.config, self.tokenizer.pad_token_id)
@@ -247,7 +247,6 @@ class TrainingPipeline:
             unfinished=unfinished,
             skipped=self.state.skipped,
             exported=exported,
-            assessment=assess_export(exported, self.data.files, labels, targets, seed),
             environment=environment,
             folder=self.folder,
         )

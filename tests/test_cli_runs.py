@@ -212,6 +212,10 @@ def test_no_figure_of_a_table_is_cut_however_narrow_the_terminal(
         assert lines, (cells, shown)
         assert width < 60 or max(map(len, lines)) <= width
     assert "…" not in shown
+    names = ["extra trees", "boosting"] if width < 90 else ["extremely randomised trees", "gradient boosting"]
+    scores = narrow_run["baselines"]["scores"]
+    for name, own in zip(names, (scores["extra_trees"], scores["gradient_boosting"]), strict=True):
+        assert rows_shown(shown, name, f"{own['macro_f1']:.3f}") or width < 70, shown
 
 
 def test_the_verdicts_stand_under_their_name_in_words_that_are_not_mistaken(

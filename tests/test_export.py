@@ -34,6 +34,7 @@ from ml.output import checkpoint, reopen
 from ml.output.card import model_card
 from ml.output.export import TrainedLogits, check_reopened, reopened_logits
 from ml.output.files import check_manifest, pack, sha256_file, unpack, write_manifest
+from ml.output.verdict import baselines_said, verdict
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.tiny_models import build_tiny
 
@@ -269,13 +270,19 @@ def test_the_example_of_the_model_card_runs_as_it_stands(finished: Finished) -> 
 
 
 def test_the_model_card_holds_its_scores_for_a_hub(finished: Finished) -> None:
-    metadata: Any = ModelCard(finished.root.joinpath("export", "README.md").read_text()).data
+    card = finished.root.joinpath("export", "README.md").read_text()
+    metadata: Any = ModelCard(card).data
     assert (metadata.library_name, metadata.pipeline_tag) == ("transformers", "text-classification")
     scores = {result.metric_name: result.metric_value for result in metadata.eval_results}
     best = finished.summary["best"]
     assert scores == {"accuracy": best["accuracy"], "macro-F1": best["macro_f1"]}
+    assert 0 < card.index(baselines_said(finished.summary)) < card.index("Scores on the validation rows")
+    assert next(iter(finished.summary)) == "verdict"
+    assert finished.summary["verdict"] == verdict(finished.summary)
     assert "base_model" not in metadata.to_dict()  # a folder's name is no id of a hub
-    assert "base_model: Qwen/Qwen3-0.6B" in model_card("Qwen/Qwen3-0.6B", best, None, "text")
+    assert "base_model: Qwen/Qwen3-0.6B" in model_card(
+        "Qwen/Qwen3-0.6B", best, None, finished.summary["baselines"], "text"
+    )
 
 
 def test_export_names_no_path_of_this_machine(finished: Finished) -> None:

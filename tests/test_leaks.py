@@ -23,7 +23,7 @@ from ml.data.windows import WindowFile
 from ml.errors import ConfigError, DataError
 from ml.labels import LABELS
 from ml.model.qwen import load_tokenizer
-from ml.output.summary import verdict
+from ml.output.verdict import verdict
 from ml.sample import write_sample
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import Row, bars_of, dated_rows, learnable_rows, make_row, write_rows

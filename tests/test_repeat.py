@@ -5,6 +5,7 @@ import json
 import signal
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from ml.data.windows import WindowFile, load_windows
 from ml.errors import ConfigError, DataError, Interrupted, RunLocked
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
-from ml.output.summary import verdict, verdict_of_several
+from ml.output.verdict import comparison_said, verdict, verdict_of_several
 from ml.repeat import run_several
 from tests.conftest import MakeConfig
 from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
@@ -82,8 +83,8 @@ def test_folds_times_seeds_are_runs_of_their_own_and_pooled(make_config: MakeCon
     names = ["fold_1-seed_0", "fold_1-seed_4", "fold_2-seed_0", "fold_2-seed_4"]
     assert [run["name"] for run in report["runs"]] == names
     assert [run["seed"] for run in report["runs"]] == [0, 4, 0, 4]
-    for run in report["runs"]:
-        summary = json.loads((root / run["name"] / "training_summary.json").read_text())
+    summaries = [json.loads((root / name / "training_summary.json").read_text()) for name in names]
+    for run, summary in zip(report["runs"], summaries, strict=True):
         assert run["macro_f1"] == summary["test"]["macro_f1"]
         assert run["purged"] == {"train": 1, "val": 1, "test": 0}  # one window at each of two seams
         assert [leak for leak in summary["data"]["leaks"] if leak["kind"] == "shared bars"] == []
@@ -99,6 +100,7 @@ def test_folds_times_seeds_are_runs_of_their_own_and_pooled(make_config: MakeCon
     assert report["spread"]["macro_f1"]["mean"] == pytest.approx(np.mean(scores))
     assert report["spread"]["macro_f1"]["deviation"] == pytest.approx(np.std(scores, ddof=1))
     assert report["pooled"]["rows"] == 2 * 48
+    assert_pooled_baselines(report, summaries)
     right = 0
     for name in names:
         windows = load_windows(root / "rows" / name.split("-")[0] / "test.jsonl")
@@ -106,6 +108,27 @@ def test_folds_times_seeds_are_runs_of_their_own_and_pooled(make_config: MakeCon
         right += sum(p["label"] == LABELS[w.label or 0] for p, w in zip(predictions, windows, strict=True))
     assert report["pooled"]["accuracy"] == right / 96
     assert report["intervals"]["blocks"] <= 48  # a window that two seeds answered is in one block
+
+
+def assert_pooled_baselines(report: dict[str, Any], summaries: list[dict[str, Any]]) -> None:
+    """The one to beat has the best mean on validation rows, and is pooled with the very answers of the runs."""
+    found, of_runs = report["baselines"], [summary["baselines"]["scores"] for summary in summaries]
+    means = {name: np.mean([scores[name]["validation_macro_f1"] for scores in of_runs]) for name in of_runs[0]}
+    assert found["best"] == max(means, key=lambda name: means[name])
+    assert {name: mean["validation_macro_f1"] for name, mean in found["means"].items()} == pytest.approx(means)
+    leads = [
+        summary["test"]["macro_f1"] - summary["baselines"]["scores"]["catboost"]["macro_f1"] for summary in summaries
+    ]
+    assert found["means"]["catboost"]["lead"] == pytest.approx(np.mean(leads))
+    assert set(found["scores"]) == {found["best"], "majority", "class_prior"}
+    for name, pooled in found["scores"].items():
+        assert pooled["accuracy"] == pytest.approx(np.mean([scores[name]["accuracy"] for scores in of_runs]))
+        assert pooled["nll"] == pytest.approx(np.mean([scores[name]["nll"] for scores in of_runs]))
+    assert found["scores"][found["best"]]["difference"]["macro_f1"]["value"] == pytest.approx(
+        report["pooled"]["macro_f1"] - found["scores"][found["best"]]["macro_f1"]
+    )
+    assert {own["over_chance"]["looks"] for own in found["scores"].values() if own["over_chance"]} == {1}
+    assert verdict_of_several(report).startswith(comparison_said(report["pooled"]["macro_f1"], found))
 
 
 def test_seeds_alone_say_that_validation_rows_flatter(
@@ -124,7 +147,11 @@ def test_seeds_alone_say_that_validation_rows_flatter(
     out = " ".join(out.split())
     assert "on the judged rows of all runs together, which also chose the epoch and so flatter" in out
     ahead, lead = sum(run["beats_baseline"] for run in report["runs"]), report["spread"]["lead"]
-    assert f"In {ahead} of 2 runs the model beats the best baseline beyond chance; in macro-F1 it leads by " in out
+    assert (
+        f"In {ahead} of 2 runs the model beats that run's best baseline beyond chance; in macro-F1 it leads by " in out
+    )
+    assert " ".join(comparison_said(report["pooled"]["macro_f1"], report["baselines"]).split()) in out
+    assert {own["over_chance"]["looks"] for own in report["baselines"]["scores"].values() if own["over_chance"]} == {8}
     assert f"{lead['mean']:+.3f} on average, {lead['lowest']:+.3f} to {lead['highest']:+.3f}." in out
     for run in report["runs"]:
         summary = json.loads((Path(config.output_dir) / run["name"] / "training_summary.json").read_text())

@@ -28,7 +28,7 @@ from ml.output.figures import Figure
 from ml.output.predictor import load_model
 from ml.output.report import write_report
 from ml.output.run_folder import RunFolder
-from ml.output.summary import headline
+from ml.output.verdict import baselines_said, headline, readable
 from tests.helpers import make_row, make_window
 from tests.reported import CHARTS, HOSTILE, SECTIONS, finished_run, summary_of
 
@@ -174,6 +174,7 @@ def test_targets_scores_and_confusion_are_those_of_the_summary(run: Path, page: 
     assert [row[2] for row in rows] == [f"{target['value']:.3f}" for target in summary["targets"]]
     assert [row[1] for row in rows] == [target["verdict"] for target in summary["targets"]]
     assert headline(summary) in page.text
+    assert page.text.index(baselines_said(summary, brief=True)) < page.text.index(headline(summary))
     drawn = {row["name"]: row for row in page.values("targets", "target")}
     assert drawn["LONG recall"]["value"] == summary["test"]["per_class"]["LONG"]["recall"]
     assert [drawn["macro-F1"]["low"], drawn["macro-F1"]["high"]] == summary["intervals"]["scores"]["macro_f1"]
@@ -189,6 +190,14 @@ def test_targets_scores_and_confusion_are_those_of_the_summary(run: Path, page: 
     assert page.tables["Scores by class"][3][3] == f"{f1:.3f} ({low:.3f} to {high:.3f})"
     leads = page.tables["The model and what it is compared with, on the same windows"]
     differences = [scores["difference"]["macro_f1"] for scores in summary["baselines"]["scores"].values()]
+    assert [row[0] for row in leads[1:]] == [
+        *("the model", "the commonest class", "random calls", "logistic regression", "gradient boosting"),
+        *("extremely randomised trees", "CatBoost"),
+    ]
+    assert [row["name"] for row in page.values("leads", "low")] == [row[0] for row in leads[2:]]
+    assert (
+        f"The one to beat is the best on the validation windows: {readable(summary['baselines']['best'])}." in page.text
+    )
     assert [row[4] for row in leads[2:]] == [f"{difference['value']:+.3f}" for difference in differences]
 
 

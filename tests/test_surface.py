@@ -61,7 +61,7 @@ for words in ([], *([command] for command in sys.argv[1:])):
     except SystemExit as end:
         assert end.code == 0, (words, end.code)
 heavy = {"accelerate", "altair", "fastapi", "numpy", "peft", "prometheus_client", "scipy", "sklearn", "tokenizers"}
-heavy |= {"torch", "transformers", "uvicorn"}
+heavy |= {"catboost", "pandas", "torch", "transformers", "uvicorn"}
 print("LOADED", sorted(heavy & sys.modules.keys()))
 """
 

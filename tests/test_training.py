@@ -18,7 +18,7 @@ from ml.output import checkpoint
 from ml.output.checkpoint import ranking
 from ml.output.files import files_below, sha256_file
 from ml.output.run_folder import RunFolder
-from ml.output.summary import verdict
+from ml.output.verdict import verdict
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows, write_rows
 

@@ -1,6 +1,4 @@
-"""What may be believed of a score: blocks, intervals, baselines, answers only when sure, and the words for them."""
-
-from typing import Any
+"""What may be believed of a score: blocks, intervals, calibration, and answers only when sure."""
 
 import numpy as np
 import pytest
@@ -10,17 +8,13 @@ from scipy.stats import beta
 from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 
 from benchmarks.bench_coverage import EVEN, HIGHEST, LOWEST, RARE, SCORES, Setting, cover, independent
-from ml.data.codec import fit_codec
 from ml.data.rows import Window
-from ml.evaluation.baseline import expected_random_scores, fit_baselines
 from ml.evaluation.blocks import FEWEST_BLOCKS, ONE_BLOCK, blocks_of, time_blocks
 from ml.evaluation.calibration import TemperatureScaler, folds, reliability
 from ml.evaluation.intervals import Judged, difference_intervals, score_intervals, weighted_sums
 from ml.evaluation.metrics import confusion_scores, evaluate_logits, expected_calibration_error, log_losses
 from ml.evaluation.selective import abstain, choose_thresholds, least_confidences, risk_coverage
-from ml.labels import LABELS
-from ml.output.summary import verdict
-from tests.helpers import learnable_rows, make_row, make_window
+from tests.helpers import make_row, make_window
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -212,63 +206,6 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(setting: Setting, m
     assert LOWEST <= np.mean(list(found.values())) <= HIGHEST
 
 
-# Baselines
-
-
-def splits() -> tuple[dict[str, list[Window]], dict[str, Ints]]:
-    windows, labels = {}, {}
-    for seed, (name, count) in enumerate({"train": 120, "val": 40}.items()):
-        rows = learnable_rows(count, seed)
-        windows[name] = [make_window(row) for row in rows]
-        labels[name] = np.array([LABELS.index(row["label"]) for row in rows])
-    return windows, labels
-
-
-def test_baselines_learn_what_is_there_and_come_out_the_same_each_time() -> None:
-    windows, labels = splits()
-    codec = fit_codec("compact", windows["train"])
-    found, left_out = fit_baselines(windows, labels, "val", codec, seed=0)
-    assert left_out == {}
-    assert list(found) == ["majority", "class_prior", "logistic_regression", "gradient_boosting"]
-    assert found["logistic_regression"].scores["macro_f1"] > 0.8 < found["gradient_boosting"].scores["macro_f1"]
-    again, _ = fit_baselines(windows, labels, "val", codec, seed=0)
-    for name, baseline in found.items():
-        assert baseline.scores == again[name].scores
-        assert (baseline.judged.probabilities_NC == again[name].judged.probabilities_NC).all()
-
-
-def test_baselines_can_be_fitted_where_prices_come_next_to_0() -> None:
-    windows, labels = splits()
-    for window in windows["train"][::2]:
-        window.bars["close"][-1] = window.bars["low"][-1] = 1e-300
-    found, left_out = fit_baselines(windows, labels, "val", fit_codec("compact", windows["train"]), seed=0)
-    assert (len(found), left_out) == (4, {})
-
-
-def test_text_rows_get_the_two_baselines_that_need_no_bars() -> None:
-    text = {name: [Window("", None, 0, text="x")] * 6 for name in ("train", "val")}
-    labels = dict.fromkeys(text, np.array([0, 1, 2, 2, 2, 0]))
-    found, left_out = fit_baselines(text, labels, "val", fit_codec("compact", text["train"]), seed=0)
-    assert list(found) == ["majority", "class_prior"]
-    assert set(left_out) == {"logistic_regression", "gradient_boosting"}
-    assert found["majority"].scores["accuracy"] == 0.5
-    assert found["majority"].scores["per_class"]["SKIP"]["recall"] == 1
-
-
-def test_expected_scores_of_random_calls_are_the_mean_of_many_draws() -> None:
-    labels_N = np.repeat([0, 1, 2], [4, 9, 17])
-    shares_C = np.array([0.1, 0.3, 0.6])
-    rng = np.random.default_rng(0)
-    draws = [confusion_scores(np.eye(3)[labels_N].T @ np.eye(3)[rng.choice(3, 30, p=shares_C)]) for _ in range(6_000)]
-    expected = expected_random_scores(labels_N, shares_C)
-    assert expected["accuracy"] == pytest.approx(np.mean([d["accuracy"] for d in draws]), abs=0.006)
-    assert expected["macro_f1"] == pytest.approx(np.mean([d["macro_f1"] for d in draws]), abs=0.006)
-    for c, label in enumerate(LABELS):
-        for name in ("precision", "recall", "f1"):
-            mean = np.mean([d[name][c] for d in draws])
-            assert expected["per_class"][label][name] == pytest.approx(mean, abs=0.012)
-
-
 # Calibration and answers only when sure
 
 
@@ -355,56 +292,3 @@ def test_rounding_does_not_part_the_last_row_kept_from_its_calls() -> None:
     for noise in (-1e-6, 1e-6):  # of the row's confidence in other company
         abstained_N = abstain(probabilities_NC + noise, least_confidences({"LONG": found["min_confidence"]}))[1]
         assert abstained_N.nonzero()[0].tolist() == [20]
-
-
-# Words
-
-
-def summary(lead: tuple[float, float], chance_lead: tuple[float, float], doubt: str | None = None) -> dict[str, Any]:
-    def baseline(macro_f1: float, interval: tuple[float, float]) -> dict[str, Any]:
-        return {"macro_f1": macro_f1, "difference": {"macro_f1": {"value": 0.7 - macro_f1, "interval": interval}}}
-
-    verdicts = ("met", "met, but within chance", "missed")
-    return {
-        "targets": [{"metric": m, "verdict": v} for m, v in zip(("accuracy", "macro_f1", "x"), verdicts, strict=True)],
-        "unfinished": None,
-        "skipped_steps": 0,
-        "targets_judged_on": "validation rows",
-        "judged_rows_chose_the_epoch": True,
-        "test": None,
-        "data": {"leaked": ""},
-        "best": {"macro_f1": 0.7},
-        "intervals": {"trusted": doubt is None, "doubt": doubt},
-        "baselines": {
-            "best": "gradient_boosting",
-            "best_without_input": "class_prior",
-            "scores": {"gradient_boosting": baseline(0.65, lead), "class_prior": baseline(0.3, chance_lead)},
-            "left_out": {},
-        },
-    }
-
-
-def test_the_verdict_says_what_is_met_within_chance_missed_and_flattered() -> None:
-    said = verdict(summary((0.01, 0.09), (0.3, 0.5)))
-    assert said.startswith(
-        "1 of 3 targets is missed on the validation rows, which also chose the epoch and so flatter: x."
-    )
-    assert "Met, but within chance: macro_f1." in said
-    assert "The model beats the best baseline, gradient boosting, beyond chance (macro-F1 0.700 against 0.650" in said
-
-
-def test_the_verdict_says_when_no_baseline_is_beaten() -> None:
-    level = verdict(summary((-0.02, 0.09), (0.3, 0.5)))
-    assert "The model does not beat the best baseline, gradient boosting, beyond chance (" in level
-    assert "The model beats what needs no input, random calls, beyond chance (" in level
-    less = verdict(summary((-0.09, -0.01), (-0.1, 0.1)))
-    assert "gradient boosting: it scores less (" in less
-    assert "Nothing is shown to have been learned." in less
-
-
-def test_the_verdict_claims_nothing_from_intervals_that_are_not_to_be_trusted() -> None:
-    said = verdict(summary((0.01, 0.09), (0.3, 0.5), doubt="3 blocks are fewer than 10"))
-    assert (
-        "scores more than the best baseline, gradient boosting, but intervals that are not to be trusted cannot" in said
-    )
-    assert said.endswith("The intervals are not to be trusted: 3 blocks are fewer than 10.")

@@ -147,12 +147,7 @@ def load_dataset(
 
     Raises one DataError with the faults of all files, or with all windows and ids that stand in two of them.
     """
-    for file in files.values():
-        file.drop([])  # what an earlier run with these files has purged
-    surveys = _surveys(files)
-    placeless: dict[str, int] = {}
-    if purge:
-        surveys, placeless = _purged(surveys, embargo)
+    surveys, placeless = read_splits(files, purge=purge, embargo=embargo)
     found = noticed(surveys)
     for name, one in surveys.items():
         found[name] += [wild_line(field, wild) for field, wild in wild_prints(one).items()]
@@ -189,6 +184,19 @@ def load_dataset(
         noticed=found,
         incomplete_fields={name: one.file.reading.noticed.incomplete() for name, one in surveys.items()},
     )
+
+
+def read_splits(
+    files: Mapping[str, WindowFile], *, purge: bool = False, embargo: int = 0
+) -> tuple[dict[str, Survey], dict[str, int]]:
+    """Walk through the files of a run; purged rows stay left out of later walks. Raises DataError with all faults.
+
+    The second value counts, by split, the purged rows that say no place in time.
+    """
+    for file in files.values():
+        file.drop([])  # what an earlier run with these files has purged
+    surveys = _surveys(files)
+    return _purged(surveys, embargo) if purge else (surveys, {})
 
 
 def _surveys(files: Mapping[str, WindowFile]) -> dict[str, Survey]:

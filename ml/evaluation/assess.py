@@ -6,7 +6,7 @@ values for `training_summary.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,15 @@ from scipy.special import softmax
 
 from ml.data.codec import Codec
 from ml.data.rows import Window
-from ml.evaluation.baseline import fit_baselines
+from ml.evaluation.baseline import best_on_validation, fit_baselines, variants
 from ml.evaluation.blocks import FEWEST_BLOCKS, blocks_of
-from ml.evaluation.intervals import LEVEL, REPLICATES, Judged, difference_intervals, score_intervals
+from ml.evaluation.comparison import compare
+from ml.evaluation.intervals import LEVEL, REPLICATES, Judged, score_intervals
 from ml.evaluation.metrics import Metrics, log_losses
 from ml.evaluation.mistakes import confident_mistakes
 from ml.evaluation.selective import Threshold, abstain, confidence_histogram, least_confidences, risk_coverage
 from ml.evaluation.targets import judge
 from ml.labels import LABELS
-
-WITHOUT_INPUT = ("majority", "class_prior")
 
 
 def assess(
@@ -50,13 +49,8 @@ def assess(
     model = Judged(labels_N, probabilities_NC, called_NC, log_losses(logits_NC / temperature, labels_N))
     scores = score_intervals(model, blocks.block_N, seed)
     found, left_out = fit_baselines(windows, labels, split, codec, seed)
-    baselines = {
-        name: {
-            **baseline.scores,
-            "difference": _difference(model, baseline.judged, blocks.block_N, metrics, baseline.scores, seed),
-        }
-        for name, baseline in found.items()
-    }
+    best = best_on_validation({name: baseline.scores for name, baseline in found.items()})
+    looks = variants(found) if split == "val" else 1
     return {
         "targets": judge(metrics, targets, scores, trusted=blocks.trusted),
         "intervals": {
@@ -72,10 +66,8 @@ def assess(
         },
         "baselines": {
             "rows": split,
-            "scores": baselines,
             "left_out": left_out,
-            "best": _best(baselines, list(baselines)),
-            "best_without_input": _best(baselines, WITHOUT_INPUT),
+            **compare(model, metrics, found, best, blocks.block_N, trusted=blocks.trusted, seed=seed, looks=looks),
         },
         "selective": {
             "rows": split,
@@ -86,28 +78,6 @@ def assess(
         },
         "mistakes": confident_mistakes(windows[split], labels_N, probabilities_NC),
     }
-
-
-def _best(scores: Mapping[str, Any], names: Sequence[str]) -> str:
-    return max(names, key=lambda name: float(scores[name]["macro_f1"]))
-
-
-def _difference(
-    model: Judged,
-    other: Judged,
-    block_N: NDArray[np.int64],
-    metrics: Metrics,
-    scores: Mapping[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    """Model less baseline. The scores of random calls are expectations; the interval moves to their exact value."""
-    found = difference_intervals(model, other, block_N, seed)
-    for name, difference in found.items():
-        value = float(metrics[name]) - float(scores[name])  # type: ignore[literal-required]  # names of Metrics
-        moved = value - difference["value"]
-        difference["interval"] = [end + moved for end in difference["interval"]]
-        difference["value"] = value
-    return found
 
 
 def _kept(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from ml.evaluation.metrics import Metrics
 from ml.labels import LABELS
+from ml.output.verdict import comparison_said
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CHOSEN_ON = "validation rows, which also chose the epoch and the temperature, so they flatter"
@@ -22,7 +25,9 @@ A Qwen sequence classifier, fine-tuned with LoRA by ctxtrain and merged; `{base}
 `adapter/`. It reads the text that `codec.json` describes and answers with three logits in the order {labels};
 `calibration.json` holds the temperature that turns them into probabilities, softmax(logits / temperature).
 
-{caveat}Scores on the {judged}:
+{caveat}{advice}
+
+Scores on the {judged}:
 
 | | precision | recall | F1 | windows |
 |---|---|---|---|---|
@@ -49,8 +54,13 @@ With ctxtrain, from rows: `load_model("final_model.zip").predict(rows)`.
 """
 
 
-def model_card(base: str, validation: Metrics, test: Metrics | None, text: str, caveat: str = "") -> str:
-    """The card's text; `text` is a rendered window for the example, and nobody is to read the scores past `caveat`."""
+def model_card(
+    base: str, validation: Metrics, test: Metrics | None, baselines: Mapping[str, Any], text: str, caveat: str = ""
+) -> str:
+    """The card's text; `baselines` are those of `assess`, `text` is a rendered window for the example.
+
+    It begins with what nobody is to read the scores past: the `caveat`, and whether to use the model at all.
+    """
     metrics, judged, besides = validation, CHOSEN_ON, ""
     if test is not None:
         metrics, judged = test, "test rows, which chose nothing"
@@ -67,6 +77,7 @@ def model_card(base: str, validation: Metrics, test: Metrics | None, text: str, 
         base=base,
         labels=", ".join(LABELS),
         caveat=f"**{caveat}**\n\n" if caveat else "",
+        advice=comparison_said(metrics["macro_f1"], baselines),
         judged=judged,
         rows="\n".join(rows),
         accuracy=metrics["accuracy"],

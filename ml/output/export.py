@@ -30,10 +30,11 @@ from ml.data.batches import Tokens, tokenise
 from ml.data.codec import Codec
 from ml.data.rows import Window
 from ml.errors import DataError, ExportError, OutOfMemory
+from ml.evaluation.assess import assess
 from ml.evaluation.blocks import blocks_of
 from ml.evaluation.calibration import TemperatureScaler
 from ml.evaluation.metrics import Metrics, evaluate_logits
-from ml.evaluation.selective import Threshold, choose_thresholds
+from ml.evaluation.selective import choose_thresholds
 from ml.memory import REMEDY, out_of_memory
 from ml.model.qwen import merge, quiet_transformers
 from ml.output import reopen
@@ -55,16 +56,14 @@ BATCH_SIZE = 32  # rows that `reopen.py` gives to transformers at a time
 class Exported:
     """The merged model as it was exported, its temperature fit, scores and the largest logit difference.
 
-    `thresholds` are the confidences below which `predict` may abstain; `judged_logits_NC` are uncalibrated, of the test
-    rows if there are any, else of the validation rows.
+    `assessment` is that of `assess`, on the test rows if there are any, else on the validation rows.
     """
 
     predictor: Predictor
     calibration: dict[str, Any]
-    thresholds: dict[str, Threshold]
     validation: Metrics
     test: Metrics | None
-    judged_logits_NC: NDArray[np.float64]
+    assessment: dict[str, Any]
     check: dict[str, float | int]
 
 
@@ -78,15 +77,16 @@ def prepare_export(
     *,
     max_tokens: int,
     calibrate: bool,
-    precisions: Mapping[str, float],
+    targets: Mapping[str, float],
+    seed: int,
     base_name: str,
     caveat: str,
     scratch: Path,
 ) -> Exported:
     """Merge, calibrate, write, check and pack into an empty scratch folder.
 
-    Validation rows choose the temperature, and test rows judge it if `tokens` has any. `precisions` names the precision
-    wanted of a class's calls, for which a confidence threshold is stored; `caveat` is what the card must warn of.
+    Validation rows choose the temperature, and test rows judge it if `tokens` has any; `seed` fixes its baselines.
+    A confidence threshold is stored for each precision in `targets`; `caveat` is what the card must warn of.
     Raises ExportError if the reopened model answers differently, WriteFailed if the disk takes no more.
     """
     folder = scratch / EXPORT_FOLDER
@@ -102,29 +102,41 @@ def prepare_export(
             tokenizer.save_pretrained(folder)
         predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens)
         calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
-        logits_NC, labels_N = predictor.token_logits(tokens["val"]), labels["val"]
+        logits_NC, labels_N, test = predictor.token_logits(tokens["val"]), labels["val"], None
         if calibrate:
             scaler = TemperatureScaler().fit(logits_NC, labels_N, blocks_of(windows["val"]).kept_whole)
             calibration, predictor.temperature = scaler.summary(), scaler.temperature_
-        scores, test = evaluate_logits(logits_NC, labels_N, predictor.temperature), None
+        scores = evaluate_logits(logits_NC, labels_N, predictor.temperature)
+        precisions = {"LONG": targets["long_precision"], "SHORT": targets["short_precision"]}
         thresholds = choose_thresholds(softmax(logits_NC / predictor.temperature, axis=1), labels_N, precisions)
         predictor.thresholds = {label: threshold["min_confidence"] for label, threshold in thresholds.items()}
         if "test" in tokens:
             logits_NC = predictor.token_logits(tokens["test"])
             test = evaluate_logits(logits_NC, labels["test"], predictor.temperature)
+        assessment = assess(
+            windows,
+            labels,
+            "val" if test is None else "test",
+            codec=codec,
+            logits_NC=logits_NC,
+            temperature=predictor.temperature,
+            metrics=test or scores,
+            targets=targets,
+            thresholds=thresholds,
+            seed=seed,
+        )
         codec.save(folder / "codec.json")
         (folder / "calibration.json").write_bytes(to_json({**calibration, "thresholds": thresholds}))
-        (folder / "README.md").write_text(
-            model_card(base_name, scores, test, texts[0] if codec.kind == "compact" else "your text", caveat),
-            encoding="utf-8",
-        )
+        example = texts[0] if codec.kind == "compact" else "your text"
+        card = model_card(base_name, scores, test, assessment["baselines"], example, caveat)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         check = check_reopened(folder, texts, trained, _plain_logits(merged, tokenizer, texts[:BATCH_SIZE]))
         write_manifest(folder)
         _flush(folder)
         share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
         pack(folder, scratch / "final_model.zip")
         check["max_predict_difference"] = check_opens(scratch / "final_model.zip", texts, trained, check)
-    return Exported(predictor, calibration, thresholds, scores, test, logits_NC, check)
+    return Exported(predictor, calibration, scores, test, assessment, check)
 
 
 def place_export(scratch: Path, folder: RunFolder) -> None:

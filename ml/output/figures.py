@@ -11,7 +11,7 @@ from typing import Any
 
 from ml.labels import LABELS
 from ml.output import charts
-from ml.output.summary import metric_name, readable
+from ml.output.verdict import metric_name, readable
 
 CURVE_POINTS = 200  # more steps than this are drawn as means of neighbours
 CLASS_SCORES = {"precision": "precision", "recall": "recall", "f1": "F1"}

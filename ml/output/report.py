@@ -19,7 +19,7 @@ from ml.data.leaks import not_found
 from ml.labels import LABELS, SIMULATED
 from ml.output.files import write_bytes
 from ml.output.run_folder import RunFolder
-from ml.output.summary import baselines_said, doubts_said, headline, readable, warnings
+from ml.output.verdict import baselines_said, doubts_said, headline, readable, warnings
 
 
 def write_report(

@@ -20,8 +20,8 @@ import orjson
 from ml.errors import ConfigError, Interrupted
 from ml.output.files import write_json
 from ml.output.run_folder import RunFolder
-from ml.output.summary import verdict
 from ml.output.tracking_tools import Outcome, Tool, open_tool
+from ml.output.verdict import verdict
 
 
 def require_trackers(names: Sequence[str]) -> None:

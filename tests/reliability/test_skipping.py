@@ -14,7 +14,7 @@ from ml.errors import TrainingDiverged
 from ml.labels import LABELS
 from ml.model import qwen
 from ml.output.run_folder import RunFolder
-from ml.output.summary import verdict
+from ml.output.verdict import verdict
 from tests.conftest import Amount
 from tests.helpers import write_rows
 from tests.reliability.conftest import Figure

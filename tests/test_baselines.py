@@ -1,0 +1,339 @@
+"""What a model is held against, which of the two is to be used, and the words for it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import softmax
+from scipy.stats import norm
+
+from ml.data.codec import fit_codec
+from ml.data.rows import Window
+from ml.evaluation.assess import assess
+from ml.evaluation.baseline import (
+    MOST_ROWS_A_TREE,
+    Baseline,
+    best_on_validation,
+    expected_random_scores,
+    extra_trees,
+    fit_baselines,
+    variants,
+)
+from ml.evaluation.comparison import Finding, compare, finding
+from ml.evaluation.intervals import Judged
+from ml.evaluation.metrics import confusion_scores, evaluate_logits, log_losses
+from ml.labels import LABELS
+from ml.output.verdict import baselines_said, verdict
+from tests.helpers import DRIFT, Row, dated_rows, learnable_rows, make_row, make_window
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Splits = tuple[dict[str, list[Window]], dict[str, Ints]]
+
+TRAINED = ["logistic_regression", "gradient_boosting", "extra_trees", "catboost"]
+
+
+def splits(**rows: list[Row]) -> Splits:
+    windows = {name: [make_window(row) for row in own] for name, own in rows.items()}
+    return windows, {name: np.array([LABELS.index(row["label"]) for row in own]) for name, own in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def learnable() -> Splits:
+    days = [dated_rows(count, seed, apart=1440) for seed, count in enumerate((120, 40, 40))]
+    return splits(**dict(zip(("train", "val", "test"), days, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def fitted(learnable: Splits) -> dict[str, Baseline]:
+    windows, labels = learnable
+    found, left_out = fit_baselines(windows, labels, "test", fit_codec("compact", windows["train"]), seed=0)
+    assert left_out == {}
+    return found
+
+
+def test_baselines_learn_what_is_there_and_come_out_the_same_each_time(
+    learnable: Splits,
+    fitted: dict[str, Baseline],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert list(fitted) == ["majority", "class_prior", *TRAINED]
+    assert min(fitted[name].scores["macro_f1"] for name in TRAINED) > 0.8
+    windows, labels = learnable
+    codec = fit_codec("compact", windows["train"])
+    monkeypatch.chdir(tmp_path)
+    again, _ = fit_baselines(windows, labels, "test", codec, seed=0)
+    for name, baseline in fitted.items():
+        assert baseline.scores == again[name].scores
+        assert (baseline.judged.probabilities_NC == again[name].judged.probabilities_NC).all()
+    other, _ = fit_baselines(windows, labels, "test", codec, seed=1, only={"extra_trees", "catboost"})
+    assert list(other) == ["extra_trees", "catboost"]
+    for name, baseline in other.items():
+        assert (baseline.judged.probabilities_NC != fitted[name].judged.probabilities_NC).any()
+    assert list(tmp_path.iterdir()) == []  # CatBoost would keep its logs in the working directory
+    assert capfd.readouterr() == ("", "")
+
+
+def test_baselines_can_be_fitted_where_prices_come_next_to_0() -> None:
+    windows, labels = splits(train=learnable_rows(60, 0), val=learnable_rows(20, 1))
+    for window in windows["train"][::2]:
+        window.bars["close"][-1] = window.bars["low"][-1] = 1e-300
+    found, left_out = fit_baselines(windows, labels, "val", fit_codec("compact", windows["train"]), seed=0)
+    assert (len(found), left_out) == (6, {})
+
+
+def test_catboost_is_left_out_with_its_reason_where_windows_do_not_differ() -> None:
+    same = [make_row(label) for label in [*LABELS, "SKIP"]] * 5
+    windows, labels = splits(train=same, val=same)
+    found, left_out = fit_baselines(windows, labels, "val", fit_codec("compact", windows["train"]), seed=0)
+    assert list(found) == ["majority", "class_prior", *TRAINED[:-1]]
+    assert left_out == {
+        "catboost": "CatBoost cannot be fitted to these rows (All features are either constant or ignored.)"
+    }
+
+
+def test_text_rows_get_the_two_baselines_that_need_no_bars() -> None:
+    text = {name: [Window("", None, 0, text="x")] * 6 for name in ("train", "val")}
+    labels = dict.fromkeys(text, np.array([0, 1, 2, 2, 2, 0]))
+    found, left_out = fit_baselines(text, labels, "val", fit_codec("compact", text["train"]), seed=0)
+    assert list(found) == ["majority", "class_prior"]
+    assert left_out == dict.fromkeys(TRAINED, "the rows are text, and there are no bars to compute numbers from")
+    assert found["majority"].scores["accuracy"] == 0.5
+    assert found["majority"].scores["per_class"]["SKIP"]["recall"] == 1
+    judged = answers(labels["val"], labels["val"])
+    metrics = evaluate_logits(3.0 * np.eye(3)[labels["val"]], labels["val"])
+    looks = variants(found)
+    against = compare(judged, metrics, found, "class_prior", np.arange(6), trusted=True, seed=0, looks=looks)
+    assert (looks, against["finding"]) == (1, "ahead")
+
+
+def rare(count: int, seed: int) -> list[Row]:
+    """One LONG and one SHORT to eight SKIP, with drifts that are hard to tell from none."""
+    labels = np.random.default_rng(seed).choice(LABELS, count, p=[0.1, 0.1, 0.8]).tolist()
+    return [
+        make_row(label, seed=10_000 * seed + n, drift=DRIFT[label] / 3, flags=False) for n, label in enumerate(labels)
+    ]
+
+
+def test_class_weights_are_kept_where_they_do_better_on_validation_rows(fitted: dict[str, Baseline]) -> None:
+    windows, labels = splits(train=rare(150, 1), val=rare(100, 2))
+    names = ("extra_trees", "catboost")
+    found, _ = fit_baselines(windows, labels, "val", fit_codec("compact", windows["train"]), seed=0, only=names)
+    for baseline in found.values():
+        assert baseline.scores["class_weights"] == "balanced"
+        assert baseline.scores["per_class"]["LONG"]["recall"] > 0  # without weights none is called
+    assert "none" in [fitted[name].scores["class_weights"] for name in TRAINED]
+
+
+def test_the_one_to_beat_is_the_best_on_validation_rows_also_where_test_rows_would_choose_another(
+    learnable: Splits,
+) -> None:
+    windows, labels = learnable
+    turned = {**labels, "test": (labels["test"] + 1) % 3}  # of these test rows nobody can have learned anything
+    metrics = evaluate_logits(np.eye(3)[turned["test"]], turned["test"])
+    found = assess(
+        windows,
+        turned,
+        "test",
+        codec=fit_codec("compact", windows["train"]),
+        logits_NC=5 * np.eye(3)[turned["test"]],
+        temperature=1.0,
+        metrics=metrics,
+        targets={"accuracy": 0.5, "macro_f1": 0.5}
+        | {f"{side}_{score}": 0.5 for side in ("long", "short") for score in ("precision", "recall")},
+        thresholds={},
+        seed=0,
+    )["baselines"]
+    scores = found["scores"]
+    assert max(scores, key=lambda name: scores[name]["macro_f1"]) == "class_prior"
+    assert found["best"] == max(scores, key=lambda name: scores[name]["validation_macro_f1"]) in TRAINED
+    assert (found["finding"], found["use"]) == ("ahead", "model")
+    assert {own["over_chance"]["looks"] for name, own in scores.items() if name != "class_prior"} == {1}
+
+
+def test_of_equal_baselines_the_simpler_one_is_to_be_beaten() -> None:
+    assert best_on_validation({name: {"validation_macro_f1": 0.5} for name in TRAINED}) == "logistic_regression"
+
+
+def test_a_tree_sees_no_more_rows_than_fit_into_memory_by_the_hundred() -> None:
+    for rows, most in {30: 30, 3 * MOST_ROWS_A_TREE: MOST_ROWS_A_TREE}.items():
+        labels_N = np.arange(rows) % 3
+        trees = extra_trees(False, 0, rows).set_params(n_estimators=5)
+        trees.fit((labels_N == 1)[:, None].astype(float), labels_N)
+        assert most / 2 < max(tree.tree_.n_node_samples[0] for tree in trees.estimators_) <= most
+
+
+def test_expected_scores_of_random_calls_are_the_mean_of_many_draws() -> None:
+    labels_N = np.repeat([0, 1, 2], [4, 9, 17])
+    shares_C = np.array([0.1, 0.3, 0.6])
+    rng = np.random.default_rng(0)
+    draws = [confusion_scores(np.eye(3)[labels_N].T @ np.eye(3)[rng.choice(3, 30, p=shares_C)]) for _ in range(6_000)]
+    expected = expected_random_scores(labels_N, shares_C)
+    assert expected["accuracy"] == pytest.approx(np.mean([d["accuracy"] for d in draws]), abs=0.006)
+    assert expected["macro_f1"] == pytest.approx(np.mean([d["macro_f1"] for d in draws]), abs=0.006)
+    for c, label in enumerate(LABELS):
+        for name in ("precision", "recall", "f1"):
+            mean = np.mean([d[name][c] for d in draws])
+            assert expected["per_class"][label][name] == pytest.approx(mean, abs=0.012)
+
+
+# Which is to be used
+
+
+def leads(
+    over_best: tuple[float, float], over_chance: tuple[float, float], alone: tuple[float, float]
+) -> dict[str, dict[str, Any]]:
+    """Scores of CatBoost and of random calls, with the intervals of three leads; the model has 0.7."""
+
+    def lead(interval: tuple[float, float]) -> dict[str, Any]:
+        return {"value": sum(interval) / 2, "interval": interval}
+
+    return {
+        "class_prior": {"macro_f1": 0.3, "difference": {"macro_f1": lead(over_chance)}, "over_chance": None},
+        "catboost": {"macro_f1": 0.65, "difference": {"macro_f1": lead(over_best)}, "over_chance": lead(alone)},
+    }
+
+
+FINDINGS: dict[Finding, tuple[tuple[float, float], ...]] = {
+    "ahead": ((0.01, 0.09), (0.3, 0.5), (0.3, 0.4)),
+    "not ahead": ((-0.02, 0.09), (0.3, 0.5), (0.3, 0.4)),
+    "undecided": ((-0.02, 0.09), (0.01, 0.1), (-0.01, 0.1)),
+    "nothing learned": ((0.01, 0.09), (-0.1, 0.1), (-0.1, 0.1)),
+}
+
+
+@pytest.mark.parametrize("expected", FINDINGS)
+def test_what_is_found_follows_from_three_intervals(expected: Finding) -> None:
+    scores = leads(*FINDINGS[expected])
+    assert finding(scores, "catboost", "class_prior", trusted=True) == expected
+    untrusted = "ahead, untrusted" if expected == "ahead" else expected
+    assert finding(scores, "catboost", "class_prior", trusted=False) == untrusted
+
+
+def test_where_no_baseline_was_trained_the_model_has_to_beat_chance() -> None:
+    for interval, expected in {(0.1, 0.2): "ahead", (-0.1, 0.2): "nothing learned"}.items():
+        scores = {"class_prior": leads((0, 0), interval, (0, 0))["class_prior"]}
+        assert finding(scores, "class_prior", "class_prior", trusted=True) == expected
+
+
+def answers(called_N: Ints, labels_N: Ints) -> Judged:
+    logits_NC = 3.0 * np.eye(3)[called_N]
+    return Judged(labels_N, softmax(logits_NC, axis=1), np.eye(3)[called_N], log_losses(logits_NC, labels_N))
+
+
+def test_who_learned_is_seen_from_the_rows_and_the_best_of_several_needs_more(
+    learnable: Splits, fitted: dict[str, Baseline]
+) -> None:
+    best = best_on_validation({name: own.scores for name, own in fitted.items()})
+    labels_N, block_N = learnable[1]["test"], np.arange(40)
+
+    def against(called_N: Ints, looks: int = 1) -> dict[str, Any]:
+        metrics = evaluate_logits(3.0 * np.eye(3)[called_N], labels_N)
+        model = answers(called_N, labels_N)
+        return compare(model, metrics, fitted, best, block_N, trusted=True, seed=0, looks=looks)
+
+    blind = against(np.zeros(40, dtype=np.int64))
+    assert (blind["finding"], blind["use"]) == ("not ahead", best)
+    assert blind["best_without_input"] == "class_prior"
+    one, eight = (against(labels_N, looks)["scores"]["catboost"]["over_chance"] for looks in (1, variants(fitted)))
+    assert eight["looks"] == 8
+    assert np.ptp(eight["interval"]) / np.ptp(one["interval"]) == pytest.approx(
+        norm.ppf(1 - 0.025 / 8) / 1.96, rel=1e-4
+    )
+    assert one["value"] == eight["value"] == pytest.approx(np.mean(eight["interval"]))
+
+
+# Words
+
+
+def summary(expected: Finding, doubt: str | None = None) -> dict[str, Any]:
+    scores = leads(*FINDINGS["ahead" if expected == "ahead, untrusted" else expected])
+    verdicts = ("met", "met, but within chance", "missed")
+    return {
+        "targets": [{"metric": m, "verdict": v} for m, v in zip(("accuracy", "macro_f1", "x"), verdicts, strict=True)],
+        "unfinished": None,
+        "skipped_steps": 0,
+        "targets_judged_on": "validation rows",
+        "judged_rows_chose_the_epoch": True,
+        "test": None,
+        "data": {"leaked": ""},
+        "best": {"macro_f1": 0.7},
+        "intervals": {"trusted": doubt is None, "doubt": doubt},
+        "baselines": {
+            "finding": expected,
+            "best": "catboost",
+            "best_without_input": "class_prior",
+            "scores": scores,
+            "left_out": {},
+        },
+    }
+
+
+def test_the_verdict_begins_with_what_is_beaten_and_goes_on_with_the_targets() -> None:
+    said = verdict(summary("ahead"))
+    assert said.startswith(
+        "The model beats the best baseline, CatBoost, beyond chance (macro-F1 0.700 against 0.650, difference +0.050, "
+        "95 % interval +0.010 to +0.090). 1 of 3 targets is missed on the validation rows, which also chose the epoch "
+        "and so flatter: x. Met, but within chance: macro_f1."
+    )
+    assert baselines_said(summary("ahead"), brief=True) == "The model beats the best baseline, CatBoost, beyond chance."
+
+
+def test_where_the_model_does_not_beat_it_the_verdict_begins_with_what_to_use_instead() -> None:
+    said = verdict(summary("not ahead"))
+    assert said.startswith(
+        "Use CatBoost instead: it is the best baseline, and the model does not beat it beyond chance (macro-F1 0.700 "
+        "against 0.650, difference +0.035, 95 % interval -0.020 to +0.090). That baseline leads random calls (macro-F1 "
+        "0.650 against 0.300, difference +0.350, 95 % interval +0.300 to +0.400); the model does too (macro-F1 "
+    )
+    less = summary("not ahead")
+    less["baselines"]["scores"] = leads((-0.09, 0.01), (-0.1, 0.1), (0.3, 0.4))
+    assert baselines_said(less, brief=True) == (
+        "Use CatBoost instead: it is the best baseline, and the model scores less, though within chance. That baseline "
+        "leads random calls; the model is not shown to."
+    )
+    less["baselines"]["scores"] = leads((-0.09, -0.01), (0.1, 0.2), (0.3, 0.4))
+    assert "and the model scores less. That" in baselines_said(less, brief=True)
+    less["baselines"] |= {"best": "extra_trees"}
+    less["baselines"]["scores"]["extra_trees"] = less["baselines"]["scores"].pop("catboost")
+    assert verdict(less).startswith("Use extremely randomised trees instead: ")
+
+
+def test_where_nothing_is_learned_the_verdict_recommends_neither() -> None:
+    nothing = summary("nothing learned")
+    said = verdict(nothing)
+    assert said.startswith("Nothing is shown to have been learned: neither the model (macro-F1 0.700 against 0.300, ")
+    assert ") nor the best baseline, CatBoost (macro-F1 0.650 against 0.300, difference +0.000, " in said
+    assert "), beats random calls beyond chance. Use neither; before training again, look at the labels and " in said
+    assert "instead" not in said
+    nothing["baselines"]["scores"]["catboost"]["over_chance"]["looks"] = 8
+    assert "95 % interval for the best of 8 -0.100 to +0.100)" in verdict(nothing)
+    nothing["baselines"] |= {"best": "class_prior", "left_out": dict.fromkeys(TRAINED, "the rows are text")}
+    said = verdict(nothing)
+    assert said.startswith("Nothing is shown to have been learned: the model does not beat random calls beyond chance")
+    assert "Do not use it; before training again, look at the labels" in said
+    assert said.endswith(
+        "Left out: logistic regression, gradient boosting, extremely randomised trees and CatBoost; the rows are text."
+    )
+
+
+def test_where_only_the_model_is_ahead_of_chance_neither_is_recommended_yet() -> None:
+    said = baselines_said(summary("undecided"), brief=True)
+    assert said == (
+        "The model does not beat the best baseline, CatBoost, beyond chance. Nor does that baseline beat random calls, "
+        "which the model does. Before using either, judge both on more windows."
+    )
+
+
+def test_the_verdict_claims_nothing_from_intervals_that_are_not_to_be_trusted() -> None:
+    said = verdict(summary("ahead, untrusted", doubt="3 blocks are fewer than 10"))
+    assert said.startswith(
+        "The model is not shown to beat the best baseline, CatBoost: it scores more, but intervals that are not to be "
+        "trusted cannot show that this is beyond chance (macro-F1"
+    )
+    assert "Before using it, judge it on 10 blocks of windows or more, such as days." in said
+    assert said.endswith("The intervals are not to be trusted: 3 blocks are fewer than 10.")
