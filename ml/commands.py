@@ -58,10 +58,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")
 
 @app.command()
 def sample(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Where train.jsonl, val.jsonl, test.jsonl and sample.json go."),
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where train, val and test.jsonl and sample.json go.")],
     train: Annotated[int, typer.Option(help="Training windows.")] = 1200,
     val: Annotated[int, typer.Option(help="Validation windows.")] = 400,
     test: Annotated[int, typer.Option(help="Test windows.")] = 400,
@@ -75,6 +72,7 @@ def sample(
 ) -> None:
     """Write simulated windows with a known answer."""
     from ml.sample import write_sample
+    from ml.sample_files import described
 
     try:
         shares = tuple(map(float, mix.split(",")))
@@ -94,11 +92,7 @@ def sample(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    for name, facts in written["files"].items():
-        write_out(f"{folder / f'{name}.jsonl'}  {facts['rows']:,} windows  {facts['labels']}\n")
-    best = written["expected"]["best"]
-    macro_f1 = "unknown" if best["macro_f1"] is None else f"{best['macro_f1']:.3f}"
-    write_out(f"best possible: accuracy {best['accuracy']:.3f}, macro-F1 {macro_f1}; see sample.json\n")
+    write_out(described(folder, written))
 
 
 @app.command()
@@ -116,12 +110,10 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Check rows and look for leakage before training on them."""
-    from ml.data.check import check_files, embedded_tokenizer
+    from ml.data.check import check_files
 
-    notes: list[str] = []
-    if base is None:
-        tokenizer = embedded_tokenizer()
-    else:
+    tokenizer, notes = None, list[str]()
+    if base is not None:
         from ml.model.agreement import try_base
 
         tokenizer, notes = try_base(base)
@@ -191,10 +183,7 @@ def evaluate(
     from ml.output.predictor import load_model
 
     predictor = load_model(model)
-    rows = WindowFile(data)
-    question = predictor.read_rows(rows)
-    for line in rows.reading.noticed.lines():
-        typer.echo(f"note: {line}", err=True)
+    question = _question(predictor, WindowFile(data))
     with needed_for("while evaluating"), _progress("evaluating", len(question.ids)) as advance:
         metrics = predictor.evaluate(question.tokens, question.labels_N, advance)
     if as_json:
@@ -226,10 +215,7 @@ def predict(
 
     least = _min_confidence(min_confidence)
     predictor = load_model(model)
-    rows: StandardInput | WindowFile = StandardInput() if data == "-" else WindowFile(data, labelled=False)
-    question = predictor.read_rows(rows)
-    for line in rows.reading.noticed.lines():
-        typer.echo(f"note: {line}", err=True)
+    question = _question(predictor, StandardInput() if data == "-" else WindowFile(data, labelled=False))
     with needed_for("while predicting"), _progress("predicting", len(question.ids)) as advance:
         answers = predictor.answers(question, advance, min_confidence=least)
         lines = b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers)
@@ -310,6 +296,14 @@ def pretrain(
     from ml.progress import Reporter
 
     _print_json(make_base(settings, Reporter(stderr())))
+
+
+def _question(predictor: Any, rows: Any) -> Any:
+    """What a predictor needs of rows; what was dropped or guessed in them is said once, on standard error."""
+    question = predictor.read_rows(rows)
+    for line in rows.reading.noticed.lines():
+        typer.echo(f"note: {line}", err=True)
+    return question
 
 
 def _min_confidence(text: str | None) -> Any:

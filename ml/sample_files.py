@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,18 @@ class _Facts(Part):
 
     arguments: dict[str, Any]
     files: dict[str, _File]
+
+
+def described(folder: Path, written: Mapping[str, Any]) -> str:
+    """What `write_sample` wrote, a line a file, and the best that a model could score on it."""
+    lines = [
+        f"{folder / f'{name}.jsonl'}  {facts['rows']:,} windows  {facts['labels']}"
+        for name, facts in written["files"].items()
+    ]
+    best = written["expected"]["best"]
+    macro_f1 = "unknown" if best["macro_f1"] is None else f"{best['macro_f1']:.3f}"
+    lines.append(f"best possible: accuracy {best['accuracy']:.3f}, macro-F1 {macro_f1}; see sample.json")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def refuse_others_files(folder: Path, names: Iterable[str]) -> None:

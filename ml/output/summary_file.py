@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from ml.evaluation.comparison import Finding
 from ml.output.metrics_log import EpochRecord, Scores, Share
 from ml.output.parsed import Part
 
@@ -131,6 +132,7 @@ class Baseline(Part):
     macro_f1: float
     nll: float
     difference: Leads
+    over_chance: Lead | None
 
 
 class Baselines(Part):
@@ -138,6 +140,8 @@ class Baselines(Part):
     left_out: dict[str, str]
     best: str
     best_without_input: str
+    finding: Finding
+    use: str | None
 
     @model_validator(mode="after")
     def _named(self) -> Self:

@@ -59,7 +59,7 @@ def change(folder: Path, rng: np.random.Generator) -> str:
     return f"{name}: {done}"
 
 
-@pytest.mark.promise("F8")
+@pytest.mark.promise("F10")
 def test_a_changed_base_is_refused_before_a_step_or_ends_in_a_zip_that_opens(
     tiny_base: Path, make_config: MakeConfig, tmp_path: Path, amount: Amount, figure: Figure
 ) -> None:
@@ -81,4 +81,4 @@ def test_a_changed_base_is_refused_before_a_step_or_ends_in_a_zip_that_opens(
             raise AssertionError(f"seed {seed}, {what}: {error!r}") from error
         shutil.rmtree(base)
         shutil.rmtree(pipeline.folder.root)
-    figure("F8", "{} changed bases refused, {} trained to a zip that opens", refused, trained)
+    figure("F10", "{} changed bases refused, {} trained to a zip that opens", refused, trained)
