@@ -80,16 +80,9 @@ def sample(
         raise ConfigError(f"mix must be three numbers with commas between, got {mix!r}. Use 0.35,0.35,0.30.") from None
     try:
         written = write_sample(
-            folder,
-            train=train,
-            val=val,
-            test=test,
-            seed=seed,
-            noise=noise,
-            mix=shares,  # type: ignore[arg-type]  # write_sample checks that there are three
-            hide_flags=hide_flags,
-            shuffle_labels=shuffle_labels,
-        )
+            folder, train=train, val=val, test=test, seed=seed, noise=noise, hide_flags=hide_flags,
+            mix=shares, shuffle_labels=shuffle_labels,  # type: ignore[arg-type]  # it checks that there are three
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from None
     write_out(described(folder, written))
