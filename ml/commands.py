@@ -230,8 +230,6 @@ def serve(
     """Answer HTTP requests: docs/serving.md."""
     require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
     least = _min_confidence(min_confidence)
-    if not max_wait_ms >= 0:  # nan passes the bounds above
-        raise ConfigError(f"max-wait-ms must be a number from 0 to 10,000, got {max_wait_ms}. Try 2.")
     from ml.serve.server import serve as answer
     from ml.serve.service import Limits
 

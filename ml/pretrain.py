@@ -79,7 +79,7 @@ class Architecture(Section):
 class PretrainConfig(Section):
     """What to make and how long to train it."""
 
-    output_dir: Place = Field(description="Folder of the new base.")
+    output_dir: Place = Field(description="Folder of the new base; it must be new or empty.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, windows and order.")
     steps: int = Field(2000, ge=0, le=MOST_STEPS, description="Optimizer steps; 0 writes the base as it starts.")
     batch_size: int = Field(24, ge=1, le=CHUNK, description="Windows of a step.")

@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from ml import TrainingPipeline
+from ml.cli import main
 from ml.config import Config
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
@@ -56,44 +60,52 @@ def empty_base(words: list[object]) -> None:
             path.unlink()
 
 
-@pytest.mark.parametrize("name", NAMES)
+def ends(stdout: IO[str], words: Sequence[object]) -> object:
+    """The exit code of a command whose standard output is this stream."""
+    before, sys.stdout = sys.stdout, stdout
+    try:
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+    finally:
+        sys.stdout = before
+        with suppress(OSError):  # what is still in its buffer has nowhere to go
+            stdout.close()
+    return end.value.code
+
+
 @pytest.mark.promise("B10")
-def test_a_result_that_a_full_disk_does_not_take_ends_with_74(name: str, commands: dict[str, list[object]]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_result_that_a_full_disk_does_not_take_ends_with_74(
+    name: str, commands: dict[str, list[object]], capsys: pytest.CaptureFixture[str]
+) -> None:
     empty_base(commands[name])
-    with FULL.open("wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "ml", *map(str, commands[name])],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == IO_FAULT, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line == (
-        "error: standard output: No space left on device. Make room or give access and run again; "
-        "what was finished is whole."
-    )
-    assert "Traceback" not in done.stderr
+    assert ends(FULL.open("w"), commands[name]) == IO_FAULT
+    err = capsys.readouterr().err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "No space left on device. Make room or give access and run again; what was finished is whole." in line
+    assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.promise("B10")
-def test_a_reader_that_goes_away_costs_nothing(name: str, commands: dict[str, list[object]]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reader_that_goes_away_costs_nothing(
+    name: str, commands: dict[str, list[object]], capsys: pytest.CaptureFixture[str]
+) -> None:
     empty_base(commands[name])
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "ml", *map(str, commands[name])],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    os.close(writing)
-    assert done.returncode in ((0, 1) if name == "--help" else (0,)), done.stderr
-    assert "error: " not in done.stderr
-    assert "Traceback" not in done.stderr
+    assert ends(os.fdopen(writing, "w"), commands[name]) == (1 if name == "--help" else 0)  # that is click's own
+    assert "error: " not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stdout", "code"), [("/dev/full", IO_FAULT), (os.devnull, 0)])
+def test_a_whole_process_ends_as_the_command_does(stdout: str, code: int, commands: dict[str, list[object]]) -> None:
+    with Path(stdout).open("wb") as stream:
+        command = [sys.executable, "-m", "ml", *map(str, commands["check"])]
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code
+    said = "error: standard output: No space left on device. Make room or give access and run again; "
+    assert done.stderr == (f"{said}what was finished is whole.\n" if code else "")
 
 
 def test_a_result_with_nowhere_to_go_ends_with_74(commands: dict[str, list[object]]) -> None:
@@ -104,9 +116,14 @@ def test_a_result_with_nowhere_to_go_ends_with_74(commands: dict[str, list[objec
     assert (done.returncode, "standard output: Bad file descriptor" in done.stderr) == (IO_FAULT, True), done.stderr
 
 
-def test_progress_that_nobody_takes_costs_nothing(commands: dict[str, list[object]]) -> None:
-    with FULL.open("wb") as full:
-        command = [sys.executable, "-m", "ml", *map(str, commands["train --json"])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
-    assert done.returncode == 0
-    assert done.stdout.startswith(b"{")
+def test_progress_that_nobody_takes_costs_nothing(
+    commands: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    stream = FULL.open("w")
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in commands["train --json"]])
+    assert end.value.code == 0
+    assert capsysbinary.readouterr().out.startswith(b"{")
+    with suppress(OSError):
+        stream.close()

@@ -681,10 +681,10 @@ def test_every_code_and_metric_of_the_page_is_there(server: Served) -> None:
         (["{model}", "--host", "a" * 300], "--host must be an address of this machine, got 'aaa"),
         (["{model}", "--host", "bücher.invalid"], "--host must be an address of this machine, got 'bücher.invalid'"),
         (["{model}", "--host", "\udcff"], "--host must be an address of this machine, got '\\udcff'"),
-        (["{model}", "--port", "65536"], "65536 is not in the range 0<=x<=65535"),
-        (["{model}", "--max-wait-ms", "nan"], "max-wait-ms must be a number from 0 to 10,000, got nan"),
-        (["{model}", "--max-wait-ms", "1e9"], "is not in the range 0<=x<=10000"),
-        (["{model}", "--queue", "9" * 30], "is not in the range 1<=x<=100000"),
+        (["{model}", "--port", "65536"], "for '--port': Input should be less than or equal to 65535"),
+        (["{model}", "--max-wait-ms", "nan"], "for '--max-wait-ms': Input should be less than or equal to 10000"),
+        (["{model}", "--max-wait-ms", "1e9"], "for '--max-wait-ms': Input should be less than or equal to 10000"),
+        (["{model}", "--queue", "9" * 30], "for '--queue': Input should be less than or equal to 100000"),
         (["{model}", "--min-confidence", "nan"], "min-confidence must be auto or a number from 0 to 1, got nan"),
         (["{model}", "--min-confidence", "2"], "min-confidence must be auto or a number from 0 to 1, got 2.0"),
         (["{model}", "--min-confidence", "most"], "min-confidence must be auto or a number from 0 to 1, got 'most'"),
@@ -730,6 +730,8 @@ def serving_at_once(model: Path, stdout: Any) -> Iterator[tuple[subprocess.Popen
                     time.sleep(0.01)
                 else:
                     status = connection.getresponse().status
+                finally:
+                    connection.close()
             assert status == 200
             yield process, port
         finally:

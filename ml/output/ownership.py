@@ -32,7 +32,7 @@ PAGE_MARK = b"Written by ctxtrain"
 
 def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() and any(
-        (folder / name).exists() for name in ("run.lock", "metrics.jsonl", "training_summary.json", "checkpoints")
+        (folder / name).exists() for name in ("run.lock", "metrics.jsonl", "training_summary.json")
     )
 
 
