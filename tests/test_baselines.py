@@ -210,7 +210,7 @@ FINDINGS: dict[Finding, tuple[tuple[float, float], ...]] = {
 def test_what_is_found_follows_from_three_intervals(expected: Finding) -> None:
     scores = leads(*FINDINGS[expected])
     assert finding(scores, "catboost", "class_prior", trusted=True) == expected
-    untrusted = "ahead, untrusted" if expected == "ahead" else expected
+    untrusted = f"{expected}, untrusted" if expected in ("ahead", "not ahead") else expected
     assert finding(scores, "catboost", "class_prior", trusted=False) == untrusted
 
 
@@ -251,7 +251,8 @@ def test_who_learned_is_seen_from_the_rows_and_the_best_of_several_needs_more(
 
 
 def summary(expected: Finding, doubt: str | None = None) -> dict[str, Any]:
-    scores = leads(*FINDINGS["ahead" if expected == "ahead, untrusted" else expected])
+    known: Any = expected.removesuffix(", untrusted")
+    scores = leads(*FINDINGS[known])
     verdicts = ("met", "met, but within chance", "missed")
     return {
         "targets": [{"metric": m, "verdict": v} for m, v in zip(("accuracy", "macro_f1", "x"), verdicts, strict=True)],
@@ -337,3 +338,6 @@ def test_the_verdict_claims_nothing_from_intervals_that_are_not_to_be_trusted() 
     )
     assert "Before using it, judge it on 10 blocks of windows or more, such as days." in said
     assert said.endswith("The intervals are not to be trusted: 3 blocks are fewer than 10.")
+    said = verdict(summary("not ahead, untrusted", doubt="3 blocks are fewer than 10"))
+    assert said.startswith("Which to use is not shown: the model does not beat the best baseline, CatBoost (macro-F1")
+    assert "Before using either, judge both on 10 blocks of windows or more, such as days." in said

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ml.data.check import check_files
-from ml.data.clock import ISO, NUMBER, UNITS, nanoseconds
+from ml.data.clock import ISO, NAIVE, NUMBER, UNITS, nanoseconds
 from ml.data.folds import walk_forward
 from ml.data.leaks import BY_PLACE, purged_rows
 from ml.data.rows import Window
@@ -65,7 +65,8 @@ def test_a_moment_is_the_same_to_the_nanosecond_however_it_is_written(written: s
     moment = START + timedelta(hours=7, minutes=3, seconds=1)
     stamp, unit = nanoseconds(WRITTEN[written](moment))
     assert stamp == since(moment, 10**9)
-    assert unit == (ISO if "ISO" in written else f"{written.removesuffix(' as a float')} since 1970")
+    iso = NAIVE if "without" in written else ISO
+    assert unit == (iso if "ISO" in written else f"{written.removesuffix(' as a float')} since 1970")
 
 
 def test_fractions_are_exact() -> None:
@@ -363,16 +364,41 @@ def test_the_time_comes_before_its_other_names() -> None:
 
 
 def test_each_unit_ends_where_no_other_begins() -> None:
-    year_2199 = since(datetime(2199, 12, 31, tzinfo=UTC), 1)
-    ranges = sorted((least, year_2199 * of_a_second) for least, of_a_second in UNITS.values())
+    may_2033 = since(datetime(2033, 5, 18, tzinfo=UTC), 1)
+    ranges = sorted((least, may_2033 * of_a_second) for least, of_a_second in UNITS.values())
     for (_, end), (start, _) in pairwise(ranges):
         assert end < start
     for unit, (least, of_a_second) in UNITS.items():
-        for value in (least, year_2199 * of_a_second):
+        for value in (least, may_2033 * of_a_second):
             assert nanoseconds(value) == (value * (10**9 // of_a_second), unit)
+
+
+@pytest.mark.parametrize("value", [2401020930, 20240102093000, 638_396_658_000_000_000, 620_000_000_000_000_000])
+def test_numbers_of_other_clocks_are_refused(value: int) -> None:
+    """January 2024 in digits, with and without the century, and two dates in .NET's ticks."""
+    with pytest.raises(ValueError, match="Write other clocks as ISO 8601"):
+        nanoseconds(value)
 
 
 def test_a_single_row_is_answered_whatever_its_times(tmp_path: Path) -> None:
     for written in WRITTEN:
         window: Window = make_window(timed([make_row()], written)[0])
         assert window.placed.event == "2025-03-03T10:29:00+00:00"
+
+
+def test_times_of_a_day_as_plain_numbers_join_no_days(tmp_path: Path) -> None:
+    """093000 each morning, five months apart: bar_index places the windows, and without it nothing does."""
+    files = {"train": dated_rows(40, seed=1, apart=600), "val": dated_rows(12, seed=2, apart=600)}
+    for days, rows in files.items():
+        for n, row in enumerate(rows):
+            for place, bar in enumerate(bars_of(row)):
+                bar |= {"time": 93000 + 100 * place, "bar_index": (0 if days == "train" else 10**6) + 600 * n + place}
+    paths: Any = {name: write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in files.items()}
+    assert "shared bars" not in {leak["kind"] for leak in check_files(paths)["leaks"]}
+    for row in (*files["train"], *files["val"]):
+        for bar in bars_of(row):
+            del bar["bar_index"]
+    paths = {name: write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in files.items()}
+    report = check_files(paths)
+    assert "shared bars" not in {leak["kind"] for leak in report["leaks"]}
+    assert any("times are plain numbers that begin anew" in what for what in report["unchecked"])

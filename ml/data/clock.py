@@ -2,8 +2,9 @@
 
 Comes in: ISO 8601 text, or a number. Goes out: whole nanoseconds and the name of the unit, exact however the time was
 written. A number is seconds, milli-, micro- or nanoseconds since 1970 if that puts it between 1973 (for milliseconds
-1979) and 2199; these ranges do not meet. One below 10⁸ counts from anywhere, in a unit nobody knows, and is comparable
-with others of its kind only. Any other number has no unit.
+1979, for nanoseconds 2001) and May 2033; these ranges do not meet. Beyond lie other clocks: 2401020930 is January 2024
+as yymmddhhmm, 638396658000000000 the same in .NET's ticks. A number below 10⁸ counts from anywhere, in a unit nobody
+knows, and is comparable with others of its kind only. Any other number has no unit.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from ml.errors import shown
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
-ISO, NUMBER = "ISO 8601 text", "plain numbers of no known unit"
+ISO, NAIVE = "ISO 8601 text", "ISO 8601 text without a zone, taken as UTC"
+NUMBER = "plain numbers of no known unit"
 _EPOCH, _NAIVE_EPOCH = datetime(1970, 1, 1, tzinfo=UTC), datetime(1970, 1, 1)  # noqa: DTZ001  # no zone is UTC
 _EARLIEST, _LATEST = (round((datetime(year, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds()) for year in (1800, 2200))
 _PLAIN = 10**8
+_LAST = 2 * 10**9  # seconds that a number may say
 # The least of each, and how many of them a second has. 201,012,312,359 is December 2010 in digits, not 1976.
 UNITS = {
     "seconds since 1970": (_PLAIN, 1),
     "milliseconds since 1970": (3 * 10**11, 10**3),
     "microseconds since 1970": (10**14, 10**6),
-    "nanoseconds since 1970": (10**17, 10**9),
+    "nanoseconds since 1970": (10**18, 10**9),
 }
 _BEYOND_MICROSECONDS = re.compile(r"[.,]\d{6}(\d{1,3})")  # which datetime cuts off
 # What exporters call the time of a bar, the likeliest first; without case, blanks, - and _.
@@ -39,21 +42,21 @@ _SPELLINGS = (
 def nanoseconds(value: object) -> tuple[int, str]:
     """The moment and its unit. Raises ValueError, with the rule and the value, for anything else."""
     if isinstance(value, str):
-        return _of_text(value), ISO
+        return _of_text(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"must be ISO 8601 text or a number, got {shown(value)}")  # noqa: TRY004  # a fault of a row
     if -_PLAIN < value < _PLAIN:
         return _scaled(value, 1), NUMBER
     for unit, (least, in_a_second) in UNITS.items():
-        if least <= value < _LATEST * in_a_second:
+        if least <= value < _LAST * in_a_second:
             return _scaled(value, in_a_second), unit
     raise ValueError(
-        "must be ISO 8601 text, or seconds, milli-, micro- or nanoseconds since 1970 from 1979 to 2199, or a number "
-        f"below {_PLAIN:,}, got {shown(value)}"
+        "must be ISO 8601 text, or seconds, milli-, micro- or nanoseconds since 1970 (nanoseconds from 2001 on, all to "
+        f"May 2033), or a number below {_PLAIN:,}, got {shown(value)}. Write other clocks as ISO 8601"
     )
 
 
-def _of_text(value: str) -> int:
+def _of_text(value: str) -> tuple[int, str]:
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
@@ -63,7 +66,8 @@ def _of_text(value: str) -> int:
     if not _EARLIEST <= seconds < _LATEST:
         raise ValueError(f"must lie in the years 1800 to 2199, got {shown(value)}")
     finer = _BEYOND_MICROSECONDS.search(value) if len(value) > 26 else None
-    return seconds * SECOND + since.microseconds * 1000 + (int(finer[1].ljust(3, "0")) if finer else 0)
+    stamp = seconds * SECOND + since.microseconds * 1000 + (int(finer[1].ljust(3, "0")) if finer else 0)
+    return stamp, ISO if moment.tzinfo else NAIVE
 
 
 def _scaled(value: float, in_a_second: int) -> int:

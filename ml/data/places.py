@@ -58,6 +58,7 @@ class Places:
     index: Track = field(default_factory=Track)
     units: set[str] = field(default_factory=set)
     bars: array[int] = field(default_factory=lambda: array("q"))  # three a remembered bar: window, number, content
+    clock: array[int] = field(default_factory=lambda: array("q"))  # the same of a first bar's time, a plain number
     _names: dict[str, str] = field(default_factory=dict)
 
     def see(self, window: Window) -> None:
@@ -68,6 +69,9 @@ class Places:
         self.index.see(placed.index)
         if placed.unit:
             self.units.add(placed.unit)
+        if placed.unit == NUMBER and placed.time:
+            first = hash(tuple(float(window.bars[name][0]) for name in ("open", "high", "low", "close")))
+            self.clock.extend((len(self.symbols) - 1, placed.time.first, first))
         if placed.index and placed.index.last - placed.index.first == len(window.bars["close"]) - 1:
             self._remember(window, placed.index)
 
@@ -102,11 +106,15 @@ class Spans:
 def spans_of(files: Mapping[str, Places], *, whole: bool = False) -> Spans | None:
     """The windows of all files on one scale, or None where there is none that places windows of each.
 
-    With `whole`, where there is none that places all windows. Time is preferred unless most windows of a file lack it.
+    With `whole`, where there is none that places all windows. Time is preferred unless most windows of a file lack it,
+    or it is a plain number.
     """
-    scales = {"time": {name: one.time for name, one in files.items()}} if len(_kinds(files)) == 1 else {}
+    kinds = _kinds(files)
+    scales = {"time": {name: one.time for name, one in files.items()}} if kinds == {"dates"} else {}
     if not disagreeing(files):
         scales["bar_index"] = {name: one.index for name, one in files.items()}
+    if kinds == {"plain numbers"} and not disagreeing(files, "time"):
+        scales["time"] = {name: one.time for name, one in files.items()}
     for least in (1.0,) if whole else (0.5, 1e-9):
         for scale, tracks in scales.items():
             if all(track.share >= least for track in tracks.values()):
@@ -119,6 +127,8 @@ def why_no_spans(files: Mapping[str, Places]) -> str:
     if len(kinds := _kinds(files)) > 1:
         told = ", ".join(f"{one.kind} in {name}" for name, one in files.items() if one.kind)
         return f"times are {told}, which do not compare"
+    if kinds == {"plain numbers"} and disagreeing(files, "time"):
+        return "times are plain numbers that begin anew, as those of a day do, and there is no bar_index that does not"
     if rows := disagreeing(files):
         count = sum(len(one.symbols) for one in files.values())
         return (
@@ -128,13 +138,17 @@ def why_no_spans(files: Mapping[str, Places]) -> str:
     return UNPLACED
 
 
-def disagreeing(files: Mapping[str, Places]) -> int:
-    """Windows whose bars differ from what an earlier window has at the same numbers; 0 if so few that it is no rule."""
+def disagreeing(files: Mapping[str, Places], scale: str = "bar_index") -> int:
+    """Windows whose bars differ from what an earlier window has at the same numbers; 0 if so few that it is no rule.
+
+    With the scale `time` of the first bars of windows, where times are plain numbers: those of a day begin anew, too.
+    """
     seen: dict[tuple[str, int], int] = {}
     found = 0
     for one in files.values():
         other = set()
-        for window, number, content in zip(one.bars[::3], one.bars[1::3], one.bars[2::3], strict=True):
+        bars = one.bars if scale == "bar_index" else one.clock
+        for window, number, content in zip(bars[::3], bars[1::3], bars[2::3], strict=True):
             if seen.setdefault((one.symbols[window], number), content) != content:
                 other.add(window)
         found += len(other)

@@ -16,7 +16,7 @@ from scipy.stats import norm
 from ml.evaluation.baseline import WITHOUT_INPUT, Baseline
 from ml.evaluation.intervals import LEVEL, Judged, difference_intervals
 
-Finding = Literal["ahead", "ahead, untrusted", "not ahead", "undecided", "nothing learned"]
+Finding = Literal["ahead", "ahead, untrusted", "not ahead", "not ahead, untrusted", "undecided", "nothing learned"]
 Ints = NDArray[np.int64]
 
 TAIL = (1 - LEVEL) / 2
@@ -64,11 +64,12 @@ def compare(
 def finding(scores: Mapping[str, Any], best: str, chance: str, *, trusted: bool) -> Finding:
     """What the intervals of three leads in macro-F1 show: model over best baseline, and either over chance.
 
-    ahead               the model leads the best baseline beyond chance
-    ahead, untrusted    its interval says so, but intervals are not to be trusted
-    not ahead           it does not, and the best baseline leads what reads no input: that one is to be used
-    undecided           it does not, and of the two only the model leads what reads no input
-    nothing learned     neither leads what reads no input
+    ahead                  the model leads the best baseline beyond chance
+    ahead, untrusted       its interval says so, but intervals are not to be trusted
+    not ahead              it does not, and the best baseline leads what reads no input: that one is to be used
+    not ahead, untrusted   the intervals say so, but are not to be trusted: which is to be used is not shown
+    undecided              it does not, and of the two only the model leads what reads no input
+    nothing learned        neither leads what reads no input
     """
     model_learned = _positive(scores[chance]["difference"]["macro_f1"])
     baseline_learned = best != chance and _positive(scores[best]["over_chance"])
@@ -76,7 +77,9 @@ def finding(scores: Mapping[str, Any], best: str, chance: str, *, trusted: bool)
         return "nothing learned"
     if _positive(scores[best]["difference"]["macro_f1"]):
         return "ahead" if trusted else "ahead, untrusted"
-    return "not ahead" if baseline_learned else "undecided"
+    if not baseline_learned:
+        return "undecided"
+    return "not ahead" if trusted else "not ahead, untrusted"
 
 
 def _widened(lead: Mapping[str, Any], looks: int) -> dict[str, Any]:

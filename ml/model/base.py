@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -86,7 +87,8 @@ def _snapshot(base: str, revision: str | None) -> Path:
 def check_base(folder: Path) -> BaseFacts:
     """Raises one ConfigError with every fault of the files: config, weights, adapters; none of them is opened yet."""
     try:
-        faults, facts = _look(folder)
+        with refusing(ConfigError, "its files cannot be read"):
+            faults, facts = _look(folder)
     except ConfigError as error:
         faults, facts = error.faults, None
     if faults or facts is None:
@@ -106,6 +108,22 @@ def base_config(folder: Path) -> PreTrainedConfig:
     config.id2label = dict(enumerate(LABELS))
     config.label2id = {label: index for index, label in enumerate(LABELS)}
     return config
+
+
+def head_order(folder: Path) -> list[int] | None:
+    """For a base whose head has the classes of `LABELS` in another order: where each of `LABELS` stands in it."""
+    labels = [label.upper() for label in _head_labels(_object(folder / "config.json"))]
+    if sorted(labels) != sorted(LABELS) or labels == list(LABELS):
+        return None
+    return [labels.index(label) for label in LABELS]
+
+
+def _head_labels(values: Mapping[str, Any]) -> list[str]:
+    """The names of a head's classes in the order of its outputs; empty where config.json does not name them."""
+    labels = values.get("id2label")
+    if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):
+        return []
+    return [str(labels[key]) for key in sorted(labels, key=int)]
 
 
 def copy_tokenizer(folder: Path, target: Path) -> None:
@@ -136,7 +154,7 @@ def check_finite(folder: Path) -> None:
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118  # no mapping
-                if not bool(torch.isfinite(weights.get_tensor(name)).all()):
+                if not bool(torch.isfinite(weights.get_tensor(name).float()).all()):
                     raise ConfigError(
                         f"model.base: {path}: every weight must be finite, {name} holds a NaN or an infinity. Copy the "
                         "base anew from its source, or use another."
@@ -166,8 +184,7 @@ def _look(folder: Path) -> tuple[list[str], BaseFacts | None]:
     if fault:
         return [f"{fault}. Use the config.json and the weights of one checkpoint"], None
     head = next((shape for name, shape in shapes.items() if name == f"{HEAD}.weight"), None)
-    labels = values.get("id2label") if head else None
-    named = list(map(str, labels.values())) if isinstance(labels, dict) else ["without names"]
+    named = _head_labels(values) or ["without names"]
     return [], BaseFacts(folder, table[0], None if head is None or named == list(LABELS) else named, dropped)
 
 

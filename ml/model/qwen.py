@@ -10,12 +10,13 @@ texts are padded on the right and `batches.py` refuses a pad id inside a text.
 from __future__ import annotations
 
 import hashlib
+import string
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -26,6 +27,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from tokenizers import processors
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -45,6 +47,7 @@ from ml.model.base import (
     check_finite,
     copy_tokenizer,
     find_base,
+    head_order,
     language_config,
 )
 from ml.model.plain_config import HEAD, refusing
@@ -86,10 +89,19 @@ def load_tokenizer(base: str, revision: str | None = None) -> PreTrainedTokenize
         raise ConfigError(
             f"model.base needs a tokenizer with a pad token, {base!r} has none. Add one to its tokenizer."
         )
-    special = {name: getattr(own, name) for name in ("bos_token", "eos_token", "unk_token") if getattr(own, name)}
+    special: dict[str, Any] = {
+        name: getattr(own, name) for name in ("bos_token", "eos_token", "unk_token") if getattr(own, name)
+    }
+    named = {own.pad_token, *special.values()}
+    if others := [token for token in own.all_special_tokens if token not in named]:
+        special["extra_special_tokens"] = others
+    backend = own.backend_tokenizer
+    if backend.num_special_tokens_to_add(is_pair=False):
+        # What a tokenizer puts around a text would be lost where a text is cut, here and not there.
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
     with _loading(base):
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=own.backend_tokenizer,
+            tokenizer_object=backend,
             pad_token=own.pad_token or own.eos_token,
             split_special_tokens=True,
             padding_side="right",
@@ -98,6 +110,7 @@ def load_tokenizer(base: str, revision: str | None = None) -> PreTrainedTokenize
             **special,
         )
         _check_reopens(facts.folder, tokenizer)
+    _check_letters(facts.folder, tokenizer)
     largest = max(tokenizer.get_vocab().values())
     if largest >= facts.embedding_rows:
         raise ConfigError(
@@ -122,6 +135,19 @@ def _check_reopens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
                 f"model.base: {folder}: the tokenizer must give the same tokens when it is saved and opened again, "
                 f"{text!r} becomes {wanted[:8]} here and {found[:8]} there. Use a tokenizer of the base's own family."
             )
+
+
+def _check_letters(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ConfigError unless the tokenizer tells every character of a rendered window from the others."""
+    characters = f"{string.ascii_letters}{string.digits}-?"
+    ids = {character: tuple(tokenizer(character, split_special_tokens=True)["input_ids"]) for character in characters}
+    alike = [one for one in ids if not ids[one] or list(ids.values()).count(ids[one]) > 1]
+    if alike:
+        raise ConfigError(
+            f"model.base: {folder}: the tokenizer must give letters, digits, - and ? tokens of their own, it does not "
+            f"tell apart or drops {' '.join(alike[:12])}. A base needs tokenizer.json, or vocab.json with merges.txt, "
+            "of its own family: copy them from its source."
+        )
 
 
 def load_classifier(
@@ -160,6 +186,14 @@ def load_classifier(
             f"model.base must hold every weight but the head, {base!r} lacks {len(missing)}, first {missing[0]}. "
             "Use a whole checkpoint."
         )
+    if beyond := sorted(name for name in report["unexpected_keys"] if ".layers." in name and "mtp" not in name):
+        raise ConfigError(
+            f"model.base must have a place for every layer of its files, config.json of {base!r} has none for "
+            f"{len(beyond)} weights, first {beyond[0]}. Use the config.json and the weights of one checkpoint."
+        )
+    if (order := head_order(folder)) is not None and f"{HEAD}.weight" not in report["missing_keys"]:
+        with torch.no_grad():
+            getattr(model, HEAD).weight.copy_(getattr(model, HEAD).weight[order].clone())
     if any(weight.is_floating_point() and not bool(torch.isfinite(weight).all()) for weight in model.parameters()):
         check_finite(folder)
     getattr(model, HEAD).to(torch.float32)  # the head is trained, and trained weights stay float32

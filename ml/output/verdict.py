@@ -140,6 +140,12 @@ def comparison_said(own: float, found: Mapping[str, Any], *, brief: bool = False
             f"The model does not beat the best baseline, {name}, beyond chance{lead}. Nor does that baseline beat "
             f"{without_input}{alone}, which the model does{own_lead}. Before using either, judge both on more windows."
         )
+    if found["finding"] == "not ahead, untrusted":
+        return (
+            f"Which to use is not shown: the model does not beat the best baseline, {name}{lead}, and intervals that "
+            f"are not to be trusted cannot show that this baseline beats {without_input}{alone}. Before using either, "
+            "judge both on 10 blocks of windows or more, such as days."
+        )
     if found["finding"] == "not ahead":
         too = "does too" if chance["difference"]["macro_f1"]["interval"][0] > 0 else "is not shown to"
         return (

@@ -16,7 +16,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ml import TrainingPipeline
 from ml.cli import main
@@ -31,12 +31,13 @@ from ml.data.windows import WindowFile
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 from ml.labels import LABELS
 from ml.model.embedded import build_tokenizer
-from ml.model.qwen import load_tokenizer
+from ml.model.qwen import load_tokenizer, quiet_transformers
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import bars_of, dated_rows, learnable_rows, make_row, read, walk, write_rows
 from tests.reliability.conftest import Figure
 from tests.reliability.harness import write_config
 from tests.reliability.json_corpus import ACCEPTED, BLANK, REFUSED, SUITE, SUITE_TWICE, TWICE
+from tests.tiny_models import build_tiny
 
 BAD_DATA = 65
 GOOD = json.dumps({"context": "Long?", "label": "LONG"}).encode()
@@ -446,10 +447,14 @@ SPECIAL = ["<|endoftext|>", *(f"<|{name}|>" for name in NAMES)]
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """The embedded tokenizer with Qwen's special tokens, opened as a run opens it."""
-    folder = tmp_path_factory.mktemp("tokenizer")
+    folder = build_tiny(tmp_path_factory.mktemp("tokenizer"), "qwen3")
     made = build_tokenizer()
     made.add_special_tokens({"additional_special_tokens": SPECIAL[1:]})
     made.save_pretrained(folder)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.resize_token_embeddings(len(made))
+        model.save_pretrained(folder)
     opened = load_tokenizer(str(folder))
     assert set(opened.convert_tokens_to_ids(SPECIAL)) == set(opened.all_special_ids)
     assert len(opened.all_special_ids) == len(SPECIAL)
