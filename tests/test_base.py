@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ml import TrainingPipeline, load_model
@@ -161,6 +162,22 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "config.json describes more layers than numbers, the files",
     ),
     "wider": (config(hidden_size=10**6), "numbers, the files hold"),
+    "fewer layers": (
+        config(num_hidden_layers=1, layer_types=None),
+        "has none for 12 weights, first model.layers.1.input_layernorm.weight. Use the config.json and the weights",
+    ),
+    "deeply nested": (
+        content("config.json", lambda old: b'{"x":' + b"[" * 900 + b"]" * 900 + b"," + old.lstrip()[1:]),
+        "its files cannot be read (maximum recursion depth exceeded",
+    ),
+    "a number that float32 lacks": (
+        put("model.norm.weight", torch.full((32,), 1e300, dtype=torch.float64)),
+        "model.norm.weight holds a NaN or an infinity",
+    ),
+    "no tokenizer": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        "the tokenizer must give letters, digits, - and ? tokens of their own",
+    ),
     "no rotation": (config(rope_parameters={"rope_type": "default", "rope_theta": 0.0}), "must give finite logits"),
 }
 
@@ -288,6 +305,25 @@ def test_a_file_and_a_run_are_not_taken_for_a_base(base: Path, tmp_path: Path) -
     shutil.copytree(base, tmp_path / "run" / "export")
     with pytest.raises(ConfigError, match=r"a checkpoint lies in .*/run/export\. Give that folder"):
         open_base(str(tmp_path / "run"))
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_left_out(tmp_path: Path) -> None:
+    """It would be lost where a text is cut, here and not in transformers, and the export would differ."""
+    base = build_tiny(tmp_path / "base", "qwen3")
+    plain = load_tokenizer(str(base))("4821")["input_ids"]
+    own = Tokenizer.from_file(str(base / "tokenizer.json"))
+    own.post_processor = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    own.save(str(base / "tokenizer.json"))
+    assert tokenizer(base)("4821")["input_ids"] == [0, *plain]
+    assert load_tokenizer(str(base))("4821")["input_ids"] == plain
+
+
+def test_a_head_with_the_classes_in_another_order_is_put_in_order(base: Path) -> None:
+    config(id2label={"2": "SHORT", "0": "SKIP", "1": "long"}, label2id={"SKIP": 0, "long": 1, "SHORT": 2})(base)
+    put("score.weight", torch.arange(3.0)[:, None].expand(3, 32).contiguous())(base)
+    assert "a head of 3 classes (SKIP, long, SHORT)" in open_base(str(base)).notes()[0]
+    model: Any = load_classifier(str(base), 0)
+    assert model.score.weight[:, 0].tolist() == [1.0, 2.0, 0.0]
 
 
 class Skewed(FastClassifier):

@@ -493,3 +493,23 @@ def test_the_new_marks_are_whole_tokens_of_the_embedded_base() -> None:
         opens = len(re.findall(r"O\d\d", rendered))
         tail = len(re.findall(r"[rat]\d\d|\?", parts(rendered)[2]))
         assert len(tokenizer.encode(rendered).ids) == 2 * 40 + opens + marks + tail
+
+
+@pytest.mark.parametrize(
+    ("name", "quiet", "wild"),
+    [
+        ("volume", [100, 101, 102], [5000 * 2**n for n in range(10)]),
+        ("delta", [2, -2], [500, -900, 1500, -3000, 5000, 9000]),
+    ],
+)
+def test_many_wild_values_keep_their_order(name: str, quiet: list[int], wild: list[int]) -> None:
+    """A quiet night and then a market that opens: whether it grows or dies away is seen."""
+    windows = []
+    for tail in (wild, wild[::-1]):
+        row = make_row(flags=False, delta=name == "delta")
+        values = [quiet[n % len(quiet)] for n in range(30 - len(tail))] + tail
+        for bar, value in zip(bars_of(row), values, strict=True):
+            bar[name] = value
+        windows.append(make_window(row))
+    first, second = fit_codec("compact", windows).render_all(windows)
+    assert first != second

@@ -13,6 +13,7 @@ import pytest
 from ml import TrainingPipeline
 from ml.cli import main
 from ml.config import Config
+from ml.output.files import write_result
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 from tests.test_owned_files import pretrain_file
@@ -127,3 +128,13 @@ def test_progress_that_nobody_takes_costs_nothing(
     assert capsysbinary.readouterr().out.startswith(b"{")
     with suppress(OSError):
         stream.close()
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="nothing reads this pipe"):
+        write_result(tmp_path / "pipe", b"x")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_result(tmp_path / "pipe", b"x")
+    assert os.read(reader, 2) == b"x"
+    os.close(reader)

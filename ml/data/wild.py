@@ -82,6 +82,19 @@ def _drawn(prices: Floats, unit: float) -> tuple[Floats, Bools]:
     return drawn[place], (cluster[place] != core).any(axis=0)
 
 
+def _order(sizes: Floats, is_wild: Bools) -> Floats:
+    """Where each wild size stands among those of its window, from 0 for the smallest to below 1; of the same shape.
+
+    So several wild values keep their order, and windows with the same ones in another order keep texts of their own.
+    """
+    order = np.zeros(sizes.shape)
+    for window in zip(*np.nonzero(is_wild.sum(axis=-1) > 1), strict=True):
+        wild = is_wild[window]
+        found, rank = np.unique(sizes[window][wild], return_inverse=True)
+        order[window][wild] = rank / len(found)
+    return order
+
+
 def near_values(values: Floats, most: Sequence[float]) -> tuple[Floats, Bools]:
     """Values of shape (K, ..., L), those nearer that lie too many typical deviations from the median; which do.
 
@@ -96,5 +109,5 @@ def near_values(values: Floats, most: Sequence[float]) -> tuple[Floats, Bools]:
         return values, is_wild
     furthest = np.where(is_wild, 0.0, deviation).max(axis=-1)
     limit = np.maximum(NEAREST * unit, furthest)[..., None]
-    away = np.sign(values - middle[..., None]) * limit
+    away = np.sign(values - middle[..., None]) * limit * (1 + _order(deviation, is_wild))
     return np.where(is_wild, middle[..., None] + away, values), is_wild

@@ -21,6 +21,7 @@ import shutil
 import stat
 import struct
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +41,7 @@ MANIFEST = "manifest.json"
 STANDARD_OUTPUT = Path("-")
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold; one date makes equal inputs equal bytes
 _CHUNK = 1 << 20
+READER_WAIT = 20  # tenths of a second for a pipe's reader to come
 _END, _END_SIGNATURE = struct.Struct("<4s16sH"), b"PK\5\6"  # a zip file's last record: its comment's length comes last
 _SEAL, _HEX = b"sha256 ", 64
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
@@ -128,9 +130,25 @@ def write_result(path: Path | None, content: bytes) -> None:
     if path is None or path == STANDARD_OUTPUT:
         write_out(content)
     elif path.exists() and not path.is_file():  # a pipe or a device: it is written to, not replaced
-        path.write_bytes(content)
+        with _open_special(path) as stream:
+            stream.write(content)
     else:
         write_bytes(path.resolve(), content)  # a link stays, and what it names is replaced
+
+
+def _open_special(path: Path) -> IO[bytes]:
+    """A pipe or a device, for writing. Raises OSError for a pipe that nobody opens to read for a while."""
+    for _ in range(READER_WAIT):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            time.sleep(0.1)
+        else:
+            os.set_blocking(descriptor, True)
+            return os.fdopen(descriptor, "wb")
+    raise OSError(errno.ENXIO, "nothing reads this pipe", str(path))
 
 
 def seal(archive: IO[bytes]) -> None:
