@@ -16,6 +16,7 @@ import torch
 from ml import TrainingPipeline, memory
 from ml.config import Config
 from ml.errors import DataError, OutOfMemory
+from ml.model.plain_config import refusing
 from ml.output import checkpoint
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
@@ -127,6 +128,8 @@ def test_the_message_has_what_was_asked_for_where_the_library_says_it() -> None:
 
 def test_only_want_of_memory_becomes_an_out_of_memory() -> None:
     with pytest.raises(OutOfMemory, match="memory ran out while reading"), memory.needed_for("while reading"):
+        torch.empty(TOO_MUCH, dtype=torch.uint8)
+    with pytest.raises(OutOfMemory), memory.needed_for("while opening"), refusing(DataError, "an export must open"):
         torch.empty(TOO_MUCH, dtype=torch.uint8)
     with pytest.raises(DataError, match="as it was"), memory.needed_for("while reading"):
         raise DataError("as it was")
