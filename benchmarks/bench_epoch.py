@@ -36,7 +36,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ml.config import Config
 from ml.labels import LABELS
-from ml.model.qwen import add_lora, load_classifier, load_tokenizer, trainable_parameters
+from ml.model.qwen import add_lora, load_classifier, trainable_parameters
+from ml.model.tokenizer import load_tokenizer
 from ml.sample import write_sample
 from ml.train import TrainingPipeline
 

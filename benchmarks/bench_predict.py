@@ -40,7 +40,8 @@ from ml.data.rows import Window
 from ml.data.windows import load_windows
 from ml.labels import LABELS
 from ml.model.embedded import embedded_base
-from ml.model.qwen import load_classifier, load_tokenizer
+from ml.model.qwen import load_classifier
+from ml.model.tokenizer import load_tokenizer
 from ml.output.predictor import Predictor
 from ml.sample import write_sample
 

@@ -37,6 +37,7 @@ The data flows down this list; a module imports only from modules above it.
     model.embedded    the package's own small Qwen and its tokenizer
     model.plain_config    what of a config.json a model may be made from
     model.base        what the files of a base must be
+    model.tokenizer   its tokenizer
     model.qwen        frozen base + LoRA + head
     model.agreement   does the engine give transformers' logits
     model.loss        class-weighted focal loss

@@ -39,7 +39,7 @@ from ml.limits import MOST_STEPS, MOST_TOKENS
 from ml.memory import needed_for
 from ml.model.base import language_config
 from ml.model.embedded import MAX_TOKENS, base_config, build_tokenizer
-from ml.model.qwen import load_tokenizer, open_base, quiet_transformers
+from ml.model.tokenizer import load_tokenizer, open_base, quiet_transformers
 from ml.output.files import make_folder, new_content, write_json
 from ml.output.ownership import refuse_taken
 from ml.practice.muon import Muon

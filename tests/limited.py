@@ -14,6 +14,7 @@ import torch
 
 from ml.cli import main
 from ml.model import qwen
+from ml.model.tokenizer import load_tokenizer
 
 USED = ("ml.evaluation.assess", "ml.output.charts", "ml.output.predictor", "ml.pretrain", "ml.repeat", "onnxruntime")
 
@@ -29,7 +30,7 @@ def load_libraries() -> None:
     torch.set_num_threads(1)
     for name in USED:
         import_module(name)
-    pad = qwen.load_tokenizer("embedded").pad_token_id
+    pad = load_tokenizer("embedded").pad_token_id
     model = qwen.add_lora(qwen.load_classifier("embedded", pad), r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
     model(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits.sum().backward()
 

@@ -18,7 +18,8 @@ from ml.model import qwen
 from ml.model.agreement import invented_rows, why_engine_differs
 from ml.model.base import check_base
 from ml.model.fast import FastClassifier
-from ml.model.qwen import load_classifier, load_tokenizer, open_base, quiet_transformers
+from ml.model.qwen import load_classifier
+from ml.model.tokenizer import load_tokenizer, open_base, quiet_transformers
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows
 from tests.tiny_models import build_tiny

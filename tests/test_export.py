@@ -30,6 +30,7 @@ from ml.data.rows import Window, parse_row
 from ml.errors import ConfigError, DataError, ExportError
 from ml.model import qwen
 from ml.model.answers import token_logits
+from ml.model.tokenizer import load_tokenizer
 from ml.output import checkpoint, reopen
 from ml.output.card import model_card
 from ml.output.export import TrainedLogits, check_reopened, reopened_logits
@@ -65,7 +66,7 @@ class Finished:
     def trained_logits(self) -> np.ndarray:
         """Logits of the best epoch's adapters on the frozen base, before any merging."""
         predictor = load_model(self.root)
-        tokenizer = qwen.load_tokenizer(self.config.model.base)
+        tokenizer = load_tokenizer(self.config.model.base)
         base = qwen.load_classifier(self.config.model.base, tokenizer.pad_token_id)
         model = qwen.add_lora(base, **self.config.lora.model_dump())
         name = f"checkpoint_epoch_{self.summary['best']['epoch']}.pt"
@@ -123,7 +124,7 @@ def test_python_use_gives_the_trained_logits(finished: Finished) -> None:
 
 
 def test_peft_opens_the_adapter(finished: Finished) -> None:
-    tokenizer = qwen.load_tokenizer(finished.config.model.base)
+    tokenizer = load_tokenizer(finished.config.model.base)
     base = qwen.load_classifier(finished.config.model.base, tokenizer.pad_token_id, seed=7)
     model = PeftModel.from_pretrained(base, finished.root / "export" / "adapter").eval()
     predictor = load_model(finished.root)

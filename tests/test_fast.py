@@ -30,6 +30,7 @@ from ml.model.graph import GraphClassifier
 from ml.model.loss import focal_loss
 from ml.model.merged import MergedClassifier
 from ml.model.passes import ADAPTER
+from ml.model.tokenizer import load_tokenizer
 from ml.output.predictor import Predictor
 from ml.progress import Reporter
 from ml.train import TrainingPipeline
@@ -451,6 +452,7 @@ def test_narrow_models_with_short_texts_answer_by_a_graph(
     changes: dict[str, Any], max_tokens: int, faster: type[nn.Module], tmp_path: Path
 ) -> None:
     folder = build_tiny(tmp_path, "qwen3")
+    tokenizer = load_tokenizer(str(folder))
     config = json.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps(config | changes))
     torch.manual_seed(0)
@@ -458,7 +460,7 @@ def test_narrow_models_with_short_texts_answer_by_a_graph(
         AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder, num_labels=3)).float().eval()
     )
     codec = Codec(kind="text", fields=[], features={})
-    assert type(Predictor(model, qwen.load_tokenizer(str(folder)), codec, 1.0, max_tokens).network) is faster
+    assert type(Predictor(model, tokenizer, codec, 1.0, max_tokens).network) is faster
 
 
 @pytest.mark.parametrize("mkl_is_wide", [True, False])
@@ -487,7 +489,7 @@ def test_a_merged_model_in_another_precision_keeps_its_own_forward_pass(tmp_path
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_predictor_answers_as_the_plain_model_for_short_and_long_texts(family: str, tmp_path: Path) -> None:
     folder = build_tiny(tmp_path, family)
-    model, tokenizer = qwen.load_classifier(str(folder), PAD).eval(), qwen.load_tokenizer(str(folder))
+    model, tokenizer = qwen.load_classifier(str(folder), PAD).eval(), load_tokenizer(str(folder))
     predictor = Predictor(model, tokenizer, Codec(kind="text", fields=[], features={}), 1.0, 900)
     assert isinstance(predictor.network, GraphClassifier) == (family in ("qwen2", "qwen3"))
     lengths = [3, 850, 20, 40, 900, 700, 1, *range(1, 40)]

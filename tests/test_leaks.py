@@ -22,7 +22,7 @@ from ml.data.twins import ANOTHER_TIME
 from ml.data.windows import WindowFile
 from ml.errors import ConfigError, DataError
 from ml.labels import LABELS
-from ml.model.qwen import load_tokenizer
+from ml.model.tokenizer import load_tokenizer
 from ml.output.verdict import verdict
 from ml.sample import write_sample
 from tests.conftest import Amount, MakeConfig
@@ -35,6 +35,7 @@ SPLITS = ("train", "val", "test")
 
 def clean_sample(folder: Path, seed: int) -> Files:
     """Simulated windows in time order, no bar in two files; every other seed shows no flags."""
+    folder = folder / f"sample_{seed}"
     write_sample(folder, train=90, val=30, test=30, seed=seed, hide_flags=seed % 2 == 1)
     return {name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in SPLITS}
 

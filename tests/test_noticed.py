@@ -11,7 +11,7 @@ from ml.cli import main
 from ml.data.check import check_files
 from ml.data.dataset import load_dataset
 from ml.data.windows import WindowFile
-from ml.model.qwen import load_tokenizer
+from ml.model.tokenizer import load_tokenizer
 from tests.helpers import Row, bars_of, dated_rows, make_window, read, write_rows
 
 

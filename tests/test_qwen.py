@@ -14,6 +14,7 @@ from ml.data.batches import collate, tokenise
 from ml.errors import ConfigError
 from ml.model import qwen
 from ml.model.loss import focal_loss
+from ml.model.tokenizer import load_tokenizer
 from tests.tiny_models import FAMILIES, build_tiny
 
 LORA = LoraConfig().model_dump()
@@ -21,7 +22,7 @@ TEXTS = ["short", "a longer text of several tokens", "12345678 23456789 r10a20?"
 
 
 def build(folder: Path, **lora: object) -> tuple[PeftModel, dict[str, torch.Tensor]]:
-    tokenizer = qwen.load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder))
     model = qwen.add_lora(qwen.load_classifier(str(folder), tokenizer.pad_token_id), **(LORA | lora))
     tokens = tokenise(TEXTS, tokenizer, 64)
     return model, collate(tokens, range(len(TEXTS)))
@@ -60,7 +61,7 @@ def test_every_family_trains_saves_merges_and_reloads(family: str, tmp_path: Pat
         plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
         torch.testing.assert_close(plain(**batch).logits, expected, atol=1e-5, rtol=0)
         assert plain.config.id2label == {0: "LONG", 1: "SHORT", 2: "SKIP"}
-        tokenizer = qwen.load_tokenizer(str(folder))
+        tokenizer = load_tokenizer(str(folder))
         base = qwen.load_classifier(str(folder), tokenizer.pad_token_id, seed=1)  # its own head is another one
         adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
         torch.testing.assert_close(qwen.logits(adapted, batch), expected, atol=1e-5, rtol=0)
@@ -122,7 +123,7 @@ def test_an_unknown_target_module_is_refused_with_those_there_are(tmp_path: Path
 
 def test_head_and_adapters_depend_on_the_seed_alone(tmp_path: Path) -> None:
     folder = build_tiny(tmp_path)
-    tokenizer = qwen.load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder))
 
     def state(seed: int) -> dict[str, torch.Tensor]:
         base = qwen.load_classifier(str(folder), tokenizer.pad_token_id, seed=seed)
@@ -153,7 +154,7 @@ def test_a_base_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -
     ):
         rule = rf"model\.base must be a Qwen checkpoint .* '{base}' is {re.escape(where)} that the hub gave {remedy}"
         with pytest.raises(ConfigError, match=rule):
-            qwen.load_tokenizer(base)
+            load_tokenizer(base)
     folder = build_tiny(tmp_path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=rf"model\.base must be .* '{folder}' is this folder {remedy}"):
@@ -170,7 +171,7 @@ def test_a_base_without_pad_token_takes_its_end_token(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
-    assert qwen.load_tokenizer(str(folder)).pad_token_id == tokenizer.eos_token_id
+    assert load_tokenizer(str(folder)).pad_token_id == tokenizer.eos_token_id
 
 
 def test_a_base_whose_config_names_no_pad_id_gets_the_tokenizers(tmp_path: Path) -> None:

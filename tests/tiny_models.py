@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ml.model.embedded import build_tokenizer
-from ml.model.qwen import quiet_transformers
+from ml.model.tokenizer import quiet_transformers
 
 COMMON: dict[str, Any] = {
     "hidden_size": 32,

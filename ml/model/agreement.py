@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ml.data.batches import Tokens, collate
 from ml.errors import ConfigError, FaultsError
-from ml.model.qwen import load_classifier, load_tokenizer, logits, open_base
+from ml.model.qwen import load_classifier, logits
+from ml.model.tokenizer import load_tokenizer, open_base
 
 LONGEST = 128  # tokens of a probe row: enough to see any rule of attention, few enough to take no time
 # The largest difference of two logits that rounding explains, as a share of the largest logit.

@@ -36,7 +36,8 @@ from ml.evaluation.calibration import TemperatureScaler
 from ml.evaluation.metrics import Metrics, evaluate_logits
 from ml.evaluation.selective import choose_thresholds
 from ml.memory import REMEDY, out_of_memory
-from ml.model.qwen import merge, quiet_transformers
+from ml.model.qwen import merge
+from ml.model.tokenizer import quiet_transformers
 from ml.output import reopen
 from ml.output.card import model_card
 from ml.output.files import needing, pack, share_or_copy, sync, to_json, write_manifest

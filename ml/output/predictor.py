@@ -44,7 +44,7 @@ from ml.model.fast import why_plain
 from ml.model.graph import GraphClassifier, suits
 from ml.model.merged import MergedClassifier
 from ml.model.plain_config import refusing
-from ml.model.qwen import quiet_transformers
+from ml.model.tokenizer import quiet_transformers
 from ml.output.files import MANIFEST, check_manifest, sha256_file, unpack
 from ml.output.foreign import check_tokenizer, open_config
 from ml.output.parsed import Part, read_as

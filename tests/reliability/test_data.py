@@ -31,7 +31,7 @@ from ml.data.windows import WindowFile
 from ml.errors import MAX_FAULTS_SHOWN, DataError
 from ml.labels import LABELS
 from ml.model.embedded import build_tokenizer
-from ml.model.qwen import load_tokenizer, quiet_transformers
+from ml.model.tokenizer import load_tokenizer, quiet_transformers
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import bars_of, dated_rows, learnable_rows, make_row, read, walk, write_rows
 from tests.reliability.conftest import Figure

@@ -27,6 +27,7 @@ from ml.model import qwen
 from ml.model.fast import FastClassifier
 from ml.model.loss import focal_loss
 from ml.model.plain_config import HEAD
+from ml.model.tokenizer import load_tokenizer
 from ml.output import checkpoint
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import learnable_rows, write_rows
@@ -219,7 +220,7 @@ def test_a_zeroed_head_starts_at_ln_3_and_the_base_never_changes(make_config: Ma
 def test_gradients_are_the_slopes_of_the_loss_in_float64(
     tmp_path: Path, amount: Amount, family: str, path: str, figure: Figure
 ) -> None:
-    tokenizer = qwen.load_tokenizer(str(build_tiny(tmp_path, family)))
+    tokenizer = load_tokenizer(str(build_tiny(tmp_path, family)))
     base = qwen.load_classifier(str(tmp_path), tokenizer.pad_token_id)
     model = qwen.add_lora(base, r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj", "o_proj"]).double()
     generator = torch.Generator().manual_seed(1)
@@ -372,7 +373,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
 def trained_logits(run: Path, texts: list[str]) -> np.ndarray:
     """Of the best epoch's adapters on the frozen base, before any merging."""
     config = Config.load(run / "config.yaml")
-    tokenizer = qwen.load_tokenizer(config.model.base)
+    tokenizer = load_tokenizer(config.model.base)
     model = qwen.add_lora(
         qwen.load_classifier(config.model.base, tokenizer.pad_token_id), **config.lora.model_dump()
     ).eval()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from ml import Config, TrainingPipeline
 from ml.errors import TrainingDiverged
 from ml.labels import LABELS
-from ml.model import qwen
+from ml.model.tokenizer import load_tokenizer, quiet_transformers
 from ml.output.run_folder import RunFolder
 from ml.output.verdict import verdict
 from tests.conftest import Amount
@@ -35,9 +35,9 @@ def texts(count: int, seed: int) -> list[dict[str, str]]:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A sound base, and the same with an embedding of one token that overflows in the first norm."""
     sound, sick = (tmp_path_factory.mktemp(name) for name in ("sound", "sick"))
-    tokenizer = qwen.load_tokenizer(str(build_tiny(sound)))
+    tokenizer = load_tokenizer(str(build_tiny(sound)))
     (token,) = tokenizer(SICK, add_special_tokens=False)["input_ids"]
-    with qwen.quiet_transformers():
+    with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(sound, dtype=torch.float32)
         with torch.no_grad():
             model.model.layers[0].input_layernorm.weight[0] = 3e38
