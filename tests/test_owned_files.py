@@ -629,7 +629,7 @@ def test_a_pipe_in_the_folder_of_a_base_is_refused(run: Path, tiny_base: Path, c
         if name != "tokenizer.json":
             (base / name).unlink()
     code, err = in_time(capsys, "check", Config.load(run / "config.yaml").data.train, "--base", base)
-    assert (code, "no tokenizer.json in it that is a file" in err) == (2, True)
+    assert (code, f"{base}/tokenizer.json: must be a regular file, and this is a named pipe." in err) == (65, True)
 
 
 @pytest.mark.parametrize("kind", ODD)

@@ -236,6 +236,7 @@ class ExportCheck(Part):
 
 
 class Summary(Part):
+    verdict: str
     model: Model
     data: Data
     epochs: Annotated[list[EpochRecord], Field(min_length=1)]
