@@ -83,8 +83,15 @@ def base_name(config: Config) -> str:
     return Path(base).name if Path(base).is_dir() else base
 
 
-def build_model(config: Config, pad_id: int, *, dtype: torch.dtype, quantization: str) -> PeftModel:
-    """The base in the given precision, with new adapters and head."""
+def build_model(
+    config: Config,
+    pad_id: int,
+    *,
+    dtype: torch.dtype,
+    quantization: str,
+    say: Callable[[str], None] | None = None,
+) -> PeftModel:
+    """The base in the given precision, with new adapters and head; `say` shows notes."""
     base = qwen.load_classifier(
         config.model.base,
         pad_id,
@@ -92,6 +99,7 @@ def build_model(config: Config, pad_id: int, *, dtype: torch.dtype, quantization
         dtype=dtype,
         quantization=quantization,
         seed=config.training.seed,
+        say=say,
     )
     return qwen.add_lora(base, **config.lora.model_dump(), seed=config.training.seed, base_name=base_name(config))
 
@@ -143,7 +151,9 @@ def build_learner(
     require_trackers(config.tracking.to)
     accelerator = make_accelerator(config.model.dtype)
     dtype = resolve_dtype(config.model.dtype)
-    model = build_model(config, pad_id, dtype=dtype, quantization=config.model.quantization)
+    model = build_model(
+        config, pad_id, dtype=dtype, quantization=config.model.quantization, say=lambda note: say(f"note: {note}")
+    )
     optimizer = make_optimizer(
         qwen.trainable_parameters(model).values(),
         learning_rate=training.learning_rate,

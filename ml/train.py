@@ -31,7 +31,7 @@ from ml.evaluation.metrics import evaluate_logits
 from ml.memory import SMALLER, needed_for
 from ml.model import qwen
 from ml.model.learner import Ints, Learner, LossFunction, NonFinite, refuse_not_finite
-from ml.model.tokenizer import load_tokenizer, open_base
+from ml.model.tokenizer import tokenizer_and_notes
 from ml.output import checkpoint
 from ml.output.export import place_export, prepare_export
 from ml.output.files import write_json
@@ -79,8 +79,7 @@ class TrainingPipeline:
         """Read, check, balance, render and tokenise the rows. Raises DataError with the faults of all files."""
         model, training = self.config.model, self.config.training
         self.base_name = build.base_name(self.config)
-        notes = open_base(model.base, model.revision).notes()
-        self.tokenizer = load_tokenizer(model.base, model.revision)
+        self.tokenizer, notes = tokenizer_and_notes(model.base, model.revision)
         self.data = load_dataset(self.files, self.tokenizer, **build.dataset_settings(self.config))
         windows = int(self.data.epoch_counts_C.sum())
         self.steps_per_epoch = steps_per_epoch(windows, training.batch_size, training.gradient_accumulation)

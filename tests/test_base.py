@@ -1,6 +1,7 @@
 """Bases as people have them: each ends in an export that opens, or is refused before the first step with the remedy."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ml import TrainingPipeline, load_model
 from ml.errors import ConfigError
 from ml.model import qwen
-from ml.model.agreement import invented_rows, why_engine_differs
+from ml.model.agreement import invented_rows, try_base, why_engine_differs
 from ml.model.base import check_base
 from ml.model.fast import FastClassifier
 from ml.model.qwen import load_classifier
-from ml.model.tokenizer import load_tokenizer, open_base, quiet_transformers
+from ml.model.tokenizer import load_tokenizer, open_base, quiet_transformers, tokenizer_and_notes
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows
 from tests.tiny_models import build_tiny
@@ -120,7 +121,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "five classes": (put("score.weight", torch.zeros(5, 32)), "it has 5. Use the language model that it was made from"),
     "pad beyond the table": (larger_vocabulary(pad_token="[PAD]"), "its pad token is '[PAD]', 16,827. Use the tok"),
     "a word beyond the table": (larger_vocabulary(), "it has ids up to 16,827 ('a new word')"),
-    "a smaller table": (config(vocab_size=16000), "model.base must be a Qwen checkpoint that transformers opens"),
+    "a smaller table": (
+        config(vocab_size=16000),
+        "first model.embed_tokens.weight: (16827, 32) in the files, (16000, 32) by config.json. Use the config.json",
+    ),
+    "a narrower layer": (put(GATE, torch.zeros(60, 32)), f"first {GATE}: (60, 32) in the files, (64, 32) by config"),
     "cut weights": (content("model.safetensors", lambda old: old[:-9]), "model.safetensors is cut or damaged"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "a checkpoint needs config.json and model"),
     "empty weights": (content("model.safetensors", lambda _: b""), "model.safetensors is cut or damaged"),
@@ -317,6 +322,33 @@ def test_what_a_tokenizer_puts_around_a_text_is_left_out(tmp_path: Path) -> None
     own.save(str(base / "tokenizer.json"))
     assert tokenizer(base)("4821")["input_ids"] == [0, *plain]
     assert load_tokenizer(str(base))("4821")["input_ids"] == plain
+
+
+def test_rules_of_a_tokenizer_that_transformers_replaces_are_said(tmp_path: Path) -> None:
+    base = build_tiny(tmp_path / "base", "qwen3")
+    assert tokenizer_and_notes(str(base))[1] == []
+    edit(base / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    own = Tokenizer.from_file(str(base / "tokenizer.json"))
+    for changes in ({"normalizer": normalizers.Lowercase()}, {"pre_tokenizer": pre_tokenizers.ByteLevel()}):
+        for name, value in changes.items():
+            setattr(own, name, value)
+        own.save(str(base / "tokenizer.json"))
+        (note,) = tokenizer_and_notes(str(base))[1]
+        assert re.search(
+            r"rules that transformers replaces .*tokens by the file and \d+ as transformers opens it", note
+        )
+
+
+def test_weights_without_a_place_are_said_but_those_of_other_parts_are_not(tmp_path: Path) -> None:
+    base = build_tiny(tmp_path / "base", "qwen3")
+    for name in ("lm_head.bias", "visual.blocks.0.weight", "mtp.layers.0.weight"):
+        put(name, torch.zeros(2))(base)
+    assert try_base(str(base))[1] == []
+    put("model.norm.bias", torch.zeros(32))(base)
+    put("value_head.weight", torch.zeros(1, 32))(base)
+    assert try_base(str(base))[1] == [
+        "2 weights of the base have no place in its classifier and are left out, first model.norm.bias"
+    ]
 
 
 def test_a_head_with_the_classes_in_another_order_is_put_in_order(base: Path) -> None:

@@ -57,9 +57,10 @@ def test_a_text_row_keeps_its_text() -> None:
     assert (window.text, window.label, window.id, window.bars, faults) == ("Trend up. Long?", 2, "7", {}, [])
 
 
-def test_a_gzip_file_reads_like_the_plain_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["packed.jsonl.gz", "PACKED.JSONL.GZ", "packed.jsonl"])
+def test_a_gzip_file_reads_like_the_plain_one_whatever_its_name(name: str, tmp_path: Path) -> None:
     plain = write_rows(tmp_path / "rows.jsonl", [make_row(seed=seed) for seed in range(3)])
-    packed = tmp_path / "rows.jsonl.gz"
+    packed = tmp_path / name
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     for a, b in zip(load_windows(plain), load_windows(packed), strict=True):
         assert (a.id, a.label) == (b.id, b.label)
@@ -95,7 +96,6 @@ def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encoded", "said"),
     [
-        (gzip.compress, "the file is packed by gzip. Name it .jsonl.gz, or unpack it."),
         (lambda content: content.decode().encode("utf-16"), "the file is UTF-16 or UTF-32 text. Save it as UTF-8."),
         (
             lambda content: b"\xfe\xff" + content.decode().encode("utf-16-be"),

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 WRITER_WAIT = 2000  # milliseconds for a pipe's writer to come
 _CHUNK = 1 << 17  # bytes that are asked for at once
+_GZIP = b"\x1f\x8b"  # how gzip data begins
 _UTF16 = "the file is UTF-16 or UTF-32 text. Save it as UTF-8."
 _NO_UTF8 = {  # how a file begins that is none
-    b"\x1f\x8b": "the file is packed by gzip. Name it .jsonl.gz, or unpack it.",
     codecs.BOM_UTF16_LE: _UTF16,
     codecs.BOM_UTF16_BE: _UTF16,
 }
@@ -131,7 +131,8 @@ class WindowFile:
                     copy = stack.enter_context(tempfile.TemporaryFile())
             stream = stack.enter_context(io.BufferedReader(_Watched(source, digest, copy), _CHUNK))
             try:
-                yield stack.enter_context(gzip.open(stream)) if self.path.suffix == ".gz" else stream
+                packed = stream.peek(len(_GZIP)).startswith(_GZIP) or self.path.suffix.lower() == ".gz"
+                yield stack.enter_context(gzip.open(stream)) if packed else stream
                 while stream.read(_CHUNK):
                     pass
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ml.data.batches import Tokens, collate
 from ml.errors import ConfigError, FaultsError
 from ml.model.qwen import load_classifier, logits
-from ml.model.tokenizer import load_tokenizer, open_base
+from ml.model.tokenizer import tokenizer_and_notes
 
 LONGEST = 128  # tokens of a probe row: enough to see any rule of attention, few enough to take no time
 # The largest difference of two logits that rounding explains, as a share of the largest logit.
@@ -40,9 +40,8 @@ def try_base(base: str) -> tuple[Tokenizer, list[str]]:
 
     Opens it in the precision of its files. Raises ConfigError with what is wrong with it.
     """
-    notes = open_base(base).notes()
-    tokenizer = load_tokenizer(base)
-    model = load_classifier(base, tokenizer.pad_token_id, dtype=None)
+    tokenizer, notes = tokenizer_and_notes(base)
+    model = load_classifier(base, tokenizer.pad_token_id, dtype=None, say=notes.append)
     why_engine_differs(model, model, invented_rows(len(tokenizer), tokenizer.pad_token_id))
     return tokenizer.backend_tokenizer, notes
 

@@ -145,7 +145,8 @@ def refusing(kind: type[ConfigError | DataError], rule: str, remedy: str = "Use 
         # tokenizers raises the bare class; memory that ran out is no fault of the files
         if ran_out(error) or (not isinstance(error, NOT_OPENED) and type(error) is not Exception):
             raise
-        reason = re.sub(r"\s+", " ", str(error)).strip()[:300].rstrip(".") or type(error).__name__
+        said = re.sub(r"\s+|For details look at .*", " ", str(error))
+        reason = said.strip()[:300].rstrip(".") or type(error).__name__
         raise kind(f"{rule} ({reason}). {remedy}.") from error
 
 

@@ -10,8 +10,9 @@ texts are padded on the right and `batches.py` refuses a pad id inside a text.
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -41,6 +42,10 @@ from ml.model.plain_config import HEAD
 from ml.model.tokenizer import loading
 from ml.runtime import Purpose, seed_torch
 
+# Weights of a whole checkpoint that a classifier of text never has: the language model's head, multi-token prediction,
+# and the towers of images and sound.
+_OF_OTHER_PARTS = re.compile(r"(^|\.)(lm_head|mtp|visual|vision_tower|audio_tower|thinker|talker)(\.|$)")
+
 
 def load_classifier(
     base: str,
@@ -50,9 +55,11 @@ def load_classifier(
     dtype: torch.dtype | None = torch.float32,
     quantization: str = "none",
     seed: int = 0,
+    say: Callable[[str], None] | None = None,
 ) -> PreTrainedModel:
     """The base with a 3-class head, drawn from the seed where the base brings none; a dtype of None is the files' own.
 
+    `say` is given a note of weights that the model has no place for, beyond those of a language or vision model.
     Raises ConfigError if the base cannot be opened as a sequence classifier, lacks more than the head or holds a weight
     that is not finite.
     """
@@ -71,6 +78,14 @@ def load_classifier(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        raise ConfigError(
+            f"model.base must hold weights of the shapes that its config.json describes, {len(mismatched)} of {base!r} "
+            f"differ, first {name}: {tuple(found)} in the files, {tuple(wanted)} by config.json. Use the config.json "
+            "and the weights of one checkpoint."
         )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(f"{HEAD}."))
     if missing:
@@ -83,6 +98,8 @@ def load_classifier(
             f"model.base must have a place for every layer of its files, config.json of {base!r} has none for "
             f"{len(beyond)} weights, first {beyond[0]}. Use the config.json and the weights of one checkpoint."
         )
+    if say and (unused := sorted(name for name in report["unexpected_keys"] if not _OF_OTHER_PARTS.search(name))):
+        say(f"{len(unused)} weights of the base have no place in its classifier and are left out, first {unused[0]}")
     if (order := head_order(folder)) is not None and f"{HEAD}.weight" not in report["missing_keys"]:
         with torch.no_grad():
             getattr(model, HEAD).weight.copy_(getattr(model, HEAD).weight[order].clone())

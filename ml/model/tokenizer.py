@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -37,7 +37,12 @@ def open_base(base: str, revision: str | None = None) -> BaseFacts:
 
 
 def load_tokenizer(base: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Tokenizer of a base whose files are sound.
+    """The tokenizer of `tokenizer_and_notes`."""
+    return tokenizer_and_notes(base, revision)[0]
+
+
+def tokenizer_and_notes(base: str, revision: str | None = None) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """Tokenizer of a base whose files are sound, and what a user should know of the base although a run can use it.
 
     Texts that spell a special token stay text, padding goes right, and cutting goes left, where the oldest bars are.
     Given here, and not set later, all three are saved with the tokenizer and so hold for whoever opens the export. Of
@@ -86,7 +91,29 @@ def load_tokenizer(base: str, revision: str | None = None) -> PreTrainedTokenize
             f"{tokenizer.pad_token!r}, {tokenizer.pad_token_id:,}. Use the tokenizer that belongs to the weights, or "
             "resize the embedding (resize_token_embeddings) and save the base anew."
         )
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    return cast(PreTrainedTokenizerBase, tokenizer), facts.notes() + _rule_notes(facts.folder, tokenizer)
+
+
+def _rule_notes(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """A note where transformers reads texts by other rules than those of the base's own tokenizer.json.
+
+    It builds the tokenizers of some families from the tokens of that file alone, with the rules of the family.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return []
+    with refusing(ConfigError, f"model.base: {folder}: tokenizer.json cannot be read"):
+        own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    own.encode_special_tokens = True
+    for text in SPELLED:
+        file_ids, ids = own.encode(text, add_special_tokens=False).ids, tokenizer(text)["input_ids"]
+        if file_ids != ids:
+            note = (
+                f"tokenizer.json of the base has rules that transformers replaces by those of its family: {text!r} is "
+                f"{len(file_ids)} tokens by the file and {len(ids)} as transformers opens it; training and the export "
+                "use the latter"
+            )
+            return [note]
+    return []
 
 
 def _check_reopens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
