@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ml.cli import main
 from ml.data.check import check_files
 from ml.data.dataset import load_dataset
+from ml.data.noticed import unit_line
 from ml.data.windows import WindowFile
 from ml.model.tokenizer import load_tokenizer
 from tests.helpers import Row, bars_of, dated_rows, make_window, read, write_rows
@@ -176,5 +177,7 @@ def test_a_run_says_the_unit_of_each_file_once(tmp_path: Path, tokenizer: PreTra
         oversampling="none", max_repeat=None, weights="none",
     )  # fmt: skip
     assert [note for note in data.notes() if "times" in note] == [
-        "times are read as ISO 8601 text in train, milliseconds since 1970 in val"
+        "times are read as ISO 8601 text in train; milliseconds since 1970 in val"
     ]
+    alike = dict.fromkeys(("train", "val", "test"), "ISO 8601 text")
+    assert unit_line(alike) == "times are read as ISO 8601 text in train, val and test"

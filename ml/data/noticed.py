@@ -109,8 +109,12 @@ class Noticed:
 
 def unit_line(units: Mapping[str, str | None]) -> str | None:
     """In which unit the times of files are, by their names."""
-    told = [f"{unit} in {name}" for name, unit in units.items() if unit]
-    return f"times are read as {', '.join(told)}" if told else None
+    files: dict[str, list[str]] = {}
+    for name, unit in units.items():
+        if unit:
+            files.setdefault(unit, []).append(name)
+    parts = [f"{unit} in {' and '.join(filter(None, [', '.join(n[:-1]), n[-1]]))}" for unit, n in files.items()]
+    return f"times are read as {'; '.join(parts)}" if parts else None
 
 
 def _rows(count: int, of: int) -> str:
