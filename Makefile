@@ -80,7 +80,7 @@ lock: .cache/lock/bin/uv ## write requirements/*.txt from pyproject.toml (UPGRAD
 
 clean: ## remove caches, build products, the sample data and the demo run
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/demo data/sample
-	find ml tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find ctxtrain ml tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## clean, and remove .venv and the lock tool
 	rm -rf $(VENV) .cache

@@ -20,13 +20,13 @@ from catboost import CatBoostClassifier
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from ml.data.codec import Codec, fit_codec
-from ml.data.rows import Window
-from ml.data.sampling import labels_of
-from ml.data.windows import load_windows
-from ml.evaluation.baseline import fit_baselines
-from ml.evaluation.inputs import input_names, window_inputs
-from ml.sample import write_sample
+from ctxtrain.data.codec import Codec, fit_codec
+from ctxtrain.data.rows import Window
+from ctxtrain.data.sampling import labels_of
+from ctxtrain.data.windows import load_windows
+from ctxtrain.evaluation.baseline import fit_baselines
+from ctxtrain.evaluation.inputs import input_names, window_inputs
+from ctxtrain.sample import write_sample
 
 NAMES = ("logistic_regression", "gradient_boosting", "extra_trees", "catboost")
 BORDERS = (63, 254)

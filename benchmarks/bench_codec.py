@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench_base import best_run, test_score
 
-from ml.sample import write_sample
+from ctxtrain.sample import write_sample
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

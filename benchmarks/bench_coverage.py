@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import norm
 
-from ml.evaluation.intervals import REPLICATES, Judged, difference_intervals, score_intervals
-from ml.evaluation.metrics import confusion_scores, log_losses
-from ml.labels import LABELS
+from ctxtrain.evaluation.intervals import REPLICATES, Judged, difference_intervals, score_intervals
+from ctxtrain.evaluation.metrics import confusion_scores, log_losses
+from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

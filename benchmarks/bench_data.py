@@ -32,8 +32,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ml.labels import LABELS
-from ml.sample import write_sample
+from ctxtrain.labels import LABELS
+from ctxtrain.sample import write_sample
 
 DISTINCT = 1200  # rows that the file repeats
 
@@ -41,8 +41,8 @@ DISTINCT = 1200  # rows that the file repeats
 def ours(path: str, scratch: str) -> Iterator[Any]:
     from peers import qwen_tokenizer_fast
 
-    from ml.data.dataset import load_dataset
-    from ml.data.windows import WindowFile
+    from ctxtrain.data.dataset import load_dataset
+    from ctxtrain.data.windows import WindowFile
 
     tokenizer = qwen_tokenizer_fast()
     yield

@@ -34,12 +34,12 @@ import torch
 from peers import qwen_tokenizer_fast, row_text
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from ml.config import Config
-from ml.labels import LABELS
-from ml.model.qwen import add_lora, load_classifier, trainable_parameters
-from ml.model.tokenizer import load_tokenizer
-from ml.sample import write_sample
-from ml.train import TrainingPipeline
+from ctxtrain.config import Config
+from ctxtrain.labels import LABELS
+from ctxtrain.model.qwen import add_lora, load_classifier, trainable_parameters
+from ctxtrain.model.tokenizer import load_tokenizer
+from ctxtrain.sample import write_sample
+from ctxtrain.train import TrainingPipeline
 
 BATCH, RATE = 8, 1.0e-4
 VALIDATION = 16

@@ -33,13 +33,13 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from ml.config import Config
-from ml.data.batches import collate, evaluation_batches, tokenise
-from ml.data.sampling import labels_of
-from ml.data.windows import load_windows
-from ml.model.qwen import load_trainable_state, logits, trainable_state
-from ml.sample import write_sample
-from ml.train import TrainingPipeline
+from ctxtrain.config import Config
+from ctxtrain.data.batches import collate, evaluation_batches, tokenise
+from ctxtrain.data.sampling import labels_of
+from ctxtrain.data.windows import load_windows
+from ctxtrain.model.qwen import load_trainable_state, logits, trainable_state
+from ctxtrain.sample import write_sample
+from ctxtrain.train import TrainingPipeline
 
 TRAIN, VAL, TEST, EPOCHS = 1200, 400, 1000, 10
 TRAINING = {"batch_size": 16, "gradient_accumulation": 1, "warmup_steps": 10, "epochs": EPOCHS}

@@ -35,15 +35,15 @@ import orjson
 import torch
 from sides import our_environment
 
-from ml.data.codec import Codec, fit_codec
-from ml.data.rows import Window
-from ml.data.windows import load_windows
-from ml.labels import LABELS
-from ml.model.embedded import embedded_base
-from ml.model.qwen import load_classifier
-from ml.model.tokenizer import load_tokenizer
-from ml.output.predictor import Predictor
-from ml.sample import write_sample
+from ctxtrain.data.codec import Codec, fit_codec
+from ctxtrain.data.rows import Window
+from ctxtrain.data.windows import load_windows
+from ctxtrain.labels import LABELS
+from ctxtrain.model.embedded import embedded_base
+from ctxtrain.model.qwen import load_classifier
+from ctxtrain.model.tokenizer import load_tokenizer
+from ctxtrain.output.predictor import Predictor
+from ctxtrain.sample import write_sample
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 TRIED = 200  # windows, or a fifth of them, for each batch size

@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from ml.sample import write_sample
+from ctxtrain.sample import write_sample
 
 CLIENTS = (1, 8, 32)
 BARS = 50
@@ -49,7 +49,7 @@ def make_rows(folder: Path) -> list[bytes]:
 
 
 def make_model(folder: Path) -> Path:
-    from ml import Config, TrainingPipeline
+    from ctxtrain import Config, TrainingPipeline
 
     data = {name: str(folder / f"{name}.jsonl") for name in ("train", "val")}
     training = {"epochs": 1, "warmup_steps": 0}
@@ -60,7 +60,7 @@ def make_model(folder: Path) -> Path:
 
 @contextmanager
 def serving(model: Path) -> Iterator[tuple[str, int]]:
-    command = [sys.executable, "-m", "ml", "serve", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "ctxtrain", "serve", str(model), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = re.search(r"http://([\d.]+):(\d+)", process.stdout.readline())

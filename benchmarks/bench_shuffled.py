@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ml.labels import LABELS
+from ctxtrain.labels import LABELS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 ORDERS = 10_000
@@ -56,7 +56,7 @@ def run_seed(seed: int, overrides: list[str]) -> dict[str, Any]:
 
 
 def _ctxtrain(*arguments: str) -> str:
-    command = [sys.executable, "-m", "ml", *arguments]
+    command = [sys.executable, "-m", "ctxtrain", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")

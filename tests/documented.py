@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.cli import main
+from ctxtrain.cli import main
 from tests.helpers import dated_rows, write_rows
 
 ROOT = Path(__file__).parents[1]

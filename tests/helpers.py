@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ml.data.rows import Window, parse_row
-from ml.data.windows import Reading, WindowFile, parse_lines
+from ctxtrain.data.rows import Window, parse_row
+from ctxtrain.data.windows import Reading, WindowFile, parse_lines
 
 Row = dict[str, Any]
 

@@ -12,11 +12,18 @@ from pathlib import Path
 
 import torch
 
-from ml.cli import main
-from ml.model import qwen
-from ml.model.tokenizer import load_tokenizer
+from ctxtrain.cli import main
+from ctxtrain.model import qwen
+from ctxtrain.model.tokenizer import load_tokenizer
 
-USED = ("ml.evaluation.assess", "ml.output.charts", "ml.output.predictor", "ml.pretrain", "ml.repeat", "onnxruntime")
+USED = (
+    "ctxtrain.evaluation.assess",
+    "ctxtrain.output.charts",
+    "ctxtrain.output.predictor",
+    "ctxtrain.pretrain",
+    "ctxtrain.repeat",
+    "onnxruntime",
+)
 
 
 def held() -> int:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ml.config import Config
-from ml.train import TrainingPipeline
+from ctxtrain.config import Config
+from ctxtrain.train import TrainingPipeline
 from tests.helpers import DRIFT, Row, make_row, write_rows
 from tests.tiny_models import build_tiny
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from ml.data.batches import Tokens, collate
-from ml.model import answers, qwen
-from ml.model.answers import batches_that_fit, token_logits
-from ml.model.fast import why_plain
-from ml.model.graph import GraphClassifier
-from ml.model.merged import MergedClassifier
-from ml.runtime import side_by_side
+from ctxtrain.data.batches import Tokens, collate
+from ctxtrain.model import answers, qwen
+from ctxtrain.model.answers import batches_that_fit, token_logits
+from ctxtrain.model.fast import why_plain
+from ctxtrain.model.graph import GraphClassifier
+from ctxtrain.model.merged import MergedClassifier
+from ctxtrain.runtime import side_by_side
 from tests.tiny_models import build_tiny
 
 PAD = 0

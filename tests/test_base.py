@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ml import TrainingPipeline, load_model
-from ml.errors import ConfigError
-from ml.model import qwen
-from ml.model.agreement import invented_rows, try_base, why_engine_differs
-from ml.model.base import check_base
-from ml.model.fast import FastClassifier
-from ml.model.qwen import load_classifier
-from ml.model.tokenizer import load_tokenizer, open_base, quiet_transformers, tokenizer_and_notes
+from ctxtrain import TrainingPipeline, load_model
+from ctxtrain.errors import ConfigError
+from ctxtrain.model import qwen
+from ctxtrain.model.agreement import invented_rows, try_base, why_engine_differs
+from ctxtrain.model.base import check_base
+from ctxtrain.model.fast import FastClassifier
+from ctxtrain.model.qwen import load_classifier
+from ctxtrain.model.tokenizer import load_tokenizer, open_base, quiet_transformers, tokenizer_and_notes
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows
 from tests.tiny_models import build_tiny

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from ml.data.batches import StepPlan, collate, evaluation_batches, plan_step, steps_per_epoch, tokenise
-from ml.errors import DataError
-from ml.model.embedded import build_tokenizer
+from ctxtrain.data.batches import StepPlan, collate, evaluation_batches, plan_step, steps_per_epoch, tokenise
+from ctxtrain.errors import DataError
+from ctxtrain.model.embedded import build_tokenizer
 
 Ints = NDArray[np.int64]
 TEXTS = ["99005050 ?", "50494950 U99005050 r10?", "?", "a bar said: 99005050 and then nothing more"]

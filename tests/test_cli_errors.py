@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from ml.cli import main
-from ml.labels import LABELS
+from ctxtrain.cli import main
+from ctxtrain.labels import LABELS
 from tests.helpers import bars_of, learnable_rows, make_row, write_rows
 
 OK, USAGE, BAD_DATA, IO_FAULT, INTERRUPTED = 0, 2, 65, 74, 130
@@ -43,7 +43,7 @@ def refused(capsys: Capture, code: int, *words: object) -> list[str]:
 
 
 def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ml", *map(str, words)]
+    command = [sys.executable, "-m", "ctxtrain", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
 
 
@@ -406,7 +406,7 @@ def test_a_place_that_cannot_be_written_ends_with_74(tmp_path: Path) -> None:
 def test_an_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> None:
     pipe = tmp_path / "rows.jsonl"
     os.mkfifo(pipe)
-    command = [sys.executable, "-m", "ml", "check", str(pipe)]
+    command = [sys.executable, "-m", "ctxtrain", "check", str(pipe)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
         writer = None
         while writer is None and child.poll() is None:  # it opens once the process reads, which then waits for a row

@@ -18,14 +18,14 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from ml.cli import main
-from ml.config import Config
-from ml.console import interval_text, print_metrics, print_summary
-from ml.evaluation.metrics import evaluate_logits
-from ml.labels import LABELS
-from ml.output.run_folder import RunFolder
-from ml.progress import Reporter
-from ml.train import TrainingPipeline
+from ctxtrain.cli import main
+from ctxtrain.config import Config
+from ctxtrain.console import interval_text, print_metrics, print_summary
+from ctxtrain.evaluation.metrics import evaluate_logits
+from ctxtrain.labels import LABELS
+from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.progress import Reporter
+from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig, short_run
 from tests.tiny_models import build_tiny
 
@@ -98,7 +98,7 @@ def test_divergence_ends_with_70_and_names_the_rows(
 
 def test_sigterm_ends_with_143_and_the_run_goes_on_where_it_stopped(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config("training.epochs=2", "training.batch_size=1", "training.gradient_accumulation=4")
-    command = [sys.executable, "-m", "ml", "train", file_of(config, tmp_path)]
+    command = [sys.executable, "-m", "ctxtrain", "train", file_of(config, tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = RunFolder(config.output_dir).metrics
     while process.poll() is None and len(metrics.read()) < 3:

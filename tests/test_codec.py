@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml.data.check import embedded_tokenizer
-from ml.data.codec import PULSES, STATES, Codec, CodecFitter, fit_codec
-from ml.data.rows import Window, parse_row
-from ml.data.windows import WindowFile
-from ml.errors import DataError
-from ml.model.embedded import build_tokenizer
-from ml.sample import write_sample
+from ctxtrain.data.check import embedded_tokenizer
+from ctxtrain.data.codec import PULSES, STATES, Codec, CodecFitter, fit_codec
+from ctxtrain.data.rows import Window, parse_row
+from ctxtrain.data.windows import WindowFile
+from ctxtrain.errors import DataError
+from ctxtrain.model.embedded import build_tokenizer
+from ctxtrain.sample import write_sample
 from tests.helpers import Row, bars_of, make_row, make_window
 
 TOKENIZER = build_tokenizer()

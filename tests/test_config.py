@@ -9,16 +9,17 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ml.config import KEYS, Config
-from ml.errors import ConfigError
-from ml.pretrain import PretrainConfig
-from ml.yaml_text import parse_yaml
+from ctxtrain.config import KEYS, Config
+from ctxtrain.errors import ConfigError
+from ctxtrain.pretrain import PretrainConfig
+from ctxtrain.yaml_text import parse_yaml
 
 REPOSITORY = Path(__file__).parent.parent
 SCHEMA = REPOSITORY / "configs" / "config.schema.json"
-REWRITE_SCHEMA = """The schema in configs/ is not that of ml/config.py. Rewrite it:
-.venv/bin/python -c "import orjson, pathlib; from ml.config import Config; pathlib.Path('configs/config.schema.json')\
-.write_bytes(orjson.dumps(Config.model_json_schema(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))"
+REWRITE_SCHEMA = """The schema in configs/ is not that of ctxtrain/config.py. Rewrite it:
+.venv/bin/python -c "import orjson, pathlib; from ctxtrain.config import Config; \
+pathlib.Path('configs/config.schema.json').write_bytes(orjson.dumps(Config.model_json_schema(), \
+option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))"
 """
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import orjson
 import pytest
 
-from ml.config import Config
-from ml.config_text import dotted_keys
-from ml.data.rows import ROW_FIELDS, Bar
-from ml.output import checkpoint
-from ml.output.files import files_below
-from ml.pretrain import PretrainConfig
-from ml.yaml_text import parse_yaml
+from ctxtrain.config import Config
+from ctxtrain.config_text import dotted_keys
+from ctxtrain.data.rows import ROW_FIELDS, Bar
+from ctxtrain.output import checkpoint
+from ctxtrain.output.files import files_below
+from ctxtrain.pretrain import PretrainConfig
+from ctxtrain.yaml_text import parse_yaml
 from tests import config_page
 from tests.documented import PAGES, ROOT, blocks, commands, run, typed, write_working_folder
 from tests.helpers import dated_rows, learnable_rows, write_rows
@@ -128,7 +128,7 @@ def test_every_config_on_a_page_is_a_config(page: str) -> None:
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_every_file_that_a_page_names_exists(page: str) -> None:
-    names = set(re.findall(r"`((?:ml|configs|docs|tests|benchmarks)/[\w./-]+)`", PAGES[page]))
+    names = set(re.findall(r"`((?:ctxtrain|ml|configs|docs|tests|benchmarks)/[\w./-]+)`", PAGES[page]))
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
 
 

@@ -22,20 +22,20 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from ml import Config, TrainingPipeline, load_model
-from ml.cli import main
-from ml.data.batches import tokenise
-from ml.data.codec import RENDERED_TOGETHER
-from ml.data.rows import Window, parse_row
-from ml.errors import ConfigError, DataError, ExportError
-from ml.model import qwen
-from ml.model.answers import token_logits
-from ml.model.tokenizer import load_tokenizer
-from ml.output import checkpoint, reopen
-from ml.output.card import model_card
-from ml.output.export import TrainedLogits, check_reopened, reopened_logits
-from ml.output.files import check_manifest, pack, sha256_file, unpack, write_manifest
-from ml.output.verdict import baselines_said, verdict
+from ctxtrain import Config, TrainingPipeline, load_model
+from ctxtrain.cli import main
+from ctxtrain.data.batches import tokenise
+from ctxtrain.data.codec import RENDERED_TOGETHER
+from ctxtrain.data.rows import Window, parse_row
+from ctxtrain.errors import ConfigError, DataError, ExportError
+from ctxtrain.model import qwen
+from ctxtrain.model.answers import token_logits
+from ctxtrain.model.tokenizer import load_tokenizer
+from ctxtrain.output import checkpoint, reopen
+from ctxtrain.output.card import model_card
+from ctxtrain.output.export import TrainedLogits, check_reopened, reopened_logits
+from ctxtrain.output.files import check_manifest, pack, sha256_file, unpack, write_manifest
+from ctxtrain.output.verdict import baselines_said, verdict
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.tiny_models import build_tiny
 
@@ -51,7 +51,7 @@ with torch.no_grad():
     for start in range(0, len(texts), size):
         batch = tokenizer(texts[start:start + size], padding=True, return_tensors="pt")
         rows += model(**batch).logits.tolist()
-assert "ml" not in sys.modules
+assert "ctxtrain" not in sys.modules
 print(json.dumps(rows))
 """
 
@@ -209,7 +209,7 @@ def test_predict_reads_standard_input_without_labels(finished: Finished) -> None
     rows = [make_row(seed=seed, flags=False, id=f"event {seed}") for seed in (3, 1, 2)]
     for row in rows:
         del row["label"]
-    command = [sys.executable, "-m", "ml", "predict", str(finished.root), "-"]
+    command = [sys.executable, "-m", "ctxtrain", "predict", str(finished.root), "-"]
     done = subprocess.run(command, input="\n".join(map(json.dumps, rows)), capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["id"] for line in lines] == ["event 3", "event 1", "event 2"]
@@ -248,7 +248,14 @@ def test_faults_of_the_rows_are_named_before_what_the_model_misses_in_them(
     path.write_text(lines)
     for text, said in ((lines, "3:"), (lines + "}", "2: lacks delta, which the model was trained on")):
         path.write_text(text)
-        command = [sys.executable, "-m", "ml", "predict", str(finished.root), str(path) if source == "file" else "-"]
+        command = [
+            sys.executable,
+            "-m",
+            "ctxtrain",
+            "predict",
+            str(finished.root),
+            str(path) if source == "file" else "-",
+        ]
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
         assert done.returncode == DataError.exit_code
         assert f"{path if source == 'file' else source}:{said}" in done.stderr

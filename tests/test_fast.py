@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from ml.config import LoraConfig
-from ml.data.codec import Codec
-from ml.model import fast as fast_module
-from ml.model import graph as graph_module
-from ml.model import merged as merged_module
-from ml.model import passes, qwen
-from ml.model.dropout import Masks
-from ml.model.embedded import embedded_base
-from ml.model.fast import FastClassifier, why_plain
-from ml.model.graph import GraphClassifier
-from ml.model.loss import focal_loss
-from ml.model.merged import MergedClassifier
-from ml.model.passes import ADAPTER
-from ml.model.tokenizer import load_tokenizer, quiet_transformers
-from ml.output.predictor import Predictor
-from ml.progress import Reporter
-from ml.train import TrainingPipeline
+from ctxtrain.config import LoraConfig
+from ctxtrain.data.codec import Codec
+from ctxtrain.model import fast as fast_module
+from ctxtrain.model import graph as graph_module
+from ctxtrain.model import merged as merged_module
+from ctxtrain.model import passes, qwen
+from ctxtrain.model.dropout import Masks
+from ctxtrain.model.embedded import embedded_base
+from ctxtrain.model.fast import FastClassifier, why_plain
+from ctxtrain.model.graph import GraphClassifier
+from ctxtrain.model.loss import focal_loss
+from ctxtrain.model.merged import MergedClassifier
+from ctxtrain.model.passes import ADAPTER
+from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
+from ctxtrain.output.predictor import Predictor
+from ctxtrain.progress import Reporter
+from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig
 from tests.tiny_models import FAMILIES, build_tiny
 

@@ -4,15 +4,15 @@ import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import ml
+import ctxtrain
 
-PACKAGE = Path(ml.__file__).parent
+PACKAGE = Path(ctxtrain.__file__).parent
 MAX_MODULE_LINES = 330
 MAX_FUNCTION_LINES = 70
 
 
 def module_name(path: Path) -> str:
-    """ml/data/codec.py → data.codec; the root of a package has the package's name."""
+    """ctxtrain/data/codec.py → data.codec; the root of a package has the package's name."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -24,7 +24,7 @@ MODULES = sorted(TREES.keys() - PACKAGES)
 
 def listed() -> list[list[str]]:
     """The names on each line of the list in the docstring of the package, from top to bottom."""
-    lines = [line for line in (ml.__doc__ or "").splitlines() if line.startswith("    ")]
+    lines = [line for line in (ctxtrain.__doc__ or "").splitlines() if line.startswith("    ")]
     return [line.strip().partition("  ")[0].split(", ") for line in lines]
 
 
@@ -44,8 +44,8 @@ def imported(tree: ast.Module) -> set[str]:
             module = node.module or ""
             for alias in node.names:
                 submodule = f"{module}.{alias.name}"
-                found.add(submodule if submodule.removeprefix("ml.") in TREES else module)
-    return {name.removeprefix("ml").removeprefix(".") for name in found if name.split(".")[0] == "ml"}
+                found.add(submodule if submodule.removeprefix("ctxtrain.") in TREES else module)
+    return {name.removeprefix("ctxtrain").removeprefix(".") for name in found if name.split(".")[0] == "ctxtrain"}
 
 
 IMPORTS = {module: imported(TREES[module]) for module in MODULES}
@@ -53,15 +53,15 @@ IMPORTS = {module: imported(TREES[module]) for module in MODULES}
 
 def test_the_scan_sees_every_kind_of_import() -> None:
     code = """
-import ml.labels
-from ml import errors
-from ml.data.codec import END
-from ml.model import qwen as base
+import ctxtrain.labels
+from ctxtrain import errors
+from ctxtrain.data.codec import END
+from ctxtrain.model import qwen as base
 if TYPE_CHECKING:
-    from ml.train import TrainingPipeline
+    from ctxtrain.train import TrainingPipeline
 def late():
-    import ml.output.files as files, torch
-    from ml import load_model
+    import ctxtrain.output.files as files, torch
+    from ctxtrain import load_model
 """
     assert imported(ast.parse(code)) == {
         *("labels", "errors", "data.codec", "model.qwen", "train", "output.files"),
@@ -108,7 +108,7 @@ def test_only_the_pipeline_with_its_builder_and_the_commands_see_a_config() -> N
         module
         for module in MODULES
         for node in ast.walk(TREES[module])
-        if isinstance(node, ast.ImportFrom) and node.module == "ml.config"
+        if isinstance(node, ast.ImportFrom) and node.module == "ctxtrain.config"
         if "Config" in [alias.name for alias in node.names]
     }
     assert seeing == {"build", "train", "repeat", "commands"}

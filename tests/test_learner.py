@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ml.data.batches import plan_step
-from ml.errors import TrainingDiverged
-from ml.model import qwen
-from ml.model.learner import NonFinite
-from ml.train import TrainingPipeline
+from ctxtrain.data.batches import plan_step
+from ctxtrain.errors import TrainingDiverged
+from ctxtrain.model import qwen
+from ctxtrain.model.learner import NonFinite
+from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from ml import TrainingPipeline, memory
-from ml.config import Config
-from ml.errors import DataError, OutOfMemory
-from ml.model.plain_config import refusing
-from ml.output import checkpoint
+from ctxtrain import TrainingPipeline, memory
+from ctxtrain.config import Config
+from ctxtrain.errors import DataError, OutOfMemory
+from ctxtrain.model.plain_config import refusing
+from ctxtrain.output import checkpoint
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 
@@ -140,8 +140,8 @@ def test_only_want_of_memory_becomes_an_out_of_memory() -> None:
 LOADING = """
 import resource, sys, torch
 from pathlib import Path
-from ml.memory import ran_out
-from ml.output import checkpoint
+from ctxtrain.memory import ran_out
+from ctxtrain.output import checkpoint
 from tests.limited import held
 torch.set_num_threads(1)
 checkpoint.load(Path(sys.argv[1]))

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score, log_loss
 
-from ml.config import TargetsConfig
-from ml.evaluation.calibration import FOLDS, HIGHEST, LOWEST, TemperatureScaler, best_temperature
-from ml.evaluation.metrics import evaluate_logits, expected_calibration_error, negative_log_likelihood
-from ml.evaluation.targets import judge
-from ml.labels import LABELS
+from ctxtrain.config import TargetsConfig
+from ctxtrain.evaluation.calibration import FOLDS, HIGHEST, LOWEST, TemperatureScaler, best_temperature
+from ctxtrain.evaluation.metrics import evaluate_logits, expected_calibration_error, negative_log_likelihood
+from ctxtrain.evaluation.targets import judge
+from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from ml.cli import main
-from ml.data.check import check_files
-from ml.data.dataset import load_dataset
-from ml.data.noticed import unit_line
-from ml.data.windows import WindowFile
-from ml.model.tokenizer import load_tokenizer
+from ctxtrain.cli import main
+from ctxtrain.data.check import check_files
+from ctxtrain.data.dataset import load_dataset
+from ctxtrain.data.noticed import unit_line
+from ctxtrain.data.windows import WindowFile
+from ctxtrain.model.tokenizer import load_tokenizer
 from tests.helpers import Row, bars_of, dated_rows, make_window, read, write_rows
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ml.errors import ConfigError
-from ml.model.optim import Schedule, make_optimizer, make_schedule
+from ctxtrain.errors import ConfigError
+from ctxtrain.model.optim import Schedule, make_optimizer, make_schedule
 
 
 def rates(schedule: Schedule, warmup_steps: int, total_steps: int) -> list[float]:

@@ -20,14 +20,14 @@ import orjson
 import pytest
 import torch
 
-from ml import TrainingPipeline
-from ml.cli import main
-from ml.config import Config
-from ml.errors import ConfigError, DataError
-from ml.output import checkpoint
-from ml.output.checkpoint import CheckpointFolder
-from ml.output.files import seal, sha256_file
-from ml.output.run_folder import RunFolder
+from ctxtrain import TrainingPipeline
+from ctxtrain.cli import main
+from ctxtrain.config import Config
+from ctxtrain.errors import ConfigError, DataError
+from ctxtrain.output import checkpoint
+from ctxtrain.output.checkpoint import CheckpointFolder
+from ctxtrain.output.files import seal, sha256_file
+from ctxtrain.output.run_folder import RunFolder
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 
@@ -122,7 +122,7 @@ def test_predictions_go_into_nothing_of_another_run_or_base_nor_over_what_is_pip
     for target in (*theirs, *mine):
         with unchanged(target.parent):
             assert ends(capsys, "predict", run, rows, "-o", target)[0] == 2, target
-    command = [sys.executable, "-m", "ml", "predict", str(run), "-", "-o", str(rows)]
+    command = [sys.executable, "-m", "ctxtrain", "predict", str(run), "-", "-o", str(rows)]
     with rows.open("rb") as stream, unchanged(tmp_path):
         done = subprocess.run(command, stdin=stream, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (

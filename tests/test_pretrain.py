@@ -9,20 +9,20 @@ import torch
 from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ml import pretrain as pretrain_module
-from ml.data.batches import collate, tokenise
-from ml.data.rows import MAX_BARS, MIN_BARS
-from ml.errors import ConfigError
-from ml.model.embedded import base_config, build_tokenizer, embedded_base, is_close_token, token_parts
-from ml.practice import windows as windows_module
-from ml.practice.muon import orthogonal
-from ml.practice.reader import Reader
-from ml.practice.stack import Stack
-from ml.practice.statistics import bar_statistics, event_statistics
-from ml.practice.windows import FLAGS, Practice, practice_windows
-from ml.pretrain import PretrainConfig, pretrain
-from ml.progress import Reporter
-from ml.simulate import SYMBOLS, simulate
+from ctxtrain import pretrain as pretrain_module
+from ctxtrain.data.batches import collate, tokenise
+from ctxtrain.data.rows import MAX_BARS, MIN_BARS
+from ctxtrain.errors import ConfigError
+from ctxtrain.model.embedded import base_config, build_tokenizer, embedded_base, is_close_token, token_parts
+from ctxtrain.practice import windows as windows_module
+from ctxtrain.practice.muon import orthogonal
+from ctxtrain.practice.reader import Reader
+from ctxtrain.practice.stack import Stack
+from ctxtrain.practice.statistics import bar_statistics, event_statistics
+from ctxtrain.practice.windows import FLAGS, Practice, practice_windows
+from ctxtrain.pretrain import PretrainConfig, pretrain
+from ctxtrain.progress import Reporter
+from ctxtrain.simulate import SYMBOLS, simulate
 
 TINY = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "intermediate": 16}
 

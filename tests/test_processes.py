@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ml import TrainingPipeline
-from ml.config import Config
-from ml.output.files import sha256_file
-from ml.output.run_folder import RunFolder
+from ctxtrain import TrainingPipeline
+from ctxtrain.config import Config
+from ctxtrain.output.files import sha256_file
+from ctxtrain.output.run_folder import RunFolder
 from tests.conftest import Amount, MakeConfig, short_run
 from tests.event_files import curve, events_of, scalars, texts
 
@@ -28,7 +28,17 @@ def started(config: Config, folder: Path, *arguments: str) -> subprocess.Popen[s
     file = folder / "config.yaml"
     file.write_text(config.to_yaml())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "ml", "train", str(file), *arguments]
+    command += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        "-m",
+        "ctxtrain",
+        "train",
+        str(file),
+        *arguments,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -9,12 +9,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from ml.config import LoraConfig
-from ml.data.batches import collate, tokenise
-from ml.errors import ConfigError
-from ml.model import qwen
-from ml.model.loss import focal_loss
-from ml.model.tokenizer import load_tokenizer
+from ctxtrain.config import LoraConfig
+from ctxtrain.data.batches import collate, tokenise
+from ctxtrain.errors import ConfigError
+from ctxtrain.model import qwen
+from ctxtrain.model.loss import focal_loss
+from ctxtrain.model.tokenizer import load_tokenizer
 from tests.tiny_models import FAMILIES, build_tiny
 
 LORA = LoraConfig().model_dump()

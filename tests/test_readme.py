@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ml.config import Config
-from ml.yaml_text import parse_yaml
+from ctxtrain.config import Config
+from ctxtrain.yaml_text import parse_yaml
 from tests.documented import PAGES, ROOT, SHORT, blocks, commands, run, write_working_folder
 from tests.helpers import learnable_rows
 
@@ -45,6 +45,6 @@ def test_the_config_shown_is_the_default_one() -> None:
 
 
 def test_every_file_that_the_readme_names_exists() -> None:
-    names = set(re.findall(r"`((?:ml|configs|docs|tests|benchmarks)/[\w./-]+)`", PAGES["README.md"]))
+    names = set(re.findall(r"`((?:ctxtrain|ml|configs|docs|tests|benchmarks)/[\w./-]+)`", PAGES["README.md"]))
     assert len(names) > 20
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == []

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml import TrainingPipeline, load_model
-from ml.cli import main
-from ml.config import Config
-from ml.data.folds import split_rows, walk_forward
-from ml.data.survey import survey
-from ml.data.windows import WindowFile, load_windows
-from ml.errors import ConfigError, DataError, Interrupted, RunLocked
-from ml.output.files import files_below, sha256_file
-from ml.output.run_folder import RunFolder
-from ml.output.verdict import comparison_said, verdict, verdict_of_several
-from ml.repeat import run_several
+from ctxtrain import TrainingPipeline, load_model
+from ctxtrain.cli import main
+from ctxtrain.config import Config
+from ctxtrain.data.folds import split_rows, walk_forward
+from ctxtrain.data.survey import survey
+from ctxtrain.data.windows import WindowFile, load_windows
+from ctxtrain.errors import ConfigError, DataError, Interrupted, RunLocked
+from ctxtrain.output.files import files_below, sha256_file
+from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.output.verdict import comparison_said, verdict, verdict_of_several
+from ctxtrain.repeat import run_several
 from tests.conftest import MakeConfig
 from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
 from tests.test_resume import Signaller
@@ -317,7 +317,9 @@ def test_a_pipeline_makes_one_run_and_says_what_makes_several(make_config: MakeC
         ("evaluation.folds=2", r"makes one run, but evaluation\.folds=2 asks for several"),
     ):
         config = make_config(override)
-        with pytest.raises(ConfigError, match=rf"^A TrainingPipeline {asked}\. Give the config to ml\.run_several"):
+        with pytest.raises(
+            ConfigError, match=rf"^A TrainingPipeline {asked}\. Give the config to ctxtrain\.run_several"
+        ):
             TrainingPipeline(config)
         assert not Path(config.output_dir).exists()
     both = several(make_config, dated, "training.seeds=[3,4]", "data.val=null")

@@ -16,19 +16,19 @@ import pytest
 from altair.utils.schemapi import SchemaValidationError
 from scipy.special import softmax
 
-import ml
-from ml.cli import main
-from ml.data.rows import Window
-from ml.data.windows import load_windows
-from ml.evaluation.mistakes import TEXT_SHOWN, confident_mistakes
-from ml.evaluation.selective import confidence_histogram
-from ml.labels import LABELS
-from ml.output import charts, figures
-from ml.output.figures import Figure
-from ml.output.predictor import load_model
-from ml.output.report import write_report
-from ml.output.run_folder import RunFolder
-from ml.output.verdict import baselines_said, headline, readable
+import ctxtrain
+from ctxtrain.cli import main
+from ctxtrain.data.rows import Window
+from ctxtrain.data.windows import load_windows
+from ctxtrain.evaluation.mistakes import TEXT_SHOWN, confident_mistakes
+from ctxtrain.evaluation.selective import confidence_histogram
+from ctxtrain.labels import LABELS
+from ctxtrain.output import charts, figures
+from ctxtrain.output.figures import Figure
+from ctxtrain.output.predictor import load_model
+from ctxtrain.output.report import write_report
+from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.output.verdict import baselines_said, headline, readable
 from tests.helpers import make_row, make_window
 from tests.reported import CHARTS, HOSTILE, SECTIONS, finished_run, summary_of
 
@@ -238,7 +238,7 @@ def test_scores_leave_room_below_the_target_and_draw_accuracy_over_macro_f1(run:
 
 
 def test_a_long_run_is_drawn_as_means_of_neighbours() -> None:
-    from ml.output.figures import CURVE_POINTS, thinned
+    from ctxtrain.output.figures import CURVE_POINTS, thinned
 
     steps = [{"step": i + 1, "loss": float(i), "learning_rate": i / 1e6} for i in range(12_345)]
     points = thinned(steps)
@@ -319,15 +319,15 @@ def test_the_run_folder_alone_gives_the_same_page_again(run: Path, tmp_path: Pat
 
 
 def test_the_plotting_library_is_loaded_for_a_report_alone() -> None:
-    loading = {"altair", "vl_convert", "ml.output.charts", "ml.output.figures"}
+    loading = {"altair", "vl_convert", "ctxtrain.output.charts", "ctxtrain.output.figures"}
     at_once = {
         (path.stem, name)
-        for path in Path(ml.__file__).parent.rglob("*.py")
+        for path in Path(ctxtrain.__file__).parent.rglob("*.py")
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in imported_names(node) & loading
     }
-    assert at_once == {("charts", "altair"), ("charts", "vl_convert"), ("figures", "ml.output.charts")}
+    assert at_once == {("charts", "altair"), ("charts", "vl_convert"), ("figures", "ctxtrain.output.charts")}
 
 
 def imported_names(node: ast.Import | ast.ImportFrom) -> set[str]:

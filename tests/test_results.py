@@ -10,10 +10,10 @@ from typing import IO
 
 import pytest
 
-from ml import TrainingPipeline
-from ml.cli import main
-from ml.config import Config
-from ml.output.files import write_result
+from ctxtrain import TrainingPipeline
+from ctxtrain.cli import main
+from ctxtrain.config import Config
+from ctxtrain.output.files import write_result
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 from tests.test_owned_files import pretrain_file
@@ -102,7 +102,7 @@ def test_a_reader_that_goes_away_costs_nothing(
 @pytest.mark.parametrize(("stdout", "code"), [("/dev/full", IO_FAULT), (os.devnull, 0)])
 def test_a_whole_process_ends_as_the_command_does(stdout: str, code: int, commands: dict[str, list[object]]) -> None:
     with Path(stdout).open("wb") as stream:
-        command = [sys.executable, "-m", "ml", *map(str, commands["check"])]
+        command = [sys.executable, "-m", "ctxtrain", *map(str, commands["check"])]
         done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code
     said = "error: standard output: No space left on device. Make room or give access and run again; "
@@ -112,7 +112,7 @@ def test_a_whole_process_ends_as_the_command_does(stdout: str, code: int, comman
 def test_a_result_with_nowhere_to_go_ends_with_74(commands: dict[str, list[object]]) -> None:
     words = " ".join(map(str, commands["predict"]))
     done = subprocess.run(
-        f"{sys.executable} -m ml {words} >&-", shell=True, stderr=subprocess.PIPE, text=True, check=False
+        f"{sys.executable} -m ctxtrain {words} >&-", shell=True, stderr=subprocess.PIPE, text=True, check=False
     )
     assert (done.returncode, "standard output: Bad file descriptor" in done.stderr) == (IO_FAULT, True), done.stderr
 

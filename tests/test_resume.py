@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from ml import Config, TrainingPipeline
-from ml.errors import DataError, Interrupted
-from ml.output import checkpoint
-from ml.output.files import seal, sha256_file
-from ml.output.run_folder import RunFolder
-from ml.progress import Reporter
+from ctxtrain import Config, TrainingPipeline
+from ctxtrain.errors import DataError, Interrupted
+from ctxtrain.output import checkpoint
+from ctxtrain.output.files import seal, sha256_file
+from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.progress import Reporter
 from tests.conftest import MakeConfig
 
 FILES = ("final_model.zip", "metrics.jsonl", "best_model.safetensors")
@@ -109,7 +109,7 @@ def test_a_stopped_run_saves_and_resumes_to_the_same_bits(
 def test_a_killed_process_resumes_to_the_same_bits(unbroken: Unbroken, make_config: MakeConfig, tmp_path: Path) -> None:
     expected, config = unbroken(make_config), make_config(*SETTINGS)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    command = [sys.executable, "-m", "ml", "train", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "ctxtrain", "train", str(tmp_path / "config.yaml")]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     metrics = Path(config.output_dir) / "metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 5):

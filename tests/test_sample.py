@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ml.labels import LABELS
-from ml.sample import PRICE_FIELDS, rule_label, write_sample
-from ml.simulate import SESSION_BARS, SYMBOLS, Symbol, simulate
-from ml.structure import MAX_LEG_INDEX, Bars, add_structure
+from ctxtrain.labels import LABELS
+from ctxtrain.sample import PRICE_FIELDS, rule_label, write_sample
+from ctxtrain.simulate import SESSION_BARS, SYMBOLS, Symbol, simulate
+from ctxtrain.structure import MAX_LEG_INDEX, Bars, add_structure
 
 Row = dict[str, Any]
 FILES = ("train.jsonl", "val.jsonl", "test.jsonl")

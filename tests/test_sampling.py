@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ml.data.sampling import class_counts, class_weights, epoch_rows, oversampled_counts
-from ml.errors import DataError
+from ctxtrain.data.sampling import class_counts, class_weights, epoch_rows, oversampled_counts
+from ctxtrain.errors import DataError
 
 Ints = NDArray[np.int64]
 

@@ -33,12 +33,12 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from transformers import AutoTokenizer
 
-from ml import Config, TrainingPipeline
-from ml.cli import main
-from ml.data.rows import BAR_FIELDS, parse_row
-from ml.output.files import sha256_file, write_manifest
-from ml.serve.refusals import Code
-from ml.serve.server import bound
+from ctxtrain import Config, TrainingPipeline
+from ctxtrain.cli import main
+from ctxtrain.data.rows import BAR_FIELDS, parse_row
+from ctxtrain.output.files import sha256_file, write_manifest
+from ctxtrain.serve.refusals import Code
+from ctxtrain.serve.server import bound
 from tests.conftest import Amount
 from tests.helpers import Row, bars_of, learnable_rows, make_row, write_rows
 from tests.reliability.json_corpus import ACCEPTED, REFUSED, TWICE
@@ -106,7 +106,7 @@ def reply(connection: http.client.HTTPConnection) -> Reply:
 
 @contextmanager
 def served(model: Path, *options: str) -> Iterator[Served]:
-    command = [sys.executable, "-m", "ml", "serve", str(model), "--port", "0", *options]
+    command = [sys.executable, "-m", "ctxtrain", "serve", str(model), "--port", "0", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -707,7 +707,7 @@ def test_of_two_servers_on_one_port_the_second_ends_at_once_before_it_opens_a_mo
     missing = tmp_path / "missing.zip"
     with bound("127.0.0.1", 0) as first:  # as a server that is still opening its model holds it
         port = first.getsockname()[1]
-        command = [sys.executable, "-m", "ml", "serve", str(missing), "--port", str(port)]
+        command = [sys.executable, "-m", "ctxtrain", "serve", str(missing), "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     said = f"error: 127.0.0.1:{port} cannot be taken (Address already in use). Give another --port or --host.\n"
     assert (done.returncode, done.stderr) == (2, said)
@@ -718,7 +718,7 @@ def serving_at_once(model: Path, stdout: Any) -> Iterator[tuple[subprocess.Popen
     """A server that has answered a request which was sent as soon as its port was taken."""
     with bound("127.0.0.1", 0) as one:
         port = one.getsockname()[1]
-    command = [sys.executable, "-m", "ml", "serve", str(model), "--port", str(port)]
+    command = [sys.executable, "-m", "ctxtrain", "serve", str(model), "--port", str(port)]
     with subprocess.Popen(command, stdout=stdout) as process:
         try:
             status = None
@@ -753,7 +753,9 @@ def test_who_asks_while_the_model_is_opened_is_answered_then_and_a_server_outliv
 
 
 def test_without_the_extra_the_command_says_how_to_install_it() -> None:
-    code = "import sys; sys.modules['fastapi'] = None\nfrom ml.cli import main\nmain(['serve', 'final_model.zip'])"
+    code = (
+        "import sys; sys.modules['fastapi'] = None\nfrom ctxtrain.cli import main\nmain(['serve', 'final_model.zip'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: fastapi is not installed. Run pip install 'ctxtrain[serve]'.\n"

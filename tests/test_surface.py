@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import typer
 
-import ml
-from ml import cli
-from ml.cli import main
-from ml.commands import app
-from ml.config import KEYS
+import ctxtrain
+from ctxtrain import cli
+from ctxtrain.cli import main
+from ctxtrain.commands import app
+from ctxtrain.config import KEYS
 
 WAIT = "OMP_WAIT_POLICY"
 CONFIG_KEYS = """
@@ -54,7 +54,7 @@ COMMANDS = {
 # Prints the heavy modules that each --help loaded, in one process.
 HELP = """
 import sys
-from ml.cli import main
+from ctxtrain.cli import main
 for words in ([], *([command] for command in sys.argv[1:])):
     try:
         main([*words, "--help"])
@@ -82,11 +82,11 @@ def usage(command: Any) -> str:
 
 
 def test_public_names_are_these() -> None:
-    assert ml.__all__ == ["Config", "TrainingPipeline", "load_model", "run_several"]
-    for name in ml.__all__:
-        assert getattr(ml, name).__name__ == name
-    with pytest.raises(AttributeError, match="module 'ml' has no attribute 'Trainer'"):
-        ml.Trainer  # noqa: B018  # reading it is the test
+    assert ctxtrain.__all__ == ["Config", "TrainingPipeline", "load_model", "run_several"]
+    for name in ctxtrain.__all__:
+        assert getattr(ctxtrain, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'ctxtrain' has no attribute 'Trainer'"):
+        ctxtrain.Trainer  # noqa: B018  # reading it is the test
 
 
 def test_config_keys_are_these() -> None:
@@ -116,7 +116,7 @@ def test_help_answers_without_loading_anything_heavy() -> None:
 def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
-    project = tomllib.loads((Path(ml.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(ctxtrain.__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert (ended.value.code, capfd.readouterr().out) == (0, f"ctxtrain {project['version']}\n")
 
 
@@ -167,7 +167,10 @@ def test_help_does_not_wait_to_see_whether_the_machine_is_busy(
 
 def test_threads_do_not_spin_beside_programs_that_are_busy() -> None:
     """Real programs, one a core, and what the system says of them."""
-    code = "from ml.cli import settle_environment; import os; settle_environment(); print(os.environ['GOMP_SPINCOUNT'])"
+    code = (
+        "from ctxtrain.cli import settle_environment; import os; settle_environment()\n"
+        "print(os.environ['GOMP_SPINCOUNT'])"
+    )
     environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", WAIT)}
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     try:

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml.data.check import check_files
-from ml.data.clock import ISO, NAIVE, NUMBER, UNITS, nanoseconds
-from ml.data.folds import walk_forward
-from ml.data.leaks import BY_PLACE, purged_rows
-from ml.data.rows import Window
-from ml.data.survey import extent, survey
-from ml.data.windows import WindowFile
-from ml.errors import ConfigError
-from ml.evaluation.blocks import blocks_of
-from ml.evaluation.mistakes import confident_mistakes
+from ctxtrain.data.check import check_files
+from ctxtrain.data.clock import ISO, NAIVE, NUMBER, UNITS, nanoseconds
+from ctxtrain.data.folds import walk_forward
+from ctxtrain.data.leaks import BY_PLACE, purged_rows
+from ctxtrain.data.rows import Window
+from ctxtrain.data.survey import extent, survey
+from ctxtrain.data.windows import WindowFile
+from ctxtrain.errors import ConfigError
+from ctxtrain.evaluation.blocks import blocks_of
+from ctxtrain.evaluation.mistakes import confident_mistakes
 from tests.helpers import Row, bars_of, dated_rows, make_row, make_window, read, write_rows
 
 START = datetime(2025, 3, 3, tzinfo=UTC)

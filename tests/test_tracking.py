@@ -20,11 +20,11 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ml import TrainingPipeline
-from ml.config import Config
-from ml.errors import ConfigError, Interrupted
-from ml.output.tracking import require_trackers
-from ml.progress import Reporter
+from ctxtrain import TrainingPipeline
+from ctxtrain.config import Config
+from ctxtrain.errors import ConfigError, Interrupted
+from ctxtrain.output.tracking import require_trackers
+from ctxtrain.progress import Reporter
 from tests.conftest import MakeConfig, Needs
 from tests.event_files import curve, events_of, scalars, texts
 

@@ -12,13 +12,13 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from ml import Config, TrainingPipeline
-from ml.errors import ConfigError, RunLocked
-from ml.output import checkpoint
-from ml.output.checkpoint import ranking
-from ml.output.files import files_below, sha256_file
-from ml.output.run_folder import RunFolder
-from ml.output.verdict import verdict
+from ctxtrain import Config, TrainingPipeline
+from ctxtrain.errors import ConfigError, RunLocked
+from ctxtrain.output import checkpoint
+from ctxtrain.output.checkpoint import ranking
+from ctxtrain.output.files import files_below, sha256_file
+from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.output.verdict import verdict
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows, write_rows
 

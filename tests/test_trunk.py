@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from ml.config import Config
-from ml.data.batches import Tokens, collate
-from ml.errors import Interrupted
-from ml.model import trunk as trunk_module
-from ml.model.embedded import embedded_base
-from ml.model.fast import FastClassifier
-from ml.model.trunk import Trunk
-from ml.output.run_folder import RunFolder
-from ml.train import TrainingPipeline
+from ctxtrain.config import Config
+from ctxtrain.data.batches import Tokens, collate
+from ctxtrain.errors import Interrupted
+from ctxtrain.model import trunk as trunk_module
+from ctxtrain.model.embedded import embedded_base
+from ctxtrain.model.fast import FastClassifier
+from ctxtrain.model.trunk import Trunk
+from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig
 from tests.test_fast import ALL, assert_same, build, ragged, results
 from tests.test_processes import SETTINGS, torchrun

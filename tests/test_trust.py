@@ -8,12 +8,12 @@ from scipy.stats import beta
 from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 
 from benchmarks.bench_coverage import EVEN, HIGHEST, LOWEST, RARE, SCORES, Setting, cover, independent
-from ml.data.rows import Window
-from ml.evaluation.blocks import FEWEST_BLOCKS, ONE_BLOCK, blocks_of, time_blocks
-from ml.evaluation.calibration import TemperatureScaler, folds, reliability
-from ml.evaluation.intervals import Judged, difference_intervals, score_intervals, weighted_sums
-from ml.evaluation.metrics import confusion_scores, evaluate_logits, expected_calibration_error, log_losses
-from ml.evaluation.selective import abstain, choose_thresholds, least_confidences, risk_coverage
+from ctxtrain.data.rows import Window
+from ctxtrain.evaluation.blocks import FEWEST_BLOCKS, ONE_BLOCK, blocks_of, time_blocks
+from ctxtrain.evaluation.calibration import TemperatureScaler, folds, reliability
+from ctxtrain.evaluation.intervals import Judged, difference_intervals, score_intervals, weighted_sums
+from ctxtrain.evaluation.metrics import confusion_scores, evaluate_logits, expected_calibration_error, log_losses
+from ctxtrain.evaluation.selective import abstain, choose_thresholds, least_confidences, risk_coverage
 from tests.helpers import make_row, make_window
 
 Floats = NDArray[np.float64]

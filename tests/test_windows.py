@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml.data.rows import parse_row
-from ml.data.windows import WindowFile, load_windows
-from ml.errors import DataError
+from ctxtrain.data.rows import parse_row
+from ctxtrain.data.windows import WindowFile, load_windows
+from ctxtrain.errors import DataError
 from tests.helpers import Row, bars_of, make_row, make_window, read, walk, write_rows
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ml.model.embedded import build_tokenizer
-from ml.model.tokenizer import quiet_transformers
+from ctxtrain.model.embedded import build_tokenizer
+from ctxtrain.model.tokenizer import quiet_transformers
 
 COMMON: dict[str, Any] = {
     "hidden_size": 32,

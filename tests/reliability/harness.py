@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ml.config import Config
-from ml.output import checkpoint
-from ml.output.files import sha256_file
-from ml.output.run_folder import RunFolder
+from ctxtrain.config import Config
+from ctxtrain.output import checkpoint
+from ctxtrain.output.files import sha256_file
+from ctxtrain.output.run_folder import RunFolder
 from tests.conftest import Amount
 
 

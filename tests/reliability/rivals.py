@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from ml.errors import RunLocked
-from ml.output import checkpoint
-from ml.output.checkpoint import CheckpointFolder
-from ml.output.files import check_manifest, pack, unpack
-from ml.output.run_folder import RunFolder
+from ctxtrain.errors import RunLocked
+from ctxtrain.output import checkpoint
+from ctxtrain.output.checkpoint import CheckpointFolder
+from ctxtrain.output.files import check_manifest, pack, unpack
+from ctxtrain.output.run_folder import RunFolder
 
 WON, LOST, WRONG = 0, 1, 2
 PER_EPOCH = 5

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-import ml.build
-import ml.train
-from ml import cli
-from ml.data import dataset, windows
-from ml.evaluation.calibration import TemperatureScaler
-from ml.model.learner import Learner
-from ml.output import charts, checkpoint, export, reopen, report
-from ml.output.export import BATCH_SIZE
+import ctxtrain.build
+import ctxtrain.train
+from ctxtrain import cli
+from ctxtrain.data import dataset, windows
+from ctxtrain.evaluation.calibration import TemperatureScaler
+from ctxtrain.model.learner import Learner
+from ctxtrain.output import charts, checkpoint, export, reopen, report
+from ctxtrain.output.export import BATCH_SIZE
 from tests.reliability.calls import Calls
 
 torch.set_num_threads(1)
@@ -41,7 +41,7 @@ HANGS_AFTER = 300
 PHASES: dict[str, tuple[Any, str]] = {
     "reading": (windows, "parse_row"),
     "tokenising": (dataset, "tokenise"),
-    "building": (ml.build, "build_learner"),
+    "building": (ctxtrain.build, "build_learner"),
     "resuming": (checkpoint, "check_same_run"),
     "training": (Learner, "_loss_sum"),
     "evaluation": (Learner, "logits"),
@@ -50,8 +50,8 @@ PHASES: dict[str, tuple[Any, str]] = {
     "calibration": (TemperatureScaler, "fit"),
     "reopening": (export, "reopened_logits"),
     "packing": (export, "pack"),
-    "placing": (ml.train, "place_export"),
-    "summary": (ml.train, "make_summary"),
+    "placing": (ctxtrain.train, "place_export"),
+    "summary": (ctxtrain.train, "make_summary"),
 }
 
 

@@ -18,20 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ml import TrainingPipeline
-from ml.cli import main
-from ml.config import Config
-from ml.data import strict_json
-from ml.data.batches import tokenise
-from ml.data.check import check_files
-from ml.data.folds import split_rows, walk_forward
-from ml.data.rows import BAR_FIELDS, Bar
-from ml.data.survey import survey
-from ml.data.windows import WindowFile
-from ml.errors import MAX_FAULTS_SHOWN, DataError
-from ml.labels import LABELS
-from ml.model.embedded import build_tokenizer
-from ml.model.tokenizer import load_tokenizer, quiet_transformers
+from ctxtrain import TrainingPipeline
+from ctxtrain.cli import main
+from ctxtrain.config import Config
+from ctxtrain.data import strict_json
+from ctxtrain.data.batches import tokenise
+from ctxtrain.data.check import check_files
+from ctxtrain.data.folds import split_rows, walk_forward
+from ctxtrain.data.rows import BAR_FIELDS, Bar
+from ctxtrain.data.survey import survey
+from ctxtrain.data.windows import WindowFile
+from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
+from ctxtrain.labels import LABELS
+from ctxtrain.model.embedded import build_tokenizer
+from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import bars_of, dated_rows, learnable_rows, make_row, read, walk, write_rows
 from tests.reliability.conftest import Figure
@@ -499,7 +499,7 @@ def test_text_that_spells_a_special_token_stays_text_wherever_it_stands(
 MEASURED = """
 import sys, time
 from pathlib import Path
-from ml.cli import main
+from ctxtrain.cli import main
 try:
     main(sys.argv[1:])
 finally:  # ru_maxrss would begin with the parent's peak

@@ -21,12 +21,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml.errors import DataError
-from ml.output import checkpoint
-from ml.output.checkpoint import CheckpointFolder
-from ml.output.files import Damaged, check_manifest, pack, seal, sha256_file, unpack
-from ml.output.metrics_log import MetricsLog
-from ml.output.run_folder import RunFolder
+from ctxtrain.errors import DataError
+from ctxtrain.output import checkpoint
+from ctxtrain.output.checkpoint import CheckpointFolder
+from ctxtrain.output.files import Damaged, check_manifest, pack, seal, sha256_file, unpack
+from ctxtrain.output.metrics_log import MetricsLog
+from ctxtrain.output.run_folder import RunFolder
 from tests.conftest import Amount, Needs
 from tests.reliability.calls import Calls
 from tests.reliability.conftest import Figure, NewTrial
@@ -409,7 +409,7 @@ def test_the_same_inputs_give_the_same_zip_wherever_it_is_made(
         trial = new_trial(f"run{number}")
         shutil.copytree(undisturbed.root, trial.root)
         (trial.root / "final_model.zip").unlink()
-        command = [sys.executable, "-m", "ml", "export", str(trial.root)]
+        command = [sys.executable, "-m", "ctxtrain", "export", str(trial.root)]
         environment = os.environ | {"PYTHONHASHSEED": seed, "TZ": zone, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, env=environment, umask=umask, check=True, stdout=subprocess.DEVNULL)
         assert sha256_file(trial.root / "final_model.zip") == expected

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from ml import Config, TrainingPipeline
-from ml.errors import CtxtrainError
-from ml.output import checkpoint
+from ctxtrain import Config, TrainingPipeline
+from ctxtrain.errors import CtxtrainError
+from ctxtrain.output import checkpoint
 from tests.conftest import Amount, MakeConfig, Needs
 from tests.helpers import learnable_rows, write_rows
 from tests.reliability.conftest import Figure, NewTrial

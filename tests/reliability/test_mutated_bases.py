@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml import TrainingPipeline, load_model
-from ml.errors import ConfigError
+from ctxtrain import TrainingPipeline, load_model
+from ctxtrain.errors import ConfigError
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import learnable_rows
 from tests.reliability.conftest import Figure

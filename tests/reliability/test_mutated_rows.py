@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from numpy.random import Generator
 
-from ml.data.check import check_files
-from ml.data.codec import CodecFitter
-from ml.data.folds import walk_forward
-from ml.data.rows import BAR_FIELDS
-from ml.data.survey import noticed, survey
-from ml.data.windows import WindowFile
-from ml.errors import MAX_FAULTS_SHOWN, ConfigError
-from ml.evaluation.blocks import blocks_of
-from ml.evaluation.inputs import input_names, window_inputs
-from ml.evaluation.mistakes import confident_mistakes
+from ctxtrain.data.check import check_files
+from ctxtrain.data.codec import CodecFitter
+from ctxtrain.data.folds import walk_forward
+from ctxtrain.data.rows import BAR_FIELDS
+from ctxtrain.data.survey import noticed, survey
+from ctxtrain.data.windows import WindowFile
+from ctxtrain.errors import MAX_FAULTS_SHOWN, ConfigError
+from ctxtrain.evaluation.blocks import blocks_of
+from ctxtrain.evaluation.inputs import input_names, window_inputs
+from ctxtrain.evaluation.mistakes import confident_mistakes
 from tests.conftest import Amount
 from tests.helpers import Row, bars_of, dated_rows, make_row
 from tests.reliability.conftest import Figure

@@ -18,17 +18,17 @@ from scipy.special import softmax
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ml import Config, TrainingPipeline, load_model
-from ml.data.batches import plan_step
-from ml.errors import TrainingDiverged
-from ml.evaluation.calibration import HIGHEST, LOWEST, TemperatureScaler, best_temperature
-from ml.evaluation.metrics import negative_log_likelihood
-from ml.model import qwen
-from ml.model.fast import FastClassifier
-from ml.model.loss import focal_loss
-from ml.model.plain_config import HEAD
-from ml.model.tokenizer import load_tokenizer
-from ml.output import checkpoint
+from ctxtrain import Config, TrainingPipeline, load_model
+from ctxtrain.data.batches import plan_step
+from ctxtrain.errors import TrainingDiverged
+from ctxtrain.evaluation.calibration import HIGHEST, LOWEST, TemperatureScaler, best_temperature
+from ctxtrain.evaluation.metrics import negative_log_likelihood
+from ctxtrain.model import qwen
+from ctxtrain.model.fast import FastClassifier
+from ctxtrain.model.loss import focal_loss
+from ctxtrain.model.plain_config import HEAD
+from ctxtrain.model.tokenizer import load_tokenizer
+from ctxtrain.output import checkpoint
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import learnable_rows, write_rows
 from tests.reliability.conftest import Figure

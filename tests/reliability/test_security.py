@@ -18,14 +18,14 @@ import pytest
 import torch
 import yaml
 
-import ml
-from ml import Config, TrainingPipeline
-from ml.cli import main
-from ml.errors import ConfigError
-from ml.output import checkpoint
-from ml.output.files import pack, write_manifest
-from ml.versions import FIRST_SAFE
-from ml.yaml_text import _Loader, parse_yaml
+import ctxtrain
+from ctxtrain import Config, TrainingPipeline
+from ctxtrain.cli import main
+from ctxtrain.errors import ConfigError
+from ctxtrain.output import checkpoint
+from ctxtrain.output.files import pack, write_manifest
+from ctxtrain.versions import FIRST_SAFE
+from ctxtrain.yaml_text import _Loader, parse_yaml
 from tests.conftest import Amount, Needs
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.reliability import hostile_pt, hostile_zip
@@ -33,7 +33,7 @@ from tests.reliability.conftest import Figure
 from tests.tiny_models import build_tiny
 
 HERE = Path(__file__).parent
-PACKAGE = Path(ml.__file__).parent
+PACKAGE = Path(ctxtrain.__file__).parent
 
 
 def watched(what: str, scratch: Path, good: Path, paths: list[Path]) -> list[dict[str, Any]]:
@@ -309,7 +309,7 @@ def test_no_export_names_code_places_or_more_than_it_holds(
 
 @pytest.mark.promise("F4")
 def test_a_key_that_nobody_knows_never_reaches_transformers(tmp_path: Path, export: Path) -> None:
-    from ml.output.foreign import open_config
+    from ctxtrain.output.foreign import open_config
 
     folder = shutil.copytree(export, tmp_path / "export")
     edited(surprise="import os", rope_theta_scale=0.5, torchscript=True, rope_theta=5e5, rope_parameters=None)(
@@ -326,8 +326,8 @@ def refuse(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.bind"):
         raise SystemExit(f"network: {event} {arguments}")
 sys.addaudithook(refuse)
-from ml import Config, TrainingPipeline, load_model
-from ml.data.windows import load_windows
+from ctxtrain import Config, TrainingPipeline, load_model
+from ctxtrain.data.windows import load_windows
 config = Config.load(sys.argv[1])
 assert TrainingPipeline(config).run()
 assert TrainingPipeline(config, resume=True).export()
@@ -527,7 +527,7 @@ def installed(folder: Path, **versions: str) -> subprocess.CompletedProcess[str]
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "ml", "--help"]
+    command = [sys.executable, "-m", "ctxtrain", "--help"]
     return subprocess.run(
         command, env=os.environ | {"PYTHONPATH": path}, cwd=PACKAGE.parent, capture_output=True, text=True, check=False
     )
@@ -579,4 +579,4 @@ def test_any_config_ends_in_a_config_or_a_config_error(amount: Amount, figure: F
 
 def test_the_export_that_is_attacked_is_sound(tmp_path: Path, export: Path) -> None:
     pack(export, tmp_path / "model.zip")
-    assert len(ml.load_model(tmp_path / "model.zip").predict([make_row(flags=False)])) == 1
+    assert len(ctxtrain.load_model(tmp_path / "model.zip").predict([make_row(flags=False)])) == 1

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from ml.config import Config
-from ml.errors import ConfigError, Interrupted
-from ml.output import checkpoint
-from ml.output.checkpoint import CheckpointFolder
-from ml.output.run_folder import RunFolder
-from ml.runtime import catch_signals
+from ctxtrain.config import Config
+from ctxtrain.errors import ConfigError, Interrupted
+from ctxtrain.output import checkpoint
+from ctxtrain.output.checkpoint import CheckpointFolder
+from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.runtime import catch_signals
 from tests.conftest import Amount
 from tests.reliability.conftest import Figure, NewTrial
 from tests.reliability.harness import Server, Trial, results, same
@@ -175,7 +175,7 @@ def test_a_run_outlives_its_terminal(
 
 @pytest.mark.promise("C5")
 def test_the_command_with_its_streams_closed_ends_with_its_code(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m ml train {tmp_path}/missing.yaml"
+    command = f"{sys.executable} -m ctxtrain train {tmp_path}/missing.yaml"
     for closing in ("<&- >&- 2>&-", "2>/dev/full"):
         assert subprocess.run(f"{command} {closing}", shell=True, check=False).returncode == 2
 
@@ -230,7 +230,7 @@ NAMES = (
 def test_a_folder_with_files_that_a_run_would_write_is_refused(
     name: str, undisturbed: Trial, tmp_path: Path, figure: Figure
 ) -> None:
-    from ml import TrainingPipeline
+    from ctxtrain import TrainingPipeline
 
     file = tmp_path / "run" / name
     file.parent.mkdir(parents=True)

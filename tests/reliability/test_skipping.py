@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ml import Config, TrainingPipeline
-from ml.errors import TrainingDiverged
-from ml.labels import LABELS
-from ml.model.tokenizer import load_tokenizer, quiet_transformers
-from ml.output.run_folder import RunFolder
-from ml.output.verdict import verdict
+from ctxtrain import Config, TrainingPipeline
+from ctxtrain.errors import TrainingDiverged
+from ctxtrain.labels import LABELS
+from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
+from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.output.verdict import verdict
 from tests.conftest import Amount
 from tests.helpers import write_rows
 from tests.reliability.conftest import Figure

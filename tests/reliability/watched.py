@@ -29,14 +29,14 @@ watching: list[bool] = []
 
 def opener(what: str, scratch: Path) -> Callable[[Path], object]:
     if what == "checkpoint":
-        from ml.output import checkpoint
+        from ctxtrain.output import checkpoint
 
         return checkpoint.load
     if what == "unpack":
-        from ml.output.files import unpack
+        from ctxtrain.output.files import unpack
 
         return lambda path: unpack(path, scratch / "unpacked")
-    from ml.output.predictor import load_model
+    from ctxtrain.output.predictor import load_model
 
     return load_model
 
@@ -88,7 +88,7 @@ def too_long(_number: int, _frame: FrameType | None) -> None:
 
 
 def main(what: str, scratch: str, good: str, *paths: str) -> None:
-    from ml.errors import DataError
+    from ctxtrain.errors import DataError
 
     tempfile.tempdir = scratch
     load = opener(what, Path(scratch))

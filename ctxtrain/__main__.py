@@ -1,0 +1,5 @@
+"""`python -m ctxtrain` is `ctxtrain`; `torchrun … -m ctxtrain train …` runs it in several processes."""
+
+from ctxtrain.cli import main
+
+main()

@@ -1,0 +1,307 @@
+"""A window becomes the text that the tokenizer sees, the same in training, evaluation and prediction.
+
+Comes in: a `Window`. Goes out: one line of text. `compact` writes quantised integers; `json` writes the input
+fields as they are, for comparison; `text` passes the prompt of a text row through. A fitted codec is saved as
+`codec.json`, which fixes kind, version, fields and scales.
+
+The compact text of a bar is `marks` + `HHLLCCVD`, bars oldest first with a blank between:
+
+    HH LL CC   high, low, close: 00 = the window's lowest low … 99 = its highest high
+    V  D       volume (log) and delta: z-score within the window, half a deviation a step, 5 = the mean; D is - where
+               the rows have no delta
+    marks      one letter for each pulse on its bar; one letter or letter + digit for each state, direction or
+               level where it changes, and all of them on the first bar and on the event bar; X, V or Y where a
+               price, the volume or the delta is so far off that the scale leaves it out (`wild.py`), and b or s on the
+               event bar where the window's delta is nearly all bought or sold, which its z-scores cannot show; O + two
+               digits for an open that lies away from the close before
+
+It ends in `r` (range of the window in mean bar ranges), `a` (mean bar range as a share of price), `t` (atr_14 in
+mean bar ranges), each on a logarithmic scale, a `z` per entry of `features` (robust z-score over the training
+rows), and `?`, the token at which the classifier reads.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ctxtrain.data.features import WindowNumbers, window_numbers
+from ctxtrain.data.rows import BAR_FIELDS, Window
+from ctxtrain.data.wild import SAME, near_values
+from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+END = "?"
+# A letter per pulse, written on each bar where it is true.
+PULSES = {
+    "ext_bos": "B",
+    "ext_choch": "C",
+    "ext_choch_up": "P",
+    "ext_choch_down": "Q",
+    "int_bos": "J",
+    "int_choch": "K",
+    "sweep_prev_high": "H",
+    "sweep_prev_low": "L",
+    "fvg_retest": "R",
+}
+# The letters for each value of a field that holds until it changes.
+STATES = {
+    "ext_dir": {-1: "D", 0: "N", 1: "U"},
+    "int_dir": {-1: "d", 0: "n", 1: "u"},
+    "fvg_up": {0: "f", 1: "F"},
+    "fvg_down": {0: "g", 1: "G"},
+    "pb_wave_strength_ok": {0: "w", 1: "W"},
+    "mgann_leg_index": {leg: f"M{leg - 1}" for leg in range(1, 11)},
+    "wave_strength": {tenth: f"S{tenth}" for tenth in range(10)},
+}
+WILD = {"price": "X", "volume": "V", "delta": "Y"}
+WILD_FEATURE = 100.0  # typical deviations from the median
+SIDES = {-1: "s", 1: "b"}
+OPEN_GAP = 3  # steps of 1/99 of the window's range between an open and the close before that are worth writing
+RENDERED_TOGETHER = 500  # windows
+_TWO_DIGITS = [f"{value:02d}" for value in range(100)]
+# The same as bytes, and of each state those of each value from its smallest on.
+_TWO_BYTES = np.array([list(digits.encode()) for digits in _TWO_DIGITS], dtype=np.uint8)
+_STATE_BYTES = {
+    name: np.array([list(written[value].encode().ljust(2, b"\0")) for value in sorted(written)], dtype=np.uint8)
+    for name, written in STATES.items()
+}
+
+
+class FeatureScale(BaseModel):
+    """Robust location and spread of one entry of `features` over the training rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    centre: float
+    spread: float
+
+
+class Codec(BaseModel):
+    """What was fixed when the codec was fitted; `render` depends on nothing else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["compact", "json", "text"]
+    version: Literal[1] = 1
+    fields: list[str]  # of a bar, in the order of `BAR_FIELDS`
+    features: dict[str, FeatureScale]
+
+    def render(self, window: Window) -> str:
+        """The text of one window. Raises DataError if it lacks what the codec was fitted on."""
+        return next(self.render_all([window]))
+
+    def render_all(self, windows: Iterable[Window]) -> Iterator[str]:
+        """The texts of windows, in order, each as `render` gives it.
+
+        At the end raises one DataError that names all that could not be rendered.
+        """
+        faults: list[str] = []
+        total, stream = 0, iter(windows)
+        while chunk := list(islice(stream, RENDERED_TOGETHER)):
+            found = [self.fault(window) for window in chunk]
+            total += sum(fault is not None for fault in found)
+            faults += [f"{window.place}: {fault}" for window, fault in zip(chunk, found, strict=True) if fault]
+            del faults[MAX_FAULTS_SHOWN:]
+            yield from self._render_some([window for window, fault in zip(chunk, found, strict=True) if not fault])
+        if total:
+            raise DataError(faults, total=total)
+
+    def fault(self, window: Window) -> str | None:
+        """Why a window cannot be rendered, or None."""
+        if (window.text is not None) != (self.kind == "text"):
+            wanted, got = ("text", "window") if self.kind == "text" else ("window", "text")
+            return f"the model was trained on {wanted} rows, got a {got} row"
+        lacking = [name for name in self.fields if name not in window.bars]
+        lacking += [f"features.{name}" for name in self.features if name not in window.features]
+        if lacking:
+            return (
+                f"lacks {', '.join(lacking)}, which the model was trained on; "
+                "add the field to every bar, or train on rows without it"
+            )
+        return None
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self.to_json())
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(self.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    @classmethod
+    def load(cls, path: Path) -> Codec:
+        """Raises DataError if the file is no codec of a version that this program knows."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise DataError(
+                f"{path}: not a codec that this version reads ({reasons}). Export the model again."
+            ) from None
+
+    def _render_some(self, windows: list[Window]) -> list[str]:
+        if self.kind == "text":
+            return [cast(str, window.text) for window in windows]
+        if self.kind == "json":
+            return [self._render_json(window) for window in windows]
+        of_length = defaultdict(list)
+        for place, window in enumerate(windows):
+            of_length[len(window.bars["close"])].append(place)
+        texts = [""] * len(windows)
+        for places in of_length.values():
+            rendered = self._render_compact([windows[place] for place in places])
+            for place, text in zip(places, rendered, strict=True):
+                texts[place] = text
+        return texts
+
+    def _render_json(self, window: Window) -> str:
+        columns = [window.bars[name].tolist() for name in self.fields]
+        bars = [dict(zip(self.fields, values, strict=True)) for values in zip(*columns, strict=True)]
+        features = {name: window.features[name] for name in self.features}
+        return orjson.dumps({"bars": bars, "features": features}).decode()
+
+    def _render_compact(self, windows: list[Window]) -> list[str]:
+        """Texts of W windows with L bars each.
+
+        Whatever a bar may show has its place among the S bytes of the bar, which are 0 where it is not shown.
+        """
+        names = list(dict.fromkeys(("open", "high", "low", "close", "volume", *self.fields)))
+        table = np.concatenate([window.bars[name] for name in names for window in windows])
+        bars = dict(zip(names, table.reshape(len(names), len(windows), -1), strict=True))
+        numbers = window_numbers(bars)
+        opens, *levels = np.rint(np.array([numbers.open, numbers.high, numbers.low, numbers.close]) * 99).astype(int)
+        delta = np.full_like(opens, ord("-")) if numbers.delta is None else _digits(numbers.delta)
+        blank = np.full_like(opens, ord(" "))
+        written = [
+            *self._marks(bars),
+            *_odd_marks(numbers),
+            _open_gaps(opens, levels[-1]),
+            *(_TWO_BYTES[level] for level in levels),
+            np.stack([_digits(numbers.volume), delta, blank], axis=-1),
+        ]
+        bytes_WLS = np.concatenate(written, axis=-1, dtype=np.uint8, casting="unsafe")
+        text = bytes_WLS[bytes_WLS != 0].tobytes().decode()
+        ends = np.count_nonzero(bytes_WLS, axis=(1, 2)).cumsum().tolist()
+        tails = self._tails(windows, numbers)
+        return [f"{text[start:end]}{tail}{END}" for start, end, tail in zip([0, *ends], ends, tails, strict=False)]
+
+    def _marks(self, bars: dict[str, Floats]) -> Iterator[Bytes]:
+        """Bytes of the states, two each, and of the pulses, one each."""
+        for name, of_value in _STATE_BYTES.items():
+            if name in self.fields:
+                values = np.minimum(bars[name] // 10, 9) if name == "wave_strength" else bars[name]
+                is_shown = np.ones(values.shape, dtype=np.bool_)  # the event bar carries the whole state
+                np.not_equal(values[:, 1:-1], values[:, :-2], out=is_shown[:, 1:-1])
+                yield of_value[values.astype(int) - min(STATES[name])] * is_shown[..., None]
+        for name, letter in PULSES.items():
+            if name in self.fields:
+                yield ((bars[name] != 0) * np.uint8(ord(letter)))[..., None]
+
+    def _tails(self, windows: list[Window], numbers: WindowNumbers) -> Iterator[str]:
+        columns = [
+            [f"r{_logarithmic(value, 16, smallest=1.0)}" for value in numbers.range_in_bars.tolist()],
+            [f"a{_logarithmic(value, 6, smallest=1e-6)}" for value in numbers.bar_range_share.tolist()],
+        ]
+        if numbers.atr_ratio is not None:
+            columns.append([f"t{_logarithmic(value, 16, smallest=0.125)}" for value in numbers.atr_ratio.tolist()])
+        for name, scale in self.features.items():
+            scores = [(window.features[name] - scale.centre) / scale.spread for window in windows]
+            columns.append([f"z{_TWO_DIGITS[round(min(99, max(0, score * 10 + 50)))]}" for score in scores])
+        return map("".join, zip(*columns, strict=True))
+
+
+class CodecFitter:
+    """Sees windows one by one; then fixes the fields that every one carries, and the scale of each `features` entry."""
+
+    def __init__(self) -> None:
+        self.windows = 0
+        self.is_text = False
+        self.counts: Counter[str] = Counter()
+        self.values: dict[str, array[float]] = {}
+
+    def see(self, window: Window) -> None:
+        self.windows += 1
+        self.is_text = window.text is not None
+        self.counts.update(window.bars.keys())
+        self.counts.update(f"features.{name}" for name in window.features)
+        for name, value in window.features.items():
+            self.values.setdefault(name, array("d")).append(value)
+
+    def partial_fields(self) -> dict[str, int]:
+        """Fields and features that some windows carry and others lack, with the number of windows that carry them."""
+        return {name: count for name, count in sorted(self.counts.items()) if count < self.windows}
+
+    def fit(self, kind: Literal["compact", "json"]) -> Codec:
+        """A field that only some windows carry is left out."""
+        if self.is_text:
+            return Codec(kind="text", fields=[], features={})
+        written = [
+            name for name in BAR_FIELDS if kind == "json" or name not in ("buy_vol", "sell_vol")
+        ]  # delta has both
+        fields = [name for name in written if self.counts[name] == self.windows]
+        scales = {}
+        for name in sorted(self.values):
+            if len(self.values[name]) == self.windows:
+                values = np.array(self.values[name])
+                low, centre, high = np.quantile(values, [0.25, 0.5, 0.75])
+                scales[name] = FeatureScale(centre=float(centre), spread=_spread(values, float(high - low)))
+        return Codec(kind=kind, fields=fields, features=scales)
+
+
+def _spread(values: Floats, quartiles: float) -> float:
+    """A deviation that neither a few huge values nor rounding decides; 1 where nothing varies."""
+    least = SAME * float(np.abs(values).min())
+    near = near_values(values[None], [WILD_FEATURE])[0]
+    # the quartiles of a normal lie 1.349 deviations apart
+    return next((spread for spread in (quartiles / 1.349, float(near.std())) if spread > least), 1.0)
+
+
+def fit_codec(kind: Literal["compact", "json"], windows: Iterable[Window]) -> Codec:
+    """The codec of windows that are at hand."""
+    fitter = CodecFitter()
+    for window in windows:
+        fitter.see(window)
+    return fitter.fit(kind)
+
+
+def _odd_marks(numbers: WindowNumbers) -> Iterator[Bytes]:
+    """Bytes of prints that are far off, and of a one-sided delta; nothing where no window has any."""
+    for name, is_wild in numbers.wild.items():
+        if is_wild.any():
+            yield (is_wild * np.uint8(ord(WILD[name])))[..., None]
+    if numbers.side.any():
+        letters = np.zeros((*numbers.volume.shape, 1), dtype=np.uint8)
+        for side, letter in SIDES.items():
+            letters[numbers.side == side, -1] = ord(letter)
+        yield letters
+
+
+def _open_gaps(opens: Ints, closes: Ints) -> Bytes:
+    """The bytes of an open where it lies away from the close before."""
+    is_away = np.zeros(opens.shape, dtype=np.bool_)
+    np.greater_equal(abs(opens[:, 1:] - closes[:, :-1]), OPEN_GAP, out=is_away[:, 1:])
+    letter = np.full((*opens.shape, 1), ord("O"), dtype=np.uint8)
+    return np.concatenate([letter, _TWO_BYTES[opens]], axis=-1) * is_away[..., None]
+
+
+def _digits(scores: Floats) -> Ints:
+    """z-scores as digits, half a deviation a step: 0 is −2.5 and below, 5 is the mean, 9 is 2 and above."""
+    return np.clip(np.rint(scores * 2 + 5), 0, 9).astype(int) + ord("0")
+
+
+def _logarithmic(value: float, steps_per_octave: int, *, smallest: float) -> str:
+    if value <= smallest:
+        return _TWO_DIGITS[0]
+    return _TWO_DIGITS[round(min(99, steps_per_octave * math.log2(value / smallest)))]

@@ -1,5 +1,0 @@
-"""`python -m ml` is `ctxtrain`; `torchrun … -m ml train …` runs it in several processes."""
-
-from ml.cli import main
-
-main()
