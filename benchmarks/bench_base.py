@@ -9,7 +9,7 @@
 Each seed simulates its own `ctxtrain sample --hide-flags`: the pattern has to be read off prices, volume and delta.
 Smaller sizes are random parts of the training rows, the same for all. LoRA has the specification's settings; the epoch
 is chosen on the validation rows and scored once on the test rows. The baselines are those of every run, on the same
-rows (`ctxtrain/evaluation/baseline.py`), and the one to beat is chosen on the validation rows too.
+rows (`ctxtrain/evaluation/baselines.py`), and the one to beat is chosen on the validation rows too.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ import torch
 from patterns import PATTERNS, write_pattern
 from transformers import Qwen3ForCausalLM
 
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.codec import fit_codec
-from ctxtrain.data.sampling import labels_of
-from ctxtrain.data.windows import load_windows
-from ctxtrain.evaluation.baseline import best_on_validation, fit_baselines
+from ctxtrain.data.formats import load_windows
+from ctxtrain.data.oversampling import labels_of
+from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines
 from ctxtrain.model.embedded import base_config, build_tokenizer
-from ctxtrain.model.qwen import load_trainable_state, trainable_state
-from ctxtrain.pretrain import Architecture
-from ctxtrain.sample import write_sample
+from ctxtrain.model.lora import load_trainable_state, trainable_state
+from ctxtrain.pretraining.run import Architecture
+from ctxtrain.synthetic.sample import write_sample
 from ctxtrain.train import TrainingPipeline
 
 TRAIN, VAL, TEST = 1200, 400, 1000

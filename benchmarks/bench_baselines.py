@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from ctxtrain.data.codec import Codec, fit_codec
-from ctxtrain.data.rows import Window
-from ctxtrain.data.sampling import labels_of
-from ctxtrain.data.windows import load_windows
-from ctxtrain.evaluation.baseline import fit_baselines
-from ctxtrain.evaluation.inputs import input_names, window_inputs
-from ctxtrain.sample import write_sample
+from ctxtrain.data.formats import load_windows
+from ctxtrain.data.oversampling import labels_of
+from ctxtrain.data.schema import Window
+from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
+from ctxtrain.evaluation.baselines import fit_baselines
+from ctxtrain.synthetic.sample import write_sample
 
 NAMES = ("logistic_regression", "gradient_boosting", "extra_trees", "catboost")
 BORDERS = (63, 254)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench_base import best_run, test_score
 
-from ctxtrain.sample import write_sample
+from ctxtrain.synthetic.sample import write_sample
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

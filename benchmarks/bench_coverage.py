@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import norm
 
-from ctxtrain.evaluation.intervals import REPLICATES, Judged, difference_intervals, score_intervals
+from ctxtrain.evaluation.bootstrap import REPLICATES, Judged, difference_intervals, score_intervals
 from ctxtrain.evaluation.metrics import confusion_scores, log_losses
 from ctxtrain.labels import LABELS
 

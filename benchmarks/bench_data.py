@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxtrain.labels import LABELS
-from ctxtrain.sample import write_sample
+from ctxtrain.synthetic.sample import write_sample
 
 DISTINCT = 1200  # rows that the file repeats
 
@@ -42,7 +42,7 @@ def ours(path: str, scratch: str) -> Iterator[Any]:
     from peers import qwen_tokenizer_fast
 
     from ctxtrain.data.dataset import load_dataset
-    from ctxtrain.data.windows import WindowFile
+    from ctxtrain.data.formats import WindowFile
 
     tokenizer = qwen_tokenizer_fast()
     yield

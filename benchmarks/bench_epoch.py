@@ -34,11 +34,11 @@ import torch
 from peers import qwen_tokenizer_fast, row_text
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from ctxtrain.labels import LABELS
-from ctxtrain.model.qwen import add_lora, load_classifier, trainable_parameters
+from ctxtrain.model.lora import add_lora, load_classifier, trainable_parameters
 from ctxtrain.model.tokenizer import load_tokenizer
-from ctxtrain.sample import write_sample
+from ctxtrain.synthetic.sample import write_sample
 from ctxtrain.train import TrainingPipeline
 
 BATCH, RATE = 8, 1.0e-4

@@ -33,12 +33,12 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import collate, evaluation_batches, tokenise
-from ctxtrain.data.sampling import labels_of
-from ctxtrain.data.windows import load_windows
-from ctxtrain.model.qwen import load_trainable_state, logits, trainable_state
-from ctxtrain.sample import write_sample
+from ctxtrain.data.formats import load_windows
+from ctxtrain.data.oversampling import labels_of
+from ctxtrain.model.lora import load_trainable_state, logits, trainable_state
+from ctxtrain.synthetic.sample import write_sample
 from ctxtrain.train import TrainingPipeline
 
 TRAIN, VAL, TEST, EPOCHS = 1200, 400, 1000, 10

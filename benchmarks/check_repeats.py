@@ -37,8 +37,8 @@ def child(*, plain_first: bool) -> None:
     import torch
 
     torch.set_num_threads(int(THREADS))
-    from ctxtrain.model.fast import FastClassifier
-    from ctxtrain.model.qwen import add_lora, load_classifier, logits
+    from ctxtrain.engine.cpu.training_model import FastClassifier
+    from ctxtrain.model.lora import add_lora, load_classifier, logits
     from ctxtrain.runtime import enter_vector_math
 
     enter_vector_math()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ctxtrain.cli import settle_environment
+from ctxtrain.cli.process import settle_environment
 
 
 @contextmanager

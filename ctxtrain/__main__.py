@@ -1,5 +1,5 @@
 """`python -m ctxtrain` is `ctxtrain`; `torchrun … -m ctxtrain train …` runs it in several processes."""
 
-from ctxtrain.cli import main
+from ctxtrain.cli.process import main
 
 main()

@@ -58,7 +58,7 @@ class FaultsError(CtxtrainError):
 
 
 class ConfigError(FaultsError):
-    """A key, value or argument breaks the schema of `config.py` or contradicts the data."""
+    """A key, value or argument breaks the schema of `config/schema.py` or contradicts the data."""
 
     exit_code = 2
 

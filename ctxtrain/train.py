@@ -20,36 +20,36 @@ import torch
 from peft import PeftModel
 from torch.optim import AdamW
 
-from ctxtrain import build
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import plan_step, steps_per_epoch
 from ctxtrain.data.dataset import load_dataset
-from ctxtrain.data.sampling import epoch_rows
-from ctxtrain.data.windows import WindowFile
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.oversampling import epoch_rows
 from ctxtrain.errors import ConfigError, Interrupted, TrainingDiverged
 from ctxtrain.evaluation.metrics import evaluate_logits
+from ctxtrain.export.package import place_export, prepare_export
 from ctxtrain.memory import SMALLER, needed_for
-from ctxtrain.model import qwen
-from ctxtrain.model.learner import Ints, Learner, LossFunction, NonFinite, refuse_not_finite
+from ctxtrain.model import lora
 from ctxtrain.model.tokenizer import tokenizer_and_notes
-from ctxtrain.output import checkpoint
-from ctxtrain.output.export import place_export, prepare_export
-from ctxtrain.output.files import write_json
-from ctxtrain.output.ownership import refuse_output
-from ctxtrain.output.parts import load_own
-from ctxtrain.output.report import write_report
-from ctxtrain.output.run_folder import RunFolder
-from ctxtrain.output.summary import make_summary
-from ctxtrain.output.tracking import Trackers, tracked
-from ctxtrain.output.verdict import warnings
 from ctxtrain.progress import Reporter
+from ctxtrain.reporting.report import write_report
+from ctxtrain.reporting.summary import make_summary
+from ctxtrain.reporting.verdict import warnings
 from ctxtrain.runtime import StopRequest, catch_signals, environment, is_main_process, leave_process_group
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import write_json
+from ctxtrain.storage.ownership import refuse_output
+from ctxtrain.storage.run_folder import RunFolder
+from ctxtrain.tracking.trackers import Trackers, tracked
+from ctxtrain.training import build
+from ctxtrain.training.checkpoint_parts import load_own
+from ctxtrain.training.step import Ints, Learner, LossFunction, NonFinite, refuse_not_finite
 
 EVALUATION_BATCH = 32
 
 
 class TrainingPipeline:
-    """One run of one config; several are in `repeat.py`. The methods can be called one by one, in the order above."""
+    """One run of one config; several are in `multi_run.py`. The methods can be called one by one, as above."""
 
     learner: Learner
 
@@ -214,7 +214,7 @@ class TrainingPipeline:
         """Export the best epoch in float32, as it will be used, and score that; writes and returns the summary."""
         assert self.model is not None, "setup_model comes first"
         best = checkpoint.ranking(self.state.epochs)[0]
-        environment, sizes = self._environment(), qwen.parameter_counts(self.model)
+        environment, sizes = self._environment(), lora.parameter_counts(self.model)
         device, labels, unfinished = self.learner.accelerator.device, self.data.labels, self._unfinished()
         tokens = {name: own for name, own in self.data.tokens.items() if name != "test" or not unfinished}
         model = self.model if build.trains_in_float32(self.config) else None
@@ -224,7 +224,7 @@ class TrainingPipeline:
             with self.stop.at_once():
                 model = model or build.build_exact_model(self.config, self.tokenizer.pad_token_id)
                 weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
-                qwen.load_trainable_state(model, weights)
+                lora.load_trainable_state(model, weights)
                 exported = prepare_export(
                     model.to(device),
                     self.tokenizer,

@@ -1,4 +1,4 @@
-"""Write docs/config.md from the schemas of ctxtrain/config.py and ctxtrain/pretrain.py.
+"""Write docs/config.md from the schemas of ctxtrain/config/schema.py and ctxtrain/pretraining/run.py.
 
 python -m tests.config_page
 """
@@ -10,15 +10,15 @@ from typing import Any
 
 import orjson
 
-from ctxtrain.config import Config
-from ctxtrain.pretrain import PretrainConfig
+from ctxtrain.config.schema import Config
+from ctxtrain.pretraining.run import PretrainConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 HEAD = """# Every key of the config
 
-`make docs` writes this page from the schemas in `ctxtrain/config.py` and `ctxtrain/pretrain.py`, and a test fails when
-it is not current. A config is a YAML file; each key can be changed on the command line as `section.key=value`, where the value is
-YAML too: `training.epochs=3`, `data.test=null`, `'training.seeds=[0,1]'`,
+`make docs` writes this page from the schemas in `ctxtrain/config/schema.py` and `ctxtrain/pretraining/run.py`, and a
+test fails when it is not current. A config is a YAML file; each key can be changed on the command line as
+`section.key=value`, where the value is YAML too: `training.epochs=3`, `data.test=null`, `'training.seeds=[0,1]'`,
 `'loss.class_weights={LONG: 2, SHORT: 2, SKIP: 1}'`.
 
 All faults of a config are reported at once, an unknown key with the nearest known one, and the command ends with exit

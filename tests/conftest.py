@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from tests.helpers import learnable_rows, write_rows
 from tests.tiny_models import build_tiny
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxtrain.cli import main
+from ctxtrain.cli.process import main
 from tests.helpers import dated_rows, write_rows
 
 ROOT = Path(__file__).parents[1]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ctxtrain.config import Config
-from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.config.schema import Config
+from ctxtrain.storage.run_folder import RunFolder
 
 
 def curve(config: Config, kind: str, name: str) -> list[tuple[int, float]]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ctxtrain.data.rows import Window, parse_row
-from ctxtrain.data.windows import Reading, WindowFile, parse_lines
+from ctxtrain.data.formats import Reading, WindowFile, parse_lines
+from ctxtrain.data.schema import Window, parse_row
 
 Row = dict[str, Any]
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from ctxtrain.cli import main
-from ctxtrain.model import qwen
+from ctxtrain.cli.process import main
+from ctxtrain.model import lora
 from ctxtrain.model.tokenizer import load_tokenizer
 
 USED = (
     "ctxtrain.evaluation.assess",
-    "ctxtrain.output.charts",
-    "ctxtrain.output.predictor",
-    "ctxtrain.pretrain",
-    "ctxtrain.repeat",
+    "ctxtrain.reporting.charts",
+    "ctxtrain.export.predictor",
+    "ctxtrain.pretraining.run",
+    "ctxtrain.multi_run",
     "onnxruntime",
 )
 
@@ -38,7 +38,7 @@ def load_libraries() -> None:
     for name in USED:
         import_module(name)
     pad = load_tokenizer("embedded").pad_token_id
-    model = qwen.add_lora(qwen.load_classifier("embedded", pad), r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
+    model = lora.add_lora(lora.load_classifier("embedded", pad), r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
     model(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits.sum().backward()
 
 

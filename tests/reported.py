@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from ctxtrain.train import TrainingPipeline
 from tests.helpers import DRIFT, Row, make_row, write_rows
 from tests.tiny_models import build_tiny

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from ctxtrain.data.batches import Tokens, collate
-from ctxtrain.model import answers, qwen
-from ctxtrain.model.answers import batches_that_fit, token_logits
-from ctxtrain.model.fast import why_plain
-from ctxtrain.model.graph import GraphClassifier
-from ctxtrain.model.merged import MergedClassifier
+from ctxtrain.engine.cpu import parallel_logits
+from ctxtrain.engine.cpu.onnx_inference import GraphClassifier
+from ctxtrain.engine.cpu.parallel_logits import batches_that_fit, token_logits
+from ctxtrain.engine.cpu.training_model import why_plain
+from ctxtrain.engine.cpu.wide_inference import MergedClassifier
+from ctxtrain.model import lora
 from ctxtrain.runtime import side_by_side
 from tests.tiny_models import build_tiny
 
@@ -34,7 +35,7 @@ def rows_of(lengths: np.ndarray) -> Tokens:
 
 def classifier(folder: Path) -> GraphClassifier:
     build_tiny(folder, "qwen3")
-    model = qwen.load_classifier(str(folder), PAD).eval()
+    model = lora.load_classifier(str(folder), PAD).eval()
     assert why_plain(model, torch.device("cpu")) is None
     return GraphClassifier.of(model).eval()
 
@@ -58,7 +59,7 @@ def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(
     tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokens = classifier(tmp_path), rows_of(np.random.default_rng(1).integers(20, 200, 120))
-    monkeypatch.setattr(answers, "STATES_OF_A_CORE", 1000 * model.width)
+    monkeypatch.setattr(parallel_logits, "STATES_OF_A_CORE", 1000 * model.width)
     seen, done, sizes = threads_of_passes(model), list[int](), list[int]()
     model.register_forward_pre_hook(lambda _, __, named: sizes.append(named["input_ids"].numel()), with_kwargs=True)
     logits_NC = token_logits(model, tokens, done.append)
@@ -70,7 +71,7 @@ def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(
     assert torch.get_num_threads() == threads_of_a_new_thread() == 2
     for row in range(len(tokens)):
         with torch.inference_mode():
-            alone = qwen.logits(model.model, collate(tokens, [row]))[0]
+            alone = lora.logits(model.model, collate(tokens, [row]))[0]
         torch.testing.assert_close(torch.tensor(logits_NC[row]).float(), alone, atol=1e-5, rtol=0)
 
 

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ctxtrain import TrainingPipeline, load_model
+from ctxtrain.engine.agreement import invented_rows, try_base, why_engine_differs
+from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import ConfigError
-from ctxtrain.model import qwen
-from ctxtrain.model.agreement import invented_rows, try_base, why_engine_differs
+from ctxtrain.model import lora
 from ctxtrain.model.base import check_base
-from ctxtrain.model.fast import FastClassifier
-from ctxtrain.model.qwen import load_classifier
+from ctxtrain.model.lora import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer, open_base, quiet_transformers, tokenizer_and_notes
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows
@@ -370,7 +370,7 @@ class Skewed(FastClassifier):
 
 def models(folder: Path) -> Iterator[Any]:
     own = load_tokenizer(str(folder))
-    yield qwen.add_lora(
+    yield lora.add_lora(
         load_classifier(str(folder), own.pad_token_id), r=2, alpha=2, dropout=0.0, target_modules=["q_proj"]
     )
 

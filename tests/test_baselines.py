@@ -10,9 +10,9 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 from ctxtrain.data.codec import fit_codec
-from ctxtrain.data.rows import Window
+from ctxtrain.data.schema import Window
 from ctxtrain.evaluation.assess import assess
-from ctxtrain.evaluation.baseline import (
+from ctxtrain.evaluation.baselines import (
     MOST_ROWS_A_TREE,
     Baseline,
     best_on_validation,
@@ -21,11 +21,11 @@ from ctxtrain.evaluation.baseline import (
     fit_baselines,
     variants,
 )
+from ctxtrain.evaluation.bootstrap import Judged
 from ctxtrain.evaluation.comparison import Finding, compare, finding
-from ctxtrain.evaluation.intervals import Judged
 from ctxtrain.evaluation.metrics import confusion_scores, evaluate_logits, log_losses
 from ctxtrain.labels import LABELS
-from ctxtrain.output.verdict import baselines_said, verdict
+from ctxtrain.reporting.verdict import baselines_said, verdict
 from tests.helpers import DRIFT, Row, dated_rows, learnable_rows, make_row, make_window
 
 Floats = NDArray[np.float64]

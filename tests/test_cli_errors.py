@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ctxtrain.cli import main
+from ctxtrain.cli.process import main
 from ctxtrain.labels import LABELS
 from tests.helpers import bars_of, learnable_rows, make_row, write_rows
 

@@ -18,13 +18,13 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from ctxtrain.cli import main
-from ctxtrain.config import Config
-from ctxtrain.console import interval_text, print_metrics, print_summary
+from ctxtrain.cli.console import interval_text, print_metrics, print_summary
+from ctxtrain.cli.process import main
+from ctxtrain.config.schema import Config
 from ctxtrain.evaluation.metrics import evaluate_logits
 from ctxtrain.labels import LABELS
-from ctxtrain.output.run_folder import RunFolder
 from ctxtrain.progress import Reporter
+from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig, short_run
 from tests.tiny_models import build_tiny

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from ctxtrain.data.check import embedded_tokenizer
 from ctxtrain.data.codec import PULSES, STATES, Codec, CodecFitter, fit_codec
-from ctxtrain.data.rows import Window, parse_row
-from ctxtrain.data.windows import WindowFile
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.schema import Window, parse_row
 from ctxtrain.errors import DataError
 from ctxtrain.model.embedded import build_tokenizer
-from ctxtrain.sample import write_sample
+from ctxtrain.synthetic.sample import write_sample
 from tests.helpers import Row, bars_of, make_row, make_window
 
 TOKENIZER = build_tokenizer()

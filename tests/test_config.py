@@ -9,15 +9,15 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ctxtrain.config import KEYS, Config
+from ctxtrain.config.schema import KEYS, Config
+from ctxtrain.config.strict_yaml import parse_yaml
 from ctxtrain.errors import ConfigError
-from ctxtrain.pretrain import PretrainConfig
-from ctxtrain.yaml_text import parse_yaml
+from ctxtrain.pretraining.run import PretrainConfig
 
 REPOSITORY = Path(__file__).parent.parent
 SCHEMA = REPOSITORY / "configs" / "config.schema.json"
-REWRITE_SCHEMA = """The schema in configs/ is not that of ctxtrain/config.py. Rewrite it:
-.venv/bin/python -c "import orjson, pathlib; from ctxtrain.config import Config; \
+REWRITE_SCHEMA = """The schema in configs/ is not that of ctxtrain/config/schema.py. Rewrite it:
+.venv/bin/python -c "import orjson, pathlib; from ctxtrain.config.schema import Config; \
 pathlib.Path('configs/config.schema.json').write_bytes(orjson.dumps(Config.model_json_schema(), \
 option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))"
 """

@@ -12,13 +12,13 @@ from typing import Any
 import orjson
 import pytest
 
-from ctxtrain.config import Config
-from ctxtrain.config_text import dotted_keys
-from ctxtrain.data.rows import ROW_FIELDS, Bar
-from ctxtrain.output import checkpoint
-from ctxtrain.output.files import files_below
-from ctxtrain.pretrain import PretrainConfig
-from ctxtrain.yaml_text import parse_yaml
+from ctxtrain.config.overrides import dotted_keys
+from ctxtrain.config.schema import Config
+from ctxtrain.config.strict_yaml import parse_yaml
+from ctxtrain.data.schema import ROW_FIELDS, Bar
+from ctxtrain.pretraining.run import PretrainConfig
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import files_below
 from tests import config_page
 from tests.documented import PAGES, ROOT, blocks, commands, run, typed, write_working_folder
 from tests.helpers import dated_rows, learnable_rows, write_rows

@@ -23,19 +23,20 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from ctxtrain import Config, TrainingPipeline, load_model
-from ctxtrain.cli import main
+from ctxtrain.cli.process import main
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.codec import RENDERED_TOGETHER
-from ctxtrain.data.rows import Window, parse_row
+from ctxtrain.data.schema import Window, parse_row
+from ctxtrain.engine.cpu.parallel_logits import token_logits
 from ctxtrain.errors import ConfigError, DataError, ExportError
-from ctxtrain.model import qwen
-from ctxtrain.model.answers import token_logits
+from ctxtrain.export import reopen
+from ctxtrain.export.model_card import model_card
+from ctxtrain.export.package import TrainedLogits, check_reopened, reopened_logits
+from ctxtrain.model import lora
 from ctxtrain.model.tokenizer import load_tokenizer
-from ctxtrain.output import checkpoint, reopen
-from ctxtrain.output.card import model_card
-from ctxtrain.output.export import TrainedLogits, check_reopened, reopened_logits
-from ctxtrain.output.files import check_manifest, pack, sha256_file, unpack, write_manifest
-from ctxtrain.output.verdict import baselines_said, verdict
+from ctxtrain.reporting.verdict import baselines_said, verdict
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import check_manifest, pack, sha256_file, unpack, write_manifest
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.tiny_models import build_tiny
 
@@ -67,10 +68,10 @@ class Finished:
         """Logits of the best epoch's adapters on the frozen base, before any merging."""
         predictor = load_model(self.root)
         tokenizer = load_tokenizer(self.config.model.base)
-        base = qwen.load_classifier(self.config.model.base, tokenizer.pad_token_id)
-        model = qwen.add_lora(base, **self.config.lora.model_dump())
+        base = lora.load_classifier(self.config.model.base, tokenizer.pad_token_id)
+        model = lora.add_lora(base, **self.config.lora.model_dump())
         name = f"checkpoint_epoch_{self.summary['best']['epoch']}.pt"
-        qwen.load_trainable_state(model, checkpoint.load(self.root / "checkpoints" / name)["learner"]["weights"])
+        lora.load_trainable_state(model, checkpoint.load(self.root / "checkpoints" / name)["learner"]["weights"])
         return token_logits(model.eval(), tokenise(map(predictor.render, self.rows), tokenizer, 512))
 
 
@@ -125,7 +126,7 @@ def test_python_use_gives_the_trained_logits(finished: Finished) -> None:
 
 def test_peft_opens_the_adapter(finished: Finished) -> None:
     tokenizer = load_tokenizer(finished.config.model.base)
-    base = qwen.load_classifier(finished.config.model.base, tokenizer.pad_token_id, seed=7)
+    base = lora.load_classifier(finished.config.model.base, tokenizer.pad_token_id, seed=7)
     model = PeftModel.from_pretrained(base, finished.root / "export" / "adapter").eval()
     predictor = load_model(finished.root)
     logits_NC = token_logits(model, tokenise(map(predictor.render, finished.rows), tokenizer, 512))

@@ -17,21 +17,22 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from ctxtrain.config import LoraConfig
+from ctxtrain.config.schema import LoraConfig
 from ctxtrain.data.codec import Codec
-from ctxtrain.model import fast as fast_module
-from ctxtrain.model import graph as graph_module
-from ctxtrain.model import merged as merged_module
-from ctxtrain.model import passes, qwen
+from ctxtrain.engine.cpu import layer_parts
+from ctxtrain.engine.cpu import onnx_inference as graph_module
+from ctxtrain.engine.cpu import training_model as fast_module
+from ctxtrain.engine.cpu import wide_inference as merged_module
+from ctxtrain.engine.cpu.layer_parts import ADAPTER
+from ctxtrain.engine.cpu.onnx_inference import GraphClassifier
+from ctxtrain.engine.cpu.training_model import FastClassifier, why_plain
+from ctxtrain.engine.cpu.wide_inference import MergedClassifier
+from ctxtrain.export.predictor import Predictor
+from ctxtrain.model import lora
 from ctxtrain.model.dropout import Masks
 from ctxtrain.model.embedded import embedded_base
-from ctxtrain.model.fast import FastClassifier, why_plain
-from ctxtrain.model.graph import GraphClassifier
-from ctxtrain.model.loss import focal_loss
-from ctxtrain.model.merged import MergedClassifier
-from ctxtrain.model.passes import ADAPTER
+from ctxtrain.model.focal_loss import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
-from ctxtrain.output.predictor import Predictor
 from ctxtrain.progress import Reporter
 from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig
@@ -54,10 +55,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(folder: Path, dtype: torch.dtype = torch.float32, **lora: Any) -> PeftModel:
+def build(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> PeftModel:
     """A model none of whose weights is at its start, where LoRA's B is zero and norms are one."""
-    settings = LoraConfig().model_dump() | {"dropout": 0.0} | lora
-    model = qwen.add_lora(qwen.load_classifier(str(folder), PAD, dtype=dtype), **settings)
+    settings = LoraConfig().model_dump() | {"dropout": 0.0} | changes
+    model = lora.add_lora(lora.load_classifier(str(folder), PAD, dtype=dtype), **settings)
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -76,10 +77,10 @@ def ragged(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> Tensor:
 def results(model: PeftModel, network: nn.Module, ids_BT: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Logits, loss and the gradient of every trained weight."""
     model.zero_grad()
-    logits_BC = qwen.logits(network, {"input_ids": ids_BT})
+    logits_BC = lora.logits(network, {"input_ids": ids_BT})
     loss, _ = focal_loss(logits_BC, torch.arange(len(ids_BT)) % 3, 2.0, torch.tensor([1.0, 2.0, 3.0]))
     loss.backward()
-    weights = qwen.trainable_parameters(model)
+    weights = lora.trainable_parameters(model)
     return logits_BC.detach(), loss.detach(), {name: weight.grad for name, weight in weights.items()}  # type: ignore[misc]
 
 
@@ -125,9 +126,9 @@ def test_norms_and_masks_that_are_made_again_and_not_kept_give_the_same_bits(
 ) -> None:
     model = build(build_tiny(tmp_path), **SETTINGS[setting], dropout=dropout)
     network, found = FastClassifier(model), []
-    monkeypatch.setattr(passes, "MKL_IS_WIDE", False)  # or large products would be multiplied in another way
-    for most in (passes.LARGE, 0):  # the constant is for models of millions of numbers
-        monkeypatch.setattr(passes, "LARGE", most)
+    monkeypatch.setattr(layer_parts, "MKL_IS_WIDE", False)  # or large products would be multiplied in another way
+    for most in (layer_parts.LARGE, 0):  # the constant is for models of millions of numbers
+        monkeypatch.setattr(layer_parts, "LARGE", most)
         torch.manual_seed(5)
         found.append((kept_bytes(model, network, ragged()), results(model, network, ragged())))
     assert found[1][0] < found[0][0]
@@ -135,13 +136,13 @@ def test_norms_and_masks_that_are_made_again_and_not_kept_give_the_same_bits(
 
 
 def test_large_tensors_of_the_mlp_are_those_of_the_step_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "LARGE", 0)
-    monkeypatch.setattr(passes, "MKL_IS_WIDE", True)
-    monkeypatch.setattr(passes, "THIN", 0)
+    monkeypatch.setattr(layer_parts, "LARGE", 0)
+    monkeypatch.setattr(layer_parts, "MKL_IS_WIDE", True)
+    monkeypatch.setattr(layer_parts, "THIN", 0)
     model = build(build_tiny(tmp_path))
     fast, memory = FastClassifier(model), []
     shelf = fast.shelf._free
-    qwen.logits(fast, {"input_ids": ragged()})  # nothing comes back from a step that has no backward pass
+    lora.logits(fast, {"input_ids": ragged()})  # nothing comes back from a step that has no backward pass
     for lengths in (LENGTHS, LENGTHS, (3, 2), (200, *LENGTHS), LENGTHS):
         ids_BT = ragged(lengths)
         assert_same(results(model, fast, ids_BT), results(model, model, ids_BT))
@@ -160,8 +161,8 @@ def test_large_tensors_of_the_mlp_are_those_of_the_step_before(tmp_path: Path, m
 def test_products_are_the_same_by_mkl_and_by_onednn(
     setting: str, mkl_is_wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "MKL_IS_WIDE", mkl_is_wide)
-    monkeypatch.setattr(passes, "THIN", 0)
+    monkeypatch.setattr(layer_parts, "MKL_IS_WIDE", mkl_is_wide)
+    monkeypatch.setattr(layer_parts, "THIN", 0)
     model = build(build_tiny(tmp_path), **SETTINGS[setting])
     assert_same(results(model, FastClassifier(model), ragged()), results(model, model, ragged()))
 
@@ -246,9 +247,9 @@ def test_masks_have_the_right_share_and_depend_on_the_seed_alone(dropout: float)
 def test_batch_mates_and_padding_do_not_matter(family: str, tmp_path: Path) -> None:
     fast, ids_BT = FastClassifier(build(build_tiny(tmp_path, family))).eval(), ragged()
     with torch.no_grad():
-        together = qwen.logits(fast, {"input_ids": ids_BT})
+        together = lora.logits(fast, {"input_ids": ids_BT})
         for row, length in enumerate(LENGTHS):
-            alone = qwen.logits(fast, {"input_ids": ids_BT[row : row + 1, :length]})
+            alone = lora.logits(fast, {"input_ids": ids_BT[row : row + 1, :length]})
             torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
 
 
@@ -257,12 +258,12 @@ def test_evaluation_has_no_dropout_and_draws_nothing(tmp_path: Path) -> None:
     model = build(folder, dropout=0.5)
     fast = FastClassifier(model)
     with torch.no_grad():
-        expected = qwen.logits(FastClassifier(build(folder, dropout=0.0)), batch)
-        assert not torch.allclose(qwen.logits(fast, batch), expected)
+        expected = lora.logits(FastClassifier(build(folder, dropout=0.0)), batch)
+        assert not torch.allclose(lora.logits(fast, batch), expected)
         before = torch.get_rng_state()
-        assert torch.equal(qwen.logits(fast.eval(), batch), expected)
+        assert torch.equal(lora.logits(fast.eval(), batch), expected)
         assert torch.equal(torch.get_rng_state(), before)
-        torch.testing.assert_close(qwen.logits(model, batch), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(lora.logits(model, batch), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
@@ -270,20 +271,20 @@ def test_what_it_trains_is_the_same_reloaded_in_plain_peft_and_merged(family: st
     folder, batch = build_tiny(tmp_path / "base", family), {"input_ids": ragged()}
     model = build(folder, dropout=0.1)
     fast = FastClassifier(model)
-    frozen, names = qwen.frozen_sha256(model), list(qwen.trainable_state(model))
-    optimizer = torch.optim.AdamW(qwen.trainable_parameters(model).values(), lr=1e-2)
+    frozen, names = lora.frozen_sha256(model), list(lora.trainable_state(model))
+    optimizer = torch.optim.AdamW(lora.trainable_parameters(model).values(), lr=1e-2)
     for _ in range(3):
         results(model, fast, batch["input_ids"])
         optimizer.step()
-    assert qwen.frozen_sha256(model) == frozen
-    trained = qwen.trainable_state(model)
+    assert lora.frozen_sha256(model) == frozen
+    trained = lora.trainable_state(model)
     assert list(trained) == names
     with torch.no_grad():
-        expected = qwen.logits(fast.eval(), batch)
+        expected = lora.logits(fast.eval(), batch)
         again = build(folder)
-        qwen.load_trainable_state(again, trained)
-        torch.testing.assert_close(qwen.logits(again.eval(), batch), expected, atol=1e-5, rtol=0)
-        merged = qwen.merge(model)
+        lora.load_trainable_state(again, trained)
+        torch.testing.assert_close(lora.logits(again.eval(), batch), expected, atol=1e-5, rtol=0)
+        merged = lora.merge(model)
         merged.save_pretrained(tmp_path / "merged")
         plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float32)
         torch.testing.assert_close(plain.eval()(**batch).logits, expected, atol=1e-5, rtol=0)
@@ -313,7 +314,7 @@ def kept_bytes(model: PeftModel, network: nn.Module, ids_BT: Tensor) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        qwen.logits(network, {"input_ids": ids_BT})
+        lora.logits(network, {"input_ids": ids_BT})
     return sum(kept.values())
 
 
@@ -354,7 +355,7 @@ def test_what_it_was_not_made_for_is_named(tmp_path: Path) -> None:
 
     def adapted(**changes: Any) -> PeftModel:
         settings: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": ["q_proj"], "modules_to_save": ["score"]}
-        model: PeftModel = get_peft_model(qwen.load_classifier(str(folder), PAD), PeftConfig(**(settings | changes)))
+        model: PeftModel = get_peft_model(lora.load_classifier(str(folder), PAD), PeftConfig(**(settings | changes)))
         return model
 
     assert why_plain(adapted(), CPU) is None
@@ -386,7 +387,7 @@ def test_a_merged_model_answers_as_plain_transformers(
     family: str, faster: Faster, threads: int, tmp_path: Path
 ) -> None:
     model = build(embedded_base() if family == "embedded" else build_tiny(tmp_path, family), target_modules=ALL)
-    merged = qwen.merge(model).eval()
+    merged = lora.merge(model).eval()
     assert why_plain(merged, CPU) is None
     fast = faster(merged).eval()
     kept: list[Tensor] = []
@@ -395,7 +396,7 @@ def test_a_merged_model_answers_as_plain_transformers(
         try:
             torch.set_num_threads(threads)
             with torch.inference_mode(), saved_tensors_hooks(kept.append, lambda x: x):
-                torch.testing.assert_close(qwen.logits(fast, {"input_ids": ids_BT}), masked, atol=1e-5, rtol=0)
+                torch.testing.assert_close(lora.logits(fast, {"input_ids": ids_BT}), masked, atol=1e-5, rtol=0)
         finally:
             torch.set_num_threads(1)
     assert kept == []
@@ -413,7 +414,7 @@ def test_a_merged_model_of_another_config_answers_as_plain_transformers(
     (folder / "config.json").write_text(json.dumps(config | changes))
     with quiet_transformers():
         AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)  # without layers that are no longer there
-    merged, ids_BT = qwen.merge(build(folder)).eval(), ragged((1100, 30, 7))
+    merged, ids_BT = lora.merge(build(folder)).eval(), ragged((1100, 30, 7))
     masked = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
     for context in (torch.inference_mode, torch.no_grad):
         with context():
@@ -423,7 +424,7 @@ def test_a_merged_model_of_another_config_answers_as_plain_transformers(
 def test_a_graph_computes_what_a_large_vocabulary_needs_when_it_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merged, ids_BT = qwen.merge(build(build_tiny(tmp_path, "qwen3"))).eval(), ragged()
+    merged, ids_BT = lora.merge(build(build_tiny(tmp_path, "qwen3"))).eval(), ragged()
     tables, answers = [], []
     for largest in (graph_module.LARGEST_TABLE, 0):
         monkeypatch.setattr(graph_module, "LARGEST_TABLE", largest)
@@ -434,7 +435,7 @@ def test_a_graph_computes_what_a_large_vocabulary_needs_when_it_is_asked(
 
 
 def test_a_graph_adds_what_all_its_layers_add(tmp_path: Path) -> None:
-    merged, ids_BT = qwen.merge(build(build_tiny(tmp_path, "qwen2"))).eval(), ragged()
+    merged, ids_BT = lora.merge(build(build_tiny(tmp_path, "qwen2"))).eval(), ragged()
     for layer in merged.model.layers:
         for linear in (layer.self_attn.o_proj, layer.self_attn.v_proj):
             linear.bias = nn.Parameter(torch.randn(linear.out_features))  # o_proj's as with `attention_bias` in Qwen3
@@ -469,8 +470,8 @@ def test_narrow_models_with_short_texts_answer_by_a_graph(
 def test_a_merged_model_answers_the_same_in_blocks_of_rows(
     mkl_is_wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "MKL_IS_WIDE", mkl_is_wide)
-    merged, ids_BT = qwen.merge(build(build_tiny(tmp_path, "qwen2"))).eval(), ragged()
+    monkeypatch.setattr(layer_parts, "MKL_IS_WIDE", mkl_is_wide)
+    merged, ids_BT = lora.merge(build(build_tiny(tmp_path, "qwen2"))).eval(), ragged()
     output = merged.model.layers[0].self_attn.o_proj
     output.bias = nn.Parameter(torch.randn(output.out_features))  # as with `attention_bias` in Qwen3's config
     expected = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
@@ -484,14 +485,14 @@ def test_a_merged_model_answers_the_same_in_blocks_of_rows(
 
 
 def test_a_merged_model_in_another_precision_keeps_its_own_forward_pass(tmp_path: Path) -> None:
-    merged = qwen.merge(build(build_tiny(tmp_path), dtype=torch.bfloat16)).eval()
+    merged = lora.merge(build(build_tiny(tmp_path), dtype=torch.bfloat16)).eval()
     assert why_plain(merged, CPU) == "the merged model is in torch.bfloat16, not in float32"
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_predictor_answers_as_the_plain_model_for_short_and_long_texts(family: str, tmp_path: Path) -> None:
     folder = build_tiny(tmp_path, family)
-    model, tokenizer = qwen.load_classifier(str(folder), PAD).eval(), load_tokenizer(str(folder))
+    model, tokenizer = lora.load_classifier(str(folder), PAD).eval(), load_tokenizer(str(folder))
     predictor = Predictor(model, tokenizer, Codec(kind="text", fields=[], features={}), 1.0, 900)
     assert isinstance(predictor.network, GraphClassifier) == (family in ("qwen2", "qwen3"))
     lengths = [3, 850, 20, 40, 900, 700, 1, *range(1, 40)]

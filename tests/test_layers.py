@@ -56,15 +56,15 @@ def test_the_scan_sees_every_kind_of_import() -> None:
 import ctxtrain.labels
 from ctxtrain import errors
 from ctxtrain.data.codec import END
-from ctxtrain.model import qwen as base
+from ctxtrain.model import lora as base
 if TYPE_CHECKING:
     from ctxtrain.train import TrainingPipeline
 def late():
-    import ctxtrain.output.files as files, torch
+    import ctxtrain.storage.atomic_files as files, torch
     from ctxtrain import load_model
 """
     assert imported(ast.parse(code)) == {
-        *("labels", "errors", "data.codec", "model.qwen", "train", "output.files"),
+        *("labels", "errors", "data.codec", "model.lora", "train", "storage.atomic_files"),
         "",  # the package itself, for load_model
     }
 
@@ -108,10 +108,10 @@ def test_only_the_pipeline_with_its_builder_and_the_commands_see_a_config() -> N
         module
         for module in MODULES
         for node in ast.walk(TREES[module])
-        if isinstance(node, ast.ImportFrom) and node.module == "ctxtrain.config"
+        if isinstance(node, ast.ImportFrom) and node.module == "ctxtrain.config.schema"
         if "Config" in [alias.name for alias in node.names]
     }
-    assert seeing == {"build", "train", "repeat", "commands"}
+    assert seeing == {"training.build", "train", "multi_run", "cli.commands"}
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -11,20 +11,20 @@ import pytest
 import yaml
 
 from ctxtrain import TrainingPipeline
-from ctxtrain.build import split_paths
 from ctxtrain.data.check import check_files
 from ctxtrain.data.dataset import load_dataset
 from ctxtrain.data.drift import drift, population_stability
-from ctxtrain.data.leaks import BY_CONTENT, not_found, overlapping, purged_rows
-from ctxtrain.data.places import Spans, spans_of
-from ctxtrain.data.survey import MOST_SAMPLED, Survey, extent, survey
-from ctxtrain.data.twins import ANOTHER_TIME
-from ctxtrain.data.windows import WindowFile
+from ctxtrain.data.duplicates import ANOTHER_TIME
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.leakage import BY_CONTENT, not_found, overlapping, purged_rows
+from ctxtrain.data.positions import Spans, spans_of
+from ctxtrain.data.profile import MOST_SAMPLED, Survey, extent, survey
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.labels import LABELS
 from ctxtrain.model.tokenizer import load_tokenizer
-from ctxtrain.output.verdict import verdict
-from ctxtrain.sample import write_sample
+from ctxtrain.reporting.verdict import verdict
+from ctxtrain.synthetic.sample import write_sample
+from ctxtrain.training.build import split_paths
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import Row, bars_of, dated_rows, learnable_rows, make_row, write_rows
 
@@ -452,7 +452,7 @@ def test_drift_names_the_features_that_moved(tmp_path: Path) -> None:
 
 
 def test_a_sample_of_events_stays_small_and_even(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("ctxtrain.data.survey.MOST_SAMPLED", 8)
+    monkeypatch.setattr("ctxtrain.data.profile.MOST_SAMPLED", 8)
     assert MOST_SAMPLED > 8
     path = write_rows(tmp_path / "rows.jsonl", [make_row(bars=30, seed=n) for n in range(37)])
     sample = survey(WindowFile(path))[0].sample

@@ -8,9 +8,9 @@ import torch
 
 from ctxtrain.data.batches import plan_step
 from ctxtrain.errors import TrainingDiverged
-from ctxtrain.model import qwen
-from ctxtrain.model.learner import NonFinite
+from ctxtrain.model import lora
 from ctxtrain.train import TrainingPipeline
+from ctxtrain.training.step import NonFinite
 from tests.conftest import MakeConfig
 
 
@@ -61,10 +61,10 @@ def test_gradients_are_clipped_to_the_norm_asked_for(make_config: MakeConfig) ->
 def test_base_does_not_change_and_adapters_do(make_config: MakeConfig) -> None:
     pipeline = ready(make_config)
     assert pipeline.model is not None
-    base, trained = qwen.frozen_sha256(pipeline.model), qwen.trainable_state(pipeline.model)
+    base, trained = lora.frozen_sha256(pipeline.model), lora.trainable_state(pipeline.model)
     pipeline.train_epoch()
-    assert qwen.frozen_sha256(pipeline.model) == base
-    after = qwen.trainable_state(pipeline.model)
+    assert lora.frozen_sha256(pipeline.model) == base
+    after = lora.trainable_state(pipeline.model)
     assert all(not torch.equal(trained[name], after[name]) for name in trained)
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from ctxtrain import TrainingPipeline, memory
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from ctxtrain.errors import DataError, OutOfMemory
-from ctxtrain.model.plain_config import refusing
-from ctxtrain.output import checkpoint
+from ctxtrain.model.base_config import refusing
+from ctxtrain.storage import checkpoint
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 
@@ -141,7 +141,7 @@ LOADING = """
 import resource, sys, torch
 from pathlib import Path
 from ctxtrain.memory import ran_out
-from ctxtrain.output import checkpoint
+from ctxtrain.storage import checkpoint
 from tests.limited import held
 torch.set_num_threads(1)
 checkpoint.load(Path(sys.argv[1]))

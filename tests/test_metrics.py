@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score, log_loss
 
-from ctxtrain.config import TargetsConfig
+from ctxtrain.config.schema import TargetsConfig
 from ctxtrain.evaluation.calibration import FOLDS, HIGHEST, LOWEST, TemperatureScaler, best_temperature
 from ctxtrain.evaluation.metrics import evaluate_logits, expected_calibration_error, negative_log_likelihood
 from ctxtrain.evaluation.targets import judge

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from ctxtrain.cli import main
+from ctxtrain.cli.process import main
 from ctxtrain.data.check import check_files
 from ctxtrain.data.dataset import load_dataset
-from ctxtrain.data.noticed import unit_line
-from ctxtrain.data.windows import WindowFile
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.notices import unit_line
 from ctxtrain.model.tokenizer import load_tokenizer
 from tests.helpers import Row, bars_of, dated_rows, make_window, read, write_rows
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ctxtrain.errors import ConfigError
-from ctxtrain.model.optim import Schedule, make_optimizer, make_schedule
+from ctxtrain.model.optimizer import Schedule, make_optimizer, make_schedule
 
 
 def rates(schedule: Schedule, warmup_steps: int, total_steps: int) -> list[float]:

@@ -21,13 +21,13 @@ import pytest
 import torch
 
 from ctxtrain import TrainingPipeline
-from ctxtrain.cli import main
-from ctxtrain.config import Config
+from ctxtrain.cli.process import main
+from ctxtrain.config.schema import Config
 from ctxtrain.errors import ConfigError, DataError
-from ctxtrain.output import checkpoint
-from ctxtrain.output.checkpoint import CheckpointFolder
-from ctxtrain.output.files import seal, sha256_file
-from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import seal, sha256_file
+from ctxtrain.storage.checkpoint import CheckpointFolder
+from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 

@@ -9,20 +9,20 @@ import torch
 from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ctxtrain import pretrain as pretrain_module
 from ctxtrain.data.batches import collate, tokenise
-from ctxtrain.data.rows import MAX_BARS, MIN_BARS
+from ctxtrain.data.schema import MAX_BARS, MIN_BARS
 from ctxtrain.errors import ConfigError
 from ctxtrain.model.embedded import base_config, build_tokenizer, embedded_base, is_close_token, token_parts
-from ctxtrain.practice import windows as windows_module
-from ctxtrain.practice.muon import orthogonal
-from ctxtrain.practice.reader import Reader
-from ctxtrain.practice.stack import Stack
-from ctxtrain.practice.statistics import bar_statistics, event_statistics
-from ctxtrain.practice.windows import FLAGS, Practice, practice_windows
-from ctxtrain.pretrain import PretrainConfig, pretrain
+from ctxtrain.pretraining import practice_windows as windows_module
+from ctxtrain.pretraining import run as pretrain_module
+from ctxtrain.pretraining.muon import orthogonal
+from ctxtrain.pretraining.practice_windows import FLAGS, Practice, practice_windows
+from ctxtrain.pretraining.reader import Reader
+from ctxtrain.pretraining.run import PretrainConfig, pretrain
+from ctxtrain.pretraining.stack import Stack
+from ctxtrain.pretraining.statistics import bar_statistics, event_statistics
 from ctxtrain.progress import Reporter
-from ctxtrain.simulate import SYMBOLS, simulate
+from ctxtrain.synthetic.bars import SYMBOLS, simulate
 
 TINY = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "intermediate": 16}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from ctxtrain import TrainingPipeline
-from ctxtrain.config import Config
-from ctxtrain.output.files import sha256_file
-from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.config.schema import Config
+from ctxtrain.storage.atomic_files import sha256_file
+from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import Amount, MakeConfig, short_run
 from tests.event_files import curve, events_of, scalars, texts
 

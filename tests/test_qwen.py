@@ -9,11 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from ctxtrain.config import LoraConfig
+from ctxtrain.config.schema import LoraConfig
 from ctxtrain.data.batches import collate, tokenise
 from ctxtrain.errors import ConfigError
-from ctxtrain.model import qwen
-from ctxtrain.model.loss import focal_loss
+from ctxtrain.model import lora
+from ctxtrain.model.focal_loss import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer
 from tests.tiny_models import FAMILIES, build_tiny
 
@@ -21,17 +21,17 @@ LORA = LoraConfig().model_dump()
 TEXTS = ["short", "a longer text of several tokens", "12345678 23456789 r10a20?"]
 
 
-def build(folder: Path, **lora: object) -> tuple[PeftModel, dict[str, torch.Tensor]]:
+def build(folder: Path, **changes: object) -> tuple[PeftModel, dict[str, torch.Tensor]]:
     tokenizer = load_tokenizer(str(folder))
-    model = qwen.add_lora(qwen.load_classifier(str(folder), tokenizer.pad_token_id), **(LORA | lora))
+    model = lora.add_lora(lora.load_classifier(str(folder), tokenizer.pad_token_id), **(LORA | changes))
     tokens = tokenise(TEXTS, tokenizer, 64)
     return model, collate(tokens, range(len(TEXTS)))
 
 
 def train_a_little(model: PeftModel, batch: dict[str, torch.Tensor]) -> None:
-    optimizer = torch.optim.AdamW(qwen.trainable_parameters(model).values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(lora.trainable_parameters(model).values(), lr=1e-2)
     for _ in range(3):
-        loss_sum, _ = focal_loss(qwen.logits(model, batch), torch.tensor([0, 1, 2]), 2.0, torch.ones(3))
+        loss_sum, _ = focal_loss(lora.logits(model, batch), torch.tensor([0, 1, 2]), 2.0, torch.ones(3))
         loss_sum.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -42,29 +42,29 @@ def train_a_little(model: PeftModel, batch: dict[str, torch.Tensor]) -> None:
 def test_every_family_trains_saves_merges_and_reloads(family: str, tmp_path: Path) -> None:
     folder = build_tiny(tmp_path / "base", family)
     model, batch = build(folder)
-    frozen = qwen.frozen_sha256(model)
-    start = qwen.trainable_state(model)
+    frozen = lora.frozen_sha256(model)
+    start = lora.trainable_state(model)
     train_a_little(model, batch)
-    assert qwen.frozen_sha256(model) == frozen
-    trained = qwen.trainable_state(model)
+    assert lora.frozen_sha256(model) == frozen
+    trained = lora.trainable_state(model)
     assert all(not torch.equal(start[name], trained[name]) for name in trained)
 
     with torch.no_grad():
-        expected = qwen.logits(model, batch)
+        expected = lora.logits(model, batch)
         again, _ = build(folder)
-        qwen.load_trainable_state(again, trained)
-        assert torch.equal(qwen.logits(again.eval(), batch), expected)
+        lora.load_trainable_state(again, trained)
+        assert torch.equal(lora.logits(again.eval(), batch), expected)
         model.save_pretrained(str(tmp_path / "adapter"))
-        merged = qwen.merge(model)
-        torch.testing.assert_close(qwen.logits(merged.eval(), batch), expected, atol=1e-5, rtol=0)
+        merged = lora.merge(model)
+        torch.testing.assert_close(lora.logits(merged.eval(), batch), expected, atol=1e-5, rtol=0)
         merged.save_pretrained(tmp_path / "merged")
         plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
         torch.testing.assert_close(plain(**batch).logits, expected, atol=1e-5, rtol=0)
         assert plain.config.id2label == {0: "LONG", 1: "SHORT", 2: "SKIP"}
         tokenizer = load_tokenizer(str(folder))
-        base = qwen.load_classifier(str(folder), tokenizer.pad_token_id, seed=1)  # its own head is another one
+        base = lora.load_classifier(str(folder), tokenizer.pad_token_id, seed=1)  # its own head is another one
         adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-        torch.testing.assert_close(qwen.logits(adapted, batch), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(lora.logits(adapted, batch), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,10 +73,10 @@ def test_logits_do_not_depend_on_batch_mates_or_padding(family: str, tmp_path: P
     model.eval()
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     with torch.no_grad():
-        together = qwen.logits(model, batch)
+        together = lora.logits(model, batch)
         for row, length in enumerate(lengths):
             alone = {name: values[row : row + 1, :length] for name, values in batch.items()}
-            torch.testing.assert_close(qwen.logits(model, alone)[0], together[row], atol=1e-5, rtol=0)
+            torch.testing.assert_close(lora.logits(model, alone)[0], together[row], atol=1e-5, rtol=0)
 
 
 def test_share_of_trained_parameters_at_the_true_05b_shape() -> None:
@@ -93,8 +93,8 @@ def test_share_of_trained_parameters_at_the_true_05b_shape() -> None:
         num_labels=3,
     )
     with torch.device("meta"):
-        model = qwen.add_lora(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), **LORA)
-    counts = qwen.parameter_counts(model)
+        model = lora.add_lora(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), **LORA)
+    counts = lora.parameter_counts(model)
     assert counts["trainable"] == 24 * 8 * (2 * (896 + 896) + 2 * (896 + 128)) + 3 * 896
     print(f"\nQwen2.5-0.5B: {counts['trainable']:,} of {counts['parameters']:,} ({counts['trainable_share']:.3%})")
     assert 0.001 <= counts["trainable_share"] <= 0.003
@@ -102,7 +102,7 @@ def test_share_of_trained_parameters_at_the_true_05b_shape() -> None:
 
 def test_only_adapters_and_head_are_trained(tmp_path: Path) -> None:
     model, _ = build(build_tiny(tmp_path))
-    names = qwen.trainable_parameters(model)
+    names = lora.trainable_parameters(model)
     modules = {match[1] for name in names if (match := re.search(r"\.(\w+)\.lora_[AB]\.", name))}
     assert modules == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert [name for name in names if "lora_" not in name] == ["base_model.model.score.modules_to_save.default.weight"]
@@ -110,7 +110,7 @@ def test_only_adapters_and_head_are_trained(tmp_path: Path) -> None:
 
 def test_last_n_layers_can_be_adapted_alone(tmp_path: Path) -> None:
     folder = build_tiny(tmp_path)
-    names = qwen.trainable_parameters(build(folder, layers="last:1")[0])
+    names = lora.trainable_parameters(build(folder, layers="last:1")[0])
     assert {name.split(".layers.")[1][0] for name in names if "lora_" in name} == {"1"}
     with pytest.raises(ConfigError, match=r"at most last:2, the layers of the base, got last:3"):
         build(folder, layers="last:3")
@@ -126,8 +126,8 @@ def test_head_and_adapters_depend_on_the_seed_alone(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
 
     def state(seed: int) -> dict[str, torch.Tensor]:
-        base = qwen.load_classifier(str(folder), tokenizer.pad_token_id, seed=seed)
-        return qwen.trainable_state(qwen.add_lora(base, **LORA, seed=seed))
+        base = lora.load_classifier(str(folder), tokenizer.pad_token_id, seed=seed)
+        return lora.trainable_state(lora.add_lora(base, **LORA, seed=seed))
 
     first = state(0)
     torch.manual_seed(99)
@@ -139,11 +139,11 @@ def test_head_and_adapters_depend_on_the_seed_alone(tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path) -> None:
     folder = build_tiny(tmp_path)
     model, _ = build(folder)
-    state = qwen.trainable_state(model)
+    state = lora.trainable_state(model)
     lacking = dict(list(state.items())[1:])
     for wrong in (lacking, state | {"surplus": torch.zeros(1)}, {n: torch.zeros(2, 2) for n in state}):
         with pytest.raises(ConfigError, match="must hold the weights that this config trains"):
-            qwen.load_trainable_state(model, wrong)
+            lora.load_trainable_state(model, wrong)
 
 
 def test_a_base_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def test_a_base_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -
     folder = build_tiny(tmp_path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=rf"model\.base must be .* '{folder}' is this folder {remedy}"):
-        qwen.load_classifier(str(folder), 0)
+        lora.load_classifier(str(folder), 0)
 
 
 def test_quantization_without_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.quantization=nf4 needs a GPU"):
-        qwen.load_classifier(str(build_tiny(tmp_path)), 0, quantization="nf4")
+        lora.load_classifier(str(build_tiny(tmp_path)), 0, quantization="nf4")
 
 
 def test_a_base_without_pad_token_takes_its_end_token(tmp_path: Path) -> None:
@@ -179,4 +179,4 @@ def test_a_base_whose_config_names_no_pad_id_gets_the_tokenizers(tmp_path: Path)
     config = json.loads((folder / "config.json").read_text()) | {"pad_token_id": None}
     (folder / "config.json").write_text(json.dumps(config))
     model, batch = build(folder)  # a batch of several rows, which transformers refuses without a pad id
-    assert qwen.logits(model, batch).shape == (3, 3)
+    assert lora.logits(model, batch).shape == (3, 3)

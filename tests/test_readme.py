@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ctxtrain.config import Config
-from ctxtrain.yaml_text import parse_yaml
+from ctxtrain.config.schema import Config
+from ctxtrain.config.strict_yaml import parse_yaml
 from tests.documented import PAGES, ROOT, SHORT, blocks, commands, run, write_working_folder
 from tests.helpers import learnable_rows
 

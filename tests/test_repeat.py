@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from ctxtrain import TrainingPipeline, load_model
-from ctxtrain.cli import main
-from ctxtrain.config import Config
-from ctxtrain.data.folds import split_rows, walk_forward
-from ctxtrain.data.survey import survey
-from ctxtrain.data.windows import WindowFile, load_windows
+from ctxtrain.cli.process import main
+from ctxtrain.config.schema import Config
+from ctxtrain.data.formats import WindowFile, load_windows
+from ctxtrain.data.profile import survey
+from ctxtrain.data.walk_forward import split_rows, walk_forward
 from ctxtrain.errors import ConfigError, DataError, Interrupted, RunLocked
-from ctxtrain.output.files import files_below, sha256_file
-from ctxtrain.output.run_folder import RunFolder
-from ctxtrain.output.verdict import comparison_said, verdict, verdict_of_several
-from ctxtrain.repeat import run_several
+from ctxtrain.multi_run import run_several
+from ctxtrain.reporting.verdict import comparison_said, verdict, verdict_of_several
+from ctxtrain.storage.atomic_files import files_below, sha256_file
+from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
 from tests.test_resume import Signaller

@@ -17,18 +17,18 @@ from altair.utils.schemapi import SchemaValidationError
 from scipy.special import softmax
 
 import ctxtrain
-from ctxtrain.cli import main
-from ctxtrain.data.rows import Window
-from ctxtrain.data.windows import load_windows
-from ctxtrain.evaluation.mistakes import TEXT_SHOWN, confident_mistakes
+from ctxtrain.cli.process import main
+from ctxtrain.data.formats import load_windows
+from ctxtrain.data.schema import Window
 from ctxtrain.evaluation.selective import confidence_histogram
+from ctxtrain.evaluation.worst_errors import TEXT_SHOWN, confident_mistakes
+from ctxtrain.export.predictor import load_model
 from ctxtrain.labels import LABELS
-from ctxtrain.output import charts, figures
-from ctxtrain.output.figures import Figure
-from ctxtrain.output.predictor import load_model
-from ctxtrain.output.report import write_report
-from ctxtrain.output.run_folder import RunFolder
-from ctxtrain.output.verdict import baselines_said, headline, readable
+from ctxtrain.reporting import charts, figures
+from ctxtrain.reporting.figures import Figure
+from ctxtrain.reporting.report import write_report
+from ctxtrain.reporting.verdict import baselines_said, headline, readable
+from ctxtrain.storage.run_folder import RunFolder
 from tests.helpers import make_row, make_window
 from tests.reported import CHARTS, HOSTILE, SECTIONS, finished_run, summary_of
 
@@ -238,7 +238,7 @@ def test_scores_leave_room_below_the_target_and_draw_accuracy_over_macro_f1(run:
 
 
 def test_a_long_run_is_drawn_as_means_of_neighbours() -> None:
-    from ctxtrain.output.figures import CURVE_POINTS, thinned
+    from ctxtrain.reporting.figures import CURVE_POINTS, thinned
 
     steps = [{"step": i + 1, "loss": float(i), "learning_rate": i / 1e6} for i in range(12_345)]
     points = thinned(steps)
@@ -319,7 +319,7 @@ def test_the_run_folder_alone_gives_the_same_page_again(run: Path, tmp_path: Pat
 
 
 def test_the_plotting_library_is_loaded_for_a_report_alone() -> None:
-    loading = {"altair", "vl_convert", "ctxtrain.output.charts", "ctxtrain.output.figures"}
+    loading = {"altair", "vl_convert", "ctxtrain.reporting.charts", "ctxtrain.reporting.figures"}
     at_once = {
         (path.stem, name)
         for path in Path(ctxtrain.__file__).parent.rglob("*.py")
@@ -327,7 +327,7 @@ def test_the_plotting_library_is_loaded_for_a_report_alone() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in imported_names(node) & loading
     }
-    assert at_once == {("charts", "altair"), ("charts", "vl_convert"), ("figures", "ctxtrain.output.charts")}
+    assert at_once == {("charts", "altair"), ("charts", "vl_convert"), ("figures", "ctxtrain.reporting.charts")}
 
 
 def imported_names(node: ast.Import | ast.ImportFrom) -> set[str]:

@@ -11,9 +11,9 @@ from typing import IO
 import pytest
 
 from ctxtrain import TrainingPipeline
-from ctxtrain.cli import main
-from ctxtrain.config import Config
-from ctxtrain.output.files import write_result
+from ctxtrain.cli.process import main
+from ctxtrain.config.schema import Config
+from ctxtrain.storage.atomic_files import write_result
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 from tests.test_owned_files import pretrain_file

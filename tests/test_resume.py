@@ -18,10 +18,10 @@ import torch
 
 from ctxtrain import Config, TrainingPipeline
 from ctxtrain.errors import DataError, Interrupted
-from ctxtrain.output import checkpoint
-from ctxtrain.output.files import seal, sha256_file
-from ctxtrain.output.run_folder import RunFolder
 from ctxtrain.progress import Reporter
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import seal, sha256_file
+from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 
 FILES = ("final_model.zip", "metrics.jsonl", "best_model.safetensors")

@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ctxtrain.labels import LABELS
-from ctxtrain.sample import PRICE_FIELDS, rule_label, write_sample
-from ctxtrain.simulate import SESSION_BARS, SYMBOLS, Symbol, simulate
-from ctxtrain.structure import MAX_LEG_INDEX, Bars, add_structure
+from ctxtrain.synthetic.bars import SESSION_BARS, SYMBOLS, Symbol, simulate
+from ctxtrain.synthetic.sample import PRICE_FIELDS, rule_label, write_sample
+from ctxtrain.synthetic.structure import MAX_LEG_INDEX, Bars, add_structure
 
 Row = dict[str, Any]
 FILES = ("train.jsonl", "val.jsonl", "test.jsonl")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ctxtrain.data.sampling import class_counts, class_weights, epoch_rows, oversampled_counts
+from ctxtrain.data.oversampling import class_counts, class_weights, epoch_rows, oversampled_counts
 from ctxtrain.errors import DataError
 
 Ints = NDArray[np.int64]

@@ -34,11 +34,11 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from transformers import AutoTokenizer
 
 from ctxtrain import Config, TrainingPipeline
-from ctxtrain.cli import main
-from ctxtrain.data.rows import BAR_FIELDS, parse_row
-from ctxtrain.output.files import sha256_file, write_manifest
+from ctxtrain.cli.process import main
+from ctxtrain.data.schema import BAR_FIELDS, parse_row
 from ctxtrain.serve.refusals import Code
 from ctxtrain.serve.server import bound
+from ctxtrain.storage.atomic_files import sha256_file, write_manifest
 from tests.conftest import Amount
 from tests.helpers import Row, bars_of, learnable_rows, make_row, write_rows
 from tests.reliability.json_corpus import ACCEPTED, REFUSED, TWICE
@@ -753,9 +753,7 @@ def test_who_asks_while_the_model_is_opened_is_answered_then_and_a_server_outliv
 
 
 def test_without_the_extra_the_command_says_how_to_install_it() -> None:
-    code = (
-        "import sys; sys.modules['fastapi'] = None\nfrom ctxtrain.cli import main\nmain(['serve', 'final_model.zip'])"
-    )
+    code = "import sys; sys.modules['fastapi'] = None\nfrom ctxtrain.cli.process import main\nmain(['serve', 'x.zip'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: fastapi is not installed. Run pip install 'ctxtrain[serve]'.\n"

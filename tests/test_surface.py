@@ -15,10 +15,10 @@ import pytest
 import typer
 
 import ctxtrain
-from ctxtrain import cli
-from ctxtrain.cli import main
-from ctxtrain.commands import app
-from ctxtrain.config import KEYS
+from ctxtrain.cli import process
+from ctxtrain.cli.commands import app
+from ctxtrain.cli.process import main
+from ctxtrain.config.schema import KEYS
 
 WAIT = "OMP_WAIT_POLICY"
 CONFIG_KEYS = """
@@ -54,7 +54,7 @@ COMMANDS = {
 # Prints the heavy modules that each --help loaded, in one process.
 HELP = """
 import sys
-from ctxtrain.cli import main
+from ctxtrain.cli.process import main
 for words in ([], *([command] for command in sys.argv[1:])):
     try:
         main([*words, "--help"])
@@ -142,7 +142,7 @@ def test_threads_spin_on_a_quiet_machine_unless_the_user_says_how_they_wait(
 ) -> None:
     monkeypatch.setattr(os, "environ", given)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(cli, "LOADAVG", tmp_path / "loadavg")
+    monkeypatch.setattr(process, "LOADAVG", tmp_path / "loadavg")
     if running is not None:
         (tmp_path / "loadavg").write_text(f"0.20 0.18 0.12 {running}/80 11206\n")
     with pytest.raises(SystemExit):
@@ -156,7 +156,7 @@ def test_help_does_not_wait_to_see_whether_the_machine_is_busy(
 ) -> None:
     looks: list[float] = []
     monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(cli, "LOADAVG", tmp_path / "loadavg")
+    monkeypatch.setattr(process, "LOADAVG", tmp_path / "loadavg")
     monkeypatch.setattr(time, "sleep", looks.append)
     (tmp_path / "loadavg").write_text("9.20 9.18 9.12 9999/9999 11206\n")
     for arguments in (words, ["--version"]):
@@ -168,7 +168,7 @@ def test_help_does_not_wait_to_see_whether_the_machine_is_busy(
 def test_threads_do_not_spin_beside_programs_that_are_busy() -> None:
     """Real programs, one a core, and what the system says of them."""
     code = (
-        "from ctxtrain.cli import settle_environment; import os; settle_environment()\n"
+        "from ctxtrain.cli.process import settle_environment; import os; settle_environment()\n"
         "print(os.environ['GOMP_SPINCOUNT'])"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", WAIT)}

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from ctxtrain.data.check import check_files
-from ctxtrain.data.clock import ISO, NAIVE, NUMBER, UNITS, nanoseconds
-from ctxtrain.data.folds import walk_forward
-from ctxtrain.data.leaks import BY_PLACE, purged_rows
-from ctxtrain.data.rows import Window
-from ctxtrain.data.survey import extent, survey
-from ctxtrain.data.windows import WindowFile
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.leakage import BY_PLACE, purged_rows
+from ctxtrain.data.profile import extent, survey
+from ctxtrain.data.schema import Window
+from ctxtrain.data.time_units import ISO, NAIVE, NUMBER, UNITS, nanoseconds
+from ctxtrain.data.walk_forward import walk_forward
 from ctxtrain.errors import ConfigError
 from ctxtrain.evaluation.blocks import blocks_of
-from ctxtrain.evaluation.mistakes import confident_mistakes
+from ctxtrain.evaluation.worst_errors import confident_mistakes
 from tests.helpers import Row, bars_of, dated_rows, make_row, make_window, read, write_rows
 
 START = datetime(2025, 3, 3, tzinfo=UTC)

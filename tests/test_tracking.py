@@ -21,10 +21,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ctxtrain import TrainingPipeline
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from ctxtrain.errors import ConfigError, Interrupted
-from ctxtrain.output.tracking import require_trackers
 from ctxtrain.progress import Reporter
+from ctxtrain.tracking.trackers import require_trackers
 from tests.conftest import MakeConfig, Needs
 from tests.event_files import curve, events_of, scalars, texts
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from ctxtrain import Config, TrainingPipeline
 from ctxtrain.errors import ConfigError, RunLocked
-from ctxtrain.output import checkpoint
-from ctxtrain.output.checkpoint import ranking
-from ctxtrain.output.files import files_below, sha256_file
-from ctxtrain.output.run_folder import RunFolder
-from ctxtrain.output.verdict import verdict
+from ctxtrain.reporting.verdict import verdict
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import files_below, sha256_file
+from ctxtrain.storage.checkpoint import ranking
+from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows, write_rows
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import Tokens, collate
+from ctxtrain.engine.cpu import frozen_layers as trunk_module
+from ctxtrain.engine.cpu.frozen_layers import Trunk
+from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import Interrupted
-from ctxtrain.model import trunk as trunk_module
 from ctxtrain.model.embedded import embedded_base
-from ctxtrain.model.fast import FastClassifier
-from ctxtrain.model.trunk import Trunk
-from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig
 from tests.test_fast import ALL, assert_same, build, ragged, results

@@ -8,10 +8,10 @@ from scipy.stats import beta
 from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 
 from benchmarks.bench_coverage import EVEN, HIGHEST, LOWEST, RARE, SCORES, Setting, cover, independent
-from ctxtrain.data.rows import Window
+from ctxtrain.data.schema import Window
 from ctxtrain.evaluation.blocks import FEWEST_BLOCKS, ONE_BLOCK, blocks_of, time_blocks
+from ctxtrain.evaluation.bootstrap import Judged, difference_intervals, score_intervals, weighted_sums
 from ctxtrain.evaluation.calibration import TemperatureScaler, folds, reliability
-from ctxtrain.evaluation.intervals import Judged, difference_intervals, score_intervals, weighted_sums
 from ctxtrain.evaluation.metrics import confusion_scores, evaluate_logits, expected_calibration_error, log_losses
 from ctxtrain.evaluation.selective import abstain, choose_thresholds, least_confidences, risk_coverage
 from tests.helpers import make_row, make_window

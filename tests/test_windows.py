@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxtrain.data.rows import parse_row
-from ctxtrain.data.windows import WindowFile, load_windows
+from ctxtrain.data.formats import WindowFile, load_windows
+from ctxtrain.data.schema import parse_row
 from ctxtrain.errors import DataError
 from tests.helpers import Row, bars_of, make_row, make_window, read, walk, write_rows
 

@@ -16,13 +16,13 @@ from tokenizers import Tokenizer
 
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.drift import drift
-from ctxtrain.data.leaks import find_leaks, unchecked
-from ctxtrain.data.places import spans_of
-from ctxtrain.data.rows import LABEL_SIDE
-from ctxtrain.data.sampling import by_label, class_counts, require_every_class
-from ctxtrain.data.survey import Survey, extent, noticed, survey, wild_prints
-from ctxtrain.data.twins import Twins
-from ctxtrain.data.windows import WindowFile
+from ctxtrain.data.duplicates import Twins
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.leakage import find_leaks, unchecked
+from ctxtrain.data.oversampling import by_label, class_counts, require_every_class
+from ctxtrain.data.positions import spans_of
+from ctxtrain.data.profile import Survey, extent, noticed, survey, wild_prints
+from ctxtrain.data.schema import LABEL_SIDE
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 _EMBEDDED = Path(__file__).parents[1] / "assets" / "base" / "tokenizer.json"

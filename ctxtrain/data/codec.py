@@ -11,9 +11,9 @@ The compact text of a bar is `marks` + `HHLLCCVD`, bars oldest first with a blan
                the rows have no delta
     marks      one letter for each pulse on its bar; one letter or letter + digit for each state, direction or
                level where it changes, and all of them on the first bar and on the event bar; X, V or Y where a
-               price, the volume or the delta is so far off that the scale leaves it out (`wild.py`), and b or s on the
-               event bar where the window's delta is nearly all bought or sold, which its z-scores cannot show; O + two
-               digits for an open that lies away from the close before
+               price, the volume or the delta is so far off that the scale leaves it out (`wild_prints.py`), and b or s
+               on the event bar where the window's delta is nearly all bought or sold, which its z-scores cannot show; O
+               + two digits for an open that lies away from the close before
 
 It ends in `r` (range of the window in mean bar ranges), `a` (mean bar range as a share of price), `t` (atr_14 in
 mean bar ranges), each on a logarithmic scale, a `z` per entry of `features` (robust z-score over the training
@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ctxtrain.data.features import WindowNumbers, window_numbers
-from ctxtrain.data.rows import BAR_FIELDS, Window
-from ctxtrain.data.wild import SAME, near_values
+from ctxtrain.data.schema import BAR_FIELDS, Window
+from ctxtrain.data.wild_prints import SAME, near_values
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 Floats = NDArray[np.float64]

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from ctxtrain.data.batches import Tokens, tokenise
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.drift import drift
-from ctxtrain.data.leaks import Finding, find_leaks, purged_rows, told, unchecked, unplaced
-from ctxtrain.data.noticed import unit_line
-from ctxtrain.data.places import spans_of
-from ctxtrain.data.sampling import by_label, class_counts, class_weights, oversampled_counts
-from ctxtrain.data.survey import Survey, extent, noticed, survey, wild_line, wild_prints
-from ctxtrain.data.windows import WindowFile
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.leakage import Finding, find_leaks, purged_rows, told, unchecked, unplaced
+from ctxtrain.data.notices import unit_line
+from ctxtrain.data.oversampling import by_label, class_counts, class_weights, oversampled_counts
+from ctxtrain.data.positions import spans_of
+from ctxtrain.data.profile import Survey, extent, noticed, survey, wild_line, wild_prints
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.labels import LABELS
 
@@ -40,8 +40,8 @@ class Dataset:
     """By split: the file, names of the rows for messages, labels of shape (rows,) and tokens.
 
     `counts_C` are the training rows per class, `epoch_counts_C` the windows per class of an oversampled epoch. `leaks`
-    are the findings of `leaks.py`, `drift` those of `drift.py` for train and val; `extent` and `noticed` are those of
-    `survey.py`, and `incomplete_fields` has the fields that some bars of a row lack, by file.
+    are the findings of `leakage.py`, `drift` those of `drift.py` for train and val; `extent` and `noticed` are those of
+    `profile.py`, and `incomplete_fields` has the fields that some bars of a row lack, by file.
     """
 
     files: dict[str, WindowFile]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from ctxtrain.data.survey import Survey, Values
+from ctxtrain.data.profile import Survey, Values
 
 SHIFTED = 0.25
 BINS = 10

@@ -4,7 +4,7 @@ Comes in: the bars of a window, or of many that have as many bars. Goes out: `Wi
 between the window's lowest low (0) and highest high (1); volume and delta become z-scores within the window; flags stay
 as they are. Nothing looks past `current_bar`, since a window ends there.
 
-One print that is far off would leave all others at one level, so `ctxtrain/data/wild.py` draws such prints near first;
+One print that is far off would leave all others at one level, so `wild_prints.py` draws such prints near first;
 windows without one are untouched. What differs in its last digits only (one part in 10⁹) counts as equal.
 
 Legend: ... nothing for one window, and W for W windows; L bars of a window.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.wild import SAME, Bools, Floats, low_median, near_prices, near_values
+from ctxtrain.data.wild_prints import SAME, Bools, Floats, low_median, near_prices, near_values
 
 Ints = NDArray[np.int64]
 

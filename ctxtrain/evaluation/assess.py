@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.rows import Window
-from ctxtrain.evaluation.baseline import best_on_validation, fit_baselines, variants
+from ctxtrain.data.schema import Window
+from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines, variants
 from ctxtrain.evaluation.blocks import FEWEST_BLOCKS, blocks_of
+from ctxtrain.evaluation.bootstrap import LEVEL, REPLICATES, Judged, score_intervals
 from ctxtrain.evaluation.comparison import compare
-from ctxtrain.evaluation.intervals import LEVEL, REPLICATES, Judged, score_intervals
 from ctxtrain.evaluation.metrics import Metrics, log_losses
-from ctxtrain.evaluation.mistakes import confident_mistakes
 from ctxtrain.evaluation.selective import Threshold, abstain, confidence_histogram, least_confidences, risk_coverage
 from ctxtrain.evaluation.targets import judge
+from ctxtrain.evaluation.worst_errors import confident_mistakes
 from ctxtrain.labels import LABELS
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ctxtrain.data.clock import DAY
-from ctxtrain.data.places import Places, spans_of, why_no_spans
-from ctxtrain.data.rows import Window
+from ctxtrain.data.positions import Places, spans_of, why_no_spans
+from ctxtrain.data.schema import Window
+from ctxtrain.data.time_units import DAY
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

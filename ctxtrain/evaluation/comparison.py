@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from ctxtrain.evaluation.baseline import WITHOUT_INPUT, Baseline
-from ctxtrain.evaluation.intervals import LEVEL, Judged, difference_intervals
+from ctxtrain.evaluation.baselines import WITHOUT_INPUT, Baseline
+from ctxtrain.evaluation.bootstrap import LEVEL, Judged, difference_intervals
 
 Finding = Literal["ahead", "ahead, untrusted", "not ahead", "not ahead, untrusted", "undecided", "nothing learned"]
 Ints = NDArray[np.int64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-from ctxtrain.evaluation.intervals import Interval
+from ctxtrain.evaluation.bootstrap import Interval
 from ctxtrain.evaluation.metrics import Metrics
 
 Verdict = Literal["met", "met, but within chance", "missed"]

@@ -5,7 +5,7 @@ ConfigError that names every fault with its remedy. No file of a base can name c
 network, whatever the library that opens it would do with that.
 
 A run ends with an export that must open again, so what the reader of exports refuses is refused or left out here, by
-the same functions (`plain_config.py`).
+the same functions (`base_config.py`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from ctxtrain.config import EMBEDDED_BASE
+from ctxtrain.config.schema import EMBEDDED_BASE
 from ctxtrain.data import strict_json
 from ctxtrain.errors import ConfigError, shown
 from ctxtrain.labels import LABELS
+from ctxtrain.model.base_config import HEAD, clean, config_faults, known_config, refusing, size_fault
 from ctxtrain.model.embedded import embedded_base
-from ctxtrain.model.plain_config import HEAD, clean, config_faults, known_config, refusing, size_fault
 
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a hub's folder; no code, no pickles, no other formats
 FLOATS = ("F32", "F16", "BF16", "F64")  # types of numbers that a plain checkpoint holds

@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from ctxtrain.errors import ConfigError
 from ctxtrain.model.base import BaseFacts, check_base, copy_tokenizer, find_base, language_config
-from ctxtrain.model.plain_config import refusing
-from ctxtrain.regular import refuse_special
+from ctxtrain.model.base_config import refusing
+from ctxtrain.regular_files import refuse_special
 
 # What windows are made of, and what tokenizers treat in ways of their own.
 SPELLED = (

@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ctxtrain.data.rows import Window
+from ctxtrain.data.schema import Window
 from ctxtrain.errors import DataError
-from ctxtrain.output.predictor import Prediction
+from ctxtrain.export.predictor import Prediction
 
 Answer = Callable[[Sequence[Window]], list[Prediction]]
 

@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from ctxtrain.output.predictor import Prediction
+from ctxtrain.export.predictor import Prediction
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

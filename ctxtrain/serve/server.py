@@ -18,7 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from ctxtrain.errors import ConfigError
-from ctxtrain.output.predictor import MinConfidence, load_model
+from ctxtrain.export.predictor import MinConfidence, load_model
 from ctxtrain.serve.app import make_app
 from ctxtrain.serve.service import Limits, Service
 

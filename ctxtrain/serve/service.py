@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.rows import BAR_FIELDS, MAX_BARS, Window, parse_row
+from ctxtrain.data.schema import BAR_FIELDS, MAX_BARS, Window, parse_row
 from ctxtrain.errors import DataError
-from ctxtrain.output.predictor import MinConfidence, Prediction, Predictor
+from ctxtrain.export.predictor import MinConfidence, Prediction, Predictor
 from ctxtrain.serve.batching import Batcher, QueueFull
 from ctxtrain.serve.metrics import Metrics
 from ctxtrain.serve.refusals import draining, no_window, queue_full

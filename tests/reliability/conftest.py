@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from tests.helpers import learnable_rows, write_rows
 from tests.reliability.harness import SHARDS, Server, Trial, results, serving, write_config
 from tests.reliability.page import FIGURES

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ctxtrain.config import Config
-from ctxtrain.output import checkpoint
-from ctxtrain.output.files import sha256_file
-from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.config.schema import Config
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import sha256_file
+from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import Amount
 
 

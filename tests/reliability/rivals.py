@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from ctxtrain.errors import RunLocked
-from ctxtrain.output import checkpoint
-from ctxtrain.output.checkpoint import CheckpointFolder
-from ctxtrain.output.files import check_manifest, pack, unpack
-from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import check_manifest, pack, unpack
+from ctxtrain.storage.checkpoint import CheckpointFolder
+from ctxtrain.storage.run_folder import RunFolder
 
 WON, LOST, WRONG = 0, 1, 2
 PER_EPOCH = 5

@@ -24,14 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-import ctxtrain.build
 import ctxtrain.train
-from ctxtrain import cli
-from ctxtrain.data import dataset, windows
+import ctxtrain.training.build
+from ctxtrain.cli import process
+from ctxtrain.data import dataset, formats
 from ctxtrain.evaluation.calibration import TemperatureScaler
-from ctxtrain.model.learner import Learner
-from ctxtrain.output import charts, checkpoint, export, reopen, report
-from ctxtrain.output.export import BATCH_SIZE
+from ctxtrain.export import package, reopen
+from ctxtrain.export.package import BATCH_SIZE
+from ctxtrain.reporting import charts, report
+from ctxtrain.storage import checkpoint
+from ctxtrain.training.step import Learner
 from tests.reliability.calls import Calls
 
 torch.set_num_threads(1)
@@ -39,17 +41,17 @@ HANGS_AFTER = 300
 
 # Where a signal can be sent from, besides the calls of calls.py: a function, on entry.
 PHASES: dict[str, tuple[Any, str]] = {
-    "reading": (windows, "parse_row"),
+    "reading": (formats, "parse_row"),
     "tokenising": (dataset, "tokenise"),
-    "building": (ctxtrain.build, "build_learner"),
+    "building": (ctxtrain.training.build, "build_learner"),
     "resuming": (checkpoint, "check_same_run"),
     "training": (Learner, "_loss_sum"),
     "evaluation": (Learner, "logits"),
     "saving": (checkpoint, "seal"),
-    "merging": (export, "merge"),
+    "merging": (package, "merge"),
     "calibration": (TemperatureScaler, "fit"),
-    "reopening": (export, "reopened_logits"),
-    "packing": (export, "pack"),
+    "reopening": (package, "reopened_logits"),
+    "packing": (package, "pack"),
     "placing": (ctxtrain.train, "place_export"),
     "summary": (ctxtrain.train, "make_summary"),
 }
@@ -96,7 +98,7 @@ def child(
         sys.stdout = None  # as Python starts without one
     signal.alarm(HANGS_AFTER)
     loaded = set(sys.modules)
-    export.reopened_logits = forked_logits
+    package.reopened_logits = forked_logits
     events: list[tuple[str, str]] = []
 
     def on_event(count: int, kind: str, path: str) -> None:
@@ -135,7 +137,7 @@ def called(name: str, words: list[str]) -> int:
 
 def ended(words: list[str]) -> int:
     try:
-        cli.main(words)
+        process.main(words)
     except SystemExit as ending:
         return int(ending.code or 0)
     return 0
@@ -176,7 +178,7 @@ def keep_ledger(path: str) -> None:
 
 
 def forked_logits(folder: Path, texts: Any) -> Any:
-    """What `export.reopened_logits` does, in a fork in place of a fresh interpreter, which takes seconds to import."""
+    """What `package.reopened_logits` does, in a fork in place of a fresh interpreter, which takes seconds to import."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:

@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ctxtrain import TrainingPipeline
-from ctxtrain.cli import main
-from ctxtrain.config import Config
+from ctxtrain.cli.process import main
+from ctxtrain.config.schema import Config
 from ctxtrain.data import strict_json
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.check import check_files
-from ctxtrain.data.folds import split_rows, walk_forward
-from ctxtrain.data.rows import BAR_FIELDS, Bar
-from ctxtrain.data.survey import survey
-from ctxtrain.data.windows import WindowFile
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.profile import survey
+from ctxtrain.data.schema import BAR_FIELDS, Bar
+from ctxtrain.data.walk_forward import split_rows, walk_forward
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import build_tokenizer
@@ -499,7 +499,7 @@ def test_text_that_spells_a_special_token_stays_text_wherever_it_stands(
 MEASURED = """
 import sys, time
 from pathlib import Path
-from ctxtrain.cli import main
+from ctxtrain.cli.process import main
 try:
     main(sys.argv[1:])
 finally:  # ru_maxrss would begin with the parent's peak

@@ -22,11 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctxtrain.errors import DataError
-from ctxtrain.output import checkpoint
-from ctxtrain.output.checkpoint import CheckpointFolder
-from ctxtrain.output.files import Damaged, check_manifest, pack, seal, sha256_file, unpack
-from ctxtrain.output.metrics_log import MetricsLog
-from ctxtrain.output.run_folder import RunFolder
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import Damaged, check_manifest, pack, seal, sha256_file, unpack
+from ctxtrain.storage.checkpoint import CheckpointFolder
+from ctxtrain.storage.metrics_log import MetricsLog
+from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import Amount, Needs
 from tests.reliability.calls import Calls
 from tests.reliability.conftest import Figure, NewTrial

@@ -17,7 +17,7 @@ import torch
 
 from ctxtrain import Config, TrainingPipeline
 from ctxtrain.errors import CtxtrainError
-from ctxtrain.output import checkpoint
+from ctxtrain.storage import checkpoint
 from tests.conftest import Amount, MakeConfig, Needs
 from tests.helpers import learnable_rows, write_rows
 from tests.reliability.conftest import Figure, NewTrial

@@ -16,14 +16,14 @@ from numpy.random import Generator
 
 from ctxtrain.data.check import check_files
 from ctxtrain.data.codec import CodecFitter
-from ctxtrain.data.folds import walk_forward
-from ctxtrain.data.rows import BAR_FIELDS
-from ctxtrain.data.survey import noticed, survey
-from ctxtrain.data.windows import WindowFile
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.profile import noticed, survey
+from ctxtrain.data.schema import BAR_FIELDS
+from ctxtrain.data.walk_forward import walk_forward
 from ctxtrain.errors import MAX_FAULTS_SHOWN, ConfigError
+from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
 from ctxtrain.evaluation.blocks import blocks_of
-from ctxtrain.evaluation.inputs import input_names, window_inputs
-from ctxtrain.evaluation.mistakes import confident_mistakes
+from ctxtrain.evaluation.worst_errors import confident_mistakes
 from tests.conftest import Amount
 from tests.helpers import Row, bars_of, dated_rows, make_row
 from tests.reliability.conftest import Figure

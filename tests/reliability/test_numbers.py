@@ -20,15 +20,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ctxtrain import Config, TrainingPipeline, load_model
 from ctxtrain.data.batches import plan_step
+from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import TrainingDiverged
 from ctxtrain.evaluation.calibration import HIGHEST, LOWEST, TemperatureScaler, best_temperature
 from ctxtrain.evaluation.metrics import negative_log_likelihood
-from ctxtrain.model import qwen
-from ctxtrain.model.fast import FastClassifier
-from ctxtrain.model.loss import focal_loss
-from ctxtrain.model.plain_config import HEAD
+from ctxtrain.model import lora
+from ctxtrain.model.base_config import HEAD
+from ctxtrain.model.focal_loss import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer
-from ctxtrain.output import checkpoint
+from ctxtrain.storage import checkpoint
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import learnable_rows, write_rows
 from tests.reliability.conftest import Figure
@@ -200,7 +200,7 @@ def test_a_step_that_overflows_is_not_saved(make_config: MakeConfig, tmp_path: P
 def test_a_zeroed_head_starts_at_ln_3_and_the_base_never_changes(make_config: MakeConfig) -> None:
     pipeline = ready(make_config, "loss.focal_gamma=0", "loss.class_weights=none", "training.epochs=1")
     assert pipeline.model is not None
-    base = qwen.frozen_sha256(pipeline.model)
+    base = lora.frozen_sha256(pipeline.model)
     with torch.no_grad():
         for name, weight in pipeline.learner.parameters.items():
             if HEAD in name:
@@ -211,7 +211,7 @@ def test_a_zeroed_head_starts_at_ln_3_and_the_base_never_changes(make_config: Ma
     figures = pipeline.learner.step(pipeline.data.tokens["train"], pipeline.data.labels["train"], plan, 8.0, (0, 0))
     assert figures["loss"] == pytest.approx(math.log(3), abs=2e-7)
     pipeline.train_epoch()
-    assert qwen.frozen_sha256(pipeline.model) == base
+    assert lora.frozen_sha256(pipeline.model) == base
 
 
 @pytest.mark.promise("D3")
@@ -221,10 +221,10 @@ def test_gradients_are_the_slopes_of_the_loss_in_float64(
     tmp_path: Path, amount: Amount, family: str, path: str, figure: Figure
 ) -> None:
     tokenizer = load_tokenizer(str(build_tiny(tmp_path, family)))
-    base = qwen.load_classifier(str(tmp_path), tokenizer.pad_token_id)
-    model = qwen.add_lora(base, r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj", "o_proj"]).double()
+    base = lora.load_classifier(str(tmp_path), tokenizer.pad_token_id)
+    model = lora.add_lora(base, r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj", "o_proj"]).double()
     generator = torch.Generator().manual_seed(1)
-    weights = qwen.trainable_parameters(model)
+    weights = lora.trainable_parameters(model)
     with torch.no_grad():
         for weight in weights.values():  # B is zero at first, which would make every slope of A zero
             weight.copy_(0.3 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
@@ -374,12 +374,12 @@ def trained_logits(run: Path, texts: list[str]) -> np.ndarray:
     """Of the best epoch's adapters on the frozen base, before any merging."""
     config = Config.load(run / "config.yaml")
     tokenizer = load_tokenizer(config.model.base)
-    model = qwen.add_lora(
-        qwen.load_classifier(config.model.base, tokenizer.pad_token_id), **config.lora.model_dump()
+    model = lora.add_lora(
+        lora.load_classifier(config.model.base, tokenizer.pad_token_id), **config.lora.model_dump()
     ).eval()
     best = orjson.loads((run / "training_summary.json").read_bytes())["best"]["epoch"]
     saved = checkpoint.load(run / "checkpoints" / f"checkpoint_epoch_{best}.pt")
-    qwen.load_trainable_state(model, saved["learner"]["weights"])
+    lora.load_trainable_state(model, saved["learner"]["weights"])
     with torch.no_grad():
         rows = [model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits[0].tolist() for text in texts]
     return np.array(rows)

@@ -20,12 +20,12 @@ import yaml
 
 import ctxtrain
 from ctxtrain import Config, TrainingPipeline
-from ctxtrain.cli import main
+from ctxtrain.cli.process import main
+from ctxtrain.config.strict_yaml import _Loader, parse_yaml
 from ctxtrain.errors import ConfigError
-from ctxtrain.output import checkpoint
-from ctxtrain.output.files import pack, write_manifest
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import pack, write_manifest
 from ctxtrain.versions import FIRST_SAFE
-from ctxtrain.yaml_text import _Loader, parse_yaml
 from tests.conftest import Amount, Needs
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.reliability import hostile_pt, hostile_zip
@@ -309,7 +309,7 @@ def test_no_export_names_code_places_or_more_than_it_holds(
 
 @pytest.mark.promise("F4")
 def test_a_key_that_nobody_knows_never_reaches_transformers(tmp_path: Path, export: Path) -> None:
-    from ctxtrain.output.foreign import open_config
+    from ctxtrain.export.untrusted import open_config
 
     folder = shutil.copytree(export, tmp_path / "export")
     edited(surprise="import os", rope_theta_scale=0.5, torchscript=True, rope_theta=5e5, rope_parameters=None)(
@@ -327,7 +327,7 @@ def refuse(event, arguments):
         raise SystemExit(f"network: {event} {arguments}")
 sys.addaudithook(refuse)
 from ctxtrain import Config, TrainingPipeline, load_model
-from ctxtrain.data.windows import load_windows
+from ctxtrain.data.formats import load_windows
 config = Config.load(sys.argv[1])
 assert TrainingPipeline(config).run()
 assert TrainingPipeline(config, resume=True).export()
@@ -485,7 +485,7 @@ def test_nothing_that_could_run_a_file_is_called(figure: Figure) -> None:
 @pytest.mark.promise("F2")
 def test_one_module_alone_calls_torch_load_and_the_yaml_loader_makes_plain_values() -> None:
     calling = {name for name, tree in sources().items() for node in ast.walk(tree) if is_call(node, "torch.load")}
-    assert calling == {"output/checkpoint.py"}
+    assert calling == {"storage/checkpoint.py"}
     assert issubclass(_Loader, yaml.SafeLoader)
     for text in ("!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!python/module:os"):
         with pytest.raises(ConfigError, match="not valid YAML"):

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from ctxtrain.config import Config
+from ctxtrain.config.schema import Config
 from ctxtrain.errors import ConfigError, Interrupted
-from ctxtrain.output import checkpoint
-from ctxtrain.output.checkpoint import CheckpointFolder
-from ctxtrain.output.run_folder import RunFolder
 from ctxtrain.runtime import catch_signals
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.checkpoint import CheckpointFolder
+from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import Amount
 from tests.reliability.conftest import Figure, NewTrial
 from tests.reliability.harness import Server, Trial, results, same

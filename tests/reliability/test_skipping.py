@@ -13,8 +13,8 @@ from ctxtrain import Config, TrainingPipeline
 from ctxtrain.errors import TrainingDiverged
 from ctxtrain.labels import LABELS
 from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
-from ctxtrain.output.run_folder import RunFolder
-from ctxtrain.output.verdict import verdict
+from ctxtrain.reporting.verdict import verdict
+from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import Amount
 from tests.helpers import write_rows
 from tests.reliability.conftest import Figure

@@ -29,14 +29,14 @@ watching: list[bool] = []
 
 def opener(what: str, scratch: Path) -> Callable[[Path], object]:
     if what == "checkpoint":
-        from ctxtrain.output import checkpoint
+        from ctxtrain.storage import checkpoint
 
         return checkpoint.load
     if what == "unpack":
-        from ctxtrain.output.files import unpack
+        from ctxtrain.storage.atomic_files import unpack
 
         return lambda path: unpack(path, scratch / "unpacked")
-    from ctxtrain.output.predictor import load_model
+    from ctxtrain.export.predictor import load_model
 
     return load_model
 

@@ -1,0 +1,271 @@
+"""Results as tables for a terminal; plain text in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from ctxtrain.reporting.verdict import leak_suffix, readable, short, verdict, verdict_of_several
+from ctxtrain.streams import Lasting
+
+UNBOUNDED = 1000  # columns, of a terminal in which every table has the room that it wants
+
+
+def stdout() -> Console:
+    return Console(file=Lasting(sys.stdout, results=True) if sys.stdout else None)  # type: ignore[arg-type]  # it acts as one
+
+
+def stderr() -> Console:
+    return Console(file=Lasting(sys.stderr, results=False) if sys.stderr else None, stderr=True)  # type: ignore[arg-type]
+
+
+def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
+    """The end of a run: targets, scores, verdict, files."""
+    console = stdout()
+    _print_table(console, _targets(summary), _targets(summary, priorities=False))
+    print_metrics(summary["test"] or summary["best"])
+    _print_table(console, _baselines(summary), _baselines(summary, narrow=True))
+    intervals = summary["intervals"]
+    console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
+    console.print(verdict(summary), highlight=False, soft_wrap=not console.is_terminal)
+    model, calibration, best = summary["model"], summary["calibration"], summary["best"]
+    console.print(
+        f"epoch {best['epoch']} of {len(summary['epochs'])}, temperature {calibration['temperature']:.3f}, "
+        f"{model['trainable']:,} of {model['parameters']:,} parameters trained ({model['trainable_share']:.2%})",
+        highlight=False,
+        soft_wrap=not console.is_terminal,
+    )
+    for name in ("final_model.zip", "report.html", "training_summary.json"):
+        console.print(str(Path(output_dir) / name), highlight=False, markup=False, soft_wrap=True)
+
+
+def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
+    """The end of several runs: each, their mean and spread, and the pooled scores with their intervals."""
+    console, leaked = stdout(), leak_suffix(report["leaked"])
+    table = Table(title=f"Runs{leaked}", title_justify="left")
+    for column in ("run", "judged", "macro-F1", "accuracy", "best baseline", "lead"):
+        table.add_column(column, justify="left" if column in ("run", "best baseline") else "right", no_wrap=True)
+    for run in report["runs"]:
+        judged = "test" if run["judged_on"].startswith("test") else "val"
+        figures = [f"{run['rows'][judged]:,}", f"{run['macro_f1']:.3f}", f"{run['accuracy']:.3f}"]
+        name = run["name"] + (" LEAKED" if "leaked" in run else "")
+        table.add_row(name, *figures, short(run["best_baseline"]), f"{run['lead']:+.3f}")
+    for what in ("mean", "deviation"):
+        figures = [f"{report['spread'][name][what]:.3f}" for name in ("macro_f1", "accuracy")]
+        table.add_row(what, "", *figures, "", f"{report['spread']['lead'][what]:+.3f}".lstrip("+"), style="bold")
+    _print_table(console, table)
+    _print_table(console, _mean_baselines(report["baselines"]))
+    together = {**report, "targets_judged_on": f"the judged rows of all runs together{leaked}"}
+    _print_table(console, _targets(together), _targets(together, priorities=False))
+    print_metrics(report["pooled"])
+    intervals = report["intervals"]
+    console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
+    console.print(verdict_of_several(report), highlight=False, soft_wrap=not console.is_terminal)
+    console.print(str(Path(output_dir) / "runs.json"), highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_table(console: Console, *tables: Table) -> None:
+    """The first table that fits, else the last without rules. No cell is cut; words may stand on several lines."""
+    for table in tables:
+        for column in table.columns:
+            texts = [str(text) for text in (column.header, *column.cells)]
+            column.no_wrap = column.justify == "right"
+            whole = texts if column.no_wrap else [word for text in texts for word in text.split()]
+            column.min_width = max(map(len, whole), default=0)
+    fitting = next((table for table in tables if _fits(console, table)), None)
+    if fitting is None:
+        fitting = tables[-1]
+        fitting.box, fitting.pad_edge, fitting.collapse_padding = None, False, True
+        if (least := _measured(console, fitting).minimum) > console.width:
+            fitting.width = least
+    console.print(fitting, crop=False)
+
+
+def _fits(console: Console, table: Table) -> bool:
+    return _measured(console, table).maximum <= console.width
+
+
+def _measured(console: Console, table: Table) -> Measurement:
+    return console.measure(table, options=console.options.update(width=UNBOUNDED))
+
+
+def _targets(summary: Mapping[str, Any], *, priorities: bool = True) -> Table:
+    table = Table(title=f"Targets, judged on {summary['targets_judged_on']}", title_justify="left")
+    for column in ("metric", "value", "95 %", "target", "verdict", "priority")[: 6 if priorities else 5]:
+        table.add_column(column, justify="right" if column in ("value", "95 %", "target") else "left")
+    for target in summary["targets"]:
+        cells = [
+            target["metric"],
+            f"{target['value']:.3f}",
+            interval_text(target["interval"]),
+            f"{target['target']:.2f}",
+            target["verdict"].replace("met, but within chance", "met (chance)"),
+            target["priority"],
+        ]
+        table.add_row(*cells[: len(table.columns)])
+    return table
+
+
+def _baselines(summary: Mapping[str, Any], *, narrow: bool = False) -> Table:
+    """The model and the baselines on the same rows; `lead` is the model's in macro-F1, with its interval."""
+    own, found, named = summary["test"] or summary["best"], summary["baselines"], short if narrow else readable
+    title = f"On the same rows; best baseline on validation rows: {readable(found['best'])}"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "macro-F1", "acc.", "NLL", "lead", "95 %"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = [("the model", own, ("", ""))]
+    for name, scores in found["scores"].items():
+        lead = scores["difference"]["macro_f1"]
+        rows.append((named(name), scores, (f"{lead['value']:+.3f}", interval_text(lead["interval"]))))
+    for name, scores, lead_texts in rows:
+        table.add_row(name, *(f"{scores[key]:.3f}" for key in ("macro_f1", "accuracy", "nll")), *lead_texts)
+    return table
+
+
+def _mean_baselines(found: Mapping[str, Any]) -> Table:
+    """Means over the runs; the model's lead is in macro-F1."""
+    title = f"Means of the runs; best baseline on validation rows: {readable(found['best'])}"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "macro-F1", "on validation", "lead"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, scores in found["means"].items():
+        figures = [f"{scores[key]:.3f}" for key in ("macro_f1", "validation_macro_f1")]
+        table.add_row(readable(name), *figures, f"{scores['lead']:+.3f}")
+    return table
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    return "unknown" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Scores per class with the confusion matrix, and the overall figures."""
+    console = stdout()
+    whole = _classes(metrics, scores=True, calls=True)
+    if _fits(console, whole):
+        _print_table(console, whole)
+    else:
+        _print_table(console, _classes(metrics, scores=True, calls=False))
+        _print_table(console, _classes(metrics, scores=False, calls=True))
+    console.print(
+        f"accuracy {metrics['accuracy']:.3f}  macro-F1 {metrics['macro_f1']:.3f}  NLL {metrics['nll']:.3f}  "
+        f"ECE {metrics['ece']:.3f}  windows {metrics['rows']:,}",
+        highlight=False,
+        soft_wrap=not console.is_terminal,
+    )
+    absent = metrics["absent"]
+    if absent:
+        verbs = ("has", "counts") if len(absent) == 1 else ("have", "count")
+        console.print(
+            f"absent: {', '.join(absent)} {verbs[0]} no windows and {verbs[1]} 0 in macro-F1", highlight=False
+        )
+    for label, calls in _calls(metrics).items():
+        if not calls and label not in absent:
+            console.print(f"never called: {label}; its precision counts 0", highlight=False)
+
+
+def _calls(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """How many windows were called each class."""
+    return dict(zip(metrics["per_class"], map(sum, zip(*metrics["confusion"], strict=True)), strict=True))
+
+
+def _classes(metrics: Mapping[str, Any], *, scores: bool, calls: bool) -> Table:
+    """A line a class: its scores, – where no windows or calls define one, and how many windows were called what."""
+    table, called = Table(), _calls(metrics)
+    names = ("precision", "recall", "F1", "windows") if scores else ()
+    table.add_column("class")
+    for column in (*names, *(f"→ {label}" for label in (metrics["per_class"] if calls else ()))):
+        table.add_column(column, justify="right")
+    for row, (label, found) in enumerate(metrics["per_class"].items()):
+        wholes = {"precision": called[label], "recall": found["support"], "f1": found["support"]}
+        figures = [f"{found[name]:.3f}" if whole else "–" for name, whole in wholes.items()] + [str(found["support"])]
+        counts = map(str, metrics["confusion"][row])
+        table.add_row(label, *(figures if scores else ()), *(counts if calls else ()))
+    return table
+
+
+def print_check(report: Mapping[str, Any]) -> None:
+    """Rows and classes, then in words: faults, leaks, what to look at, lengths, fields, and the sum."""
+    from ctxtrain.data.leakage import told
+
+    console = stdout()
+    _print_table(console, _rows_table(report))
+    lines = list(report["faults"])
+    if report["fault_total"] > len(lines):
+        lines.append(f"… and {_counted(report['fault_total'] - len(lines), 'more fault')}")
+    refused = [told(leak) for leak in report["leaks"] if leak["refused"]]
+    looks = _looks(report)
+    lines += [f"leak: {leak}" for leak in refused] + [f"look: {look}" for look in looks]
+    lines += [f"note: {name}: {line}" for name, noticed in report["noticed"].items() for line in noticed]
+    for name, times in report["times"].items():
+        if times["time_unit"]:
+            span = f", events from {times['first_event']} to {times['last_event']}" if times["first_event"] else ""
+            lines.append(f"{name}: times are {times['time_unit']}{span}")
+    for name, tokens in report["tokens"].items():
+        bars = report["bars"][name]
+        lines.append(
+            f"{name}: {bars['shortest']} to {bars['longest']} bars, {tokens['shortest']} to {tokens['longest']} tokens "
+            f"(median {tokens['median']}); {_counted(tokens['rows_cut'], 'row')} longer than {tokens['max_tokens']:,}"
+        )
+    if report["unused_fields"]:
+        side = set(report["label_side_fields"])
+        unused = [f"{name} (label-side)" if name in side else name for name in report["unused_fields"]]
+        lines.append(f"unused, no model reads them: {', '.join(unused)}")
+    lines.append(
+        f"{_counted(report['fault_total'], 'fault')}, {_counted(len(refused), 'leak')} that training refuses, "
+        f"{_counted(len(looks), 'thing')} to look at"
+    )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _looks(report: Mapping[str, Any]) -> list[str]:
+    """What training would take, and a person should look at first."""
+    from ctxtrain.data.leakage import told
+    from ctxtrain.data.profile import wild_line
+
+    looks = [*report["base"], *(told(leak) for leak in report["leaks"] if not leak["refused"])]
+    looks += [f"not checked: {what}" for what in report["unchecked"]]
+    looks += [
+        f"{name}: {_counted(count, 'row')} with a window that an earlier row of the file holds"
+        for name, count in report["duplicates"].items()
+        if count
+    ]
+    for name, entries in report["drift"].items():
+        if moved := [entry for entry in entries if entry["shifted"]]:
+            named = ", ".join(f"{entry['feature']} {entry['psi']:.2f}" for entry in moved)
+            looks.append(f"{name} differs from train (population stability index above 0.25 and chance): {named}")
+    looks += [
+        f"{name}: {wild_line(field, found)}"
+        for name, wild in report["wild_prints"].items()
+        for field, found in wild.items()
+    ]
+    for name, partial in report["partial_fields"].items():
+        looks += [
+            f"{name}: {field} is in {_counted(count, 'row')} only; a model reads what every row has"
+            for field, count in partial.items()
+        ]
+    return looks
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _rows_table(report: Mapping[str, Any]) -> Table:
+    """Rows and classes by file, and by fifths of each file in its order."""
+    table = Table()
+    for column in ("file", "rows", "LONG", "SHORT", "SKIP"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for name, rows in report["rows"].items():
+        table.add_row(name, f"{rows:,}", *(f"{count:,}" for count in report["classes"][name].values()))
+        for number, part in enumerate(report["classes_over_time"].get(name, []), start=1):
+            counts = [part[label] for label in report["classes"][name]]
+            table.add_row(f"  part {number}", f"{sum(counts):,}", *(f"{count:,}" for count in counts), style="dim")
+    return table

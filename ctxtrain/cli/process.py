@@ -1,0 +1,125 @@
+"""The command line as a process: every error ends here, in one message on stderr and the exit code of `errors.py`.
+
+A traceback only with --debug.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from ctxtrain.cli.commands import app
+from ctxtrain.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError, OutOfMemory
+from ctxtrain.memory import ran_out, told
+from ctxtrain.streams import refuse_lost
+from ctxtrain.versions import refuse_known_holes
+
+LOADAVG = Path("/proc/loadavg")
+LOOKS, BETWEEN = 5, 0.02  # seconds: what runs for a moment only is none of our business
+SPINS = "10000"
+NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process with the documented exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if "--help" not in words:  # that computes nothing, and the looks at a busy machine take 0.1 s
+        settle_environment()
+    _open_standard_streams()
+    debug = "--debug" in words
+    try:
+        refuse_known_holes()
+        try:
+            app(args=[word for word in words if word != "--debug"], prog_name="ctxtrain")
+        except SystemExit:
+            refuse_lost()
+            raise
+    except OutOfMemory as error:
+        _end_without_memory(error, words, debug)
+    except CtxtrainError as error:
+        _end(str(error), error.exit_code, debug)
+    except OSError as error:
+        if ran_out(error):
+            _end_without_memory(error, words, debug)
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        remedy = "Give another path" if error.errno in NOT_A_PLACE else "Make room or give access"
+        _end(f"{what}. {remedy} and run again; what was finished is whole.", EXIT_IO, debug)
+    except Exception as error:
+        if ran_out(error):
+            _end_without_memory(error, words, debug)
+        _end(
+            f"internal fault, not yours: {type(error).__name__}: {str(error)[:300]}. "
+            "Run again with --debug and report it.",
+            EXIT_INTERNAL,
+            debug,
+        )
+
+
+def _end(message: str, exit_code: int, debug: bool) -> NoReturn:
+    """Of several processes the first speaks for all, unless the fault is one process's own."""
+    if debug:
+        traceback.print_exc()
+    if _is_main_process() or exit_code == EXIT_INTERNAL:
+        try:  # nobody may be there to read it; the exit code still says it
+            sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+            sys.stderr.flush()
+        except (OSError, AttributeError):
+            sys.stderr = None  # or Python tries again at its end, and ends with 120
+    raise SystemExit(exit_code)
+
+
+def _end_without_memory(error: Exception, words: list[str], debug: bool) -> NoReturn:
+    if not debug:
+        _free(error)
+    _end(str(error) if isinstance(error, OutOfMemory) else told(error, f"in {words[0]}"), EXIT_INTERNAL, debug)
+
+
+def _is_main_process() -> bool:
+    try:
+        from ctxtrain.runtime import is_main_process
+    except MemoryError:  # there may be too little even for an import
+        return True
+    return is_main_process()
+
+
+def _free(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold: without it there may be no memory to tell of the error."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+def _open_standard_streams() -> None:
+    """Where a standard stream is closed its number would go to the next file, and prints into a checkpoint."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+
+
+def settle_environment() -> None:
+    """Set what libraries read from the environment when they are imported, unless the user has set it.
+
+    Threads of torch that wait for each other spin for some tenth of a millisecond and then sleep: to be woken takes a
+    virtual machine as long as a small operator. Where others want the cores they sleep at once, or they would starve
+    each other.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["GOMP_SPINCOUNT"] = "0" if _others_want_cores() else SPINS
+
+
+def _others_want_cores() -> bool:
+    """Whether more than a fourth of the machine's cores have work that is not ours, at each of a few looks."""
+    for _ in range(LOOKS):
+        try:
+            running = int(LOADAVG.read_text(encoding="ascii").split()[3].partition("/")[0])
+        except (OSError, ValueError, IndexError):  # only Linux has it
+            return False
+        if (running - 1) * 4 <= (os.cpu_count() or 1):  # one of them is this process
+            return False
+        time.sleep(BETWEEN)
+    return True

@@ -1,0 +1,1 @@
+"""The config of a run: YAML and overrides → typed, range-checked values."""

@@ -1,0 +1,259 @@
+"""A decoded row becomes a window, or the reasons why it is none.
+
+Comes in: the JSON object of an event, as a CTX window (`context_bars` + `current_bar`) or as text (`context`). Goes
+out: a `Window`. Only the fields declared here are read (an allow-list): label-side fields such as `conditions_met`
+cannot reach the model because no code looks at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isclose
+from typing import Annotated, Any, Literal, Required
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, Strict, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict
+
+from ctxtrain.data.bar_order import Placed, bar_name, place_bars
+from ctxtrain.data.wild_prints import SAME
+from ctxtrain.errors import shown
+from ctxtrain.labels import LABELS
+
+MIN_BARS, MAX_BARS = 30, 50
+LARGEST = 1e15  # beyond any market, and small enough that no sum of squares overflows
+
+Number = Annotated[float, Strict(), Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Quantity = Annotated[float, Strict(), Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Flag = Literal[True, False, 0, 1] | None
+Direction = Literal[-1, 0, 1] | None
+WholeNumber = Annotated[int, Strict(), Field(ge=-int(LARGEST), le=int(LARGEST))]
+# Any, because they are read by `bar_order.py` and `_identity`.
+Time = Annotated[Any, WithJsonSchema({"type": ["string", "number", "null"], "description": "ISO 8601, or a number"})]
+Identity = Annotated[Any, WithJsonSchema({"type": ["string", "integer", "null"]})]
+
+
+class Bar(TypedDict, total=False):
+    """One market bar as it stands in a row. A field given as null counts as not given."""
+
+    open: Required[Number]
+    high: Required[Number]
+    low: Required[Number]
+    close: Required[Number]
+    volume: Required[Quantity]
+    bar_index: WholeNumber | None
+    time: Time
+    delta: Number | None
+    buy_vol: Quantity | None
+    sell_vol: Quantity | None
+    atr_14: Quantity | None
+    ext_dir: Direction
+    int_dir: Direction
+    ext_bos: Flag
+    ext_choch: Flag
+    ext_choch_up: Flag
+    ext_choch_down: Flag
+    int_bos: Flag
+    int_choch: Flag
+    sweep_prev_high: Flag
+    sweep_prev_low: Flag
+    fvg_up: Flag
+    fvg_down: Flag
+    fvg_retest: Flag
+    pb_wave_strength_ok: Flag
+    mgann_leg_index: Annotated[int, Strict(), Field(ge=1, le=10)] | None
+    wave_strength: Annotated[float, Strict(), Field(ge=0, le=100, allow_inf_nan=False)] | None
+
+
+class WindowRow(TypedDict, total=False):
+    """A row that holds bars."""
+
+    context_bars: Required[Annotated[list[Bar], Field(min_length=MIN_BARS - 1, max_length=MAX_BARS - 1)]]
+    current_bar: Required[Bar]
+    id: Identity
+    symbol: Annotated[str, Strict()] | None
+    features: dict[str, Number | None] | None
+
+
+class TextRow(TypedDict, total=False):
+    """A row that holds a prompt of the user's own."""
+
+    context: Required[Annotated[str, Strict(), Field(min_length=1, pattern=r"\S")]]
+    id: Identity
+
+
+PLACE_FIELDS = ("bar_index", "time")  # they order the bars and never reach the model
+BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in PLACE_FIELDS)
+BAR_NAMES = frozenset(Bar.__annotations__)
+ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
+TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
+# Known to tell the label or to follow from it. Like every field that is not declared above, no code reads them.
+LABEL_SIDE = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
+
+_PRICES = ("open", "high", "low", "close")
+_WINDOW_ROW = TypeAdapter(WindowRow)
+_TEXT_ROW = TypeAdapter(TextRow)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One event: the last bar of `bars`, with the bars before it.
+
+    `bars` maps each field that every bar of the row carries to float64 values of shape (bars,), oldest first;
+    flags are 0 or 1. A text row has `text` and no bars. `label` indexes `LABELS`. `placed` says where the bars stand;
+    the model never reads it. `lacking` has the fields that some bars of the row carry and others do not, with the
+    number of bars that do not, and null features with 0. `rounded` counts the bars whose high or low was off by no more
+    than rounding, and was put right.
+    """
+
+    place: str
+    id: str | None
+    label: int | None
+    bars: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    features: dict[str, float] = field(default_factory=dict)
+    text: str | None = None
+    symbol: str | None = None
+    placed: Placed = field(default_factory=Placed)
+    lacking: Mapping[str, int] = field(default_factory=dict)
+    rounded: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.id} ({self.place})" if self.id else self.place
+
+
+def parse_row(row: object, place: str, *, labelled: bool) -> tuple[Window | None, list[str]]:
+    """Turn one decoded row into a window, or into the reasons why it is none."""
+    if not isinstance(row, dict):
+        return None, [f"a row must be a JSON object, got {shown(row)}"]
+    label, reasons = _label(row) if labelled else (None, [])
+    is_text = "context" in row and "context_bars" not in row
+    try:
+        if is_text:
+            text = _TEXT_ROW.validate_python(row)["context"]
+        else:
+            checked = _WINDOW_ROW.validate_python(row)
+    except ValidationError as error:
+        return None, reasons + [_explain(detail) for detail in error.errors(include_url=False)]
+    identity, faults = _identity(row.get("id"))
+    reasons = reasons + faults
+    if is_text:
+        return (None, reasons) if reasons else (Window(place, identity, label, text=text), [])
+    bars = [*checked["context_bars"], checked["current_bar"]]
+    rounded = _repair_rounding(bars)
+    placed, faults = place_bars([*row["context_bars"], row["current_bar"]], BAR_NAMES)
+    reasons = reasons + _price_faults(bars) + faults
+    if reasons:
+        return None, reasons
+    columns, lacking = _columns(bars)
+    features = checked.get("features") or {}
+    return Window(
+        place,
+        identity,
+        label,
+        columns,
+        {name: value for name, value in features.items() if value is not None},
+        symbol=checked.get("symbol"),
+        placed=placed,
+        lacking=placed.lacking | lacking | {f"features.{name}": 0 for name, value in features.items() if value is None},
+        rounded=rounded,
+    ), []
+
+
+def unread_fields(row: Mapping[str, Any], window: Window) -> set[str]:
+    """The fields of a valid row that no code reads; one of a bar is `bars.` and its name."""
+    if window.text is not None:
+        return row.keys() - TEXT_ROW_FIELDS
+    in_bars = set(row["current_bar"]).union(*row["context_bars"]) - BAR_NAMES - {window.placed.time_name}
+    return (row.keys() - ROW_FIELDS) | {f"bars.{name}" for name in in_bars}
+
+
+def _identity(value: object) -> tuple[str | None, list[str]]:
+    if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
+        return (None if value is None else str(value)), []
+    return None, [f"id must be text or a whole number, got {shown(value)}"]
+
+
+def _columns(bars: Sequence[Mapping[str, Any]]) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
+    """The fields that every bar carries, each of shape (bars,), and of the others how many bars lack them.
+
+    Delta is buying minus selling volume, and 0 where both are equal but for rounding.
+    """
+    columns, lacking = {}, {}
+    for name in BAR_FIELDS:
+        values = [bar.get(name) for bar in bars]
+        missing = values.count(None)
+        if not missing:
+            columns[name] = np.array(values, dtype=np.float64)
+        elif missing < len(bars):
+            lacking[name] = missing
+    if "delta" not in columns:
+        flows = {"buy_vol", "sell_vol"} & columns.keys()
+        if len(flows) == 2:
+            bought, sold = columns["buy_vol"], columns["sell_vol"]
+            lacking.pop("delta", None)
+            columns["delta"] = np.where(np.abs(bought - sold) <= SAME * (bought + sold), 0.0, bought - sold)
+        elif flows:
+            (other,) = {"buy_vol", "sell_vol"} - flows
+            lacking.setdefault(other, len(bars))
+    return columns, lacking
+
+
+def _label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
+    value = row.get("label")
+    if isinstance(value, str) and value.upper() in LABELS:
+        return LABELS.index(value.upper()), []
+    if value is None:
+        return None, [f"label is missing; it must be {', '.join(LABELS)} in any case"]
+    return None, [f"label must be {', '.join(LABELS)} in any case, got {shown(value)}"]
+
+
+def _repair_rounding(bars: Sequence[Any]) -> int:
+    """Put high and low, in place, where they belong if they are off by rounding only; the number of such bars."""
+    repaired = 0
+    for bar in bars:
+        prices = bar["open"], bar["high"], bar["low"], bar["close"]
+        highest, lowest = max(prices), min(prices)
+        if bar["high"] == highest and bar["low"] == lowest:
+            continue
+        if isclose(bar["high"], highest, rel_tol=SAME) and isclose(bar["low"], lowest, rel_tol=SAME):
+            bar["high"], bar["low"] = highest, lowest
+            repaired += 1
+    return repaired
+
+
+def _price_faults(bars: Sequence[Mapping[str, Any]]) -> list[str]:
+    reasons = []
+    for index, bar in enumerate(bars):
+        low, high = bar["low"], bar["high"]
+        if not low <= min(bar["open"], bar["close"]) <= max(bar["open"], bar["close"]) <= high:
+            found = ", ".join(f"{name} {repr(bar[name]).removesuffix('.0')}" for name in _PRICES)
+            reasons.append(f"{bar_name(index, len(bars))} must have low ≤ open, close ≤ high, got {found}")
+    return reasons
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One pydantic error as `path rule, got value`."""
+    path = ""
+    for part in detail["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    if detail["type"] == "missing":
+        return f"{path} is missing"
+    if detail["type"] in ("too_short", "too_long"):
+        return (
+            f"a window must have {MIN_BARS} to {MAX_BARS} bars, current_bar included, "
+            f"got {detail['ctx']['actual_length'] + 1}"
+        )
+    if detail["type"] == "string_pattern_mismatch":
+        return f"{path} must hold text, got only blanks"
+    rule = detail["msg"].replace("Input should be", "must be")
+    for python_name, json_name in (
+        ("True, False", "true, false"),
+        ("dictionary", "object"),
+        ("list", "array"),
+    ):
+        rule = rule.replace(python_name, json_name)
+    return f"{path} {rule}, got {shown(detail['input'])}"

@@ -1,0 +1,1 @@
+"""Faster passes of the same model: one door (`api.py`) to what a device can do."""

@@ -1,0 +1,280 @@
+"""What a run is measured against: six answers that need no Qwen, on the rows that the run is judged on.
+
+Comes in: windows and labels of the splits. Goes out: a `Baseline` each, with scores and, for comparison row by row, a
+`Judged`. Everything is fitted on the training rows and fixed by the seed.
+
+majority               calls every row the commonest training class; its probabilities are the training shares
+class_prior            calls each class at random, as often as it is in training; scores are expectations, not a draw
+logistic_regression    scikit-learn's, on standardised numbers of the windows (`baseline_inputs.py`)
+gradient_boosting      scikit-learn's histogram boosting, on the same numbers
+extra_trees            scikit-learn's extremely randomised trees (Geurts, Ernst, Wehenkel 2006), on the same numbers
+catboost               CatBoost (Prokhorenkova et al. 2018), on the same numbers
+
+The last four are fitted with and without class weights, and the better macro-F1 on the validation rows is kept, as the
+run's epoch is. The one to beat is chosen on the validation rows too: chosen by its score on the rows that judge, it
+would be flattered by the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from ctxtrain.data.codec import Codec
+from ctxtrain.data.schema import Window
+from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
+from ctxtrain.evaluation.bootstrap import Judged
+from ctxtrain.evaluation.metrics import confusion_scores, squared_errors
+from ctxtrain.labels import LABELS
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LEAST_PROBABILITY = 1e-6  # a trained classifier may say 0, and one such row would make the likelihood infinite
+TEXT_ROWS = "the rows are text, and there are no bars to compute numbers from"
+WITHOUT_INPUT = ("majority", "class_prior")
+MOST_ROWS_A_TREE = 10_000  # a tree's leaves grow with its rows: 500 trees on a million rows would take 30 GB
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """`scores` has accuracy, macro_f1, nll, brier and per_class; `validation_macro_f1`, which chooses the one to beat;
+    and `class_weights` of the variant that was kept, None where there are no variants.
+    """
+
+    scores: dict[str, Any]
+    judged: Judged
+
+
+def fit_baselines(
+    windows: Mapping[str, Iterable[Window]],
+    labels: Mapping[str, Ints],
+    split: str,
+    codec: Codec,
+    seed: int,
+    only: Collection[str] | None = None,
+) -> tuple[dict[str, Baseline], dict[str, str]]:
+    """Baselines judged on `split`, and why others are left out; they read the fields that `codec` reads.
+
+    From the simplest on, so that a tie goes to the simpler one. `only` names those that are wanted, else all are.
+    """
+    shares_C = np.bincount(labels["train"], minlength=len(LABELS)) / len(labels["train"])
+    found = {name: _without_input(name, shares_C, labels, split) for name in _wanted(WITHOUT_INPUT, only)}
+    makers = _wanted(_MAKERS, only)
+    if codec.kind == "text" or not makers:
+        return found, dict.fromkeys(makers, TEXT_ROWS)
+    flags, features = input_names(codec)
+    tables = {name: window_inputs(windows[name], flags, features) for name in {"train", "val", split}}
+    known = ~np.isnan(tables["train"]).all(axis=0)
+    tables = {name: table[:, known] for name, table in tables.items()}
+    left_out = {}
+    for name in makers:
+        try:
+            found[name] = _trained(_MAKERS[name], tables, labels, split, seed)
+        except _Refused as error:
+            left_out[name] = str(error)
+    return found, left_out
+
+
+def best_on_validation(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """The baseline to beat; of equal ones the first, which is the simpler one."""
+    return max(scores, key=lambda name: float(scores[name]["validation_macro_f1"]))
+
+
+def pooled(runs: Sequence[Baseline]) -> Baseline:
+    """What one baseline says about the judged rows of several runs, together.
+
+    `validation_macro_f1` is the mean. Scores of random calls are those of their expected confusion.
+    """
+    judged = Judged(*(np.concatenate([getattr(run.judged, field.name) for run in runs]) for field in fields(Judged)))
+    on_validation = float(np.mean([run.scores["validation_macro_f1"] for run in runs]))
+    return Baseline({**_scores(judged), "validation_macro_f1": on_validation, "class_weights": None}, judged)
+
+
+def expected_random_scores(labels_N: Ints, shares_C: Floats) -> dict[str, Any]:
+    """Expected scores of calling each row class c with chance `shares_C[c]`, whatever the row; exact.
+
+    Of N rows n_c are of class c. The number M called c is binomial(N, q_c); given M, the right ones are on average
+    M n_c / N (hypergeometric). So precision is n_c / N where M > 0, recall q_c, and F1 the mean of 2 M n_c / N over
+    M + n_c. A class never called has precision 0.
+    """
+    rows = len(labels_N)
+    counts_C = np.bincount(labels_N, minlength=len(LABELS))
+    called_M = np.arange(rows + 1)
+    per_class = {}
+    for label, count, share in zip(LABELS, counts_C.tolist(), shares_C.tolist(), strict=True):
+        chance_M = binom.pmf(called_M, rows, share)
+        f1_M = 2 * called_M * count / rows / np.maximum(called_M + count, 1)
+        per_class[label] = {
+            "precision": count / rows * (1 - float(chance_M[0])),
+            "recall": share if count else 0.0,
+            "f1": float(chance_M @ f1_M),
+            "support": count,
+        }
+    return {
+        "accuracy": float(counts_C @ shares_C) / rows,
+        "macro_f1": float(np.mean([scores["f1"] for scores in per_class.values()])),
+        "per_class": per_class,
+    }
+
+
+def variants(names: Iterable[str]) -> int:
+    """How many trained models the validation rows chose from, each with class weights and without; at least 1."""
+    return max(1, 2 * len(set(names) - set(WITHOUT_INPUT)))
+
+
+class _Refused(Exception):
+    """A library will not be fitted to these rows; its reason."""
+
+
+def _wanted(names: Iterable[str], only: Collection[str] | None) -> list[str]:
+    return [name for name in names if only is None or name in only]
+
+
+def _without_input(name: str, shares_C: Floats, labels: Mapping[str, Ints], split: str) -> Baseline:
+    """`majority` or `class_prior`."""
+    called_C = shares_C if name == "class_prior" else np.eye(len(LABELS))[shares_C.argmax()]
+    judged, validation = (
+        _judged(labels_N, np.tile(shares_C, (len(labels_N), 1)), np.tile(called_C, (len(labels_N), 1)))
+        for labels_N in (labels[split], labels["val"])
+    )
+    scores, on_validation = _scores(judged), _macro_f1(validation)
+    if name == "class_prior":
+        scores |= expected_random_scores(labels[split], shares_C)
+        on_validation = expected_random_scores(labels["val"], shares_C)["macro_f1"]
+    return Baseline({**scores, "validation_macro_f1": on_validation, "class_weights": None}, judged)
+
+
+def _trained(
+    make: Callable[[bool, int, int], Any],
+    tables: Mapping[str, Floats],
+    labels: Mapping[str, Ints],
+    split: str,
+    seed: int,
+) -> Baseline:
+    """The better one on the validation rows of a model without class weights and one with them."""
+    train_N, best = labels["train"], None
+    for weights in ("none", "balanced"):
+        with threadpool_limits(1):  # on tables this small a second thread only makes the first one wait
+            model = make(weights == "balanced", seed, len(train_N)).fit(tables["train"], train_N)
+            validation = _called(labels["val"], model.predict_proba(tables["val"]))
+            if best is None or _macro_f1(validation) > best[0]:
+                best = _macro_f1(validation), weights, _called(labels[split], model.predict_proba(tables[split]))
+    assert best is not None, "there are two variants"
+    return Baseline({**_scores(best[2]), "validation_macro_f1": best[0], "class_weights": best[1]}, best[2])
+
+
+def _called(labels_N: Ints, probabilities_NC: Floats) -> Judged:
+    """Each row called its likeliest class."""
+    probabilities_NC = np.maximum(probabilities_NC, LEAST_PROBABILITY)
+    probabilities_NC /= probabilities_NC.sum(axis=1, keepdims=True)
+    return _judged(labels_N, probabilities_NC, np.eye(len(LABELS))[probabilities_NC.argmax(axis=1)])
+
+
+def _judged(labels_N: Ints, probabilities_NC: Floats, called_NC: Floats) -> Judged:
+    losses_N = -np.log(np.maximum(probabilities_NC[np.arange(len(labels_N)), labels_N], LEAST_PROBABILITY))
+    return Judged(labels_N, probabilities_NC, called_NC, losses_N)
+
+
+def _scores(judged: Judged) -> dict[str, Any]:
+    scores = confusion_scores(np.eye(len(LABELS))[judged.labels_N].T @ judged.called_NC)
+    counts_C = np.bincount(judged.labels_N, minlength=len(LABELS))
+    per_class = {
+        label: {name: float(scores[name][c]) for name in ("precision", "recall", "f1")} | {"support": int(counts_C[c])}
+        for c, label in enumerate(LABELS)
+    }
+    return {
+        "accuracy": float(scores["accuracy"]),
+        "macro_f1": float(scores["macro_f1"]),
+        "nll": float(judged.losses_N.mean()),
+        "brier": float(squared_errors(judged.probabilities_NC, judged.labels_N).mean()),
+        "per_class": per_class,
+    }
+
+
+def _macro_f1(judged: Judged) -> float:
+    return float(confusion_scores(np.eye(len(LABELS))[judged.labels_N].T @ judged.called_NC)["macro_f1"])
+
+
+def _logistic_regression(balanced: bool, _seed: int, _rows: int) -> Any:
+    # A tenth of scikit-learn's default C: some 150 numbers on some hundred rows want the stronger penalty.
+    weights = "balanced" if balanced else None
+    return make_pipeline(
+        SimpleImputer(), StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, class_weight=weights)
+    )
+
+
+def _gradient_boosting(balanced: bool, seed: int, _rows: int) -> Any:
+    # Small trees on a third of the columns each, with 63 bins: the scores of the defaults, in a tenth of their time.
+    return HistGradientBoostingClassifier(
+        max_leaf_nodes=8,
+        max_features=0.3,
+        max_bins=63,
+        class_weight="balanced" if balanced else None,
+        random_state=seed,
+        early_stopping=False,
+    )
+
+
+def extra_trees(balanced: bool, seed: int, rows: int) -> Any:
+    """500 trees that see all of the rows, or 10,000 drawn for each where there are more; `rows` is their number."""
+    part = {"bootstrap": True, "max_samples": MOST_ROWS_A_TREE} if rows > MOST_ROWS_A_TREE else {}
+    return ExtraTreesClassifier(
+        500,
+        min_samples_leaf=2,
+        max_features=0.3,
+        class_weight="balanced" if balanced else None,
+        random_state=seed,
+        **part,
+    )
+
+
+class _CatBoost:
+    """CatBoost with the other baselines' two methods; it writes no files and nothing to the terminal."""
+
+    def __init__(self, balanced: bool, seed: int, _rows: int) -> None:
+        self._settings = {"auto_class_weights": "Balanced" if balanced else None, "random_seed": seed}
+        self._model: Any = None
+
+    def fit(self, table: Floats, labels_N: Ints) -> _CatBoost:
+        from catboost import CatBoostClassifier, CatBoostError  # half a second, and only the end of a run needs it
+
+        self._model = CatBoostClassifier(
+            iterations=400,
+            depth=5,
+            learning_rate=0.06,
+            rsm=0.3,
+            border_count=63,  # as the boosting above: the scores of the default 254, in half of its time
+            thread_count=1,
+            allow_writing_files=False,
+            logging_level="Silent",
+            **self._settings,
+        )
+        try:
+            self._model.fit(table, labels_N)
+        except CatBoostError as error:  # as where every window has the same numbers
+            raise _Refused(f"CatBoost cannot be fitted to these rows ({str(error).rpartition(': ')[2]})") from None
+        return self
+
+    def predict_proba(self, table: Floats) -> Floats:
+        probabilities_NC: Floats = self._model.predict_proba(table, thread_count=1)
+        return probabilities_NC
+
+
+_MAKERS: dict[str, Callable[[bool, int, int], Any]] = {
+    "logistic_regression": _logistic_regression,
+    "gradient_boosting": _gradient_boosting,
+    "extra_trees": extra_trees,
+    "catboost": _CatBoost,
+}

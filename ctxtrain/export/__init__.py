@@ -1,0 +1,1 @@
+"""Best adapters → merged model → checked zip → predictions."""

@@ -1,0 +1,296 @@
+"""Several runs of one config: walk-forward folds over one file, several seeds, or both; mean, spread and intervals.
+
+Comes in: a config with `evaluation.folds` or `training.seeds`. Goes out: `runs.json` in its output_dir, and below it a
+folder of its own for every run, as any run has, so that each can be resumed, looked at and used by itself.
+
+One seed or one split says little where rows are few. The pooled scores take the rows that judged each run together;
+their intervals draw blocks of time, and a window that several seeds answered stays with its block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from ctxtrain.config.schema import Config
+from ctxtrain.data.dataset import read_splits
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.oversampling import labels_of
+from ctxtrain.data.profile import survey
+from ctxtrain.data.schema import Window
+from ctxtrain.data.walk_forward import split_rows, walk_forward
+from ctxtrain.errors import ConfigError
+from ctxtrain.evaluation.baselines import WITHOUT_INPUT, Baseline, best_on_validation, fit_baselines, pooled, variants
+from ctxtrain.evaluation.blocks import blocks_of
+from ctxtrain.evaluation.bootstrap import Judged, score_intervals
+from ctxtrain.evaluation.comparison import compare
+from ctxtrain.evaluation.metrics import evaluate_logits, log_losses
+from ctxtrain.evaluation.targets import judge
+from ctxtrain.export.predictor import load_model
+from ctxtrain.labels import LABELS
+from ctxtrain.progress import Reporter
+from ctxtrain.reporting.verdict import leak_mark
+from ctxtrain.storage.atomic_files import make_folder, sha256_file, write_bytes, write_json
+from ctxtrain.storage.checkpoint import check_same_run
+from ctxtrain.storage.ownership import refuse_foreign_runs, refuse_output
+from ctxtrain.storage.run_folder import RunFolder
+from ctxtrain.train import TrainingPipeline
+from ctxtrain.training.build import several, split_paths
+
+SPREAD = ("accuracy", "macro_f1", "nll", "ece")
+REPORT = "runs.json"
+_RUN_NAME = re.compile(r"fold_[0-9]+(-seed_[0-9]+)?|seed_[0-9]+")  # as `_configs` makes names
+
+
+def run_several(config: Config, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+    """All runs, one after the other; returns what `runs.json` holds. Raises what a run raises; those done stay."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("evaluation.folds and training.seeds run in one process. Start them without torchrun.")
+    if not several(config):
+        raise ConfigError(
+            "run_several makes several runs, but the config has neither training.seeds nor evaluation.folds. "
+            "Set one of them, or give the config to TrainingPipeline."
+        )
+    reporter = reporter or Reporter()
+    folder = RunFolder(config.output_dir)
+    refuse_output(folder.root, config.model.base)
+    with folder.owned():
+        refuse_foreign_runs(folder.root / REPORT)
+        if not resume:
+            _refuse_other_runs(folder)
+        if config.evaluation.folds and (config.data.val or config.data.test):
+            reporter.say("note: evaluation.folds splits data.train; data.val and data.test are not read")
+        runs, configs = [], _configs(config, folder.root)
+        files = {
+            path: WindowFile(path, keep=True)
+            for settings in configs.values()
+            for path in split_paths(settings.data).values()
+        }
+        for number, (name, settings) in enumerate(configs.items(), start=1):
+            reporter.begin(f"run {number} of {len(configs)}: {name}")
+            own = {split: files[path] for split, path in split_paths(settings.data).items()}
+            summary = _finished(settings, own) if resume else None
+            summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter, files=own).run()
+            assert summary is not None, "there is one process"
+            runs.append({"name": name, "seed": settings.training.seed, **_of_run(summary)})
+        leaked = _leaked(runs)
+        mark, targets = leak_mark(leaked), config.targets.model_dump()
+        report = {
+            "runs": runs,
+            "leaked": leaked,
+            **_pooled(list(configs.values()), files, runs, targets, config.training.seed, mark),
+            "spread": {name: _spread([run[name] for run in runs]) | mark for name in (*SPREAD, "lead")},
+        }
+        write_json(folder.root / REPORT, report)
+    return report
+
+
+def _refuse_other_runs(folder: RunFolder) -> None:
+    """Raises ConfigError if the folder holds a run, or runs of any seeds or folds: `REPORT` is about all of them."""
+    folder.refuse_other_run(resume=False)
+    found = [
+        path.name
+        for path in sorted(folder.root.iterdir())
+        if path.name == REPORT or (_RUN_NAME.fullmatch(path.name) and RunFolder(path).holds())
+    ]
+    if found:
+        raise ConfigError(
+            f"output_dir must be new, {folder.root} holds several runs already: {', '.join(found)}. "
+            "Continue them with --resume, or use another output_dir."
+        )
+
+
+def _configs(config: Config, root: Path) -> dict[str, Config]:
+    """The config of every run by its name, which is also its folder below `root`."""
+    splits: dict[str, dict[str, Any]] = {"": {}}
+    if folds := config.evaluation.folds:
+        files = _fold_files(config.data.train, folds, root / "rows")
+        splits = {
+            fold: {"purge": True, **{name: str(path) for name, path in paths.items()}} for fold, paths in files.items()
+        }
+    found = {}
+    for split, data in splits.items():
+        for seed in config.training.seeds or [config.training.seed]:
+            name = "-".join(filter(None, [split, f"seed_{seed}" if config.training.seeds else ""]))
+            found[name] = config.model_copy(
+                update={
+                    "data": config.data.model_copy(update=data),
+                    "training": config.training.model_copy(update={"seed": seed, "seeds": None}),
+                    "evaluation": config.evaluation.model_copy(update={"folds": None}),
+                    "output_dir": str(root / name),
+                }
+            )
+    return found
+
+
+def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Path]]:
+    """The files of every fold by split. Those that are missing are written; those that are there stay.
+
+    Raises ConfigError, before anything is written, if one of them holds other rows: it may be a run's.
+    """
+    source, error = survey(WindowFile(train, keep=True))
+    if error:
+        raise error
+    parts = {f"fold_{number}": rows for number, rows in enumerate(walk_forward(source, folds), start=1)}
+    paths = {fold: {name: folder / fold / f"{name}.jsonl" for name in rows} for fold, rows in parts.items()}
+    saved, current = {}, {}
+    for fold, rows in parts.items():
+        if any(path.exists() for path in paths[fold].values()):
+            for name, content in split_rows(source.file, rows).items():
+                if paths[fold][name].exists():
+                    saved[f"{fold}.{name}"] = sha256_file(paths[fold][name])
+                    current[f"{fold}.{name}"] = hashlib.sha256(content).hexdigest()
+    check_same_run(str(folder), saved, current)
+    for fold, rows in parts.items():
+        if not all(path.exists() for path in paths[fold].values()):
+            make_folder(folder / fold)
+            for name, content in split_rows(source.file, rows).items():
+                if not paths[fold][name].exists():
+                    write_bytes(paths[fold][name], content)
+    return paths
+
+
+def _finished(config: Config, files: Mapping[str, WindowFile]) -> dict[str, Any] | None:
+    """The summary of a run that has ended, of this very config and these rows. Raises DataError if it is damaged."""
+    folder = RunFolder(config.output_dir)
+    if not folder.summary.exists() or folder.read_config() != config.with_absolute_paths().to_yaml():
+        return None
+    summary = folder.read_summary()
+    now = {split: file.sha256() for split, file in files.items()}
+    ended = not summary.get("unfinished")  # an export before the end writes a summary too
+    return summary if ended and summary["data"].get("sha256") == now else None
+
+
+def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
+    scores, baselines = summary["test"] or summary["best"], summary["baselines"]
+    best = baselines["scores"][baselines["best"]]
+    return {
+        "rows": summary["data"]["rows"],
+        "purged": summary["data"]["purged"],
+        "epoch": summary["best"]["epoch"],
+        "skipped_steps": summary["skipped_steps"],
+        **{name: scores[name] for name in SPREAD},
+        "best_baseline": baselines["best"],
+        "lead": scores["macro_f1"] - best["macro_f1"],
+        "beats_baseline": baselines["finding"] == "ahead",
+        "baselines": {
+            name: {score: own[score] for score in ("macro_f1", "validation_macro_f1")}
+            for name, own in baselines["scores"].items()
+        },
+        "baselines_left_out": baselines["left_out"],
+        "judged_on": summary["targets_judged_on"],
+        "judged_rows_chose_the_epoch": summary["judged_rows_chose_the_epoch"],
+        **leak_mark(summary["data"]["leaked"]),
+    }
+
+
+def _leaked(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What stands in two files of which runs, or nothing; several seeds have the same files."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        if leaked := run.get("leaked"):
+            names.setdefault(leaked, []).append(run["name"])
+    return "; ".join(f"{leaked} ({', '.join(where)})" for leaked, where in names.items())
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (n − 1), smallest and largest."""
+    return {
+        "mean": float(np.mean(values)),
+        "deviation": float(np.std(values, ddof=1)),
+        "lowest": min(values),
+        "highest": max(values),
+    }
+
+
+def _pooled(
+    configs: Sequence[Config],
+    files: Mapping[str, WindowFile],
+    runs: Sequence[Mapping[str, Any]],
+    targets: dict[str, float],
+    seed: int,
+    mark: dict[str, str],
+) -> dict[str, Any]:
+    """Scores of all judged rows of all runs, each by the model of its run, with intervals and targets; all marked."""
+    windows: list[Window] = []
+    starts: dict[str, int] = {}
+    logits, rows = [], []
+    for config in configs:
+        model, path = load_model(RunFolder(config.output_dir).zip), str(config.data.test or config.data.val)
+        own = list(files[path])
+        if path not in starts:
+            starts[path] = len(windows)
+            windows += own
+        rows.append(starts[path] + np.arange(len(own)))
+        logits.append(model.window_logits(own) / model.temperature)
+    row_N, logits_NC = np.concatenate(rows), np.concatenate(logits)
+    labels_N, blocks = labels_of(windows)[row_N], blocks_of(windows)
+    judged = Judged(
+        labels_N,
+        softmax(logits_NC, axis=1),
+        np.eye(len(LABELS))[logits_NC.argmax(axis=1)],
+        log_losses(logits_NC, labels_N),
+    )
+    metrics, intervals = evaluate_logits(logits_NC, labels_N), score_intervals(judged, blocks.block_N[row_N], seed)
+    judgements = judge(metrics, targets, intervals, trusted=blocks.trusted)
+    means, left_out = _mean_baselines(runs)
+    best, flatters = best_on_validation(means), any(run["judged_rows_chose_the_epoch"] for run in runs)
+    compared = compare(
+        judged,
+        metrics,
+        _pooled_baselines(configs, files, {best, *WITHOUT_INPUT}),
+        best,
+        blocks.block_N[row_N],
+        trusted=blocks.trusted,
+        seed=seed,
+        looks=variants(means) if flatters else 1,
+    )
+    return {
+        "pooled": {**metrics, **mark},
+        "baselines": {"means": means, "left_out": left_out, **compared},
+        "intervals": {"blocks": blocks.count, "block": blocks.note, "doubt": blocks.doubt, "scores": intervals},
+        "targets": [target | mark for target in judgements],
+        "targets_met": all(target["met"] for target in judgements),
+    }
+
+
+def _mean_baselines(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Mean scores of each baseline that every run has, with the model's mean `lead`; why others are left out."""
+    left_out = {name: why for run in runs for name, why in run["baselines_left_out"].items()}
+    means = {
+        name: {score: float(np.mean([run["baselines"][name][score] for run in runs])) for score in of_first}
+        | {"lead": float(np.mean([run["macro_f1"] - run["baselines"][name]["macro_f1"] for run in runs]))}
+        for name, of_first in runs[0]["baselines"].items()
+        if name not in left_out
+    }
+    return means, left_out
+
+
+def _pooled_baselines(
+    configs: Sequence[Config], files: Mapping[str, WindowFile], names: Collection[str]
+) -> dict[str, Baseline]:
+    """What these baselines say about the judged rows of all runs, fitted anew: a run keeps only their scores."""
+    found: dict[str, list[Baseline]] = {}
+    for config in configs:
+        paths, data = split_paths(config.data), config.data
+        surveys, _ = read_splits(
+            {split: files[path] for split, path in paths.items()}, purge=data.purge, embargo=data.embargo
+        )
+        fitted, _ = fit_baselines(
+            {split: one.file for split, one in surveys.items()},
+            {split: one.class_numbers() for split, one in surveys.items()},
+            "test" if "test" in paths else "val",
+            surveys["train"].fields.fit(data.codec),
+            config.training.seed,
+            names,
+        )
+        for name, baseline in fitted.items():
+            found.setdefault(name, []).append(baseline)
+    return {name: pooled(own) for name, own in found.items()}

@@ -1,0 +1,312 @@
+"""What the report shows: each figure as a chart and as a table of the same values.
+
+Comes in: the summary of a run and its lines of `metrics.jsonl`. Goes out: a `Figure` each, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ctxtrain.labels import LABELS
+from ctxtrain.reporting import charts
+from ctxtrain.reporting.verdict import metric_name, readable
+
+CURVE_POINTS = 200  # more steps than this are drawn as means of neighbours
+CLASS_SCORES = {"precision": "precision", "recall": "recall", "f1": "F1"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`reading` says in one sentence how to read the chart; the table holds text, its first column names the row."""
+
+    title: str
+    reading: str
+    spec: charts.Spec
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def all_figures(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
+    """Every figure of the page except the mistakes; `reliability` only where probabilities were calibrated."""
+    lines = list(metrics)
+    scores, trusted = summary["test"] or summary["best"], summary["intervals"]["trusted"]
+    interval = "95 % interval" if trusted else "95 % interval (not to be trusted)"
+    figures = {
+        "targets": targets(summary["targets"], interval),
+        "leads": leads(scores, summary["baselines"]["scores"], interval),
+        **learning(summary, [line for line in lines if line["kind"] == "step"]),
+        "confusion": confusion(scores["confusion"]),
+        "classes": classes(scores["per_class"], summary["intervals"]["scores"]["per_class"], interval),
+        "histogram": histogram(summary["selective"]["histogram"]),
+        "risk": risk(summary["selective"]["curve"]),
+        "balance": balance(summary["data"]),
+    }
+    if "reliability" in summary["calibration"]:
+        figures["reliability"] = reliability(summary["calibration"]["reliability"])
+    return figures
+
+
+def targets(found: Sequence[Mapping[str, Any]], interval: str) -> Figure:
+    rows = [_interval(metric_name(t["metric"]), t["value"], t["interval"], t["target"]) for t in found]
+    return Figure(
+        "Each target and what was reached",
+        f"The dot is the value, the line its {interval}, the orange tick the target: a target is met beyond chance "
+        "when the whole line lies to the right of its tick and can be trusted.",
+        charts.intervals(rows, "value", domain=(0, 1)),
+        ("metric", "verdict", "value", "target", interval, "priority"),
+        [
+            (
+                metric_name(t["metric"]),
+                t["verdict"],
+                f"{t['value']:.3f}",
+                f"≥\N{NO-BREAK SPACE}{t['target']:.2f}",
+                span(t["interval"]),
+                t["priority"].lower(),
+            )
+            for t in found
+        ],
+    )
+
+
+def leads(model: Mapping[str, Any], baselines: Mapping[str, Any], interval: str) -> Figure:
+    differences = {readable(name): scores["difference"]["macro_f1"] for name, scores in baselines.items()}
+    rows = [_interval(name, lead["value"], lead["interval"]) for name, lead in differences.items()]
+    return Figure(
+        "Lead of the model in macro-F1",
+        f"The dot is the model’s macro-F1 less the other’s on the same windows, the line its {interval}: to the "
+        "right of zero the model is better, and a line that crosses zero shows no difference beyond chance.",
+        charts.intervals(rows, "lead in macro-F1", zero=True),
+        ("compared", "macro-F1", "accuracy", "negative log-likelihood", "lead in macro-F1", interval),
+        [
+            ("the model", *_overall(model), "", ""),
+            *(
+                (
+                    readable(name),
+                    *_overall(scores),
+                    f"{differences[readable(name)]['value']:+.3f}",
+                    span(differences[readable(name)]["interval"], "+.3f"),
+                )
+                for name, scores in baselines.items()
+            ),
+        ],
+    )
+
+
+def learning(summary: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """Loss, scores and learning rate over epochs, each with the chosen epoch."""
+    epochs, chosen = summary["epochs"], summary["best"]["epoch"]
+    steps_an_epoch = epochs[0]["step"]
+    drawn = [{**step, "epoch": step["step"] / steps_an_epoch} for step in thinned(steps)]
+    loss = [_point(step["epoch"], "training steps", step["loss"], dot=False) for step in drawn]
+    loss += [_point(epoch["epoch"], "training mean", epoch["train_loss"]) for epoch in epochs]
+    loss += [_point(epoch["epoch"], "validation", epoch["loss"]) for epoch in epochs]
+    names = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+    scores = [_point(epoch["epoch"], name, epoch[key]) for key, name in names.items() for epoch in epochs]
+    rate = [_point(step["epoch"], "learning rate", step["learning_rate"], dot=False) for step in drawn]
+    wanted = next(target["target"] for target in summary["targets"] if target["metric"] == "macro_f1")
+    by_step = [
+        (str(step["step"]), f"{step['epoch']:.2f}", f"{step['loss']:.4f}", f"{step['learning_rate']:.2e}")
+        for step in drawn
+    ]
+    return {
+        "loss": Figure(
+            "Loss",
+            "Lower is better; where validation rises while training falls, the model learns its windows by heart.",
+            charts.lines(
+                loss,
+                "focal loss",
+                {
+                    "training steps": charts.GREY,
+                    "training mean": charts.BLUE,
+                    "validation": charts.ORANGE,
+                },
+                chosen=chosen,
+            ),
+            ("epoch", "training loss", "validation loss"),
+            [(_epoch(e, chosen), f"{e['train_loss']:.4f}", f"{e['loss']:.4f}") for e in epochs],
+        ),
+        "scores": Figure(
+            "Macro-F1 and accuracy",
+            "Higher is better; the target of macro-F1 is orange dashes and dots. Judged on the validation windows.",
+            charts.lines(
+                scores,
+                "score",
+                {"macro-F1": charts.BLUE, "accuracy": charts.GREY},
+                chosen=chosen,
+                level=wanted,
+            ),
+            ("epoch", "macro-F1", "accuracy"),
+            [(_epoch(e, chosen), f"{e['macro_f1']:.4f}", f"{e['accuracy']:.4f}") for e in epochs],
+        ),
+        "rate": Figure(
+            "Learning rate",
+            "How far each optimizer step moves the weights: it warms up, stays, and decays to zero.",
+            charts.lines(rate, "learning rate", {"learning rate": charts.BLUE}, chosen=chosen),
+            ("optimizer step", "epoch", "training loss", "learning rate"),
+            by_step,
+        ),
+    }
+
+
+def thinned(steps: Sequence[Mapping[str, Any]], points: int = CURVE_POINTS) -> list[dict[str, Any]]:
+    """At most `points` records: the last step of each run of neighbours, with their mean loss."""
+    size = -(-len(steps) // points)
+    groups = [steps[start : start + size] for start in range(0, len(steps), max(size, 1))]
+    return [
+        {
+            "step": group[-1]["step"],
+            "loss": sum(step["loss"] for step in group) / len(group),
+            "learning_rate": group[-1]["learning_rate"],
+        }
+        for group in groups
+    ]
+
+
+def confusion(counts: Sequence[Sequence[int]]) -> Figure:
+    cells = [
+        {"label": label, "called": called, "rows": rows, "share": rows / max(1, sum(row))}
+        for label, row in zip(LABELS, counts, strict=True)
+        for called, rows in zip(LABELS, row, strict=True)
+    ]
+    return Figure(
+        "What each label was called",
+        "A row holds the windows of one label, a column what the model called them, in windows and as a share of the "
+        "row: right calls lie on the diagonal.",
+        charts.confusion(cells, LABELS),
+        ("label", *(f"called {label}" for label in LABELS), "windows"),
+        [
+            (label, *(f"{rows:,} ({share(rows / max(1, sum(row)))})" for rows in row), f"{sum(row):,}")
+            for label, row in zip(LABELS, counts, strict=True)
+        ],
+    )
+
+
+def classes(scores: Mapping[str, Any], ends: Mapping[str, Any], interval: str) -> Figure:
+    rows = [
+        _interval(f"{label} {name}", scores[label][key], ends[label][key])
+        for label in LABELS
+        for key, name in CLASS_SCORES.items()
+    ]
+    return Figure(
+        "Precision, recall and F1 by class",
+        f"The dot is the score, the line its {interval}; precision is how often a call of the class is right, recall "
+        "how many of the class’s windows are found.",
+        charts.intervals(rows, "score", domain=(0, 1)),
+        ("class", *CLASS_SCORES.values(), "windows"),
+        [
+            (
+                label,
+                *(f"{scores[label][key]:.3f} ({span(ends[label][key])})" for key in CLASS_SCORES),
+                f"{scores[label]['support']:,}",
+            )
+            for label in LABELS
+        ],
+    )
+
+
+def reliability(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    names = {"before": "before", "after": "after temperature"}
+    rows: list[dict[str, Any]] = [{"series": name, **bin_} for key, name in names.items() for bin_ in tables[key]]
+    return Figure(
+        "Does confidence mean what it says?",
+        "Each point is a like number of validation windows: on the dashed line the model is right as often as it is "
+        "confident, below the line it claims too much, above it too little.",
+        charts.reliability(rows, {names["before"]: charts.GREY, names["after"]: charts.BLUE}),
+        ("series", "confidence", "right", "windows"),
+        [(row["series"], share(row["confidence"]), share(row["accuracy"]), str(row["rows"])) for row in rows],
+    )
+
+
+def histogram(bins: Sequence[Mapping[str, float]]) -> Figure:
+    rows = [
+        {"series": series, "from": bin_["from"], "to": bin_["to"], "rows": bin_[series]}
+        for bin_ in bins
+        for series in ("right", "wrong")
+    ]
+    return Figure(
+        "How sure the model was, right and wrong",
+        "The height is the number of windows called with that confidence: a good model has few wrong calls, in orange, "
+        "and those on the left.",
+        charts.histogram(rows, {"right": charts.BLUE, "wrong": charts.ORANGE}),
+        ("confidence", "right", "wrong"),
+        [(f"{share(b['from'], 0)} to {share(b['to'], 0)}", str(b["right"]), str(b["wrong"])) for b in bins],
+    )
+
+
+def risk(curve: Sequence[Mapping[str, float]]) -> Figure:
+    return Figure(
+        "Errors, if only the surest windows are answered",
+        "From right to left the model answers fewer windows, the surest ones: the line should fall towards the left.",
+        charts.risk(curve),
+        ("windows answered", "wrong among them", "confidence at least"),
+        [(share(p["coverage"], 0), share(p["risk"]), share(p["confidence"])) for p in curve],
+    )
+
+
+def balance(data: Mapping[str, Any]) -> Figure:
+    before, after, weights = (data[key] for key in ("before_oversampling", "after_oversampling", "class_weights"))
+    names = {"before": before, "after": after}
+    rows = [
+        {"class": f"{label}\nweight\n{weights[label]:.2f}", "series": name, "rows": counts[label]}
+        for label in LABELS
+        for name, counts in names.items()
+    ]
+    return Figure(
+        "Training windows by class, before and after oversampling",
+        "Oversampling repeats windows of rare classes, but none too often; the weight multiplies what an error on the "
+        "class costs (1 changes nothing). They keep a common class from drowning a rare one.",
+        charts.balance(rows, {"before": charts.GREY, "after": charts.BLUE}),
+        ("class", "before", "after, in an epoch", "class weight"),
+        [(label, f"{before[label]:,}", f"{after[label]:,}", f"{weights[label]:.3f}") for label in LABELS],
+    )
+
+
+def candles(mistake: Mapping[str, Any]) -> Figure | None:
+    """The bars of a window; None for a text row."""
+    if not mistake["bars"]:
+        return None
+    names = ("open", "high", "low", "close", "volume")
+    columns = zip(*(mistake["bars"][name] for name in names), strict=True)
+    count = len(mistake["bars"]["open"])
+    bars = [
+        {"bar": place - count + 1, "move": "down" if bar[3] < bar[0] else "up", **dict(zip(names, bar, strict=True))}
+        for place, bar in enumerate(columns)
+    ]
+    return Figure(
+        f"{count} bars up to the event",
+        "A blue body closed at or above its open, an orange one below; the shaded column is the event.",
+        charts.candles(bars),
+        ("bar", *names),
+        [(str(bar["bar"]), *(f"{bar[name]:,.10g}" for name in names)) for bar in bars],
+    )
+
+
+def share(value: float, digits: int = 1) -> str:
+    """As text that does not break: 12.3 %."""
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def span(ends: Sequence[float] | None, form: str = ".3f") -> str:
+    """As text that does not break: 0.123 to 0.456."""
+    return "unknown" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _interval(
+    name: str, value: float, ends: Sequence[float] | None, target: float | None = None
+) -> dict[str, str | float | None]:
+    low, high = ends or (None, None)
+    return {"name": name, "value": value, "low": low, "high": high, "target": target}
+
+
+def _overall(scores: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{scores[name]:.3f}" for name in ("macro_f1", "accuracy", "nll"))
+
+
+def _point(epoch: float, series: str, value: float, *, dot: bool = True) -> dict[str, Any]:
+    return {"epoch": epoch, "series": series, "value": value, "dot": dot}
+
+
+def _epoch(record: Mapping[str, Any], chosen: int) -> str:
+    return f"{record['epoch']} (chosen)" if record["epoch"] == chosen else str(record["epoch"])

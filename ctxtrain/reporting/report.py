@@ -1,0 +1,109 @@
+"""`report.html`: one self-contained page that says how the run went, for a trader and for an engineer.
+
+Comes in: a run folder, its summary, metrics and config. Goes out: a file that asks the network for nothing, filled from
+`report.html.j2`, `report.css` and `report.js`. Its policy names its script by the hash: no other can run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from ctxtrain.data.codec import PULSES
+from ctxtrain.data.leakage import not_found
+from ctxtrain.labels import LABELS, SIMULATED
+from ctxtrain.reporting.verdict import baselines_said, doubts_said, headline, readable, warnings
+from ctxtrain.storage.atomic_files import write_bytes
+from ctxtrain.storage.run_folder import RunFolder
+
+
+def write_report(
+    folder: RunFolder, summary: Mapping[str, Any], say: Callable[[str], None] = lambda _note: None
+) -> None:
+    """Write the page of a finished run; all values are escaped. `say` is told if steps are missing from its curves."""
+    from altair.utils.schemapi import debug_mode  # the plotting library takes a second, and only this needs it
+
+    from ctxtrain.reporting import charts, figures
+
+    with debug_mode(False):  # tests hold each part of a chart to the schema of Vega-Lite, which is half of the work
+        lines = folder.metrics.read()
+        shown = figures.all_figures(summary, lines)
+        mistakes = [(mistake, figures.candles(mistake)) for mistake in summary["mistakes"]]
+    specs = {name: figure.spec for name, figure in shown.items()}
+    specs |= {f"mistake-{number}": figure.spec for number, (_, figure) in enumerate(mistakes, 1) if figure}
+    script = charts.script(_text("report.js"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"share": figures.share, "span": figures.span, "readable": readable}
+    page = environment.from_string(_text("report.html.j2")).render(
+        summary=summary,
+        scores=summary["test"] or summary["best"],
+        headline=headline(summary),
+        baselines_said=baselines_said(summary),
+        baselines_in_brief=baselines_said(summary, brief=True),
+        doubts_said=doubts_said(summary),
+        figures=shown,
+        mistakes=mistakes,
+        pulses=PULSES,
+        data_rows=_data_rows(summary["data"]),
+        extent_rows=_extent_rows(summary["data"]),
+        drift_rows=_drift_rows(summary["data"]),
+        warnings=warnings(summary["data"]["leaked"], summary["unfinished"]),
+        looked_for=not_found(summary["data"]["leaks"], summary["data"]["unchecked"]),
+        simulated=_simulated(summary["data"]["extent"]),
+        commonest=max(LABELS, key=lambda label: summary["data"]["classes"]["train"][label]),
+        charts={"config": charts.CONFIG, "specs": specs},
+        script=script,
+        script_hash=_hash(script),
+        style=_text("report.css"),
+        config=folder.read_config(),
+        run=folder.root.resolve().name,
+    )
+    write_bytes(folder.report, page.encode())
+    last = summary["epochs"][-1]["step"]
+    lost = last - len({line["step"] for line in lines if line["kind"] != "epoch" and line["step"] <= last})
+    if lost:
+        say(f"note: {folder.metrics.path} lacks {lost:,} of {last:,} optimizer steps; the curves are without them")
+
+
+def _data_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    """A row a file: its windows, in all and by class."""
+    return [
+        [name, *(f"{count:,}" for count in (rows, *(data["classes"][name][label] for label in LABELS)))]
+        for name, rows in data["rows"].items()
+    ]
+
+
+def _extent_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    """A row a file: its symbols, first and last event."""
+    return [
+        [name, ", ".join(found["symbols"]) or "not said"]
+        + [(found[end] or "not said").replace("T", " ").replace("+00:00", "") for end in ("first_event", "last_event")]
+        for name, found in data["extent"].items()
+    ]
+
+
+def _simulated(extent: Mapping[str, Any]) -> bool:
+    symbols = {symbol for found in extent.values() for symbol in found["symbols"]}
+    return bool(symbols) and all(symbol.endswith(SIMULATED) for symbol in symbols)
+
+
+def _drift_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each of the ten numbers that moved most from train to val."""
+    return [
+        [entry["feature"], f"{entry['psi']:.2f}", f"{entry['chance']:.2f}", "yes" if entry["shifted"] else "no"]
+        for entry in data["drift"][:10]
+    ]
+
+
+def _text(name: str) -> str:
+    return files("ctxtrain.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """As a content security policy names a script (W3C CSP level 3, section 2.3.1)."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"

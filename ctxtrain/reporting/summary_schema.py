@@ -1,0 +1,267 @@
+"""The schema of `training_summary.json`: what its readers, the report and the tables, count on.
+
+A summary may hold more than stands here. What stands here must be there and of its type, so that a file that was cut,
+edited or made by another version is named with its key and not met half-way through a page.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from ctxtrain.evaluation.comparison import Finding
+from ctxtrain.storage.metrics_log import EpochRecord, Scores, Share
+from ctxtrain.storage.validated import Part
+
+Label = Literal["LONG", "SHORT", "SKIP"]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+Counts = Annotated[dict[Label, NonNegativeInt], Field(min_length=3, max_length=3)]
+Floats = Annotated[dict[Label, float], Field(min_length=3, max_length=3)]
+
+
+class Model(Part):
+    base: str
+    revision: str | None
+    family: str
+    base_sha256: str
+    parameters: PositiveInt
+    trainable: PositiveInt
+    trainable_share: Share
+
+
+class Extent(Part):
+    symbols: list[str]
+    first_event: str | None
+    last_event: str | None
+
+
+class Leak(Part):
+    kind: str
+    files: list[str]
+    count: NonNegativeInt
+    examples: list[list[str]]
+    refused: bool
+    remedy: str
+
+
+class Drift(Part):
+    feature: str
+    psi: float
+    chance: float
+    shifted: bool
+
+
+class RowCounts(Part):
+    train: PositiveInt
+    val: PositiveInt
+
+
+class Data(Part):
+    rows: RowCounts
+    purged: dict[str, NonNegativeInt]
+    sha256: dict[str, str]
+    classes: dict[str, Counts]
+    before_oversampling: Counts
+    after_oversampling: Counts
+    class_weights: Floats
+    codec: str
+    partial_fields: dict[str, NonNegativeInt]
+    longest_text_tokens: Annotated[dict[str, NonNegativeInt], Field(min_length=1)]
+    rows_cut_to_max_tokens: dict[str, NonNegativeInt]
+    leaks: list[Leak]
+    leaked: str
+    unchecked: list[str]
+    drift: list[Drift]
+    extent: dict[str, Extent]
+
+    @model_validator(mode="after")
+    def _classes_of_each_file(self) -> Self:
+        missing = [name for name in ("train", "val", *(self.rows.model_extra or ())) if name not in self.classes]
+        if missing:
+            raise ValueError(f"classes must have every file of rows, and lacks {', '.join(missing)}")
+        return self
+
+
+class Best(Scores):
+    epoch: PositiveInt
+
+
+class Target(Part):
+    metric: str
+    target: float
+    value: float
+    met: bool
+    priority: str
+    interval: Interval | None
+    verdict: str
+
+
+class ClassIntervals(Part):
+    precision: Interval | None
+    recall: Interval | None
+    f1: Interval | None
+
+
+class ScoreIntervals(Part):
+    accuracy: Interval
+    macro_f1: Interval
+    ece: Interval | None
+    per_class: Annotated[dict[Label, ClassIntervals], Field(min_length=3, max_length=3)]
+
+
+class Intervals(Part):
+    blocks: PositiveInt
+    block: str
+    trusted: bool
+    doubt: str | None
+    scores: ScoreIntervals
+
+
+class Lead(Part):
+    value: float
+    interval: Interval
+
+
+class Leads(Part):
+    macro_f1: Lead
+
+
+class Baseline(Part):
+    accuracy: float
+    macro_f1: float
+    nll: float
+    difference: Leads
+    over_chance: Lead | None
+
+
+class Baselines(Part):
+    scores: Annotated[dict[str, Baseline], Field(min_length=1)]
+    left_out: dict[str, str]
+    best: str
+    best_without_input: str
+    finding: Finding
+    use: str | None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not {self.best, self.best_without_input} <= self.scores.keys():
+            raise ValueError(f"best and best_without_input must be among the scores, {', '.join(self.scores)}")
+        return self
+
+
+class Probabilistic(Part):
+    nll: float
+    brier: float
+    ece: float
+
+
+class Bin(Part):
+    confidence: Share
+    accuracy: Share
+    rows: PositiveInt
+
+
+class Tables(Part):
+    before: list[Bin]
+    after: list[Bin]
+
+
+class Calibrated(Part):
+    method: Literal["temperature"]
+    temperature: PositiveFloat
+    reason: str | None
+    before: Probabilistic
+    after: Probabilistic
+    after_is: str
+    reliability: Tables
+
+
+class Uncalibrated(Part):
+    method: Literal["none"]
+    temperature: PositiveFloat
+
+
+class Called(Part):
+    low: float = Field(alias="from")
+    high: float = Field(alias="to")
+    right: NonNegativeInt
+    wrong: NonNegativeInt
+
+
+class Point(Part):
+    coverage: Share
+    risk: Share
+    confidence: Share
+
+
+class Threshold(Part):
+    wanted_precision: float
+    min_confidence: float | None
+    precision: float | None
+    coverage: Share
+    calls: NonNegativeInt
+
+
+class Selective(Part):
+    aurc: float
+    curve: list[Point]
+    histogram: list[Called]
+    thresholds: dict[Label, Threshold]
+
+
+class Mistake(Part):
+    id: str | None
+    place: str
+    symbol: str | None
+    time: str | None
+    text: str | None
+    bars: dict[Literal["open", "high", "low", "close", "volume"], list[float]]
+    event: dict[str, float]
+    label: Label
+    called: Label
+    probabilities: Floats
+
+    @model_validator(mode="after")
+    def _whole_bars(self) -> Self:
+        if self.bars and (len(self.bars) < 5 or len(set(map(len, self.bars.values()))) > 1):
+            raise ValueError("bars must have open, high, low, close and volume, equally many of each")
+        return self
+
+
+class ExportCheck(Part):
+    rows: NonNegativeInt
+    max_logit_difference: NonNegativeFloat
+    allowed: PositiveFloat
+
+
+class Summary(Part):
+    verdict: str
+    model: Model
+    data: Data
+    epochs: Annotated[list[EpochRecord], Field(min_length=1)]
+    unfinished: str | None
+    skipped_steps: NonNegativeInt
+    best: Best
+    test: Scores | None
+    targets: Annotated[list[Target], Field(min_length=1)]
+    targets_judged_on: str
+    chosen_on: str
+    judged_rows_chose_the_epoch: bool
+    targets_met: bool
+    intervals: Intervals
+    baselines: Baselines
+    calibration: Annotated[Calibrated | Uncalibrated, Field(discriminator="method")]
+    selective: Selective
+    mistakes: list[Mistake]
+    export_check: ExportCheck
+    environment: dict[str, str | int]
+    files: dict[str, str]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if "macro_f1" not in {target.metric for target in self.targets}:
+            raise ValueError("targets must have one of macro_f1")
+        if self.best.epoch not in {epoch.epoch for epoch in self.epochs}:
+            raise ValueError(f"best.epoch must be one of epochs, got {self.best.epoch}")
+        return self

@@ -1,0 +1,210 @@
+"""Whose a place is: what is written must be neither what is read nor anyone else's.
+
+Comes in: where a command would write, and what it reads. Goes out: nothing, or a ConfigError, before anything is
+computed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctxtrain.config.strict_yaml import load_yaml
+from ctxtrain.errors import ConfigError
+from ctxtrain.regular_files import odd_kind, open_regular, read_regular
+from ctxtrain.storage.archive import FILES
+from ctxtrain.storage.atomic_files import MANIFEST, STANDARD_OUTPUT
+
+# What a run, or several of them, write below their folder.
+RUN_NAMES = frozenset({
+    "config.yaml", "metrics.jsonl", "checkpoints", "best_model.safetensors", "training_summary.json", "report.html",
+    "export", "final_model.zip", "run.lock", "run.owner", "tracking.json", "runs.json", "rows", "ctxtrain", "mlflow",
+    "mlflow.db", "wandb",
+})  # fmt: skip
+_ELSE = "Give another path"
+_MARKS = {"final_model.zip": (0, b"PK"), "best_model.safetensors": (8, b"{")}  # how these files begin, and where
+_FOLDERS = ("checkpoints", "export")
+PAGE_MARK = b"Written by ctxtrain"
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() and any(
+        (folder / name).exists() for name in ("run.lock", "metrics.jsonl", "training_summary.json")
+    )
+
+
+def is_export(folder: Path) -> bool:
+    return (folder / MANIFEST).exists() and (folder / "codec.json").exists()
+
+
+def is_base(folder: Path) -> bool:
+    """Whether transformers would take the folder for a model."""
+    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    return (folder / "config.json").exists() and any((folder / name).exists() for name in weights)
+
+
+def owner_of(path: Path) -> str | None:
+    """What a file or folder at `path`, there or not, would be a part of: a run or an export, or nothing."""
+    place = Path(os.path.realpath(path))
+    for folder in (place, *place.parents):
+        if is_export(folder):
+            return f"the export {folder}"
+        if folder != place and is_run(folder) and place.relative_to(folder).parts[0] in RUN_NAMES:
+            return f"the run {folder}"
+        if folder != place and (folder / "runs.json").exists() and place.relative_to(folder).parts[0] in RUN_NAMES:
+            return f"the runs in {folder}"
+    if is_base(place.parent) and place.exists():
+        return f"the base {place.parent}"
+    return None
+
+
+def refuse_target(path: Path | None, model: Path, data: str) -> None:
+    """Raises ConfigError if a result cannot or should not go to `path`: before anything is read, and so early enough.
+
+    None and `-` stand for standard output, and `-` as data for standard input.
+    """
+    if path is None or path == STANDARD_OUTPUT:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        found = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigError(f"output must be a file in a folder that is there; {found}. Give another path.")
+    target = _identity(path)
+    read = [_identity(model), _standard_input() if data == "-" else _identity(Path(data))]
+    if target and target in read:
+        raise ConfigError(f"output must not be what is read, got {path} for both. Give another path.")
+    if owner := owner_of(path):
+        raise ConfigError(f"output must not be a part of what a run or a model is, and {path} is of {owner}. {_ELSE}.")
+    for owned in _files_of(model) if target else ():
+        if _identity(owned) == target:
+            raise ConfigError(
+                f"output must not be a part of the model, and {path} is the same file as {owned}. {_ELSE}."
+            )
+
+
+def refuse_output(output_dir: Path, base: str) -> None:
+    """Raises ConfigError if the files of a new run or base would lie among those of its base, of an export or a run."""
+    place, base_folder = Path(os.path.realpath(output_dir)), Path(os.path.realpath(base))
+    for above in (place, *place.parents):
+        if above.exists() and not above.is_dir():
+            raise ConfigError(f"output_dir must be a folder, and {above} is a file. Use another output_dir.")
+    if Path(base).is_dir() and (place == base_folder or base_folder in place.parents):
+        raise ConfigError(f"output_dir must not lie in the base, got {output_dir} in {base}. Use another output_dir.")
+    if Path(base).is_dir() and place in base_folder.parents and base_folder.relative_to(place).parts[0] in RUN_NAMES:
+        raise ConfigError(f"the base must not be what the run writes, got {base} in {output_dir}. Copy it elsewhere.")
+    if owner := owner_of(place):
+        raise ConfigError(f"output_dir must not lie in {owner}, got {output_dir}. Use another output_dir.")
+
+
+def refuse_taken(output_dir: Path, base: str) -> None:
+    """Raises ConfigError unless `output_dir` is a new or an empty folder, outside of any base, export or run."""
+    refuse_output(output_dir, base)
+    found = sorted(path.name for path in output_dir.iterdir()) if output_dir.exists() else []
+    if found:
+        named = ", ".join(found[:6]) + (", …" if len(found) > 6 else "")
+        raise ConfigError(f"output_dir must be new or empty, {output_dir} has {named}. Use another output_dir.")
+    for above in output_dir.absolute().parents:
+        if is_base(above):
+            raise ConfigError(f"output_dir must not lie in the base {above}, got {output_dir}. Use another output_dir.")
+
+
+def refuse_foreign(run: Path, epochs: int = 0) -> None:
+    """Raises ConfigError if something in a run folder has a name that the run is to write, and is not the run's.
+
+    `epochs` are those whose checkpoints will be written. Damaged files of a run may be written over: they begin right.
+    """
+    files = sorted(RUN_NAMES - {*_FOLDERS, "run.lock", "rows", "ctxtrain", "mlflow", "wandb"})
+    odd = {run / name: kind for name in files if (kind := odd_kind(run / name))}
+    faults = [f"{path} is {kind} and not the file that a run writes" for path, kind in odd.items()]
+    folders = [run / name for name in _FOLDERS]
+    faults += [f"{path} must be a folder, and it is none" for path in folders if path.exists() and not path.is_dir()]
+    faults += [f"{path} is no file of an export" for path in _foreign_in(run / "export")]
+    for name, (start, mark) in _MARKS.items():
+        if not _begins(run / name, start, mark):
+            faults.append(f"{run / name} is not what a run writes under that name")
+    for path in (run / "checkpoints").glob("checkpoint_epoch_*.pt"):
+        number = path.stem.rpartition("_")[2]
+        if (kind := odd_kind(path)) and number.isdecimal() and int(number[:9]) <= epochs:
+            faults.append(f"{path} is {kind}, and a checkpoint is to have that name")
+    if not faults:
+        faults = _foreign_page(run / "report.html")
+    if faults:
+        raise ConfigError([f"{fault}. Move it away." for fault in faults])
+
+
+def refuse_foreign_page(page: Path) -> None:
+    """Raises ConfigError if what is to become a report is anything else now."""
+    if faults := _foreign_page(page):
+        raise ConfigError([f"{fault}. Move it away." for fault in faults])
+
+
+def refuse_foreign_runs(report: Path) -> None:
+    """Raises ConfigError if what is to become a `runs.json` is anything else now."""
+    kind = odd_kind(report)
+    content = read_regular(report) if not kind and report.exists() else b""
+    if kind or (content and not re.match(rb'\s*{\s*"runs"', content)):
+        raise ConfigError(f"{report} is {kind or 'not what several runs write under that name'}. Move it away.")
+
+
+def _foreign_page(page: Path) -> list[str]:
+    if kind := odd_kind(page):
+        return [f"{page} is {kind} and not the file that a run writes"]
+    content = read_regular(page) if page.exists() else b""
+    return [f"{page} is not a report of a run"] if content and PAGE_MARK not in content else []
+
+
+def _foreign_in(export: Path) -> list[Path]:
+    if not export.is_dir():
+        return []
+    found = (path for path in sorted(export.rglob("*")) if not path.is_dir() or path.is_symlink())
+    return [path for path in found if path.relative_to(export).as_posix() not in FILES or odd_kind(path)]
+
+
+def _begins(path: Path, start: int, mark: bytes) -> bool:
+    """Whether a file has the mark, or is empty, missing or no regular file (which is told elsewhere)."""
+    if odd_kind(path) or not path.exists():
+        return True
+    with open_regular(path) as stream:
+        head = stream.read(start + len(mark))
+    return not head or head[start:] == mark
+
+
+def _files_of(model: Path) -> Iterator[Path]:
+    """Every file of a model: below its folder, and of the run that it lies in, with the rows that the run names."""
+    place = Path(os.path.realpath(model))
+    roots = [place] if place.is_dir() else []
+    runs = [folder for folder in (place, *list(place.parents)[:2]) if folder.is_dir() and is_run(folder)]
+    for folder in [*roots, *(run for run in runs if run not in roots)]:
+        for path in folder.rglob("*"):
+            own = folder not in runs or path.relative_to(folder).parts[0] in RUN_NAMES
+            if own and not path.is_dir():
+                yield path
+    for run in runs:
+        yield from _rows_of(run)
+
+
+def _rows_of(run: Path) -> Iterator[Path]:
+    try:
+        data = load_yaml(run / "config.yaml")["data"]
+        yield from (Path(data[name]) for name in ("train", "val", "test") if data.get(name))
+    except (ConfigError, KeyError, TypeError, AttributeError, OSError):  # of a damaged config; whoever reads it tells
+        return
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _standard_input() -> tuple[int, int] | None:
+    """Of the file that is piped in, if it is one."""
+    try:
+        found = os.fstat(0)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None

@@ -1,0 +1,1 @@
+"""A config becomes a learner; one optimizer step."""

@@ -1,0 +1,185 @@
+"""A config becomes a model, and a model becomes a learner.
+
+Comes in: a `Config` and what the data has fixed (pad id, class weights, number of steps). Goes out: the adapted
+model, or a `Learner` with optimizer, schedule and loss, on its devices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from ctxtrain.config.overrides import required
+from ctxtrain.config.schema import Config, DataConfig
+from ctxtrain.data.codec import Codec
+from ctxtrain.data.formats import WindowFile
+from ctxtrain.engine.agreement import invented_rows
+from ctxtrain.errors import ConfigError
+from ctxtrain.labels import LABELS
+from ctxtrain.model import lora
+from ctxtrain.model.focal_loss import focal_loss
+from ctxtrain.model.optimizer import make_optimizer, make_schedule
+from ctxtrain.runtime import make_accelerator, resolve_dtype
+from ctxtrain.tracking.trackers import require_trackers
+from ctxtrain.training.step import Learner
+
+
+def several(config: Config) -> dict[str, object]:
+    """The keys that ask for several runs, with their values."""
+    asking = {"training.seeds": config.training.seeds, "evaluation.folds": config.evaluation.folds}
+    return {key: value for key, value in asking.items() if value is not None}
+
+
+def one_run(config: Config) -> Config:
+    """The config itself. Raises ConfigError if it asks for several runs, or has no rows that choose the epoch."""
+    if asking := several(config):
+        raise ConfigError(
+            [
+                f"A TrainingPipeline makes one run, but {key}={value} asks for several. Give the config to "
+                f"ctxtrain.run_several, or set {key} to null."
+                for key, value in asking.items()
+            ]
+        )
+    if config.data.val is None:
+        raise ConfigError(required("data.val"))
+    return config
+
+
+def row_files(data: DataConfig) -> dict[str, WindowFile]:
+    """The file of each split that a run reads; it keeps what it read."""
+    return {split: WindowFile(path, keep=True) for split, path in split_paths(data).items()}
+
+
+def dataset_settings(config: Config) -> dict[str, Any]:
+    """What `load_dataset` takes from a config."""
+    data = config.data
+    return {
+        "codec": data.codec,
+        "max_tokens": config.model.max_tokens,
+        "oversampling": config.oversampling.target,
+        "max_repeat": config.oversampling.max_repeat,
+        "weights": config.loss.class_weights,
+        "purge": data.purge,
+        "embargo": data.embargo,
+        "allow_leakage": data.allow_leakage,
+    }
+
+
+def split_paths(data: DataConfig) -> dict[str, str]:
+    """The path of each split that a run reads."""
+    return {split: path for split in ("train", "val", "test") if (path := getattr(data, split)) is not None}
+
+
+def base_name(config: Config) -> str:
+    """How exports and summaries call the base: its hub id, or the name of its folder without the way to it."""
+    base = config.model.base
+    return Path(base).name if Path(base).is_dir() else base
+
+
+def build_model(
+    config: Config,
+    pad_id: int,
+    *,
+    dtype: torch.dtype,
+    quantization: str,
+    say: Callable[[str], None] | None = None,
+) -> PeftModel:
+    """The base in the given precision, with new adapters and head; `say` shows notes."""
+    base = lora.load_classifier(
+        config.model.base,
+        pad_id,
+        revision=config.model.revision,
+        dtype=dtype,
+        quantization=quantization,
+        seed=config.training.seed,
+        say=say,
+    )
+    return lora.add_lora(base, **config.lora.model_dump(), seed=config.training.seed, base_name=base_name(config))
+
+
+def build_exact_model(config: Config, pad_id: int) -> PeftModel:
+    """The base in float32 and unquantised, as an export holds it, whatever precision trained the adapters."""
+    return build_model(config, pad_id, dtype=torch.float32, quantization="none")
+
+
+def export_settings(config: Config) -> dict[str, Any]:
+    """What `prepare_export` takes from a config."""
+    return {
+        "max_tokens": config.model.max_tokens,
+        "calibrate": config.calibration.method == "temperature",
+        "targets": config.targets.model_dump(),
+        "seed": config.training.seed,
+    }
+
+
+def trains_in_float32(config: Config) -> bool:
+    """Whether the base is read in float32, as the export wants it; else its files are read again for that."""
+    return resolve_dtype(config.model.dtype) == torch.float32 and config.model.quantization == "none"
+
+
+def fingerprint(
+    config: Config, codec: Codec, rows: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, model: PeftModel
+) -> dict[str, Any]:
+    """What a resumed run must have in common with its beginning; `rows` are digests of the splits."""
+    dump = config.model_dump(mode="json")
+    # This key decides where a run ends, not what it trains: one that has ended may be given more.
+    del dump["training"]["skip_nonfinite"]
+    return {
+        "config": {name: dump[name] for name in ("lora", "loss", "oversampling", "training")},
+        "dtype": str(resolve_dtype(config.model.dtype)),
+        "quantization": config.model.quantization,
+        "labels": list(LABELS),
+        "codec": codec.model_dump(mode="json"),
+        "rows": dict(rows),
+        "tokenizer_sha256": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "base_sha256": lora.frozen_sha256(model),
+    }
+
+
+def build_learner(
+    config: Config, pad_id: int, class_weights: Sequence[float], total_steps: int, say: Callable[[str], None]
+) -> Learner:
+    """Model, optimizer, schedule and loss; `say` shows notes. Raises ConfigError if they do not fit together."""
+    training = config.training
+    require_trackers(config.tracking.to)
+    accelerator = make_accelerator(config.model.dtype)
+    dtype = resolve_dtype(config.model.dtype)
+    model = build_model(
+        config, pad_id, dtype=dtype, quantization=config.model.quantization, say=lambda note: say(f"note: {note}")
+    )
+    optimizer = make_optimizer(
+        lora.trainable_parameters(model).values(),
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+    )
+    schedule = make_schedule(optimizer, training.schedule, warmup_steps=training.warmup_steps, total_steps=total_steps)
+    weights_C = torch.tensor(class_weights, device=accelerator.device)
+    loss_fn = partial(focal_loss, gamma=config.loss.focal_gamma, class_weights_C=weights_C)
+    return Learner(
+        accelerator,
+        model,
+        optimizer,
+        schedule,
+        loss_fn,
+        max_grad_norm=training.max_grad_norm,
+        seed=training.seed,
+        probe=invented_rows(model.config.get_text_config().vocab_size, pad_id),
+        say=say,
+    )
+
+
+def model_facts(config: Config, base: str, family: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of the model besides its size."""
+    return {
+        "base": base,
+        "revision": config.model.revision,
+        "family": family,
+        "base_sha256": fingerprint["base_sha256"],
+    }
