@@ -48,10 +48,11 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Confi
 from ctxtrain.config.schema import LoraConfig
 from ctxtrain.data.batches import MicroBatch, StepPlan, Tokens, collate
 from ctxtrain.engine.cpu.layer_parts import times
+from ctxtrain.engine.tuning import keep_freed_memory
 from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import embedded_base
-from ctxtrain.model.focal_loss import focal_loss
 from ctxtrain.model.lora import add_lora, load_classifier, trainable_parameters
+from ctxtrain.model.losses import FocalLoss
 from ctxtrain.model.optimizer import make_optimizer, make_schedule
 from ctxtrain.runtime import make_accelerator
 from ctxtrain.training.step import Learner
@@ -96,18 +97,17 @@ def make_rows(shape: str) -> tuple[Tokens, np.ndarray]:
 
 
 def our_step(model: PeftModel, tokens: Tokens, labels_N: np.ndarray) -> Any:
+    keep_freed_memory()
     accelerator: Accelerator = make_accelerator("float32")
     optimizer = make_optimizer(trainable_parameters(model).values(), learning_rate=RATE, weight_decay=DECAY)
     schedule = make_schedule(optimizer, "constant", warmup_steps=0, total_steps=10**6)
-    weights_C = torch.ones(len(LABELS))
 
-    def loss_fn(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return focal_loss(logits_BC, labels_B, 0.0, weights_C)  # γ = 0: the cross-entropy of the peer
+    loss_fn = FocalLoss([1.0] * len(LABELS), accelerator.device, gamma=0.0)  # the cross-entropy of the peer
 
     learner = Learner(accelerator, model, optimizer, schedule, loss_fn, max_grad_norm=CLIP, seed=0)
     rows = np.arange(len(tokens))
     plan = StepPlan(rows, [MicroBatch(0, rows)])
-    return lambda number: learner.step(tokens, labels_N, plan, float(len(rows)), (0, number))["loss"]
+    return lambda number: learner.step(tokens, labels_N, plan, (0, number))["loss"]
 
 
 def peer_step(model: PeftModel, tokens: Tokens, labels_N: np.ndarray, folder: str) -> Any:
@@ -157,7 +157,8 @@ def live(pipe: Any, side: str, shape: str, threads: int) -> None:
 def live_matmul(pipe: Any, threads: int) -> None:
     """Answer each message with the GFLOP/s of a matrix product, by torch.mm and by our own route."""
     torch.set_num_threads(threads)
-    make_accelerator("float32")  # for the settings of a run
+    keep_freed_memory()  # and the next: the settings of a run
+    make_accelerator("float32")
     a, b = torch.randn(2048, 896), torch.randn(4864, 896)
     products = dict(zip(ROUTES, (lambda: torch.mm(a, b.t()), lambda: times(a, b)), strict=True))
     while pipe.recv() != "end":

@@ -38,8 +38,8 @@ def child(*, plain_first: bool) -> None:
 
     torch.set_num_threads(int(THREADS))
     from ctxtrain.engine.cpu.training_model import FastClassifier
+    from ctxtrain.engine.tuning import enter_vector_math
     from ctxtrain.model.lora import add_lora, load_classifier, logits
-    from ctxtrain.runtime import enter_vector_math
 
     enter_vector_math()
     base = load_classifier("embedded", 0)

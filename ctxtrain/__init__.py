@@ -42,19 +42,22 @@ The data flows down this list; a module imports only from modules above it.
     model.base                  what the files of a base must be
     model.tokenizer             its tokenizer
     model.lora                  frozen base + LoRA + head
-    model.focal_loss            class-weighted focal loss
+    model.losses                class-weighted focal loss
     model.optimizer             AdamW and schedule
-    model.dropout               masks of dropout
+    model.agreement             does a network give transformers' logits
 
-    engine.agreement            does the engine give transformers' logits
+    engine.tuning               allocator, waiting threads, the first call of vector mathematics
+    engine.reference            passes by transformers and PEFT
+    engine.cpu.dropout          masks of dropout
     engine.cpu.rope_tables      the table of rotary embeddings
     engine.cpu.layer_parts      parts of a layer with their backward passes written out
     engine.cpu.attention        the same of attention, for windows one after the other
     engine.cpu.training_model   the model of them: the same results, sooner
     engine.cpu.wide_inference   the merged model of them, for answers alone
     engine.cpu.onnx_inference   the same of a narrow model, by ONNX Runtime
-    engine.cpu.parallel_logits  logits of many rows, on all cores
     engine.cpu.frozen_layers    what frozen layers give, computed once a row
+    engine.cpu.select           which of these fit a model
+    engine.api                  the one door: for_training, for_inference, tune_process
 
     evaluation                  metrics, temperature; intervals, baselines, targets: what may be believed
     storage.validated, storage.archive, storage.atomic_files    files that appear whole or not at all

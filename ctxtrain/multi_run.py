@@ -223,7 +223,8 @@ def _pooled(
     starts: dict[str, int] = {}
     logits, rows = [], []
     for config in configs:
-        model, path = load_model(RunFolder(config.output_dir).zip), str(config.data.test or config.data.val)
+        model = load_model(RunFolder(config.output_dir).zip, engine=config.model.engine)
+        path = str(config.data.test or config.data.val)
         own = list(files[path])
         if path not in starts:
             starts[path] = len(windows)

@@ -6,7 +6,6 @@ so that nothing depends on what ran before and no generator state has to be save
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import signal
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-HEAP_OF_A_THREAD = 1 << 26  # bytes, HEAP_MAX_SIZE of glibc's arena.c
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what batch systems send before the end
 
 
@@ -76,7 +73,6 @@ def make_accelerator(dtype: str) -> Accelerator:
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory that it has not written; filling it first costs a pass over each tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by torch at run time
-    keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     precision = resolve_dtype(dtype)
     AcceleratorState._reset_state(reset_partial_state=False)  # the process's last run may have had another precision
@@ -84,34 +80,6 @@ def make_accelerator(dtype: str) -> Accelerator:
         cpu=on_cpu,
         mixed_precision="bf16" if precision == torch.bfloat16 else "no",
     )
-
-
-def enter_vector_math() -> None:
-    """Call each function of vector mathematics once on one thread and then on all, for nothing.
-
-    torch takes cosines, exponentials and the like from MKL, in parts of 2,048 numbers on all threads. On one processor
-    (an Intel with AVX-512 and AMX) the first call of a process by two threads at once gave the second thread's part
-    wrong by 1.5e-04 in about one of 14 processes; no later call ever did.
-    """
-    import torch
-
-    functions = (torch.cos, torch.sin, torch.exp, torch.log, torch.tanh, torch.sigmoid, torch.erf, torch.rsqrt)
-    for dtype in (torch.float32, torch.float64):
-        for count in (8, 1 << 15):
-            for function in functions:
-                function(torch.ones(count, dtype=dtype))
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc, where there is one, to use freed memory again and not to return it to the system.
-
-    Large tensors otherwise come from fresh pages in every step, and each page costs an interrupt and is zeroed.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        mallopt(M_TOP_PAD, HEAP_OF_A_THREAD)  # or a thread's heap goes back when all of it is free
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from ctxtrain.evaluation.metrics import evaluate_logits
 from ctxtrain.export.package import place_export, prepare_export
 from ctxtrain.memory import SMALLER, needed_for
 from ctxtrain.model import lora
+from ctxtrain.model.losses import Loss
 from ctxtrain.model.tokenizer import tokenizer_and_notes
 from ctxtrain.progress import Reporter
 from ctxtrain.reporting.report import write_report
@@ -43,7 +44,7 @@ from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.tracking.trackers import Trackers, tracked
 from ctxtrain.training import build
 from ctxtrain.training.checkpoint_parts import load_own
-from ctxtrain.training.step import Ints, Learner, LossFunction, NonFinite, refuse_not_finite
+from ctxtrain.training.step import Ints, Learner, NonFinite, refuse_not_finite
 
 EVALUATION_BATCH = 32
 
@@ -73,7 +74,7 @@ class TrainingPipeline:
         self.stop = StopRequest()
         self.model: PeftModel | None = None
         self.optimizer: AdamW | None = None
-        self.loss_fn: LossFunction | None = None
+        self.loss_fn: Loss | None = None
 
     def load_data(self) -> None:
         """Read, check, balance, render and tokenise the rows. Raises DataError with the faults of all files."""
@@ -96,7 +97,7 @@ class TrainingPipeline:
         self.fingerprint = build.fingerprint(
             self.config, self.data.codec, self.data.fingerprint(), self.tokenizer, self.model
         )
-        if reason := self.learner.why_plain:
+        if reason := self.learner.passes.unsupported_reason:
             self.reporter.say(f"note: training takes the slower path of transformers and PEFT: {reason}")
 
     def run(self) -> dict[str, Any] | None:
@@ -132,12 +133,10 @@ class TrainingPipeline:
                     process=self.learner.accelerator.process_index,
                     processes=self.learner.accelerator.num_processes,
                 )
-                weight = sum(self.data.class_weights[label] for label in labels_N[plan.windows])
+                weight = self.learner.loss_fn.weight(labels_N[plan.windows])
                 place = {"step": self.state.step + 1, "epoch": epoch + 1}
                 try:
-                    figures = self.learner.step(
-                        self.data.tokens["train"], labels_N, plan, weight, (epoch, step), between
-                    )
+                    figures = self.learner.step(self.data.tokens["train"], labels_N, plan, (epoch, step), between)
                     self.state.loss_sum += figures["loss"] * weight
                     self.state.weight_sum += weight
                     self._log({"kind": "step", **place, **figures, "windows": len(plan.windows)})
@@ -166,7 +165,7 @@ class TrainingPipeline:
 
             logits_NC = self.learner.logits(tokens, EVALUATION_BATCH, after_batch)
         refuse_not_finite(logits_NC, self.data.names["val"])
-        loss_sum, weight_sum = self.loss_fn(logits_NC, torch.from_numpy(labels_N).to(logits_NC.device))
+        loss_sum, weight_sum = self.loss_fn.sums(logits_NC, torch.from_numpy(labels_N).to(logits_NC.device))
         return {"loss": float(loss_sum / weight_sum), **evaluate_logits(logits_NC.cpu().numpy(), labels_N)}
 
     def save_checkpoint(self, metrics: dict[str, Any] | None = None) -> None:

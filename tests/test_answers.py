@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from ctxtrain.data.batches import Tokens, collate
-from ctxtrain.engine.cpu import parallel_logits
-from ctxtrain.engine.cpu.onnx_inference import GraphClassifier
-from ctxtrain.engine.cpu.parallel_logits import batches_that_fit, token_logits
+from ctxtrain.engine.cpu import select
+from ctxtrain.engine.cpu.select import GraphPasses
 from ctxtrain.engine.cpu.training_model import why_plain
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
+from ctxtrain.engine.reference import InferencePasses, batches_that_fit
 from ctxtrain.model import lora
 from ctxtrain.runtime import side_by_side
 from tests.tiny_models import build_tiny
@@ -33,11 +34,11 @@ def rows_of(lengths: np.ndarray) -> Tokens:
     return Tokens(flat, np.cumsum(lengths), PAD, 0)
 
 
-def classifier(folder: Path) -> GraphClassifier:
+def classifier(folder: Path) -> PreTrainedModel:
     build_tiny(folder, "qwen3")
     model = lora.load_classifier(str(folder), PAD).eval()
     assert why_plain(model, torch.device("cpu")) is None
-    return GraphClassifier.of(model).eval()
+    return model
 
 
 def threads_of_passes(model: torch.nn.Module) -> list[tuple[str, int]]:
@@ -59,10 +60,13 @@ def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(
     tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokens = classifier(tmp_path), rows_of(np.random.default_rng(1).integers(20, 200, 120))
-    monkeypatch.setattr(parallel_logits, "STATES_OF_A_CORE", 1000 * model.width)
-    seen, done, sizes = threads_of_passes(model), list[int](), list[int]()
-    model.register_forward_pre_hook(lambda _, __, named: sizes.append(named["input_ids"].numel()), with_kwargs=True)
-    logits_NC = token_logits(model, tokens, done.append)
+    passes = GraphPasses(model)
+    monkeypatch.setattr(select, "STATES_OF_A_CORE", 1000 * passes.width)
+    seen, done, sizes = threads_of_passes(passes.network), list[int](), list[int]()
+    passes.network.register_forward_pre_hook(
+        lambda _, __, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    logits_NC = passes.token_logits(tokens, done.append)
     assert sum(done) == len(tokens)
     assert {name.rpartition("_")[0] for name, _ in seen} == {"worker"}
     assert {threads for _, threads in seen} == {1}
@@ -71,23 +75,25 @@ def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(
     assert torch.get_num_threads() == threads_of_a_new_thread() == 2
     for row in range(len(tokens)):
         with torch.inference_mode():
-            alone = lora.logits(model.model, collate(tokens, [row]))[0]
+            alone = lora.logits(model, collate(tokens, [row]))[0]
         torch.testing.assert_close(torch.tensor(logits_NC[row]).float(), alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("what", ["few rows", "one thread", "a wide model", "plain modules"])
 def test_other_rows_are_answered_by_the_thread_that_asks(what: str, tmp_path: Path, two_threads: None) -> None:
-    graph = classifier(tmp_path)
-    model = {"a wide model": MergedClassifier(graph.model), "plain modules": graph.model}.get(what, graph).eval()
+    model = classifier(tmp_path)
+    passes: InferencePasses = GraphPasses(model)
+    if what in ("a wide model", "plain modules"):
+        passes = InferencePasses(MergedClassifier(model).eval() if what == "a wide model" else model)
     if what == "one thread":
         torch.set_num_threads(1)
-    tokens, seen = rows_of(np.full(4 if what == "few rows" else 100, 120)), threads_of_passes(model)
-    token_logits(model, tokens)
+    tokens, seen = rows_of(np.full(4 if what == "few rows" else 100, 120)), threads_of_passes(passes.network)
+    passes.token_logits(tokens)
     assert {*seen} == {("MainThread", 1 if what == "one thread" else 2)}
 
 
 def test_no_rows_have_no_logits(tmp_path: Path) -> None:
-    assert token_logits(classifier(tmp_path), rows_of(np.empty(0, dtype=np.int64))).shape == (0, 3)
+    assert GraphPasses(classifier(tmp_path)).token_logits(rows_of(np.empty(0, dtype=np.int64))).shape == (0, 3)
 
 
 def test_what_a_call_raises_ends_the_others_and_leaves_the_threads_as_they_were(two_threads: None) -> None:

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ctxtrain import TrainingPipeline, load_model
-from ctxtrain.engine.agreement import invented_rows, try_base, why_engine_differs
 from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora
+from ctxtrain.model.agreement import invented_rows, try_base, why_engine_differs
 from ctxtrain.model.base import check_base
 from ctxtrain.model.lora import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer, open_base, quiet_transformers, tokenizer_and_notes

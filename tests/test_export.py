@@ -27,7 +27,7 @@ from ctxtrain.cli.process import main
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.codec import RENDERED_TOGETHER
 from ctxtrain.data.schema import Window, parse_row
-from ctxtrain.engine.cpu.parallel_logits import token_logits
+from ctxtrain.engine.reference import InferencePasses
 from ctxtrain.errors import ConfigError, DataError, ExportError
 from ctxtrain.export import reopen
 from ctxtrain.export.model_card import model_card
@@ -72,7 +72,7 @@ class Finished:
         model = lora.add_lora(base, **self.config.lora.model_dump())
         name = f"checkpoint_epoch_{self.summary['best']['epoch']}.pt"
         lora.load_trainable_state(model, checkpoint.load(self.root / "checkpoints" / name)["learner"]["weights"])
-        return token_logits(model.eval(), tokenise(map(predictor.render, self.rows), tokenizer, 512))
+        return InferencePasses(model.eval()).token_logits(tokenise(map(predictor.render, self.rows), tokenizer, 512))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_peft_opens_the_adapter(finished: Finished) -> None:
     base = lora.load_classifier(finished.config.model.base, tokenizer.pad_token_id, seed=7)
     model = PeftModel.from_pretrained(base, finished.root / "export" / "adapter").eval()
     predictor = load_model(finished.root)
-    logits_NC = token_logits(model, tokenise(map(predictor.render, finished.rows), tokenizer, 512))
+    logits_NC = InferencePasses(model).token_logits(tokenise(map(predictor.render, finished.rows), tokenizer, 512))
     assert np.abs(logits_NC - finished.trained_logits()).max() <= 1e-5
 
 

@@ -23,15 +23,15 @@ from ctxtrain.engine.cpu import layer_parts
 from ctxtrain.engine.cpu import onnx_inference as graph_module
 from ctxtrain.engine.cpu import training_model as fast_module
 from ctxtrain.engine.cpu import wide_inference as merged_module
+from ctxtrain.engine.cpu.dropout import Masks
 from ctxtrain.engine.cpu.layer_parts import ADAPTER
 from ctxtrain.engine.cpu.onnx_inference import GraphClassifier
 from ctxtrain.engine.cpu.training_model import FastClassifier, why_plain
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
 from ctxtrain.export.predictor import Predictor
 from ctxtrain.model import lora
-from ctxtrain.model.dropout import Masks
 from ctxtrain.model.embedded import embedded_base
-from ctxtrain.model.focal_loss import focal_loss
+from ctxtrain.model.losses import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
 from ctxtrain.progress import Reporter
 from ctxtrain.train import TrainingPipeline
@@ -338,7 +338,7 @@ def test_other_families_take_the_plain_path_and_a_run_says_so_once(
     pipeline.train_epoch()
     note = f"note: training takes the slower path of transformers and PEFT: {family} is neither a dense Qwen2 nor"
     assert said.getvalue().count(note) == 1
-    assert not isinstance(pipeline.learner.classifier, FastClassifier)
+    assert not isinstance(pipeline.learner.passes.network, FastClassifier)
 
 
 def test_a_run_on_a_dense_family_takes_the_fast_path_and_says_nothing(make_config: MakeConfig) -> None:
@@ -346,7 +346,7 @@ def test_a_run_on_a_dense_family_takes_the_fast_path_and_says_nothing(make_confi
     pipeline = TrainingPipeline(make_config(), reporter=Reporter(Console(file=said, width=400)))
     pipeline.load_data()
     pipeline.setup_model()
-    assert isinstance(pipeline.learner.classifier, FastClassifier)
+    assert isinstance(pipeline.learner.passes.network, FastClassifier)
     assert "slower" not in said.getvalue()
 
 
@@ -463,7 +463,7 @@ def test_narrow_models_with_short_texts_answer_by_a_graph(
         AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder, num_labels=3)).float().eval()
     )
     codec = Codec(kind="text", fields=[], features={})
-    assert type(Predictor(model, tokenizer, codec, 1.0, max_tokens).network) is faster
+    assert type(Predictor(model, tokenizer, codec, 1.0, max_tokens).passes.network) is faster
 
 
 @pytest.mark.parametrize("mkl_is_wide", [True, False])
@@ -494,7 +494,7 @@ def test_a_predictor_answers_as_the_plain_model_for_short_and_long_texts(family:
     folder = build_tiny(tmp_path, family)
     model, tokenizer = lora.load_classifier(str(folder), PAD).eval(), load_tokenizer(str(folder))
     predictor = Predictor(model, tokenizer, Codec(kind="text", fields=[], features={}), 1.0, 900)
-    assert isinstance(predictor.network, GraphClassifier) == (family in ("qwen2", "qwen3"))
+    assert isinstance(predictor.passes.network, GraphClassifier) == (family in ("qwen2", "qwen3"))
     lengths = [3, 850, 20, 40, 900, 700, 1, *range(1, 40)]
     texts = ["".join("abcdefghij"[(place * length + place // 7) % 10] for place in range(length)) for length in lengths]
     answers = predictor.logits([{"context": text} for text in texts])

@@ -114,6 +114,19 @@ def test_only_the_pipeline_with_its_builder_and_the_commands_see_a_config() -> N
     assert seeing == {"training.build", "train", "multi_run", "cli.commands"}
 
 
+def test_no_engine_module_is_imported_outside_the_engine_but_its_door() -> None:
+    """Nor an engine by the reference."""
+    outside = {
+        f"{module} imports {other}"
+        for module in MODULES
+        for other in IMPORTS[module]
+        if other.startswith("engine.") and not module.startswith("engine.") and other != "engine.api"
+    }
+    assert outside == set()
+    shared = {other for module in ("engine.reference", "engine.tuning") for other in IMPORTS[module]}
+    assert not [other for other in shared if other.startswith("engine.cpu")]
+
+
 def test_every_module_says_what_it_is() -> None:
     assert [module for module in MODULES if not ast.get_docstring(TREES[module])] == []
 

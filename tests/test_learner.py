@@ -27,12 +27,11 @@ def gradients(pipeline: TrainingPipeline, batch_size: int, accumulation: int, wi
     plan = plan_step(
         np.arange(windows), pipeline.data.tokens["train"].lengths, 0, batch_size=batch_size, accumulation=accumulation
     )
-    weight = sum(pipeline.data.class_weights[label] for label in labels_N[plan.windows])
     kept: dict[str, torch.Tensor] = {}
     learner.optimizer.register_step_pre_hook(
         lambda *_: kept.update({name: p.grad.clone() for name, p in learner.parameters.items() if p.grad is not None})
     )
-    learner.step(pipeline.data.tokens["train"], labels_N, plan, weight, (0, 0))
+    learner.step(pipeline.data.tokens["train"], labels_N, plan, (0, 0))
     return kept
 
 
@@ -85,7 +84,7 @@ def test_one_batch_can_be_learnt_by_heart(make_config: MakeConfig) -> None:
     pipeline = ready(make_config, "training.learning_rate=0.005", "lora.dropout=0", "training.schedule=constant")
     labels_N, tokens = pipeline.data.labels["train"], pipeline.data.tokens["train"]
     plan = plan_step(np.arange(8), tokens.lengths, 0, batch_size=8, accumulation=1)
-    losses = [pipeline.learner.step(tokens, labels_N, plan, 8.0, (0, step))["loss"] for step in range(100)]
+    losses = [pipeline.learner.step(tokens, labels_N, plan, (0, step))["loss"] for step in range(100)]
     assert losses[-1] < 0.01 < losses[0]
 
 
@@ -124,7 +123,7 @@ def test_a_gradient_that_is_not_finite_stops_the_step_too(make_config: MakeConfi
     before = pipeline.learner.state_dict()["weights"]
     plan = plan_step(np.arange(8), tokens.lengths, 0, batch_size=4, accumulation=2)
     with pytest.raises(NonFinite, match="gradient norm"):
-        pipeline.learner.step(tokens, labels_N, plan, 8.0, (0, 0))
+        pipeline.learner.step(tokens, labels_N, plan, (0, 0))
     after = pipeline.learner.state_dict()["weights"]
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.grad is None for parameter in pipeline.learner.parameters.values())

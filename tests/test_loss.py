@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax
 from torch.nn.functional import cross_entropy
 
-from ctxtrain.model.focal_loss import focal_loss
+from ctxtrain.model.losses import focal_loss
 
 GAMMAS = (0.0, 0.5, 2.0, 5.0)
 WEIGHTS = torch.tensor([0.5, 2.0, 0.75], dtype=torch.float64)

@@ -13,7 +13,7 @@ from ctxtrain.config.schema import LoraConfig
 from ctxtrain.data.batches import collate, tokenise
 from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora
-from ctxtrain.model.focal_loss import focal_loss
+from ctxtrain.model.losses import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer
 from tests.tiny_models import FAMILIES, build_tiny
 

@@ -15,15 +15,16 @@ import pytest
 import typer
 
 import ctxtrain
-from ctxtrain.cli import process
 from ctxtrain.cli.commands import app
 from ctxtrain.cli.process import main
 from ctxtrain.config.schema import KEYS
+from ctxtrain.engine import tuning
+from ctxtrain.engine.api import tune_process
 
 WAIT = "OMP_WAIT_POLICY"
 CONFIG_KEYS = """
 data data.train data.val data.test data.codec data.purge data.embargo data.allow_leakage
-model model.base model.revision model.max_tokens model.dtype model.quantization
+model model.base model.revision model.max_tokens model.dtype model.engine model.quantization
 lora lora.r lora.alpha lora.dropout lora.target_modules lora.layers
 loss loss.focal_gamma loss.class_weights
 oversampling oversampling.target oversampling.max_repeat
@@ -142,34 +143,33 @@ def test_threads_spin_on_a_quiet_machine_unless_the_user_says_how_they_wait(
 ) -> None:
     monkeypatch.setattr(os, "environ", given)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(process, "LOADAVG", tmp_path / "loadavg")
+    monkeypatch.setattr(tuning, "LOADAVG", tmp_path / "loadavg")
     if running is not None:
         (tmp_path / "loadavg").write_text(f"0.20 0.18 0.12 {running}/80 11206\n")
-    with pytest.raises(SystemExit):
-        main(["--version"])
+    tune_process()
     assert given.get("GOMP_SPINCOUNT") == spins
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
-def test_help_does_not_wait_to_see_whether_the_machine_is_busy(
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"], ["sample", "--seed", "x"]])
+def test_only_a_command_that_needs_a_model_waits_to_see_whether_the_machine_is_busy(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[float] = []
     monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(process, "LOADAVG", tmp_path / "loadavg")
+    monkeypatch.setattr(tuning, "LOADAVG", tmp_path / "loadavg")
     monkeypatch.setattr(time, "sleep", looks.append)
     (tmp_path / "loadavg").write_text("9.20 9.18 9.12 9999/9999 11206\n")
-    for arguments in (words, ["--version"]):
+    exports = ["export", str(tmp_path)]
+    for arguments in (words, exports):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert bool(looks) == (arguments == ["--version"])
+        assert bool(looks) == (arguments == exports)
 
 
 def test_threads_do_not_spin_beside_programs_that_are_busy() -> None:
     """Real programs, one a core, and what the system says of them."""
     code = (
-        "from ctxtrain.cli.process import settle_environment; import os; settle_environment()\n"
-        "print(os.environ['GOMP_SPINCOUNT'])"
+        "from ctxtrain.engine.api import tune_process; import os; tune_process(); print(os.environ['GOMP_SPINCOUNT'])"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", WAIT)}
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]

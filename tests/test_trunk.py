@@ -106,7 +106,7 @@ def test_without_a_trunk_nothing_is_kept(make_config: MakeConfig, tmp_path: Path
         pipeline = TrainingPipeline(make_config(override, *([LAST] if "base" in override else [])))
         pipeline.load_data()
         pipeline.setup_model()
-        assert pipeline.learner.trunk is None
+        assert getattr(pipeline.learner.passes, "trunk", None) is None
 
 
 def content(config: Config) -> tuple[bytes, bytes]:

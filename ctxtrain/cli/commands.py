@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ctxtrain.engine.api import tune_process
 from ctxtrain.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
 from ctxtrain.limits import MOST_TOKENS
 from ctxtrain.memory import needed_for
@@ -107,7 +108,8 @@ def check(
 
     tokenizer, notes = None, list[str]()
     if base is not None:
-        from ctxtrain.engine.agreement import try_base
+        tune_process()
+        from ctxtrain.model.agreement import try_base
 
         tokenizer, notes = try_base(base)
     report = {"base": notes, **check_files({"train": train, "val": val, "test": test}, tokenizer, max_tokens)}
@@ -141,6 +143,7 @@ def train(
     ] = False,
 ) -> None:
     """Train, choose, calibrate, export and check."""
+    tune_process()
     from ctxtrain.config.schema import Config
 
     skips = [] if skip_nonfinite is None else [f"training.skip_nonfinite={skip_nonfinite}"]
@@ -172,6 +175,7 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Score a model on labelled rows."""
+    tune_process()
     from ctxtrain.data.formats import WindowFile
     from ctxtrain.export.predictor import load_model
 
@@ -201,6 +205,7 @@ def predict(
     from ctxtrain.storage.ownership import refuse_target
 
     refuse_target(output, model, data)
+    tune_process()
     import orjson
 
     from ctxtrain.data.formats import StandardInput, WindowFile
@@ -230,6 +235,7 @@ def serve(
     """Answer HTTP requests: docs/serving.md."""
     require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
     least = _min_confidence(min_confidence)
+    tune_process()
     from ctxtrain.serve.server import serve as answer
     from ctxtrain.serve.service import Limits
 
@@ -240,6 +246,7 @@ def serve(
 @app.command()
 def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Export the best epoch of a run again."""
+    tune_process()
     from ctxtrain.config.schema import Config
     from ctxtrain.storage.run_folder import RunFolder, refuse_several
 
@@ -279,6 +286,7 @@ def pretrain(
     ],
 ) -> None:
     """Make a base, or with base and data adapt a Qwen to unlabelled windows; output_dir says where it goes."""
+    tune_process()
     from ctxtrain.pretraining.run import PretrainConfig
     from ctxtrain.pretraining.run import pretrain as make_base
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 from ctxtrain.cli.commands import app
@@ -19,17 +17,12 @@ from ctxtrain.memory import ran_out, told
 from ctxtrain.streams import refuse_lost
 from ctxtrain.versions import refuse_known_holes
 
-LOADAVG = Path("/proc/loadavg")
-LOOKS, BETWEEN = 5, 0.02  # seconds: what runs for a moment only is none of our business
-SPINS = "10000"
 NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the documented exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    if "--help" not in words:  # that computes nothing, and the looks at a busy machine take 0.1 s
-        settle_environment()
     _open_standard_streams()
     debug = "--debug" in words
     try:
@@ -99,27 +92,3 @@ def _open_standard_streams() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
-
-
-def settle_environment() -> None:
-    """Set what libraries read from the environment when they are imported, unless the user has set it.
-
-    Threads of torch that wait for each other spin for some tenth of a millisecond and then sleep: to be woken takes a
-    virtual machine as long as a small operator. Where others want the cores they sleep at once, or they would starve
-    each other.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
-        os.environ["GOMP_SPINCOUNT"] = "0" if _others_want_cores() else SPINS
-
-
-def _others_want_cores() -> bool:
-    """Whether more than a fourth of the machine's cores have work that is not ours, at each of a few looks."""
-    for _ in range(LOOKS):
-        try:
-            running = int(LOADAVG.read_text(encoding="ascii").split()[3].partition("/")[0])
-        except (OSError, ValueError, IndexError):  # only Linux has it
-            return False
-        if (running - 1) * 4 <= (os.cpu_count() or 1):  # one of them is this process
-            return False
-        time.sleep(BETWEEN)
-    return True

@@ -87,6 +87,10 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of training; auto is bfloat16 on a GPU that has it, else float32."
     )
+    engine: Literal["auto", "reference"] = Field(
+        "auto",
+        description="Passes of the model: auto is the fastest that is proven for it here, reference is transformers.",
+    )
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none",
         description="Weights of the frozen base during training; int8 and nf4 need a GPU and bitsandbytes.",

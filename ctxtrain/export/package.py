@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from ctxtrain.data.batches import Tokens, tokenise
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.schema import Window
+from ctxtrain.engine.api import Engine
 from ctxtrain.errors import DataError, ExportError, OutOfMemory
 from ctxtrain.evaluation.assess import assess
 from ctxtrain.evaluation.blocks import blocks_of
@@ -77,6 +78,7 @@ def prepare_export(
     labels: Mapping[str, Ints],
     *,
     max_tokens: int,
+    engine: Engine,
     calibrate: bool,
     targets: Mapping[str, float],
     seed: int,
@@ -101,7 +103,7 @@ def prepare_export(
         with quiet_transformers():
             merged.save_pretrained(folder, max_shard_size="1TB")  # one file, whatever the size
             tokenizer.save_pretrained(folder)
-        predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens)
+        predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens, engine=engine)
         calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
         logits_NC, labels_N, test = predictor.token_logits(tokens["val"]), labels["val"], None
         if calibrate:
@@ -136,7 +138,7 @@ def prepare_export(
         _flush(folder)
         share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
         pack(folder, scratch / "final_model.zip")
-        check["max_predict_difference"] = check_opens(scratch / "final_model.zip", texts, trained, check)
+        check["max_predict_difference"] = check_opens(scratch / "final_model.zip", texts, trained, check, engine)
     return Exported(predictor, calibration, scores, test, assessment, check)
 
 
@@ -192,13 +194,15 @@ def check_reopened(
     }
 
 
-def check_opens(archive: Path, texts: list[str], trained: TrainedLogits, check: Mapping[str, float | int]) -> float:
+def check_opens(
+    archive: Path, texts: list[str], trained: TrainedLogits, check: Mapping[str, float | int], engine: Engine = "auto"
+) -> float:
     """Open the packed export as `predict` does; its logits must be the trained model's too.
 
     Returns the largest difference. Raises ExportError, also where the reader of exports refuses what was written.
     """
     try:
-        opened = load_model(archive)
+        opened = load_model(archive, engine=engine)
     except DataError as error:
         raise ExportError(
             f"the export must open again, but predict refuses it: {error} The checkpoints are untouched; report this "

@@ -9,7 +9,6 @@ model.render(row)                          the text that the tokenizer sees
 from __future__ import annotations
 
 import tempfile
-import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import softmax
-from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -33,11 +31,7 @@ from ctxtrain.data.batches import Tokens, tokenise
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.formats import StandardInput, WindowFile
 from ctxtrain.data.schema import Window, parse_row
-from ctxtrain.engine.agreement import invented_rows, why_engine_differs
-from ctxtrain.engine.cpu.onnx_inference import GraphClassifier, suits
-from ctxtrain.engine.cpu.parallel_logits import token_logits
-from ctxtrain.engine.cpu.training_model import why_plain
-from ctxtrain.engine.cpu.wide_inference import MergedClassifier
+from ctxtrain.engine.api import Engine, for_inference
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.evaluation.metrics import Metrics, evaluate_logits
 from ctxtrain.evaluation.selective import abstain, least_confidences
@@ -46,7 +40,6 @@ from ctxtrain.labels import LABELS
 from ctxtrain.memory import needed_for
 from ctxtrain.model.base_config import refusing
 from ctxtrain.model.tokenizer import quiet_transformers
-from ctxtrain.runtime import enter_vector_math, keep_freed_memory
 from ctxtrain.storage.atomic_files import MANIFEST, check_manifest, sha256_file, unpack
 from ctxtrain.storage.run_folder import refuse_several
 from ctxtrain.storage.validated import Part, read_as
@@ -95,37 +88,19 @@ class CalibrationFile(Part):
     thresholds: dict[Literal["LONG", "SHORT", "SKIP"], StoredThreshold] = Field(default_factory=dict)
 
 
-def load_model(path: str | Path) -> Predictor:
-    """Open a run folder, an export folder or a `final_model.zip`.
+def load_model(path: str | Path, *, engine: Engine = "auto") -> Predictor:
+    """Open a run folder, an export folder or a `final_model.zip`; `reference` answers by plain transformers.
 
     Raises ConfigError if there is nothing at the path, DataError if what is there is no whole export.
     """
     with needed_for(f"while opening the model {path}"):
-        return Predictor.load(Path(path))
-
-
-def _network(model: Any, max_tokens: int) -> nn.Module:
-    """The model's fastest forward pass that gives its logits. Raises DataError if the model itself is unsound."""
-    plain: nn.Module = model
-    network: nn.Module
-    if why_plain(model, model.device) is not None:
-        return plain
-    if suits(model, max_tokens):
-        network = GraphClassifier.of(model).eval()
-    else:
-        keep_freed_memory()
-        network = MergedClassifier(model).eval()
-    probe = invented_rows(model.config.vocab_size, model.config.pad_token_id)
-    if differs := why_engine_differs(model, network, probe, "an exported model", DataError):
-        warnings.warn(f"prediction takes the slower path of transformers: {differs}", RuntimeWarning, stacklevel=2)
-        return plain
-    return network
+        return Predictor.load(Path(path), engine)
 
 
 class Predictor:
     """Model, tokenizer, codec, temperature and confidence thresholds by class of one export.
 
-    `network` is the model's fastest proven forward pass. `version` names an export that was opened: the start of the
+    `passes` are what the engine gives for the model. `version` names an export that was opened: the start of the
     SHA-256 of its manifest, which holds the SHA-256 of every other file.
     """
 
@@ -138,9 +113,9 @@ class Predictor:
         max_tokens: int,
         thresholds: Mapping[str, float | None] | None = None,
         version: str = "",
+        engine: Engine = "auto",
     ) -> None:
-        enter_vector_math()
-        self.network = _network(model.eval(), max_tokens)
+        self.passes = for_inference(model.eval(), max_tokens, engine=engine)
         self.tokenizer = tokenizer
         self.codec = codec
         self.temperature = temperature
@@ -149,12 +124,12 @@ class Predictor:
         self.version = version
 
     @classmethod
-    def load(cls, path: Path) -> Predictor:
+    def load(cls, path: Path, engine: Engine = "auto") -> Predictor:
         if path.is_file():
             _refuse_other_file(path)
             with tempfile.TemporaryDirectory() as scratch:
                 unpack(path, Path(scratch))
-                return cls._load_folder(Path(scratch))
+                return cls._load_folder(Path(scratch), engine)
         if not path.is_dir():
             raise ConfigError(f"{path}: no such model. Give a run folder, an export folder or a final_model.zip.")
         inner = path / EXPORT_FOLDER
@@ -162,10 +137,10 @@ class Predictor:
             raise ConfigError(f"{path}: this run has no export yet. Finish it with train --resume, or run export.")
         if not inner.is_dir() and not (path / MANIFEST).exists():
             refuse_several(path)
-        return cls._load_folder(inner if inner.is_dir() else path)
+        return cls._load_folder(inner if inner.is_dir() else path, engine)
 
     @classmethod
-    def _load_folder(cls, folder: Path) -> Predictor:
+    def _load_folder(cls, folder: Path, engine: Engine) -> Predictor:
         check_manifest(folder)
         try:
             calibration = read_as(CalibrationFile, folder / "calibration.json", "Export the model again")
@@ -194,6 +169,7 @@ class Predictor:
             tokenizer.model_max_length,
             {label: threshold.min_confidence for label, threshold in calibration.thresholds.items()},
             sha256_file(folder / MANIFEST)[:VERSION_DIGITS],
+            engine,
         )
 
     def predict(self, rows: Rows, min_confidence: MinConfidence = None) -> list[Prediction]:
@@ -276,7 +252,7 @@ class Predictor:
 
     def token_logits(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
         """Uncalibrated logits of shape (rows, 3) of windows that `tokenise` gave."""
-        logits_NC = token_logits(self.network, tokens, advance)
+        logits_NC = self.passes.token_logits(tokens, advance)
         _refuse_broken(logits_NC, [f"row {row}" for row in range(1, len(tokens) + 1)])
         return logits_NC
 
@@ -289,7 +265,7 @@ class Predictor:
         return self._logits(self.read(windows))
 
     def _logits(self, question: Question, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
-        logits_NC = token_logits(self.network, question.tokens, advance)
+        logits_NC = self.passes.token_logits(question.tokens, advance)
         _refuse_broken(logits_NC, question.places)
         return logits_NC
 

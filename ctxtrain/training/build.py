@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from ctxtrain.config.overrides import required
 from ctxtrain.config.schema import Config, DataConfig
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.formats import WindowFile
-from ctxtrain.engine.agreement import invented_rows
 from ctxtrain.errors import ConfigError
 from ctxtrain.labels import LABELS
 from ctxtrain.model import lora
-from ctxtrain.model.focal_loss import focal_loss
+from ctxtrain.model.losses import FocalLoss
 from ctxtrain.model.optimizer import make_optimizer, make_schedule
 from ctxtrain.runtime import make_accelerator, resolve_dtype
 from ctxtrain.tracking.trackers import require_trackers
@@ -113,6 +111,7 @@ def export_settings(config: Config) -> dict[str, Any]:
     """What `prepare_export` takes from a config."""
     return {
         "max_tokens": config.model.max_tokens,
+        "engine": config.model.engine,
         "calibrate": config.calibration.method == "temperature",
         "targets": config.targets.model_dump(),
         "seed": config.training.seed,
@@ -160,8 +159,7 @@ def build_learner(
         weight_decay=training.weight_decay,
     )
     schedule = make_schedule(optimizer, training.schedule, warmup_steps=training.warmup_steps, total_steps=total_steps)
-    weights_C = torch.tensor(class_weights, device=accelerator.device)
-    loss_fn = partial(focal_loss, gamma=config.loss.focal_gamma, class_weights_C=weights_C)
+    loss_fn = FocalLoss(class_weights, accelerator.device, gamma=config.loss.focal_gamma)
     return Learner(
         accelerator,
         model,
@@ -170,7 +168,7 @@ def build_learner(
         loss_fn,
         max_grad_norm=training.max_grad_norm,
         seed=training.seed,
-        probe=invented_rows(model.config.get_text_config().vocab_size, pad_id),
+        engine=config.model.engine,
         say=say,
     )
 

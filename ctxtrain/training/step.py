@@ -23,19 +23,16 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
-from ctxtrain.data.batches import StepPlan, Tokens, collate, evaluation_batches
-from ctxtrain.engine.agreement import why_engine_differs
-from ctxtrain.engine.cpu.frozen_layers import Trunk
-from ctxtrain.engine.cpu.training_model import FastClassifier, why_plain
+from ctxtrain.data.batches import StepPlan, Tokens, evaluation_batches
+from ctxtrain.engine.api import Engine, for_training
 from ctxtrain.errors import ConfigError, TrainingDiverged
 from ctxtrain.labels import LABELS
 from ctxtrain.model.lora import load_trainable_state, logits, trainable_parameters, trainable_state
+from ctxtrain.model.losses import Loss
 from ctxtrain.model.optimizer import not_finite
-from ctxtrain.runtime import Purpose, enter_vector_math, seed_torch
+from ctxtrain.runtime import Purpose, seed_torch
 
 Ints = NDArray[np.int64]
-LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
 
 ADVICE = "Check those rows, start again with a lower training.learning_rate, or resume from the last checkpoint"
 
@@ -83,9 +80,7 @@ def refuse_not_finite(logits_NC: Tensor, names: Sequence[str]) -> None:
 class Learner:
     """A model with its optimizer, schedule and loss, on the devices of an Accelerator.
 
-    `why_plain` says why the model's own forward pass is used and not the faster one, if that is so: by its parts, or
-    because on the rows of `probe` it does not give the logits of transformers (`engine/agreement.py`). With the faster
-    one, what the layers below the first adapter give is computed once a row; `say` is told if it cannot be kept.
+    `engine` is that of `engine/api.py`, and `passes` are what it gives; `say` is told if the engine has no disk space.
     """
 
     def __init__(
@@ -94,26 +89,17 @@ class Learner:
         model: PeftModel,
         optimizer: AdamW,
         schedule: LRScheduler,
-        loss_fn: LossFunction,
+        loss_fn: Loss,
         *,
         max_grad_norm: float | None,
         seed: int,
-        probe: Tokens | None = None,
+        engine: Engine = "auto",
         say: Callable[[str], None] = print,
     ) -> None:
-        enter_vector_math()
         self.accelerator = accelerator
         self.model = model
-        self.why_plain = why_plain(model, accelerator.device)
-        self.classifier = model if self.why_plain else FastClassifier(model)
-        if probe is not None:
-            model.to(accelerator.device)
-            if differs := why_engine_differs(model, self.classifier, probe):
-                self.why_plain, self.classifier = differs, model
-        self.network = accelerator.prepare_model(self.classifier)
-        self.trunk: Trunk | None = None
-        if isinstance(self.classifier, FastClassifier) and self.classifier.trunk_layers:
-            self.trunk = Trunk(self.classifier, accelerator.project_dir, say)
+        self.passes = for_training(model, accelerator.device, engine=engine, scratch=accelerator.project_dir, say=say)
+        self.network = accelerator.prepare_model(self.passes.network)
         self.optimizer = optimizer
         self.schedule = schedule
         self.loss_fn = loss_fn
@@ -126,19 +112,19 @@ class Learner:
         tokens: Tokens,
         labels_N: Ints,
         plan: StepPlan,
-        weight: float,
         position: tuple[int, int],
         before_batch: Callable[[], None] | None = None,
     ) -> dict[str, float]:
-        """Train once on the windows of a plan; `weight` is Σ α over all of them, in whatever process they are.
+        """Train once on the windows of a plan.
 
-        The loss is Σ FL / Σ α over the whole step, so it does not matter how the step is cut. Dropout is drawn from
+        The loss is one quotient over the whole step, in whatever process its windows are. Dropout is drawn from
         (seed, position, number of the micro-batch). `before_batch` may raise to give the step up: until its end no
         weight, moment or rate has changed. Raises NonFinite.
         """
         if not self.network.training:  # walking through all modules takes as long as a product
             self.network.train()
         accelerator = self.accelerator
+        weight = self.loss_fn.weight(labels_N[plan.windows])
         loss = torch.zeros((), device=accelerator.device)
         for batch in plan.micro_batches:
             if before_batch:
@@ -214,22 +200,19 @@ class Learner:
     def _loss_sum(self, network: torch.nn.Module, tokens: Tokens, labels_N: Ints, rows: Ints) -> Tensor:
         """Sum of the loss over rows."""
         labels_B = torch.from_numpy(labels_N[rows]).to(self.accelerator.device)
-        loss_sum, _ = self.loss_fn(self._scores(network, tokens, rows), labels_B)
+        loss_sum, _ = self.loss_fn.sums(self._scores(network, tokens, rows), labels_B)
         return loss_sum
 
     def _scores(self, network: torch.nn.Module, tokens: Tokens, rows: Ints) -> Tensor:
         """Logits of rows, of shape (B, 3)."""
-        batch = collate(tokens, rows, self.accelerator.device)
-        if self.trunk is not None:
-            batch["states_BTD"] = self.trunk.states(tokens, rows)
-        return logits(network, batch)
+        return logits(network, self.passes.batch(tokens, rows, self.accelerator.device))
 
     def _culprits(self, tokens: Tokens, labels_N: Ints, rows: Ints) -> list[int]:
         """The rows whose loss or gradient is not finite when each is computed alone."""
         culprits = []
         for row in sorted(set(rows.tolist())):
             self.optimizer.zero_grad()
-            loss_sum = self._loss_sum(self.classifier, tokens, labels_N, np.array([row]))
+            loss_sum = self._loss_sum(self.passes.network, tokens, labels_N, np.array([row]))
             self.accelerator.backward(loss_sum)
             gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
             if not all(bool(torch.isfinite(value).all()) for value in (loss_sum, *gradients)):

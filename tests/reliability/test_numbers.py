@@ -26,7 +26,7 @@ from ctxtrain.evaluation.calibration import HIGHEST, LOWEST, TemperatureScaler, 
 from ctxtrain.evaluation.metrics import negative_log_likelihood
 from ctxtrain.model import lora
 from ctxtrain.model.base_config import HEAD
-from ctxtrain.model.focal_loss import focal_loss
+from ctxtrain.model.losses import FocalLoss, focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.storage import checkpoint
 from tests.conftest import Amount, MakeConfig
@@ -62,17 +62,18 @@ def spoil_logits(pipeline: TrainingPipeline, bad: float) -> None:
         output.logits = output.logits + torch.tensor([0.0, bad, 0.0])
         return output
 
-    pipeline.learner.classifier.register_forward_hook(change)
+    pipeline.learner.passes.network.register_forward_hook(change)
 
 
 def spoil_loss(pipeline: TrainingPipeline, bad: float) -> None:
+    class Spoilt(FocalLoss):
+        def sums(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+            loss, weight = super().sums(logits_BC, labels_B)
+            return loss + bad, weight
+
     loss_fn = pipeline.learner.loss_fn
-
-    def spoilt(logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        loss, weight = loss_fn(logits_BC, labels_B)
-        return loss + bad, weight
-
-    pipeline.learner.loss_fn = spoilt
+    assert isinstance(loss_fn, FocalLoss)
+    pipeline.learner.loss_fn = Spoilt(loss_fn.class_weights, torch.device("cpu"), gamma=loss_fn.gamma)
 
 
 def spoil_gradient(pipeline: TrainingPipeline, bad: float) -> None:
@@ -208,7 +209,7 @@ def test_a_zeroed_head_starts_at_ln_3_and_the_base_never_changes(make_config: Ma
     metrics = pipeline.evaluate()
     assert metrics["loss"] == pytest.approx(math.log(3), abs=2e-7)
     plan = plan_step(np.arange(8), pipeline.data.tokens["train"].lengths, 0, batch_size=4, accumulation=2)
-    figures = pipeline.learner.step(pipeline.data.tokens["train"], pipeline.data.labels["train"], plan, 8.0, (0, 0))
+    figures = pipeline.learner.step(pipeline.data.tokens["train"], pipeline.data.labels["train"], plan, (0, 0))
     assert figures["loss"] == pytest.approx(math.log(3), abs=2e-7)
     pipeline.train_epoch()
     assert lora.frozen_sha256(pipeline.model) == base

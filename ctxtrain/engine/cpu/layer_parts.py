@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from ctxtrain.model.dropout import Masks
+from ctxtrain.engine.cpu.dropout import Masks
 
 ADAPTER = "default"
 LARGE = 3 << 19  # numbers; norms and masks of more are not kept for the backward pass but made again

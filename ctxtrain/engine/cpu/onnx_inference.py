@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -29,21 +29,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ctxtrain.engine.cpu.attention import LANES
-from ctxtrain.engine.cpu.rope_tables import rotations
+from ctxtrain.engine.cpu.rope_tables import LONGEST, rotations
 from ctxtrain.engine.cpu.training_model import lengths_of
 
-NARROW = 512  # from this width on products take nearly all the time, and a second copy of the weights is large
-LONGEST = 2048  # tokens; attention of longer texts takes fewer scores at a time than `BLOCKS` leave
 OPSET, IR_VERSION = 23, 11  # the first with norm and rotation as operators
 BLOCKS = 5  # of queries, each with all keys up to its last
 LARGEST_TABLE = 1 << 24  # numbers; a larger vocabulary's part of the first layer is not made beforehand
 
 Floats = NDArray[np.float32]
-
-
-def suits(model: PreTrainedModel, max_tokens: int) -> bool:
-    """Whether a model for which `why_plain` gives None answers soonest so."""
-    return bool(cast(Any, model.config).hidden_size < NARROW) and max_tokens <= LONGEST
 
 
 class GraphClassifier(nn.Module):
@@ -70,10 +63,6 @@ class GraphClassifier(nn.Module):
         options.add_external_initializers(list(graph.weights), values)
         session = onnxruntime.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return cls(model, session, graph.weights)
-
-    @property
-    def width(self) -> int:
-        return int(cast(Any, self.model.config).hidden_size)
 
     def forward(self, input_ids: Tensor) -> SequenceClassifierOutputWithPast:
         """Logits of shape (B, 3) of ids of shape (B, T), padded on the right; T is at most `LONGEST`."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+LONGEST = 2048  # tokens of a text for which ONNX Runtime's graph holds rotations and masks
 _TABLES: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 

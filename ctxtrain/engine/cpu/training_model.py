@@ -29,6 +29,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ctxtrain.engine.cpu.attention import Neighbours, attention, attention_of_last
+from ctxtrain.engine.cpu.dropout import Masks
 from ctxtrain.engine.cpu.layer_parts import (
     ADAPTER,
     AdaptedLinear,
@@ -43,7 +44,6 @@ from ctxtrain.engine.cpu.layer_parts import (
 )
 from ctxtrain.engine.cpu.rope_tables import rotations
 from ctxtrain.model.base_config import COMPANY_DEPENDENT
-from ctxtrain.model.dropout import Masks
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", *MLP)

@@ -35,6 +35,12 @@ def invented_rows(vocabulary: int, pad_id: int) -> Tokens:
     return Tokens(np.concatenate(rows), np.cumsum([len(row) for row in rows]), pad_id, 0)
 
 
+def probe_of(model: Any) -> Tokens:
+    """`invented_rows` of the vocabulary of a model whose config says which id pads."""
+    config = model.config.get_text_config()
+    return invented_rows(config.vocab_size, config.pad_token_id)
+
+
 def try_base(base: str) -> tuple[Tokenizer, list[str]]:
     """The tokenizer of a base and what a user should know of it, after all that a run asks of one.
 

@@ -7,8 +7,40 @@ Legend: B windows, C = 3 classes in the order of `LABELS`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+
+class Loss(Protocol):
+    """A loss that owns its denominator.
+
+    The loss of an optimizer step is Σ `sums`[0] over its windows divided by their `weight`, once, however the step is
+    cut into micro-batches and dealt out to processes. The loss of a set of rows is the quotient of its `sums`.
+    """
+
+    def sums(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the loss over the windows, and of what each of them weighs."""
+
+    def weight(self, labels_N: Iterable[int]) -> float:
+        """What windows with these labels weigh together."""
+
+
+class FocalLoss:
+    """Focal loss with the class weights of a run, in the order of `LABELS`, on a device."""
+
+    def __init__(self, class_weights: Sequence[float], device: torch.device, *, gamma: float) -> None:
+        self.class_weights = class_weights
+        self.weights_C = torch.tensor(class_weights, device=device)
+        self.gamma = gamma
+
+    def sums(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        return focal_loss(logits_BC, labels_B, self.gamma, self.weights_C)
+
+    def weight(self, labels_N: Iterable[int]) -> float:
+        return sum(self.class_weights[label] for label in labels_N)
 
 
 def focal_loss(logits_BC: Tensor, labels_B: Tensor, gamma: float, class_weights_C: Tensor) -> tuple[Tensor, Tensor]:
