@@ -184,6 +184,16 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: (folder / "tokenizer.json").unlink(),
         "the tokenizer must give letters, digits, - and ? tokens of their own",
     ),
+    "dropout beyond 1": (config(attention_dropout=5), "attention_dropout must be a number from 0 to 0.99, got 5. Copy"),
+    "dropout below 0": (config(attention_dropout=-1.0), "attention_dropout must be a number from 0 to 0.99, got -1.0"),
+    "a head of infinities": (
+        config(initializer_range=1e30),
+        "initializer_range must be a number from 0 to 1, got 1e+30",
+    ),
+    "layers without a window": (
+        config(layer_types=["sliding_attention"] * 2),
+        "model.base must give logits in training (Could not find a `sliding_window` argument",
+    ),
     "no rotation": (config(rope_parameters={"rope_type": "default", "rope_theta": 0.0}), "must give finite logits"),
 }
 

@@ -39,10 +39,11 @@ def for_training(
     """
     from ctxtrain.engine.reference import TrainingPasses
     from ctxtrain.engine.tuning import enter_vector_math
-    from ctxtrain.model.agreement import probe_of, why_engine_differs
+    from ctxtrain.model.agreement import probe_of, refuse_untrainable, why_engine_differs
 
     enter_vector_math()
     model.to(device)
+    refuse_untrainable(model, probe_of(model))
     plain = TrainingPasses(model, "model.engine is reference" if engine == "reference" else None)
     if engine == "reference":
         why_engine_differs(model, model, probe_of(model))

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ctxtrain.data.batches import Tokens, collate
-from ctxtrain.errors import ConfigError, FaultsError
+from ctxtrain.errors import ConfigError, DataError
+from ctxtrain.model.base_config import refusing
 from ctxtrain.model.lora import load_classifier, logits
 from ctxtrain.model.tokenizer import tokenizer_and_notes
 
@@ -48,13 +49,32 @@ def try_base(base: str) -> tuple[Tokenizer, list[str]]:
     """
     tokenizer, notes = tokenizer_and_notes(base)
     model = load_classifier(base, tokenizer.pad_token_id, dtype=None, say=notes.append)
-    why_engine_differs(model, model, invented_rows(len(tokenizer), tokenizer.pad_token_id))
+    probe = invented_rows(len(tokenizer), tokenizer.pad_token_id)
+    why_engine_differs(model, model, probe)
+    refuse_untrainable(model, probe)
     return tokenizer.backend_tokenizer, notes
 
 
 @torch.no_grad()
+def refuse_untrainable(model: nn.Module, tokens: Tokens) -> None:
+    """Raises ConfigError if a forward pass in training mode fails; it has parts, as dropout, that no other pass has."""
+    was_training = model.training
+    batch = collate(tokens, range(len(tokens)), next(model.parameters()).device)
+    try:
+        model.train()
+        with refusing(ConfigError, "model.base must give logits in training", "Its config.json may be damaged"):
+            _masked(model, batch)
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
 def why_engine_differs(
-    model: nn.Module, engine: nn.Module, tokens: Tokens, name: str = "model.base", kind: type[FaultsError] = ConfigError
+    model: nn.Module,
+    engine: nn.Module,
+    tokens: Tokens,
+    name: str = "model.base",
+    kind: type[ConfigError] | type[DataError] = ConfigError,
 ) -> str | None:
     """Why the engine cannot stand in for the model, called `name`, on these rows, or None.
 
@@ -67,8 +87,9 @@ def why_engine_differs(
     model.eval()
     engine.eval()
     try:
-        together_BC = _masked(model, batch)
-        alone_1C = _masked(model, collate(tokens, [len(tokens) - 1], weight.device))
+        with refusing(kind, f"{name} must give logits for a row of any tokens", "Its config.json may be damaged"):
+            together_BC = _masked(model, batch)
+            alone_1C = _masked(model, collate(tokens, [len(tokens) - 1], weight.device))
         allowed = NOISE[_dtype(model)] * float(together_BC.abs().max())
         if not bool(torch.isfinite(together_BC).all()):
             raise kind(

@@ -28,6 +28,9 @@ HEAD = "score"
 FAMILIES = tuple(name for name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if name.startswith("qwen"))
 # Rotary embeddings that change with the longest row of a batch, so that a row's logits depend on the rows beside it.
 COMPANY_DEPENDENT = ("dynamic", "longrope")
+BOUNDS = {"initializer_range": (0.0, 1.0), "rms_norm_eps": (0.0, 1.0)}
+DROPOUTS = (0.0, 0.99)
+_DROPOUT = re.compile(r".*(dropout|pdrop|dropout_prob|dropout_rate)")
 OLDER = {"rope_theta", "rope_scaling", "partial_rotary_factor"}  # in files of transformers before 5
 # Keys of every config that change what a forward pass returns, or what transformers makes of labels.
 _RESET = ("return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward", "problem_type")
@@ -79,6 +82,7 @@ def config_faults(values: Mapping[str, Any]) -> list[str]:
                 "config.json: attention must be causal, since the class is read at the last token of a padded row, got "
                 f"is_causal {shown(part.get('is_causal'))}. Use the causal checkpoint that this one was made from"
             )
+        faults += [fault for key, value in part.items() if (fault := _number_fault(key, value))]
         for key in ("rope_scaling", "rope_parameters"):
             faults += [
                 f"config.json: a row's logits must not depend on the rows beside it, but {key} is {kind}, which "
@@ -148,6 +152,14 @@ def refusing(kind: type[ConfigError | DataError], rule: str, remedy: str = "Use 
         said = re.sub(r"\s+|For details look at .*", " ", str(error))
         reason = said.strip()[:300].rstrip(".") or type(error).__name__
         raise kind(f"{rule} ({reason}). {remedy}.") from error
+
+
+def _number_fault(key: str, value: object) -> str | None:
+    """What is wrong with a number that no shape of a weight contradicts; null is the family's default."""
+    low, high = BOUNDS.get(key, DROPOUTS if _DROPOUT.fullmatch(key) else (-math.inf, math.inf))
+    if value is None or math.isinf(high) or (isinstance(value, int | float) and low <= value <= high):
+        return None
+    return f"config.json: {key} must be a number from {low:g} to {high:g}, got {shown(value)}. Copy config.json anew"
 
 
 def _parts(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
