@@ -1,4 +1,7 @@
-"""Libraries with holes that are known, with which this program does not start, and libraries that are optional."""
+"""Libraries with holes that are known, with which this program does not start, and libraries that are optional.
+
+The pins of pyproject.toml name safe releases too, but pip installs over a pin with no more than a warning.
+"""
 
 from __future__ import annotations
 
