@@ -23,6 +23,7 @@ The data flows down this list; a module imports only from modules above it.
     data.wild_prints            prints that are far off are drawn near
     data.schema                 a JSON object → a window, or faults
     data.notices                what was dropped, guessed or put right in a file
+    data.table                  windows as Arrow columns on disk
     data.formats                files of JSONL → windows, faults
     data.features               windows → normalised numbers
     data.codec                  windows → text

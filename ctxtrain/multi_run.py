@@ -135,7 +135,7 @@ def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Pat
 
     Raises ConfigError, before anything is written, if one of them holds other rows: it may be a run's.
     """
-    source, error = survey(WindowFile(train, keep=True))
+    source, error = survey(WindowFile(train, keep="lines"))
     if error:
         raise error
     parts = {f"fold_{number}": rows for number, rows in enumerate(walk_forward(source, folds), start=1)}

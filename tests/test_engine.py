@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ctxtrain
@@ -57,7 +58,7 @@ def test_the_reference_runs_from_rows_to_answers_where_the_engine_is_gone(
     fast, plain = load_model(config.output_dir), load_model(config.output_dir, engine="reference")
     assert type(plain.passes) is InferencePasses
     assert type(fast.passes) is not InferencePasses
-    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(plain.logits(rows).tolist(), abs=1e-6)
+    assert np.array(json.loads(done.stdout.splitlines()[-1])) == pytest.approx(plain.logits(rows), abs=1e-6)
     assert fast.logits(rows) == pytest.approx(plain.logits(rows), abs=1e-5)
 
 

@@ -390,7 +390,7 @@ def test_a_file_that_is_kept_is_read_once_whatever_becomes_of_it(tmp_path: Path,
         path = path.with_name(name)
         path.write_bytes(gzip.compress((tmp_path / "rows.jsonl").read_bytes()))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    file = WindowFile(path, keep=True)
+    file = WindowFile(path, keep="lines")
     next(iter(file))  # a walk that is broken off keeps nothing
     first = closes(file)
     if then == "gone":

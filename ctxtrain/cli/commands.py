@@ -5,14 +5,13 @@ Heavy imports stay inside the commands, so that --help answers at once. Errors g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ctxtrain.cli.answering import least_confidence, progress, question_of
 from ctxtrain.engine.api import tune_process
 from ctxtrain.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
 from ctxtrain.limits import MOST_TOKENS
@@ -180,8 +179,8 @@ def evaluate(
     from ctxtrain.export.predictor import load_model
 
     predictor = load_model(model)
-    question = _question(predictor, WindowFile(data))
-    with needed_for("while evaluating"), _progress("evaluating", len(question.ids)) as advance:
+    question = question_of(predictor, WindowFile(data))
+    with needed_for("while evaluating"), progress("evaluating", len(question.ids)) as advance:
         metrics = predictor.evaluate(question.tokens, question.labels_N, advance)
     if as_json:
         _print_json(metrics)
@@ -211,10 +210,10 @@ def predict(
     from ctxtrain.data.formats import StandardInput, WindowFile
     from ctxtrain.export.predictor import load_model
 
-    least = _min_confidence(min_confidence)
+    least = least_confidence(min_confidence)
     predictor = load_model(model)
-    question = _question(predictor, StandardInput() if data == "-" else WindowFile(data, labelled=False))
-    with needed_for("while predicting"), _progress("predicting", len(question.ids)) as advance:
+    question = question_of(predictor, StandardInput() if data == "-" else WindowFile(data, labelled=False))
+    with needed_for("while predicting"), progress("predicting", len(question.ids)) as advance:
         answers = predictor.answers(question, advance, min_confidence=least)
         lines = b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers)
     write_result(output, lines)
@@ -234,7 +233,7 @@ def serve(
 ) -> None:
     """Answer HTTP requests: docs/serving.md."""
     require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
-    least = _min_confidence(min_confidence)
+    least = least_confidence(min_confidence)
     tune_process()
     from ctxtrain.serve.server import serve as answer
     from ctxtrain.serve.service import Limits
@@ -295,36 +294,6 @@ def pretrain(
     from ctxtrain.progress import Reporter
 
     _print_json(make_base(settings, Reporter(stderr())))
-
-
-def _question(predictor: Any, rows: Any) -> Any:
-    """What a predictor needs of rows; what was dropped or guessed in them is said once, on standard error."""
-    question = predictor.read_rows(rows)
-    for line in rows.reading.noticed.lines():
-        typer.echo(f"note: {line}", err=True)
-    return question
-
-
-def _min_confidence(text: str | None) -> Any:
-    if text in (None, "auto"):
-        return text
-    try:
-        value: Any = float(str(text))
-    except ValueError:
-        value = text
-    if isinstance(value, float) and 0 <= value <= 1:
-        return value
-    raise ConfigError(f"min-confidence must be auto or a number from 0 to 1, got {value!r}. Try 0.55.")
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Any]:
-    """A bar on a terminal's stderr, so that stdout holds results only."""
-    from ctxtrain.cli.console import stderr
-    from ctxtrain.progress import Reporter
-
-    with Reporter(stderr()).rows(what, total) as advance:
-        yield advance
 
 
 def _print_json(value: object) -> None:

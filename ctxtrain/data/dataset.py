@@ -3,8 +3,8 @@
 Comes in: paths of the splits and a tokenizer. Goes out: a `Dataset` with labels, names and tokens by split
 (`train`, `val`, and `test` where there is one), the codec, the class counts and weights, and what was found.
 
-Each file is walked through twice, first for a `Survey`, then to render and tokenise; and once more where purging drops
-rows of it. Windows are not kept, so that memory holds some hundred bytes of a row and not its 20,000.
+Each file is parsed once, into a table on disk. Its windows are walked through twice, first for a `Survey`, then to
+render and tokenise; and once more where purging drops rows. Memory holds some hundred bytes of a row, not its 20,000.
 """
 
 from __future__ import annotations

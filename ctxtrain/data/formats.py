@@ -19,17 +19,18 @@ import weakref
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import compress, repeat
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import orjson
 
 from ctxtrain.data import strict_json
 from ctxtrain.data.notices import Noticed
 from ctxtrain.data.schema import Window, parse_row, unread_fields
+from ctxtrain.data.table import TableWriter, WindowTable
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 if TYPE_CHECKING:
@@ -72,21 +73,22 @@ class Reading:
 
 
 class WindowFile:
-    """The windows of one file, parsed anew on each walk, so that no file has to fit into memory.
+    """The windows of one file, so that no file has to fit into memory.
 
-    Rows with faults are left out; `reading` has what the last whole walk found. The user's file is opened once: with
-    `keep`, the first walk copies its bytes into a temporary file without a name, and later walks read that copy. So a
-    pipe can be walked again, and the file may change or go. A walk raises DataError if the file cannot be read at all.
-    `drop` leaves windows out of later walks.
+    Rows with faults are left out; `reading` has what the last whole walk over the file found. With `keep`, the first
+    walk writes a `WindowTable`, and later walks read that: a row is parsed once, a pipe can be walked again, and the
+    file may change or go. `keep="lines"` keeps the lines too, for `raw_rows`. A walk raises DataError if the file
+    cannot be read at all. `drop` leaves windows out of later walks.
     """
 
-    def __init__(self, path: str | Path, *, labelled: bool = True, keep: bool = False) -> None:
+    def __init__(self, path: str | Path, *, labelled: bool = True, keep: bool | Literal["lines"] = False) -> None:
         self.path = Path(path)
         self.labelled = labelled
         self.reading = Reading(str(path))
         self.dropped = 0
         self._keep = keep
         self._copy: io.FileIO | None = None
+        self._table: WindowTable | None = None
         self._kept: Iterable[bool] = repeat(True)
 
     def drop(self, rows: Sequence[int]) -> None:
@@ -96,12 +98,21 @@ class WindowFile:
         self._kept = [row not in gone for row in range(self.reading.good)] if gone else repeat(True)
 
     def __iter__(self) -> Iterator[Window]:
+        return compress(self._parsed() if self._table is None else iter(self._table), self._kept)
+
+    def _parsed(self) -> Iterator[Window]:
         reading = Reading(str(self.path))
         digest = hashlib.sha256()
-        with self._lines(digest) as lines:
-            yield from compress(parse_lines(lines, reading, labelled=self.labelled), self._kept)
-        reading.sha256 = digest.hexdigest()
-        self.reading = reading
+        with TableWriter() if self._keep else nullcontext() as writer:
+            with self._lines(digest) as lines:
+                for window in parse_lines(lines, reading, labelled=self.labelled):
+                    if writer:
+                        writer.add(int(window.place.rpartition(":")[2]), window)
+                    yield window
+            reading.sha256 = digest.hexdigest()
+            self.reading = reading
+            if writer:
+                self._table = writer.finish(str(self.path))
 
     def raw_rows(self) -> Iterator[bytes]:
         """The lines that hold rows, as they stand."""
@@ -127,7 +138,7 @@ class WindowFile:
                 source.seek(0)
             else:
                 source = stack.enter_context(_open(self.path))
-                if self._keep:
+                if self._keep == "lines":
                     copy = stack.enter_context(tempfile.TemporaryFile())
             stream = stack.enter_context(io.BufferedReader(_Watched(source, digest, copy), _CHUNK))
             try:

@@ -3,8 +3,8 @@
 Comes in: bytes. Goes out: plain values. orjson refuses what RFC 8259 does not allow, but of a key that stands twice it
 keeps the last value, so that `{"label": "LONG", …, "label": "SHORT"}` would be a SHORT.
 
-jiter, pydantic's parser, refuses a key twice by itself. It is not used because it reads 1e999 as infinity and an integer
-of any length as such, so that rules of this module's size would check its values; and it takes 1.8 times as long.
+jiter, pydantic's parser, refuses a key twice by itself. It is not used because it reads 1e999 as infinity and an
+integer of any length as such, so that rules of this module's size would check its values. It takes 1.8 times as long.
 """
 
 from __future__ import annotations

@@ -93,11 +93,10 @@ def prepare_export(
     Raises ExportError if the reopened model answers differently, WriteFailed if the disk takes no more.
     """
     folder = scratch / EXPORT_FOLDER
-    size = 2 * sum(weight.nbytes for weight in model.parameters())  # the folder, and the zip of it
     texts = list(codec.render_all(islice(windows["val"], CHECKED_ROWS)))
     tokenizer.model_max_length = max_tokens
     trained = TrainedLogits.of(model.eval(), tokenizer, texts)
-    with needing(scratch, size):
+    with needing(scratch, 2 * sum(weight.nbytes for weight in model.parameters())):  # the folder, and the zip of it
         _save_adapter(model, folder / "adapter")
         merged = merge(model)
         with quiet_transformers():
@@ -137,8 +136,8 @@ def prepare_export(
         write_manifest(folder)
         _flush(folder)
         share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
-        pack(folder, scratch / "final_model.zip")
-        check["max_predict_difference"] = check_opens(scratch / "final_model.zip", texts, trained, check, engine)
+        pack(folder, archive := scratch / "final_model.zip")
+        check["max_predict_difference"] = check_opens(archive, texts, trained, check, engine)
     return Exported(predictor, calibration, scores, test, assessment, check)
 
 
