@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import norm
 
-from ctxtrain.evaluation.bootstrap import REPLICATES, Judged, difference_intervals, score_intervals
-from ctxtrain.evaluation.metrics import confusion_scores, log_losses
+from ctxtrain.evaluation.bootstrap import REPLICATES, block_sums, difference_intervals, score_intervals
+from ctxtrain.evaluation.scores import Judged, confusion_scores, log_losses
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
@@ -108,7 +108,7 @@ def truth_of(setting: Setting) -> Floats:
         rng = np.random.default_rng([part, 99])
         model, other, block_N = simulate(setting, rng, TRUTH_ROWS // setting.rows // times)
         one = np.zeros_like(block_N)
-        total = total + np.concatenate([model.sums(one), other.sums(one)], axis=1)[0]
+        total = total + np.concatenate([block_sums(model, one), block_sums(other, one)], axis=1)[0]
     return scores_of(np.asarray(total))
 
 
@@ -123,7 +123,7 @@ def product(model: Judged, other: Judged, block_N: Ints, seed: int) -> Floats:
 
 def plain(model: Judged, other: Judged, block_N: Ints, seed: int) -> tuple[Floats, Floats]:
     """Percentile and BCa intervals from draws of whole blocks."""
-    sums_GK = np.concatenate([model.sums(block_N), other.sums(block_N)], axis=1)
+    sums_GK = np.concatenate([block_sums(model, block_N), block_sums(other, block_N)], axis=1)
     count = len(sums_GK)
     draws_RG = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), REPLICATES)
     found_R, value = scores_of(draws_RG.astype(float) @ sums_GK), scores_of(sums_GK.sum(axis=0))

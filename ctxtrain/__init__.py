@@ -44,7 +44,7 @@ The data flows down this list; a module imports only from modules above it.
     model.tokenizer             its tokenizer
     model.lora                  frozen base + LoRA + head
     model.losses                class-weighted focal loss
-    model.optimizer             AdamW and schedule
+    model.optimizer             optimizer and schedule
     model.agreement             does a network give transformers' logits
 
     engine.tuning               allocator, waiting threads, the first call of vector mathematics

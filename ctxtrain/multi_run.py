@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from ctxtrain.config.schema import Config
 from ctxtrain.data.dataset import read_splits
@@ -29,12 +28,12 @@ from ctxtrain.data.walk_forward import split_rows, walk_forward
 from ctxtrain.errors import ConfigError
 from ctxtrain.evaluation.baselines import WITHOUT_INPUT, Baseline, best_on_validation, fit_baselines, pooled, variants
 from ctxtrain.evaluation.blocks import blocks_of
-from ctxtrain.evaluation.bootstrap import Judged, score_intervals
+from ctxtrain.evaluation.bootstrap import score_intervals
 from ctxtrain.evaluation.comparison import compare
-from ctxtrain.evaluation.metrics import evaluate_logits, log_losses
+from ctxtrain.evaluation.metrics import evaluate_logits, shown
+from ctxtrain.evaluation.scores import Judged
 from ctxtrain.evaluation.targets import judge
 from ctxtrain.export.predictor import load_model
-from ctxtrain.labels import LABELS
 from ctxtrain.progress import Reporter
 from ctxtrain.reporting.verdict import leak_mark
 from ctxtrain.storage.atomic_files import make_folder, sha256_file, write_bytes, write_json
@@ -44,7 +43,6 @@ from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
 from ctxtrain.training.build import several, split_paths
 
-SPREAD = ("accuracy", "macro_f1", "nll", "ece")
 REPORT = "runs.json"
 _RUN_NAME = re.compile(r"fold_[0-9]+(-seed_[0-9]+)?|seed_[0-9]+")  # as `_configs` makes names
 
@@ -86,7 +84,7 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
             "runs": runs,
             "leaked": leaked,
             **_pooled(list(configs.values()), files, runs, targets, config.training.seed, mark),
-            "spread": {name: _spread([run[name] for run in runs]) | mark for name in (*SPREAD, "lead")},
+            "spread": {name: _spread([run[name] for run in runs]) | mark for name in _spread_names(runs)},
         }
         write_json(folder.root / REPORT, report)
     return report
@@ -176,7 +174,7 @@ def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
         "purged": summary["data"]["purged"],
         "epoch": summary["best"]["epoch"],
         "skipped_steps": summary["skipped_steps"],
-        **{name: scores[name] for name in SPREAD},
+        **{metric.name: scores[metric.name] for metric in shown("spread", scores)},
         "best_baseline": baselines["best"],
         "lead": scores["macro_f1"] - best["macro_f1"],
         "beats_baseline": baselines["finding"] == "ahead",
@@ -198,6 +196,11 @@ def _leaked(runs: Sequence[Mapping[str, Any]]) -> str:
         if leaked := run.get("leaked"):
             names.setdefault(leaked, []).append(run["name"])
     return "; ".join(f"{leaked} ({', '.join(where)})" for leaked, where in names.items())
+
+
+def _spread_names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What every run has; one that ended before a metric was added lacks it."""
+    return [*(metric.name for metric in shown("spread", *runs)), "lead"]
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -233,12 +236,7 @@ def _pooled(
         logits.append(model.window_logits(own) / model.temperature)
     row_N, logits_NC = np.concatenate(rows), np.concatenate(logits)
     labels_N, blocks = labels_of(windows)[row_N], blocks_of(windows)
-    judged = Judged(
-        labels_N,
-        softmax(logits_NC, axis=1),
-        np.eye(len(LABELS))[logits_NC.argmax(axis=1)],
-        log_losses(logits_NC, labels_N),
-    )
+    judged = Judged.of_logits(logits_NC, labels_N)
     metrics, intervals = evaluate_logits(logits_NC, labels_N), score_intervals(judged, blocks.block_N[row_N], seed)
     judgements = judge(metrics, targets, intervals, trusted=blocks.trusted)
     means, left_out = _mean_baselines(runs)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import plan_step, steps_per_epoch
@@ -73,7 +73,7 @@ class TrainingPipeline:
         self.on_disk = (0, 0)  # optimizer steps and finished epochs of the newest checkpoint
         self.stop = StopRequest()
         self.model: PeftModel | None = None
-        self.optimizer: AdamW | None = None
+        self.optimizer: Optimizer | None = None
         self.loss_fn: Loss | None = None
 
     def load_data(self) -> None:

@@ -21,9 +21,9 @@ from ctxtrain.evaluation.baselines import (
     fit_baselines,
     variants,
 )
-from ctxtrain.evaluation.bootstrap import Judged
 from ctxtrain.evaluation.comparison import Finding, compare, finding
-from ctxtrain.evaluation.metrics import confusion_scores, evaluate_logits, log_losses
+from ctxtrain.evaluation.metrics import evaluate_logits
+from ctxtrain.evaluation.scores import Judged, confusion_scores, log_losses
 from ctxtrain.labels import LABELS
 from ctxtrain.reporting.verdict import baselines_said, verdict
 from tests.helpers import DRIFT, Row, dated_rows, learnable_rows, make_row, make_window
@@ -109,6 +109,21 @@ def test_text_rows_get_the_two_baselines_that_need_no_bars() -> None:
     looks = variants(found)
     against = compare(judged, metrics, found, "class_prior", np.arange(6), trusted=True, seed=0, looks=looks)
     assert (looks, against["finding"]) == (1, "ahead")
+
+
+@pytest.mark.parametrize("looks", [1, 8])
+@pytest.mark.parametrize("rows", [2, 6])
+def test_no_interval_of_a_lead_leaves_its_range_however_few_the_rows(rows: int, looks: int) -> None:
+    labels = {"train": np.array([0, 1, 2, 2, 2, 0]), "val": np.array([0, 1, 2, 2, 0, 1])[:rows]}
+    text = {name: [Window("", None, 0, text="x")] * len(labels_N) for name, labels_N in labels.items()}
+    found, _ = fit_baselines(text, labels, "val", fit_codec("compact", text["train"]), seed=0)
+    metrics = evaluate_logits(3.0 * np.eye(3)[labels["val"]], labels["val"])
+    judged = answers(labels["val"], labels["val"])
+    scores = compare(judged, metrics, found, "majority", np.arange(rows), trusted=True, seed=0, looks=looks)["scores"]
+    leads = [own["difference"][name] for own in scores.values() for name in ("macro_f1", "accuracy")]
+    leads += [own["over_chance"] for own in scores.values() if own["over_chance"]]
+    assert all(-1 <= lead["interval"][0] <= lead["value"] <= lead["interval"][1] <= 1 for lead in leads)
+    assert 1 in [lead["interval"][1] for lead in leads]  # one would reach further
 
 
 def rare(count: int, seed: int) -> list[Row]:

@@ -8,7 +8,8 @@ import torch
 from scipy.special import log_softmax
 from torch.nn.functional import cross_entropy
 
-from ctxtrain.model.losses import focal_loss
+from ctxtrain.config.schema import LossConfig
+from ctxtrain.model.losses import focal_loss, make_loss
 
 GAMMAS = (0.0, 0.5, 2.0, 5.0)
 WEIGHTS = torch.tensor([0.5, 2.0, 0.75], dtype=torch.float64)
@@ -70,3 +71,13 @@ def test_bfloat16_logits_are_computed_in_float32() -> None:
     loss_sum, _ = focal_loss(half, labels_B, 2.0, WEIGHTS.float())
     assert loss_sum.dtype == torch.float32
     assert loss_sum.item() == pytest.approx(focal_loss(half.double(), labels_B, 2.0, WEIGHTS)[0].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 3.0])
+def test_the_keys_of_the_config_make_the_loss(gamma: float) -> None:
+    logits_BC, labels_B = logits_and_labels()
+    loss = make_loss([0.5, 2.0, 0.75], torch.device("cpu"), **LossConfig(focal_gamma=gamma).settings)
+    found, weight = loss.sums(logits_BC, labels_B)
+    expected, weight_sum = focal_loss(logits_BC, labels_B, gamma, WEIGHTS)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert loss.weight(labels_B.tolist()) == pytest.approx(weight_sum.item()) == weight.item()

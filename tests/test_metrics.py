@@ -1,6 +1,6 @@
 """Scores, targets and temperature."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,13 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import softmax
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    cohen_kappa_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+)
 
 from ctxtrain.config.schema import TargetsConfig
+from ctxtrain.evaluation import bootstrap
+from ctxtrain.evaluation import metrics as metrics_module
+from ctxtrain.evaluation.bootstrap import difference_intervals, score_intervals
 from ctxtrain.evaluation.calibration import FOLDS, HIGHEST, LOWEST, TemperatureScaler, best_temperature
-from ctxtrain.evaluation.metrics import evaluate_logits, expected_calibration_error, negative_log_likelihood
+from ctxtrain.evaluation.metrics import METRICS, MeanOfRows, Metric, OfConfusion, Place, evaluate_logits, shown
+from ctxtrain.evaluation.scores import Judged, expected_calibration_error, negative_log_likelihood
 from ctxtrain.evaluation.targets import judge
 from ctxtrain.labels import LABELS
+from ctxtrain.storage.metrics_log import overall
+from ctxtrain.storage.validated import unlike
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -83,6 +96,163 @@ def test_likelihood_is_finite_at_extreme_logits() -> None:
     logits_NC = np.array([[1e4, -1e4, 0], [1e4, -1e4, 0]])
     assert negative_log_likelihood(logits_NC, np.array([0, 0])) == 0
     assert negative_log_likelihood(logits_NC, np.array([0, 1])) == 1e4
+
+
+# The registry
+
+
+def kappa(confusion_CC: Floats) -> Floats:
+    """Cohen's, 0 where it is not defined."""
+    rows = confusion_CC.sum(axis=(-2, -1))
+    right = np.trace(confusion_CC, axis1=-2, axis2=-1) * rows
+    chance = (confusion_CC.sum(axis=-1) * confusion_CC.sum(axis=-2)).sum(axis=-1)
+    whole = rows**2 - chance
+    return np.divide(right - chance, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 1e-9)
+
+
+KAPPA = Metric(
+    "kappa", "Cohen’s kappa", "kappa", "kappa", OfConfusion(kappa), -1.0, 1.0, ("scores", "baselines", "runs")
+)
+MARGIN = Metric(  # how far the likeliest class lies above the true one
+    name="margin",
+    title="mean margin",
+    short="margin",
+    narrow="margin",
+    measure=MeanOfRows(
+        lambda judged: (
+            judged.probabilities_NC.max(axis=1)
+            - np.take_along_axis(judged.probabilities_NC, judged.labels_N[:, None], 1)[:, 0]
+        )
+    ),
+    lowest=0.0,
+    highest=1.0,
+    shown=("scores", "spread"),
+)
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (metrics_module, bootstrap):
+        monkeypatch.setattr(module, "METRICS", (*METRICS, KAPPA, MARGIN))
+
+
+def within(ends: list[float], lowest: float, highest: float) -> bool:
+    return lowest <= ends[0] <= ends[1] <= highest
+
+
+def test_names_are_unique_and_functions_of_the_confusion_matrix_have_a_finite_range() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert metric.lowest < metric.highest
+        assert not metric.of_calls or np.isfinite([metric.lowest, metric.highest]).all()
+
+
+def test_every_metric_of_the_registry_is_a_key_of_the_scores_and_has_an_interval(added: None) -> None:
+    logits_NC, labels_N = drawn(200, 0)
+    scores = evaluate_logits(logits_NC, labels_N)
+    of_calls, others = ([m.name for m in (*METRICS, KAPPA, MARGIN) if m.of_calls is of] for of in (True, False))
+    assert list(scores) == [*of_calls, "per_class", "confusion", *others, "rows", "absent"]
+    assert scores["kappa"] == pytest.approx(cohen_kappa_score(labels_N, logits_NC.argmax(axis=1)), abs=1e-12)
+    found = score_intervals(Judged.of_logits(logits_NC, labels_N), np.arange(200))
+    assert list(found) == [*(metric.name for metric in (*METRICS, KAPPA, MARGIN)), "per_class"]
+    for name in ("kappa", "margin"):
+        assert found[name][0] < scores[name] < found[name][1]
+
+
+def test_a_metric_of_the_confusion_matrix_leaves_the_other_intervals_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged, block_N = Judged.of_logits(*drawn(120, 1)), np.arange(120) // 3
+    before = score_intervals(judged, block_N)
+    for module in (metrics_module, bootstrap):
+        monkeypatch.setattr(module, "METRICS", (*METRICS, KAPPA))
+    after = score_intervals(judged, block_N)
+    assert {name: after[name] for name in before} == before
+
+
+def test_intervals_of_an_added_metric_are_as_wide_as_redrawing_the_rows_says(added: None) -> None:
+    logits_NC, labels_N = drawn(400, 2)
+    judged = Judged.of_logits(logits_NC, labels_N)
+    found = score_intervals(judged, np.arange(400))
+    rng = np.random.default_rng(0)
+    for metric in (KAPPA, MARGIN):
+        values = []
+        for _ in range(1000):
+            rows = rng.integers(0, 400, 400)
+            values.append(metric.measure.value(Judged.of_logits(logits_NC[rows], labels_N[rows])))
+        assert found[metric.name] == pytest.approx(
+            np.quantile(values, [0.025, 0.975]), abs=0.15 * np.ptp(found[metric.name])
+        )
+
+
+def test_an_added_metric_keeps_an_interval_where_no_replicate_differs(added: None) -> None:
+    labels_N = np.arange(90) % 3
+    low, high = score_intervals(Judged.of_logits(9.0 * np.eye(3)[labels_N], labels_N), np.arange(90))["kappa"]
+    assert 0.85 < low < 0.99
+    assert high == 1
+
+
+@pytest.mark.parametrize("rows", [2, 3, 7])
+@pytest.mark.parametrize("signal", [-4.0, 0.0, 200.0])
+@pytest.mark.parametrize("size", [1, 5])
+def test_no_interval_leaves_the_range_of_its_metric(added: None, rows: int, signal: float, size: int) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        labels_N, block_N = rng.integers(0, 3, rows), np.arange(rows) // size
+        logits_NC = signal * np.eye(3)[labels_N] + rng.normal(0, 1, (rows, 3))
+        model = Judged.of_logits(logits_NC, labels_N)
+        other = Judged.of_logits(np.eye(3)[labels_N] + rng.normal(0, 1, (rows, 3)), labels_N)
+        found = score_intervals(model, block_N, seed)
+        assert [m.name for m in (*METRICS, KAPPA, MARGIN) if not within(found[m.name], m.lowest, m.highest)] == []
+        shares = [ends for own in found["per_class"].values() for ends in own.values() if ends]
+        assert all(within(ends, 0, 1) for ends in shares)
+        differences = difference_intervals(model, other, block_N, seed)
+        widest = {metric.name: metric.highest - metric.lowest for metric in shown("baselines")}
+        assert differences.keys() == widest.keys() >= {"macro_f1", "accuracy", "nll", "kappa"}
+        assert all(within(differences[name]["interval"], -most, most) for name, most in widest.items())
+
+
+def test_an_exact_difference_moves_its_interval_before_the_range_ends_it() -> None:
+    labels_N = np.array([0, 1, 2, 0])
+    model, other = (Judged.of_logits(sign * 9.0 * np.eye(3)[labels_N], labels_N) for sign in (1, -1))
+    few = Judged.of_logits(9.0 * np.eye(3)[[0, 1, 0, 1]], labels_N)
+    plain = difference_intervals(model, few, np.arange(4))["accuracy"]
+    assert plain == {"value": 0.5, "interval": [pytest.approx(-0.5, abs=0.5), 1.0]}
+    exact = {metric.name: 0.2 for metric in shown("baselines")}
+    moved = difference_intervals(model, few, np.arange(4), exact=exact)["accuracy"]
+    assert moved["value"] == 0.2
+    assert moved["interval"][1] == 1.0  # not 1 less the 0.3 that it moved by
+    assert moved["interval"][0] == pytest.approx(plain["interval"][0] - 0.3)
+    assert difference_intervals(model, other, np.arange(4))["accuracy"]["interval"] == pytest.approx([1, 1])
+
+
+def test_tables_of_leads_begin_with_the_metric_of_the_leads_and_older_scores_lack_what_was_added(added: None) -> None:
+    names = {place: [metric.name for metric in shown(place)] for place in get_args(Place)}
+    assert names["scores"][:4] == names["spread"][:4] == ["accuracy", "macro_f1", "nll", "ece"]
+    assert (names["baselines"][:3], names["runs"][:2]) == (["macro_f1", "accuracy", "nll"], ["macro_f1", "accuracy"])
+    assert [place for place, found in names.items() if "kappa" in found] == ["scores", "baselines", "runs"]
+    older = dict.fromkeys(("accuracy", "macro_f1", "nll", "brier", "ece"), 0.5)
+    assert [metric.name for metric in shown("scores", older, {**older, "kappa": 0.5})] == names["scores"][:4]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, None),
+        ({"kappa": 0.1}, None),
+        ({"kappa": -1.5}, "kappa must be greater than or equal to -1, got -1.5"),
+        ({"accuracy": 1.5}, "accuracy must be less than or equal to 1, got 1.5"),
+        ({"ece": None}, "ece must be a valid number, got null"),
+    ],
+)
+def test_files_hold_each_metric_in_its_range_and_may_lack_one_that_was_added(
+    change: dict[str, Any], fault: str | None
+) -> None:
+    schema = overall((*METRICS, KAPPA))
+    value = {**dict.fromkeys(("accuracy", "macro_f1", "nll", "brier", "ece"), 0.5), **change}
+    assert unlike(schema, value) == [fault] * (fault is not None)
+    del value["accuracy"]
+    assert "lacks accuracy" in unlike(schema, value)
 
 
 # Expected calibration error

@@ -1,10 +1,11 @@
-"""Learning rate over a run, and the optimizer's implementation."""
+"""Learning rate over a run, and the optimizer: its implementation and its state."""
 
 import pytest
 import torch
 
+from ctxtrain.config.schema import TrainingConfig
 from ctxtrain.errors import ConfigError
-from ctxtrain.model.optimizer import Schedule, make_optimizer, make_schedule
+from ctxtrain.model.optimizer import Schedule, make_optimizer, make_schedule, not_finite, state_like
 
 
 def rates(schedule: Schedule, warmup_steps: int, total_steps: int) -> list[float]:
@@ -50,3 +51,33 @@ def test_optimizer_uses_the_one_implementation_whose_bits_resume_can_rely_on() -
     optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], learning_rate=1.0, weight_decay=0.1)
     assert optimizer.defaults["fused"] is True
     assert optimizer.defaults["weight_decay"] == 0.1
+
+
+def test_the_keys_of_the_config_make_the_optimizer() -> None:
+    settings = TrainingConfig(learning_rate=0.25, weight_decay=0.125).optimizer_settings
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], **settings)
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.25, 0.125)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_checkpoint_must_hold_of_a_weight_is_what_the_optimizer_keeps_of_it(dtype: torch.dtype) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 3, dtype=dtype))
+    optimizer = make_optimizer([weight], **TrainingConfig().optimizer_settings)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept = {name: (value.shape, value.dtype) for name, value in optimizer.state[weight].items()}
+    assert kept == {name: (value.shape, value.dtype) for name, value in state_like(optimizer, weight).items()}
+
+
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq"])
+def test_what_is_not_finite_is_named_with_its_weight(moment: str) -> None:
+    weights = {name: torch.nn.Parameter(torch.ones(3)) for name in ("head", "adapter")}
+    optimizer = make_optimizer(weights.values(), **TrainingConfig().optimizer_settings)
+    for weight in weights.values():
+        weight.grad = torch.ones(3)
+    optimizer.step()
+    assert not_finite(weights, optimizer) is None
+    optimizer.state[weights["adapter"]][moment][1] = torch.inf
+    assert not_finite(weights, optimizer) == f"{moment} of adapter"
+    weights["head"].data[0] = torch.nan
+    assert not_finite(weights, optimizer) == "head"

@@ -10,9 +10,10 @@ from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 from benchmarks.bench_coverage import EVEN, HIGHEST, LOWEST, RARE, SCORES, Setting, cover, independent
 from ctxtrain.data.schema import Window
 from ctxtrain.evaluation.blocks import FEWEST_BLOCKS, ONE_BLOCK, blocks_of, time_blocks
-from ctxtrain.evaluation.bootstrap import Judged, difference_intervals, score_intervals, weighted_sums
+from ctxtrain.evaluation.bootstrap import block_sums, difference_intervals, score_intervals, weighted_sums
 from ctxtrain.evaluation.calibration import TemperatureScaler, folds, reliability
-from ctxtrain.evaluation.metrics import confusion_scores, evaluate_logits, expected_calibration_error, log_losses
+from ctxtrain.evaluation.metrics import evaluate_logits
+from ctxtrain.evaluation.scores import Judged, confusion_scores, expected_calibration_error, log_losses
 from ctxtrain.evaluation.selective import abstain, choose_thresholds, least_confidences, risk_coverage
 from tests.helpers import make_row, make_window
 
@@ -114,7 +115,7 @@ def test_scores_of_a_confusion_matrix_are_those_of_scikit_learn(seed: int) -> No
 def test_the_columns_that_are_resampled_add_up_to_the_scores() -> None:
     logits_NC, labels_N = drawn(300, 4)
     metrics = evaluate_logits(logits_NC, labels_N)
-    total = judged(logits_NC, labels_N).sums(np.arange(300) % 7).sum(axis=0)
+    total = block_sums(judged(logits_NC, labels_N), np.arange(300) % 7).sum(axis=0)
     assert total[:9].reshape(3, 3).tolist() == metrics["confusion"]
     assert total[9] == 300
     assert np.isclose(total[10] / 300, metrics["nll"])

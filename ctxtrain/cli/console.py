@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from ctxtrain.evaluation.metrics import shown
 from ctxtrain.reporting.verdict import leak_suffix, readable, short, verdict, verdict_of_several
 from ctxtrain.streams import Lasting
 
@@ -49,15 +50,16 @@ def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
     """The end of several runs: each, their mean and spread, and the pooled scores with their intervals."""
     console, leaked = stdout(), leak_suffix(report["leaked"])
     table = Table(title=f"Runs{leaked}", title_justify="left")
-    for column in ("run", "judged", "macro-F1", "accuracy", "best baseline", "lead"):
+    metrics = shown("runs", report["spread"])
+    for column in ("run", "judged", *(metric.short for metric in metrics), "best baseline", "lead"):
         table.add_column(column, justify="left" if column in ("run", "best baseline") else "right", no_wrap=True)
     for run in report["runs"]:
         judged = "test" if run["judged_on"].startswith("test") else "val"
-        figures = [f"{run['rows'][judged]:,}", f"{run['macro_f1']:.3f}", f"{run['accuracy']:.3f}"]
+        figures = [f"{run['rows'][judged]:,}", *(f"{run[metric.name]:.3f}" for metric in metrics)]
         name = run["name"] + (" LEAKED" if "leaked" in run else "")
         table.add_row(name, *figures, short(run["best_baseline"]), f"{run['lead']:+.3f}")
     for what in ("mean", "deviation"):
-        figures = [f"{report['spread'][name][what]:.3f}" for name in ("macro_f1", "accuracy")]
+        figures = [f"{report['spread'][metric.name][what]:.3f}" for metric in metrics]
         table.add_row(what, "", *figures, "", f"{report['spread']['lead'][what]:+.3f}".lstrip("+"), style="bold")
     _print_table(console, table)
     _print_table(console, _mean_baselines(report["baselines"]))
@@ -117,14 +119,15 @@ def _baselines(summary: Mapping[str, Any], *, narrow: bool = False) -> Table:
     own, found, named = summary["test"] or summary["best"], summary["baselines"], short if narrow else readable
     title = f"On the same rows; best baseline on validation rows: {readable(found['best'])}"
     table = Table(title=title, title_justify="left")
-    for column in ("", "macro-F1", "acc.", "NLL", "lead", "95 %"):
+    metrics = shown("baselines", own, *found["scores"].values())
+    for column in ("", *(metric.narrow for metric in metrics), "lead", "95 %"):
         table.add_column(column, justify="left" if not column else "right")
     rows = [("the model", own, ("", ""))]
     for name, scores in found["scores"].items():
         lead = scores["difference"]["macro_f1"]
         rows.append((named(name), scores, (f"{lead['value']:+.3f}", interval_text(lead["interval"]))))
     for name, scores, lead_texts in rows:
-        table.add_row(name, *(f"{scores[key]:.3f}" for key in ("macro_f1", "accuracy", "nll")), *lead_texts)
+        table.add_row(name, *(f"{scores[metric.name]:.3f}" for metric in metrics), *lead_texts)
     return table
 
 
@@ -153,9 +156,9 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     else:
         _print_table(console, _classes(metrics, scores=True, calls=False))
         _print_table(console, _classes(metrics, scores=False, calls=True))
+    figures = [f"{metric.short} {metrics[metric.name]:.3f}" for metric in shown("scores", metrics)]
     console.print(
-        f"accuracy {metrics['accuracy']:.3f}  macro-F1 {metrics['macro_f1']:.3f}  NLL {metrics['nll']:.3f}  "
-        f"ECE {metrics['ece']:.3f}  windows {metrics['rows']:,}",
+        "  ".join([*figures, f"windows {metrics['rows']:,}"]),
         highlight=False,
         soft_wrap=not console.is_terminal,
     )

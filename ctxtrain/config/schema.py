@@ -120,6 +120,11 @@ class LossConfig(Section):
         description="auto (inverse frequency after oversampling, mean 1), none, [w, w, w] or {LONG: w, …}.",
     )
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `make_loss` takes; class weights depend on the data too."""
+        return self.model_dump(exclude={"class_weights"})
+
 
 class OversamplingConfig(Section):
     """Random oversampling, with replacement on top of every original row, drawn anew each epoch."""
@@ -169,6 +174,11 @@ class TrainingConfig(Section):
         max_length=MOST_SEEDS,
         description="Several seeds instead: a run for each, their mean and their spread.",
     )
+
+    @property
+    def optimizer_settings(self) -> dict[str, Any]:
+        """What `make_optimizer` takes."""
+        return self.model_dump(include={"learning_rate", "weight_decay"})
 
 
 class CheckpointsConfig(Section):

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.schema import Window
 from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines, variants
 from ctxtrain.evaluation.blocks import FEWEST_BLOCKS, blocks_of
-from ctxtrain.evaluation.bootstrap import LEVEL, REPLICATES, Judged, score_intervals
+from ctxtrain.evaluation.bootstrap import LEVEL, REPLICATES, score_intervals
 from ctxtrain.evaluation.comparison import compare
-from ctxtrain.evaluation.metrics import Metrics, log_losses
+from ctxtrain.evaluation.metrics import Metrics
+from ctxtrain.evaluation.scores import Judged
 from ctxtrain.evaluation.selective import Threshold, abstain, confidence_histogram, least_confidences, risk_coverage
 from ctxtrain.evaluation.targets import judge
 from ctxtrain.evaluation.worst_errors import confident_mistakes
@@ -44,9 +44,8 @@ def assess(
     `logits_NC` are uncalibrated, and `metrics` were computed from them with the temperature.
     """
     labels_N, blocks = labels[split], blocks_of(windows[split])
-    probabilities_NC = softmax(logits_NC / temperature, axis=1)
-    called_NC = np.eye(len(LABELS))[logits_NC.argmax(axis=1)]
-    model = Judged(labels_N, probabilities_NC, called_NC, log_losses(logits_NC / temperature, labels_N))
+    model = Judged.of_logits(logits_NC, labels_N, temperature)
+    probabilities_NC = model.probabilities_NC
     scores = score_intervals(model, blocks.block_N, seed)
     found, left_out = fit_baselines(windows, labels, split, codec, seed)
     best = best_on_validation({name: baseline.scores for name, baseline in found.items()})

@@ -34,8 +34,8 @@ from threadpoolctl import threadpool_limits
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.schema import Window
 from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
-from ctxtrain.evaluation.bootstrap import Judged
-from ctxtrain.evaluation.metrics import confusion_scores, squared_errors
+from ctxtrain.evaluation.metrics import METRICS, OwnSums, class_scores, macro_f1
+from ctxtrain.evaluation.scores import Judged
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
@@ -49,7 +49,7 @@ MOST_ROWS_A_TREE = 10_000  # a tree's leaves grow with its rows: 500 trees on a 
 
 @dataclass(frozen=True)
 class Baseline:
-    """`scores` has accuracy, macro_f1, nll, brier and per_class; `validation_macro_f1`, which chooses the one to beat;
+    """`scores` has the metrics of `_scores` and per_class; `validation_macro_f1`, which chooses the one to beat;
     and `class_weights` of the variant that was kept, None where there are no variants.
     """
 
@@ -188,23 +188,18 @@ def _judged(labels_N: Ints, probabilities_NC: Floats, called_NC: Floats) -> Judg
 
 
 def _scores(judged: Judged) -> dict[str, Any]:
-    scores = confusion_scores(np.eye(len(LABELS))[judged.labels_N].T @ judged.called_NC)
-    counts_C = np.bincount(judged.labels_N, minlength=len(LABELS))
-    per_class = {
-        label: {name: float(scores[name][c]) for name in ("precision", "recall", "f1")} | {"support": int(counts_C[c])}
-        for c, label in enumerate(LABELS)
-    }
+    """Metrics with sums of their own only where baselines show them: a calibration error is in bins of confidence, and
+    two baselines have one confidence for all rows.
+    """
+    metrics = [m for m in METRICS if not isinstance(m.measure, OwnSums) or "baselines" in m.shown]
     return {
-        "accuracy": float(scores["accuracy"]),
-        "macro_f1": float(scores["macro_f1"]),
-        "nll": float(judged.losses_N.mean()),
-        "brier": float(squared_errors(judged.probabilities_NC, judged.labels_N).mean()),
-        "per_class": per_class,
+        **{metric.name: metric.measure.value(judged) for metric in metrics},
+        "per_class": class_scores(judged),
     }
 
 
 def _macro_f1(judged: Judged) -> float:
-    return float(confusion_scores(np.eye(len(LABELS))[judged.labels_N].T @ judged.called_NC)["macro_f1"])
+    return float(macro_f1(judged.confusion()))
 
 
 def _logistic_regression(balanced: bool, _seed: int, _rows: int) -> Any:

@@ -1,22 +1,25 @@
 """95 % intervals for every score and for differences of scores, by a block bootstrap in one pass of matrix products.
 
 Comes in: a `Judged` (labels, probabilities and called classes of a model on labelled rows) and `block_N`. Goes out:
-intervals by score. A replicate weighs every block by a draw of Exp(1), the Bayesian bootstrap (Rubin 1981), and sums
-the blocks' confusion matrices and losses under these weights; a plain draw of blocks would lose a rare class in many
-replicates. Four corrections make the intervals cover the truth as often as they say (benchmarks/bench_coverage.py):
+an interval for each of `METRICS` and each score of a class. A replicate weighs every block by a draw of Exp(1), the
+Bayesian bootstrap (Rubin 1981), and sums the blocks' confusion matrices and losses under these weights; a plain draw
+of blocks would lose a rare class in many replicates. Four corrections make the intervals cover the truth as often as
+they say (benchmarks/bench_coverage.py):
 
 - shares (accuracy, precision, recall, F1 of a class): Jeffreys' pseudo-counts, Gamma(½) right and Gamma(½) wrong
   (Brown, Cai, DasGupta 2001, section 4), times the design effect of the blocks (Kish 1965, section 8.2);
-- macro-F1: bias-corrected quantiles (Efron 1981), since a mean of F1 is concave and its replicates lie too low;
+- other functions of the confusion matrix, as macro-F1: bias-corrected quantiles (Efron 1981), since a mean of F1 is
+  concave and its replicates lie too low;
 - all: stretched about the median from normal to Student quantiles with the effective number of blocks less one
-  degrees of freedom (as Korn and Graubard 1998 do), for shares on the logit scale;
+  degrees of freedom (as Korn and Graubard 1998 do); those two kinds on the logit scale of their range;
 - ECE: reflected (the basic interval of Davison and Hinkley 1997, section 5.2), since chance alone raises it.
+
+No interval leaves the range of its metric.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm, t
 
-from ctxtrain.evaluation.metrics import ECE_BINS, confusion_scores, equal_mass_bins, squared_errors
+from ctxtrain.evaluation.metrics import CHIEF, METRICS, MeanOfRows, Metric, OfConfusion, OwnSums, shown
+from ctxtrain.evaluation.scores import Judged
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
@@ -37,36 +41,28 @@ _TAILS = ((1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2)
 _Z = float(norm.ppf(_TAILS[2]))
 _CHUNK = 4_096  # blocks weighted at a time: 2,000 × 4,096 float32 are 33 MB
 _C = len(LABELS)
+_ROWS = _C * _C  # the column with the number of rows
 _TINY = 1e-12
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Labelled rows and what a model says about them.
+def block_sums(judged: Judged, block_N: Ints) -> Floats:
+    """Per block: 9 confusion cells, rows, then the columns of the metrics that have some, as `_columns` places them."""
+    confusion_NK = (np.eye(_C)[judged.labels_N][:, :, None] * judged.called_NC[:, None, :]).reshape(-1, _C * _C)
+    means = [metric.measure.rows(judged) for metric in METRICS if isinstance(metric.measure, MeanOfRows)]
+    means_NK = np.stack([np.ones(len(block_N)), *means], axis=1)
+    own = [metric.measure.columns(judged) for metric in METRICS if isinstance(metric.measure, OwnSums)]
+    table_NK = np.concatenate([confusion_NK, means_NK, *own], axis=1)
+    sums_GK = np.zeros((int(block_N.max()) + 1, table_NK.shape[1]))
+    np.add.at(sums_GK, block_N, table_NK)
+    return sums_GK
 
-    `called_NC` holds the class that each row is called, as one-hot rows, or as chances where the calls are random.
-    `losses_N` are −ln p(true class).
-    """
 
-    labels_N: Ints
-    probabilities_NC: Floats
-    called_NC: Floats
-    losses_N: Floats
-
-    def sums(self, block_N: Ints) -> Floats:
-        """Per block: 9 confusion cells, rows, loss, squared error, and a signed calibration gap for each ECE bin."""
-        confusion_NK = (np.eye(_C)[self.labels_N][:, :, None] * self.called_NC[:, None, :]).reshape(-1, _C * _C)
-        confidence_N = self.probabilities_NC.max(axis=1)
-        gap_N = (self.probabilities_NC.argmax(axis=1) == self.labels_N) - confidence_N
-        gaps_NK = np.zeros((len(gap_N), ECE_BINS))
-        for bin_number, rows in enumerate(equal_mass_bins(confidence_N)):
-            gaps_NK[rows, bin_number] = gap_N[rows]
-        errors_N = squared_errors(self.probabilities_NC, self.labels_N)
-        means_NK = np.stack([np.ones_like(gap_N), self.losses_N, errors_N], axis=1)
-        table_NK = np.concatenate([confusion_NK, means_NK, gaps_NK], axis=1)
-        sums_GK = np.zeros((int(block_N.max()) + 1, table_NK.shape[1]))
-        np.add.at(sums_GK, block_N, table_NK)
-        return sums_GK
+def _columns() -> dict[str, slice]:
+    """Where the sums of a metric stand: first those with a number a row, then those with sums of their own."""
+    widths = {metric.name: 1 for metric in METRICS if isinstance(metric.measure, MeanOfRows)}
+    widths |= {metric.name: metric.measure.width for metric in METRICS if isinstance(metric.measure, OwnSums)}
+    ends = dict(zip(widths, np.cumsum([*widths.values()]).tolist(), strict=True))
+    return {name: slice(_ROWS + 1 + end - widths[name], _ROWS + 1 + end) for name, end in ends.items()}
 
 
 def weighted_sums(sums_GK: Floats, seed: int, replicates: int = REPLICATES) -> Floats:
@@ -80,27 +76,15 @@ def weighted_sums(sums_GK: Floats, seed: int, replicates: int = REPLICATES) -> F
 
 
 def score_intervals(judged: Judged, block_N: Ints, seed: int = 0) -> dict[str, Any]:
-    """`accuracy`, `macro_f1`, `nll`, `brier`, `ece` and `per_class`, each as an interval or None.
+    """An interval for each of `METRICS` by its name, and `per_class`, where an interval may be None.
 
     None stands where nothing is known: the recall of a class without rows, the precision of a class never called.
     """
-    sums_GK = judged.sums(block_N)
+    sums_GK = block_sums(judged, block_N)
     totals_RK = weighted_sums(sums_GK, seed)
     shares = _share_intervals(sums_GK, totals_RK, seed)
-    cells_RCC = totals_RK[:, : _C * _C].reshape(-1, _C, _C)
-    rows_R = totals_RK[:, 9]
-    whole = _all(sums_GK)
-    stretch = _stretch(sums_GK[:, 9:10])[0]
-    ece_R = np.abs(totals_RK[:, 12:]).sum(axis=1) / rows_R
-    low, _, high = np.quantile(ece_R, _TAILS)
-    ece = float(np.abs(whole[12:]).sum() / whole[9])
-    macro_f1 = float(confusion_scores(whole[:9].reshape(_C, _C))["macro_f1"])
     return {
-        "accuracy": shares[0],
-        "macro_f1": _macro_f1_interval(sums_GK, confusion_scores(cells_RCC)["macro_f1"], macro_f1, shares[-_C:]),
-        "nll": _mean_interval(totals_RK[:, 10] / rows_R, stretch),
-        "brier": _mean_interval(totals_RK[:, 11] / rows_R, stretch),
-        "ece": [max(0.0, 2 * ece - float(high)), max(0.0, 2 * ece - float(low))],
+        **{metric.name: _score_interval(metric, sums_GK, totals_RK, shares, seed) for metric in METRICS},
         "per_class": {
             label: dict(zip(("precision", "recall", "f1"), shares[1 + c :: _C], strict=True))
             for c, label in enumerate(LABELS)
@@ -108,30 +92,81 @@ def score_intervals(judged: Judged, block_N: Ints, seed: int = 0) -> dict[str, A
     }
 
 
-def difference_intervals(model: Judged, other: Judged, block_N: Ints, seed: int = 0) -> dict[str, Any]:
-    """Model less other, on the same rows, under the same weights: {score: {value, interval}}."""
-    sums_GK = np.concatenate([model.sums(block_N), other.sums(block_N)], axis=1)
+def difference_intervals(
+    model: Judged, other: Judged, block_N: Ints, seed: int = 0, exact: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Model less other in the metrics beside the baselines, on the same rows under the same weights: {name: {value,
+    interval}}.
+
+    `exact` has values that are known better than from the rows, as those of random calls; the intervals move to them.
+    """
+    halves_GK = [block_sums(model, block_N), block_sums(other, block_N)]
+    sums_GK = np.concatenate(halves_GK, axis=1)
     totals_RK = weighted_sums(sums_GK, seed)
-    found_R, found = _compared(totals_RK), _compared(_all(sums_GK)[None])
-    width = sums_GK.shape[1] // 2
-    by_class = max(float(_stretch(_class_mass(half_GK)).mean()) for half_GK in (sums_GK[:, :width], sums_GK[:, width:]))
-    overall = float(_stretch(sums_GK[:, 9:10])[0])
+    by_class = max(float(_stretch(_class_mass(half_GK)).mean()) for half_GK in halves_GK)
+    overall = float(_stretch(sums_GK[:, _ROWS : _ROWS + 1])[0])
     result = {}
-    for name, stretch in (("macro_f1", by_class), ("accuracy", overall), ("nll", overall)):
-        value, half = float(found[name][0]), _Z * stretch * float(found_R[name].std())
-        result[name] = {"value": value, "interval": [value - half, value + half]}
+    for metric in shown("baselines"):
+        found_R, found = _compared(metric, totals_RK), _compared(metric, _all(sums_GK)[None])
+        of_classes = isinstance(metric.measure, OfConfusion) and not metric.measure.share_of_rows
+        value, half = float(found[0]), _Z * (by_class if of_classes else overall) * float(found_R.std())
+        ends = [value - half, value + half]
+        if exact is not None:
+            ends = [end + (exact[metric.name] - value) for end in ends]
+            value = exact[metric.name]
+        result[metric.name] = {"value": value, "interval": difference_within(metric, ends)}
     return result
 
 
-def _compared(totals_RK: Floats) -> Mapping[str, Floats]:
-    halves = np.split(totals_RK, 2, axis=1)
-    scores = [confusion_scores(half[:, :9].reshape(-1, _C, _C)) for half in halves]
-    losses = [half[:, 10] / half[:, 9] for half in halves]
-    return {
-        "macro_f1": scores[0]["macro_f1"] - scores[1]["macro_f1"],
-        "accuracy": scores[0]["accuracy"] - scores[1]["accuracy"],
-        "nll": losses[0] - losses[1],
-    }
+def difference_within(metric: Metric, ends: Interval) -> Interval:
+    """The part of an interval that a difference of two values of the metric can lie in."""
+    widest = metric.highest - metric.lowest
+    return _within(ends, -widest, widest)
+
+
+def _within(ends: Interval, lowest: float, highest: float) -> Interval:
+    return [float(min(max(lowest, end), highest)) for end in ends]
+
+
+def _score(metric: Metric, sums_RK: Floats) -> Floats:
+    """Its value for each row of sums, of shape (…, K) → (…,)."""
+    if isinstance(metric.measure, OfConfusion):
+        return metric.measure.scores(_cells(sums_RK))
+    own_RK, rows_R = sums_RK[..., _columns()[metric.name]], sums_RK[..., _ROWS]
+    if isinstance(metric.measure, OwnSums):
+        return metric.measure.scores(own_RK, rows_R)
+    mean_R: Floats = own_RK[..., 0] / rows_R
+    return mean_R
+
+
+def _compared(metric: Metric, totals_RK: Floats) -> Floats:
+    first_R, second_R = (_score(metric, half_RK) for half_RK in np.split(totals_RK, 2, axis=1))
+    return first_R - second_R
+
+
+def _score_interval(
+    metric: Metric, sums_GK: Floats, totals_RK: Floats, shares: Sequence[Interval | None], seed: int
+) -> Interval | None:
+    """By how the metric is computed; `shares` are those of `_share_intervals`."""
+    if isinstance(metric.measure, OfConfusion) and metric.measure.share_of_rows:
+        return shares[0]
+    value, found_R = float(_score(metric, _all(sums_GK))), _score(metric, totals_RK)
+    if isinstance(metric.measure, OfConfusion):
+        if np.ptp(found_R) >= _TINY:
+            bias = norm.ppf(np.clip((found_R < value).mean() + (found_R == value).mean() / 2, 0.001, 0.999))
+            ends = _function_interval(metric, sums_GK, found_R, value, bias)
+        elif metric.name == CHIEF:
+            ends = _hull([share for share in shares[-_C:] if share])
+        else:  # all right, or nothing: Jeffreys' pseudo-counts show what a few more rows could do
+            more_RK = np.random.default_rng([seed, 2]).standard_gamma(0.5, (len(totals_RK), _C * _C))
+            padded_RK = np.concatenate([totals_RK[:, : _C * _C] + more_RK, totals_RK[:, _C * _C :]], axis=1)
+            ends = _function_interval(metric, sums_GK, _score(metric, padded_RK), value, 0.0)
+    elif isinstance(metric.measure, MeanOfRows):
+        ends = _mean_interval(found_R, float(_stretch(sums_GK[:, _ROWS : _ROWS + 1])[0]))
+    else:
+        low, _, high = np.quantile(found_R, _TAILS)
+        ends = [2 * value - float(high), 2 * value - float(low)]
+    return _within(ends, metric.lowest, metric.highest)
 
 
 def _share_intervals(sums_GK: Floats, totals_RK: Floats, seed: int) -> list[Interval | None]:
@@ -164,7 +199,7 @@ def _share_intervals(sums_GK: Floats, totals_RK: Floats, seed: int) -> list[Inte
 
 def _shares(sums: Floats) -> tuple[Floats, Floats]:
     """Right and whole of accuracy, precisions, recalls and F1s, of shape (…, 10): F1 = right / mean(calls, rows)."""
-    cells = sums[..., : _C * _C].reshape(*sums.shape[:-1], _C, _C)
+    cells = _cells(sums)
     right, rows, calls = np.diagonal(cells, axis1=-2, axis2=-1), cells.sum(axis=-1), cells.sum(axis=-2)
     return (
         np.concatenate([right.sum(axis=-1, keepdims=True), right, right, right], axis=-1),
@@ -172,32 +207,36 @@ def _shares(sums: Floats) -> tuple[Floats, Floats]:
     )
 
 
-def _macro_f1_interval(sums_GK: Floats, f1_R: Floats, value: float, shares_F1: Sequence[Interval | None]) -> Interval:
-    """Bias-corrected and stretched on the logit scale.
+def _hull(intervals: Sequence[Interval]) -> Interval:
+    """The least and the most of them; for macro-F1 where no replicate differs (all right, or nothing)."""
+    return [min((low for low, _ in intervals), default=0.0), max((high for _, high in intervals), default=1.0)]
 
-    Where no replicate differs (all right, or nothing), the least and the most of the classes' own intervals stand in.
-    """
-    if np.ptp(f1_R) < _TINY:
-        shares = [share for share in shares_F1 if share]
-        return [min((low for low, _ in shares), default=0.0), max((high for _, high in shares), default=1.0)]
-    bias = norm.ppf(np.clip((f1_R < value).mean() + (f1_R == value).mean() / 2, 0.001, 0.999))
-    quantiles = np.quantile(f1_R, norm.cdf(2 * bias + norm.ppf(_TAILS)))
-    low, middle, high = logit(np.clip(quantiles, _TINY, 1 - _TINY))
+
+def _function_interval(metric: Metric, sums_GK: Floats, found_R: Floats, value: float, bias: float) -> Interval:
+    """Bias-corrected and stretched on the logit scale of the metric's range."""
+    quantiles = np.quantile(found_R, norm.cdf(2 * bias + norm.ppf(_TAILS)))
+    width = metric.highest - metric.lowest
+    low, middle, high = logit(np.clip((quantiles - metric.lowest) / width, _TINY, 1 - _TINY))
     mass_GC = _class_mass(sums_GK)
     known_C = 1 / np.maximum(_rows_a_block(mass_GC), 1)
     stretch = float((known_C + (1 - known_C) * _stretch(mass_GC)).mean())
-    low, high = expit(middle + stretch * (low - middle)), expit(middle + stretch * (high - middle))
+    low, high = (metric.lowest + width * expit(middle + stretch * (end - middle)) for end in (low, high))
     return [float(min(low, value)), float(max(high, value))]
 
 
 def _mean_interval(mean_R: Floats, stretch: float) -> Interval:
     low, middle, high = np.quantile(mean_R, _TAILS)
-    return [float(max(0.0, middle + stretch * (low - middle))), float(middle + stretch * (high - middle))]
+    return [float(middle + stretch * (low - middle)), float(middle + stretch * (high - middle))]
 
 
 def _class_mass(sums_GK: Floats) -> Floats:
     """Mean of rows and calls of each class in each block, the denominators of F1."""
     return _shares(sums_GK)[1][:, 1 + 2 * _C :]
+
+
+def _cells(sums_GK: Floats) -> Floats:
+    cells_GCC: Floats = sums_GK[..., : _C * _C].reshape(*sums_GK.shape[:-1], _C, _C)
+    return cells_GCC
 
 
 def _all(sums_GK: Floats) -> Floats:

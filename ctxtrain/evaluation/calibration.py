@@ -13,13 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
-from ctxtrain.evaluation.metrics import (
-    ECE_BINS,
-    equal_mass_bins,
-    expected_calibration_error,
-    negative_log_likelihood,
-    squared_errors,
-)
+from ctxtrain.evaluation.metrics import METRICS
+from ctxtrain.evaluation.scores import ECE_BINS, Judged, equal_mass_bins, negative_log_likelihood
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,8 +26,8 @@ FOLDS = 5
 class TemperatureScaler:
     """Fit and apply one temperature; `temperature_` stays 1 where it does not help, and `reason_` then says why.
 
-    `before_` and `after_` hold NLL, Brier score and ECE; `after_` is cross-fitted: each fold of rows is judged with the
-    temperature of the other folds. `reliability_` holds a table for each of the two.
+    `before_` and `after_` hold the metrics of probabilities, as NLL; `after_` is cross-fitted: each fold of rows is
+    judged with the temperature of the other folds. `reliability_` holds a table for each of the two.
     """
 
     temperature_: float
@@ -123,9 +118,5 @@ def best_temperature(logits_NC: Floats, labels_N: Ints) -> float:
 
 
 def _scores(logits_NC: Floats, labels_N: Ints) -> dict[str, float]:
-    probabilities_NC = softmax(logits_NC, axis=1)
-    return {
-        "nll": negative_log_likelihood(logits_NC, labels_N),
-        "brier": float(squared_errors(probabilities_NC, labels_N).mean()),
-        "ece": expected_calibration_error(probabilities_NC, labels_N),
-    }
+    judged = Judged.of_logits(logits_NC, labels_N)
+    return {metric.name: metric.measure.value(judged) for metric in METRICS if not metric.of_calls}

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from ctxtrain.evaluation.baselines import WITHOUT_INPUT, Baseline
-from ctxtrain.evaluation.bootstrap import LEVEL, Judged, difference_intervals
+from ctxtrain.evaluation.bootstrap import LEVEL, difference_intervals, difference_within
+from ctxtrain.evaluation.metrics import CHIEF, METRICS, shown
+from ctxtrain.evaluation.scores import Judged
 
 Finding = Literal["ahead", "ahead, untrusted", "not ahead", "not ahead, untrusted", "undecided", "nothing learned"]
 Ints = NDArray[np.int64]
@@ -40,7 +42,7 @@ def compare(
     Where `best` was chosen from several by these very rows, `looks` is their number: leads over chance then get the
     interval of that many looks (Bonferroni), for the best of several is ahead by luck more often than a single one.
     """
-    chance = max(WITHOUT_INPUT, key=lambda name: float(baselines[name].scores["macro_f1"]))
+    chance = max(WITHOUT_INPUT, key=lambda name: float(baselines[name].scores[CHIEF]))
     scores = {}
     for name, baseline in baselines.items():
         over_chance = None
@@ -48,7 +50,7 @@ def compare(
             lead = _difference(
                 baseline.judged, baselines[chance].judged, baseline.scores, baselines[chance].scores, block_N, seed
             )
-            over_chance = _widened(lead["macro_f1"], looks)
+            over_chance = _widened(lead[CHIEF], looks)
         difference = _difference(model, baseline.judged, own, baseline.scores, block_N, seed)
         scores[name] = {**baseline.scores, "difference": difference, "over_chance": over_chance}
     found = finding(scores, best, chance, trusted=trusted)
@@ -71,11 +73,11 @@ def finding(scores: Mapping[str, Any], best: str, chance: str, *, trusted: bool)
     undecided              it does not, and of the two only the model leads what reads no input
     nothing learned        neither leads what reads no input
     """
-    model_learned = _positive(scores[chance]["difference"]["macro_f1"])
+    model_learned = _positive(scores[chance]["difference"][CHIEF])
     baseline_learned = best != chance and _positive(scores[best]["over_chance"])
     if not (model_learned or baseline_learned):
         return "nothing learned"
-    if _positive(scores[best]["difference"]["macro_f1"]):
+    if _positive(scores[best]["difference"][CHIEF]):
         return "ahead" if trusted else "ahead, untrusted"
     if not baseline_learned:
         return "undecided"
@@ -85,7 +87,8 @@ def finding(scores: Mapping[str, Any], best: str, chance: str, *, trusted: bool)
 def _widened(lead: Mapping[str, Any], looks: int) -> dict[str, Any]:
     by = float(norm.ppf(1 - TAIL / looks) / norm.ppf(1 - TAIL))
     ends = [lead["value"] + by * (end - lead["value"]) for end in lead["interval"]]
-    return {"value": lead["value"], "interval": ends, "looks": looks}
+    chief = next(metric for metric in METRICS if metric.name == CHIEF)
+    return {"value": lead["value"], "interval": difference_within(chief, ends), "looks": looks}
 
 
 def _positive(lead: Mapping[str, Any]) -> bool:
@@ -100,11 +103,7 @@ def _difference(
     block_N: Ints,
     seed: int,
 ) -> dict[str, Any]:
-    """First less second. The scores of random calls are expectations; the interval moves to their exact value."""
-    found = difference_intervals(first, second, block_N, seed)
-    for name, difference in found.items():
-        value = float(first_scores[name]) - float(second_scores[name])
-        moved = value - difference["value"]
-        difference["interval"] = [end + moved for end in difference["interval"]]
-        difference["value"] = value
-    return found
+    """First less second, in the scores as they were computed: those of random calls are expectations."""
+    names = [metric.name for metric in shown("baselines")]
+    exact = {name: float(first_scores[name]) - float(second_scores[name]) for name in names}
+    return difference_intervals(first, second, block_N, seed, exact)

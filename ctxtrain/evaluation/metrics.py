@@ -1,24 +1,36 @@
-"""Scores of predictions against labels, all from scikit-learn or as defined here.
+"""What says how good answers are: the registry `METRICS`, and all scores of a labelled set.
 
-Comes in: `logits_NC` (or probabilities) and `labels_N`, in the order of `LABELS`. Goes out: `Metrics`, the object that
-`evaluate --json` prints.
+Comes in: `logits_NC` and `labels_N`, in the order of `LABELS`. Goes out: `Metrics`, the object that `evaluate --json`
+prints. A new metric is an entry of `METRICS` and a row of docs/formats.md: files, schemas, intervals, terminal and
+report take it from there.
 """
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax, softmax
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
+from ctxtrain.evaluation.scores import (
+    ECE_BINS,
+    Judged,
+    calibration_gaps,
+    confusion_scores,
+    expected_calibration_error,
+    mean_gap,
+    squared_errors,
+)
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Metrics: TypeAlias = dict[str, Any]  # what `evaluate_logits` gives; its schema is `Scores` of storage/metrics_log.py
+Place = Literal["scores", "baselines", "runs", "spread"]
 
-ECE_BINS = 15
+CHIEF = "macro_f1"  # it chooses the epoch and the baseline to beat, and leads are in it
 
 
 class ClassScores(TypedDict):
@@ -28,111 +40,195 @@ class ClassScores(TypedDict):
     support: int
 
 
-class Metrics(TypedDict):
-    """`confusion[i][j]` counts windows of class i predicted as j; `absent` names classes without windows.
+# How a metric is computed
 
-    An absent class scores 0 and stays in the mean of `macro_f1`, so that a missing class never flatters.
+
+@dataclass(frozen=True)
+class OfConfusion:
+    """A function of confusion matrices of shape (…, 3, 3), of counts or weights, to shape (…,); its range is finite.
+
+    `share_of_rows`: right rows over all rows, as accuracy is; its interval is that of a share.
     """
 
-    accuracy: float
-    macro_f1: float
-    per_class: dict[str, ClassScores]
-    confusion: list[list[int]]
-    nll: float
-    brier: float
-    ece: float
-    rows: int
-    absent: list[str]
+    scores: Callable[[Floats], Floats]
+    share_of_rows: bool = False
+
+    def value(self, judged: Judged) -> float:
+        return float(self.scores(judged.confusion()))
+
+
+@dataclass(frozen=True)
+class MeanOfRows:
+    """The mean of a number of each row, of shape (N,)."""
+
+    rows: Callable[[Judged], Floats]
+
+    def value(self, judged: Judged) -> float:
+        return float(self.rows(judged).mean())
+
+
+@dataclass(frozen=True)
+class OwnSums:
+    """Neither of the two: `columns` of each row, of shape (N, width), are added up, and `scores` takes the sums.
+
+    `scores` maps sums of shape (…, width) and their rows of shape (…,) to shape (…,). Chance alone raises such a
+    metric, as it does a calibration error. `exact` is the value as it is defined.
+    """
+
+    width: int
+    columns: Callable[[Judged], Floats]
+    scores: Callable[[Floats, Floats], Floats]
+    exact: Callable[[Judged], float]
+
+    def value(self, judged: Judged) -> float:
+        return self.exact(judged)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of all rows together.
+
+    name        its key in files
+    title       how the report names it
+    short       how a line or a table of a terminal does
+    narrow      how a table with many columns does
+    lowest, highest     its range, which no interval leaves
+    shown       "scores": the line under the table of classes; "baselines": beside the baselines, with differences;
+                "runs": the table of several runs; "spread": mean and deviation in runs.json
+    in_every_run        False for one added later: files of older runs lack it, and are read without it
+    """
+
+    name: str
+    title: str
+    short: str
+    narrow: str
+    measure: OfConfusion | MeanOfRows | OwnSums
+    lowest: float
+    highest: float
+    shown: tuple[Place, ...] = ()
+    in_every_run: bool = False
+
+    @property
+    def of_calls(self) -> bool:
+        """Whether it follows from the calls alone, so that no temperature changes it."""
+        return isinstance(self.measure, OfConfusion)
+
+
+def shown(where: Place, *scores: Mapping[str, Any]) -> list[Metric]:
+    """The metrics that are shown there, as far as all of the `scores` hold them.
+
+    The tables of baselines and of runs, which show leads, begin with the metric of the leads.
+    """
+    found = [metric for metric in METRICS if where in metric.shown and all(metric.name in own for own in scores)]
+    return sorted(found, key=lambda metric: where in ("baselines", "runs") and metric.name != CHIEF)
+
+
+# Scores of a labelled set
 
 
 def evaluate_logits(logits_NC: Floats, labels_N: Ints, temperature: float = 1.0) -> Metrics:
-    """All scores of a labelled set; `nll`, `brier` and `ece` are of softmax(logits / temperature)."""
-    logits_NC = np.asarray(logits_NC, dtype=np.float64)
-    predicted_N = logits_NC.argmax(axis=1)
-    probabilities_NC = softmax(logits_NC / temperature, axis=1)
-    classes = list(range(len(LABELS)))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels_N, predicted_N, labels=classes, zero_division=0
-    )
-    return Metrics(
-        accuracy=float(accuracy_score(labels_N, predicted_N)),
-        macro_f1=float(f1.mean()),
-        per_class={
-            label: ClassScores(
-                precision=float(precision[c]),
-                recall=float(recall[c]),
-                f1=float(f1[c]),
-                support=int(support[c]),
-            )
-            for c, label in enumerate(LABELS)
-        },
-        confusion=confusion_matrix(labels_N, predicted_N, labels=classes).tolist(),
-        nll=negative_log_likelihood(logits_NC / temperature, labels_N),
-        brier=float(squared_errors(probabilities_NC, labels_N).mean()),
-        ece=expected_calibration_error(probabilities_NC, labels_N),
-        rows=len(labels_N),
-        absent=[label for c, label in enumerate(LABELS) if not support[c]],
-    )
+    """All scores of a labelled set; those of probabilities are of softmax(logits / temperature).
 
-
-class ConfusionScores(TypedDict):
-    """Scores of one or of many confusion matrices: `accuracy` and `macro_f1` of shape (…,), the others (…, 3)."""
-
-    accuracy: Floats
-    macro_f1: Floats
-    precision: Floats
-    recall: Floats
-    f1: Floats
-
-
-def confusion_scores(confusion_CC: Floats) -> ConfusionScores:
-    """Scores of matrices of shape (…, 3, 3), true class by called class, of counts or weights; 0 where 0 / 0."""
-    right_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
-    rows_C, calls_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
-    f1_C = _ratio(2 * right_C, rows_C + calls_C)
-    return ConfusionScores(
-        accuracy=_ratio(right_C.sum(axis=-1), rows_C.sum(axis=-1)),
-        macro_f1=f1_C.mean(axis=-1),
-        precision=_ratio(right_C, calls_C),
-        recall=_ratio(right_C, rows_C),
-        f1=f1_C,
-    )
-
-
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole) > 0)
-
-
-def negative_log_likelihood(logits_NC: Floats, labels_N: Ints) -> float:
-    """Mean −ln p(true class), in nats."""
-    return float(log_losses(logits_NC, labels_N).mean())
-
-
-def log_losses(logits_NC: Floats, labels_N: Ints) -> Floats:
-    """−ln p(true class) of every row, in nats, of shape (rows,)."""
-    losses_N: Floats = -log_softmax(logits_NC, axis=1)[np.arange(len(labels_N)), labels_N]
-    return losses_N
-
-
-def squared_errors(probabilities_NC: Floats, labels_N: Ints) -> Floats:
-    """Σ_c (p_c − [c is the true class])² of every row, in [0, 2]; the mean is Brier's score (Brier 1950)."""
-    errors_N: Floats = ((probabilities_NC - np.eye(len(LABELS))[labels_N]) ** 2).sum(axis=1)
-    return errors_N
-
-
-def expected_calibration_error(probabilities_NC: Floats, labels_N: Ints, bins: int = ECE_BINS) -> float:
-    """Mean |accuracy − confidence| over bins of equal mass (Naeini et al. 2015; Nixon et al. 2019, section 3).
-
-    Rows are sorted by confidence and cut into `bins` groups of like size; fewer rows than bins make one bin a row.
+    `confusion[i][j]` counts windows of class i called j; `absent` names classes without windows. An absent class scores
+    0 and stays in the mean of `macro_f1`, so that a missing class never flatters.
     """
-    confidence_N = probabilities_NC.max(axis=1)
-    correct_N = probabilities_NC.argmax(axis=1) == labels_N
-    groups = equal_mass_bins(confidence_N, bins)
-    gaps = [abs(correct_N[group].mean() - confidence_N[group].mean()) * len(group) for group in groups]
-    return float(sum(gaps) / len(labels_N))
+    judged = Judged.of_logits(logits_NC, labels_N, temperature)
+    per_class = class_scores(judged)
+    return {
+        **{metric.name: metric.measure.value(judged) for metric in METRICS if metric.of_calls},
+        "per_class": per_class,
+        "confusion": judged.confusion().astype(np.int64).tolist(),
+        **{metric.name: metric.measure.value(judged) for metric in METRICS if not metric.of_calls},
+        "rows": len(labels_N),
+        "absent": [label for label, scores in per_class.items() if not scores["support"]],
+    }
 
 
-def equal_mass_bins(confidence_N: Floats, bins: int = ECE_BINS) -> list[Ints]:
-    """Row numbers of each bin, from the least confident bin to the most; empty bins are left out."""
-    order = np.argsort(confidence_N, kind="stable")
-    return [group for group in np.array_split(order, bins) if len(group)]
+def class_scores(judged: Judged) -> dict[str, ClassScores]:
+    """Precision, recall, F1 and rows of each class."""
+    scores = confusion_scores(judged.confusion())
+    support_C = np.bincount(judged.labels_N, minlength=len(LABELS))
+    return {
+        label: ClassScores(
+            precision=float(scores["precision"][c]),
+            recall=float(scores["recall"][c]),
+            f1=float(scores["f1"][c]),
+            support=int(support_C[c]),
+        )
+        for c, label in enumerate(LABELS)
+    }
+
+
+# The registry
+
+
+def accuracy(confusion_CC: Floats) -> Floats:
+    return confusion_scores(confusion_CC)["accuracy"]
+
+
+def macro_f1(confusion_CC: Floats) -> Floats:
+    return confusion_scores(confusion_CC)["macro_f1"]
+
+
+# The order is that of the keys in files and of the columns that the intervals add up: new ones go to the end.
+METRICS = (
+    Metric(
+        name="accuracy",
+        title="accuracy",
+        short="accuracy",
+        narrow="acc.",
+        measure=OfConfusion(accuracy, share_of_rows=True),
+        lowest=0.0,
+        highest=1.0,
+        shown=("scores", "baselines", "runs", "spread"),
+        in_every_run=True,
+    ),
+    Metric(
+        name=CHIEF,
+        title="macro-F1",
+        short="macro-F1",
+        narrow="macro-F1",
+        measure=OfConfusion(macro_f1),
+        lowest=0.0,
+        highest=1.0,
+        shown=("scores", "baselines", "runs", "spread"),
+        in_every_run=True,
+    ),
+    Metric(
+        name="nll",
+        title="negative log-likelihood",
+        short="NLL",
+        narrow="NLL",
+        measure=MeanOfRows(lambda judged: judged.losses_N),
+        lowest=0.0,
+        highest=np.inf,
+        shown=("scores", "baselines", "spread"),
+        in_every_run=True,
+    ),
+    Metric(
+        name="brier",
+        title="Brier score",
+        short="Brier",
+        narrow="Brier",
+        measure=MeanOfRows(lambda judged: squared_errors(judged.probabilities_NC, judged.labels_N)),
+        lowest=0.0,
+        highest=2.0,
+        in_every_run=True,
+    ),
+    Metric(
+        name="ece",
+        title="expected calibration error",
+        short="ECE",
+        narrow="ECE",
+        measure=OwnSums(
+            width=ECE_BINS,
+            columns=calibration_gaps,
+            scores=mean_gap,
+            exact=lambda judged: expected_calibration_error(judged.probabilities_NC, judged.labels_N),
+        ),
+        lowest=0.0,
+        highest=1.0,
+        shown=("scores", "spread"),
+        in_every_run=True,
+    ),
+)

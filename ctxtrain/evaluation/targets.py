@@ -43,7 +43,7 @@ def judge(
     for name, priority in PRIORITIES.items():
         label, _, score = name.partition("_")
         scores = metrics["per_class"].get(label.upper())
-        value = scores[score] if scores else metrics[name]  # type: ignore[literal-required]  # names of PRIORITIES
+        value = scores[score] if scores else metrics[name]
         interval = intervals["per_class"][label.upper()][score] if scores else intervals[name]
         target = targets[name]
         verdict: Verdict = "missed"

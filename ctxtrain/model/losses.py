@@ -43,6 +43,11 @@ class FocalLoss:
         return sum(self.class_weights[label] for label in labels_N)
 
 
+def make_loss(class_weights: Sequence[float], device: torch.device, *, focal_gamma: float) -> Loss:
+    """The loss of a run, from its class weights and the keys of the config's section `loss`."""
+    return FocalLoss(class_weights, device, gamma=focal_gamma)
+
+
 def focal_loss(logits_BC: Tensor, labels_B: Tensor, gamma: float, class_weights_C: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of FL over the windows, and the sum of their α_t.
 

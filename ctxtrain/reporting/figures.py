@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ctxtrain.evaluation.metrics import METRICS, Metric, shown
 from ctxtrain.labels import LABELS
 from ctxtrain.reporting import charts
 from ctxtrain.reporting.verdict import metric_name, readable
@@ -73,18 +74,19 @@ def targets(found: Sequence[Mapping[str, Any]], interval: str) -> Figure:
 def leads(model: Mapping[str, Any], baselines: Mapping[str, Any], interval: str) -> Figure:
     differences = {readable(name): scores["difference"]["macro_f1"] for name, scores in baselines.items()}
     rows = [_interval(name, lead["value"], lead["interval"]) for name, lead in differences.items()]
+    metrics = shown("baselines", model, *baselines.values())
     return Figure(
         "Lead of the model in macro-F1",
         f"The dot is the model’s macro-F1 less the other’s on the same windows, the line its {interval}: to the "
         "right of zero the model is better, and a line that crosses zero shows no difference beyond chance.",
         charts.intervals(rows, "lead in macro-F1", zero=True),
-        ("compared", "macro-F1", "accuracy", "negative log-likelihood", "lead in macro-F1", interval),
+        ("compared", *(metric.title for metric in metrics), "lead in macro-F1", interval),
         [
-            ("the model", *_overall(model), "", ""),
+            ("the model", *_figures(metrics, model), "", ""),
             *(
                 (
                     readable(name),
-                    *_overall(scores),
+                    *_figures(metrics, scores),
                     f"{differences[readable(name)]['value']:+.3f}",
                     span(differences[readable(name)]["interval"], "+.3f"),
                 )
@@ -219,6 +221,12 @@ def reliability(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     )
 
 
+def calibrated(before: Mapping[str, float], after: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Rows of a table: each metric of probabilities before and after the temperature."""
+    metrics = [m for m in METRICS if not m.of_calls and m.name in before and m.name in after]
+    return [(metric.title, f"{before[metric.name]:.3f}", f"{after[metric.name]:.3f}") for metric in metrics]
+
+
 def histogram(bins: Sequence[Mapping[str, float]]) -> Figure:
     rows = [
         {"series": series, "from": bin_["from"], "to": bin_["to"], "rows": bin_[series]}
@@ -300,8 +308,8 @@ def _interval(
     return {"name": name, "value": value, "low": low, "high": high, "target": target}
 
 
-def _overall(scores: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{scores[name]:.3f}" for name in ("macro_f1", "accuracy", "nll"))
+def _figures(metrics: Sequence[Metric], scores: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{scores[metric.name]:.3f}" for metric in metrics)
 
 
 def _point(epoch: float, series: str, value: float, *, dot: bool = True) -> dict[str, Any]:

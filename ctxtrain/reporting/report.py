@@ -48,6 +48,7 @@ def write_report(
         doubts_said=doubts_said(summary),
         figures=shown,
         mistakes=mistakes,
+        calibrated=figures.calibrated,
         pulses=PULSES,
         data_rows=_data_rows(summary["data"]),
         extent_rows=_extent_rows(summary["data"]),

@@ -6,12 +6,13 @@ edited or made by another version is named with its key and not met half-way thr
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ctxtrain.evaluation.comparison import Finding
-from ctxtrain.storage.metrics_log import EpochRecord, Scores, Share
+from ctxtrain.evaluation.metrics import METRICS, shown
+from ctxtrain.storage.metrics_log import EpochRecord, Scores, Share, overall
 from ctxtrain.storage.validated import Part
 
 Label = Literal["LONG", "SHORT", "SKIP"]
@@ -118,6 +119,14 @@ class Intervals(Part):
     scores: ScoreIntervals
 
 
+if TYPE_CHECKING:
+    BesideBaselines = Part  # mypy does not take a class that is made
+    Probabilistic = Part
+else:
+    BesideBaselines = overall(shown("baselines"))
+    Probabilistic = overall(metric for metric in METRICS if not metric.of_calls)
+
+
 class Lead(Part):
     value: float
     interval: Interval
@@ -127,10 +136,7 @@ class Leads(Part):
     macro_f1: Lead
 
 
-class Baseline(Part):
-    accuracy: float
-    macro_f1: float
-    nll: float
+class Baseline(BesideBaselines):
     difference: Leads
     over_chance: Lead | None
 
@@ -148,12 +154,6 @@ class Baselines(Part):
         if not {self.best, self.best_without_input} <= self.scores.keys():
             raise ValueError(f"best and best_without_input must be among the scores, {', '.join(self.scores)}")
         return self
-
-
-class Probabilistic(Part):
-    nll: float
-    brier: float
-    ece: float
 
 
 class Bin(Part):

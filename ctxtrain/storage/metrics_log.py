@@ -8,15 +8,16 @@ what a crash leaves behind them, whole lines and torn ones, is dropped, for it i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, create_model
 
 from ctxtrain.errors import DataError
+from ctxtrain.evaluation.metrics import METRICS, Metric
 from ctxtrain.labels import LABELS
 from ctxtrain.regular_files import read_regular
 from ctxtrain.storage.atomic_files import needing, sync, write_bytes
@@ -38,20 +39,33 @@ class ClassScores(Part):
     support: NonNegativeInt
 
 
-class Scores(Part):
+def overall(metrics: Iterable[Metric]) -> type[Part]:
+    """A schema with a number for each metric, in its range; files of older runs may lack one that was added later."""
+    fields: dict[str, Any] = {
+        metric.name: (
+            Annotated[float, Field(ge=metric.lowest, le=metric.highest)],
+            ... if metric.in_every_run else None,
+        )
+        for metric in metrics
+    }
+    return create_model("Overall", __base__=Part, **fields)
+
+
+if TYPE_CHECKING:
+    Overall = Part  # mypy does not take a class that is made
+else:
+    Overall = overall(METRICS)
+
+
+class Scores(Overall):
     """What `evaluate_logits` of `metrics.py` gives."""
 
-    accuracy: Share
-    macro_f1: Share
     per_class: dict[Literal["LONG", "SHORT", "SKIP"], ClassScores] = Field(
         min_length=len(LABELS), max_length=len(LABELS)
     )
     confusion: list[Annotated[list[NonNegativeInt], Field(min_length=len(LABELS), max_length=len(LABELS))]] = Field(
         min_length=len(LABELS), max_length=len(LABELS)
     )
-    nll: NonNegativeFloat
-    brier: NonNegativeFloat
-    ece: NonNegativeFloat
     rows: PositiveInt
     absent: list[Literal["LONG", "SHORT", "SKIP"]]
 

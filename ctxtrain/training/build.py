@@ -22,7 +22,7 @@ from ctxtrain.data.formats import WindowFile
 from ctxtrain.errors import ConfigError
 from ctxtrain.labels import LABELS
 from ctxtrain.model import lora
-from ctxtrain.model.losses import FocalLoss
+from ctxtrain.model.losses import make_loss
 from ctxtrain.model.optimizer import make_optimizer, make_schedule
 from ctxtrain.runtime import make_accelerator, resolve_dtype
 from ctxtrain.tracking.trackers import require_trackers
@@ -153,13 +153,9 @@ def build_learner(
     model = build_model(
         config, pad_id, dtype=dtype, quantization=config.model.quantization, say=lambda note: say(f"note: {note}")
     )
-    optimizer = make_optimizer(
-        lora.trainable_parameters(model).values(),
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-    )
+    optimizer = make_optimizer(lora.trainable_parameters(model).values(), **training.optimizer_settings)
     schedule = make_schedule(optimizer, training.schedule, warmup_steps=training.warmup_steps, total_steps=total_steps)
-    loss_fn = FocalLoss(class_weights, accelerator.device, gamma=config.loss.focal_gamma)
+    loss_fn = make_loss(class_weights, accelerator.device, **config.loss.settings)
     return Learner(
         accelerator,
         model,

@@ -6,13 +6,14 @@ that names each part that is missing, wrong or too many.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ctxtrain.errors import DataError
+from ctxtrain.model.optimizer import state_like
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.checkpoint import REMEDY, CheckpointFolder, TrainState
 from ctxtrain.storage.metrics_log import EpochRecord
@@ -29,7 +30,8 @@ def load_own(
     """
     payload, own = (
         checkpoint.load(path),
-        learner.state_dict() | {"moments": dict(enumerate(learner.parameters.values()))},
+        learner.state_dict()
+        | {"moments": [state_like(learner.optimizer, weight) for weight in learner.parameters.values()]},
     )
     best = checkpoint.ranking(payload["state"].get("epochs", []))[:1]
     for one in [path, *(folder.epoch_path(epoch) for epoch in best if folder.epoch_path(epoch) != path)]:
@@ -42,8 +44,8 @@ def load_own(
 def refuse_other_parts(path: Path, payload: Mapping[str, Any], own: Mapping[str, Any], steps_per_epoch: int) -> None:
     """Raises DataError if a checkpoint of this very run, by its fingerprint, has parts that the run's learner lacks.
 
-    `own` is the learner's state as it starts, with the weights by position as `moments`; every part must have its
-    keys, types and shapes, and the settings of the optimizer must be its own.
+    `own` is the learner's state as it starts, with `moments`, what its optimizer keeps of each weight once it is
+    trained; every part must have its keys, types and shapes, and the settings of the optimizer must be its own.
     """
     state, schedule = TrainState(**payload["state"]), payload["learner"].get("schedule")
     for number, record in enumerate(state.epochs, start=1):
@@ -89,19 +91,12 @@ def _unlike(found: Any, own: Any, key: str) -> list[str]:
     return [] if same else [f"{key} must be {_described(own)}, got {_described(found)}"]
 
 
-def _unlike_moments(found: Any, own: Mapping[int, torch.Tensor]) -> list[str]:
-    """AdamW's state of each weight that has been trained; `own` has the weights by position."""
+def _unlike_moments(found: Any, own: Sequence[Mapping[str, torch.Tensor]]) -> list[str]:
+    """The optimizer's state of each weight that has been trained, by position of the weight."""
     key = "learner.optimizer.state"
-    if not isinstance(found, dict) or not found.keys() <= own.keys():
+    if not isinstance(found, dict) or not found.keys() <= set(range(len(own))):
         return [f"{key} must be by position of the {len(own)} weights, got {_described(found)}"]
-    number = torch.zeros(())
-    return [
-        line
-        for place, moments in found.items()
-        for line in _unlike(
-            moments, {"step": number, "exp_avg": own[place], "exp_avg_sq": own[place]}, f"{key}.{place}"
-        )
-    ]
+    return [line for place, moments in found.items() for line in _unlike(moments, own[place], f"{key}.{place}")]
 
 
 def _described(value: Any) -> str:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ctxtrain.data.batches import StepPlan, Tokens, evaluation_batches
@@ -87,7 +87,7 @@ class Learner:
         self,
         accelerator: Accelerator,
         model: PeftModel,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         schedule: LRScheduler,
         loss_fn: Loss,
         *,

@@ -23,7 +23,7 @@ from ctxtrain.data.batches import plan_step
 from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import TrainingDiverged
 from ctxtrain.evaluation.calibration import HIGHEST, LOWEST, TemperatureScaler, best_temperature
-from ctxtrain.evaluation.metrics import negative_log_likelihood
+from ctxtrain.evaluation.scores import negative_log_likelihood
 from ctxtrain.model import lora
 from ctxtrain.model.base_config import HEAD
 from ctxtrain.model.losses import FocalLoss, focal_loss
