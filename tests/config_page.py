@@ -12,8 +12,10 @@ import orjson
 
 from ctxtrain.config.schema import Config
 from ctxtrain.pretraining.run import PretrainConfig
+from ctxtrain.reporting.summary_schema import Summary
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
+SUMMARY_SCHEMA = PAGE.with_name("training_summary.schema.json")
 HEAD = """# Every key of the config
 
 `make docs` writes this page from the schemas in `ctxtrain/config/schema.py` and `ctxtrain/pretraining/run.py`, and a
@@ -41,6 +43,11 @@ LIMITS = {
     "maxItems": "at most {} of them",
     "minLength": "not empty",
 }
+
+
+def summary_schema() -> bytes:
+    """The JSON Schema of `training_summary.json`."""
+    return orjson.dumps(Summary.model_json_schema(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def page() -> str:
@@ -107,3 +114,4 @@ def _figure(value: float) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    SUMMARY_SCHEMA.write_bytes(summary_schema())

@@ -160,3 +160,7 @@ def test_the_page_of_config_keys_has_every_key_of_a_run_and_of_pretrain() -> Non
 
 def test_the_page_of_config_keys_is_that_of_the_schema() -> None:
     assert config_page.PAGE.read_text() == config_page.page(), "docs/config.md is not current: run `make docs`"
+
+
+def test_the_published_schema_of_a_summary_is_that_of_the_code() -> None:
+    assert config_page.SUMMARY_SCHEMA.read_bytes() == config_page.summary_schema(), "run `make docs`"

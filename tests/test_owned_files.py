@@ -679,3 +679,16 @@ def test_the_python_door_refuses_as_the_command_does(run: Path, finished: Config
         TrainingPipeline(config.model_copy(update={"output_dir": finished.model.base})).run()
     assert checkpoint.load(run / "checkpoints" / "kept.bin")["state"]["step"] == 14
     assert RunFolder(run).summary.exists()
+
+
+@pytest.mark.parametrize("version", [2, None])
+def test_a_summary_of_another_version_is_refused_with_the_remedy(
+    version: int | None, run: Path, capsys: Capture
+) -> None:
+    summary = json.loads((run / "training_summary.json").read_text())
+    assert summary["version"] == 1
+    (run / "training_summary.json").write_text(json.dumps(summary | {"version": version}))
+    code, err = in_time(capsys, "report", run)
+    assert code == 65
+    assert "version must be 1, got" in err
+    assert f"Run ctxtrain export {run}, which writes it again." in err

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctxtrain.export.package import Exported
+from ctxtrain.reporting.summary_schema import SUMMARY_VERSION
 from ctxtrain.reporting.verdict import leak_mark, leak_suffix, verdict
 from ctxtrain.storage.atomic_files import files_below, sha256_file
 from ctxtrain.storage.run_folder import RunFolder
@@ -56,4 +57,4 @@ def make_summary(
             )
         },
     }
-    return {"verdict": verdict(found), **found}
+    return {"version": SUMMARY_VERSION, "verdict": verdict(found), **found}

@@ -15,6 +15,7 @@ from ctxtrain.evaluation.metrics import METRICS, shown
 from ctxtrain.storage.metrics_log import EpochRecord, Scores, Share, overall
 from ctxtrain.storage.validated import Part
 
+SUMMARY_VERSION: Literal[1] = 1
 Label = Literal["LONG", "SHORT", "SKIP"]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 Counts = Annotated[dict[Label, NonNegativeInt], Field(min_length=3, max_length=3)]
@@ -236,6 +237,9 @@ class ExportCheck(Part):
 
 
 class Summary(Part):
+    """`version` rises when a key changes its meaning; a summary of another version is not read."""
+
+    version: Literal[1]
     verdict: str
     model: Model
     data: Data
