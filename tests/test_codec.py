@@ -386,6 +386,63 @@ def test_a_rise_and_a_fall_stay_apart_under_prints_that_are_far_off(prints: dict
     assert (near[others] >= 0.35 * plain[others] - 1).all()
 
 
+def without_trades(*bars: int) -> dict[str, dict[int, float]]:
+    """Zeros, as some exporters write bars without a trade."""
+    return {name: dict.fromkeys(bars, 0.0) for name in (*PRICES, "volume")}
+
+
+@pytest.mark.parametrize(
+    "prints",
+    [
+        without_trades(*range(1, 40, 2)),
+        without_trades(*range(0, 40, 3)),
+        without_trades(*(n for n in range(40) if n % 4)),
+        {"low": dict.fromkeys((n for n in range(40) if n % 5 < 3), 0.0)},
+        {"low": dict.fromkeys(range(40), 0.0)},
+        {"high": dict.fromkeys(range(40), 1040.0)},
+        {"high": {n: 1e3 + 700.0 * (n * 17 % 40) for n in range(40) if n % 3}},
+        without_trades(*range(0, 40, 2)) | {"high": dict.fromkeys(range(1, 40, 4), 1e6)},
+    ],
+)
+def test_a_rise_and_a_fall_stay_apart_where_many_bars_hold_prints_that_are_far_off(
+    prints: dict[str, dict[int, float]],
+) -> None:
+    """So many that the way to them and back is the usual range."""
+    rise, fall = (render(printed(path(way), **prints)) for way in (1, -1))
+    far = {bar for name, of_bar in prints.items() if name != "volume" for bar in of_bar}
+    assert {bar for bar, marks in enumerate(parts(rise)[0]) if "X" in marks} == far
+    closed = [bar for bar in range(40) if bar not in prints.get("close", {})]
+    near, plain = distances(rise, fall, 4, 6)[closed], distances(render(path(1)), render(path(-1)), 4, 6)[closed]
+    assert (near >= 0.35 * plain - 1).all()
+
+
+def test_one_tick_shows_between_bars_without_a_trade() -> None:
+    texts = set()
+    for tick in (-0.1, 0.0, 0.1):
+        row = path(1)
+        for n, bar in enumerate(bars_of(row)):
+            bar.update(dict.fromkeys(PRICES, 100 + tick * (n > 20)))
+        texts.add(render(printed(row, **without_trades(*range(0, 40, 2)))))
+    assert len(texts) == 3
+
+
+@pytest.mark.parametrize(
+    "close",
+    [
+        [100 + 10 * (n % 2) + 0.3 * (n * 7 % 5) for n in range(40)],  # between two levels, back and forth
+        [100 + 10 * (n % 2) + 0.001 * (n == 30) for n in range(40)],  # the same, and one tick
+        [100 + 5 * (n * 7 % 11) + 1e-5 * (n % 2) for n in range(40)],
+        [0.25 * (n * 7 % 3 - 1) for n in range(40)],  # a spread
+        [1e-8 * (2 + n * 7 % 3) for n in range(40)],  # a coin at its smallest ticks
+    ],
+)
+def test_a_market_that_jumps_has_no_prints_that_are_far_off(close: list[float]) -> None:
+    row = path(1)
+    for bar, price in zip(bars_of(row), close, strict=True):
+        bar.update(dict.fromkeys(PRICES, price))
+    assert "X" not in render(row)
+
+
 def test_how_far_a_print_is_off_shows_and_its_window_is_no_ordinary_one() -> None:
     texts = [render(printed(path(1), high={3: price})) for price in (105.0, 200.0, 2e3, 1e5, 1e7)]
     assert len(set(texts)) == 5
@@ -442,6 +499,34 @@ def test_the_side_of_a_one_sided_delta_shows(value: float, spread: float) -> Non
     assert [marks for marks in parts(render(bought))[0] if "b" in marks] == ["b"]
     assert [marks for marks in parts(render(sold))[0] if "s" in marks] == ["s"]
     assert parts(render(bought))[1] == parts(render(sold))[1]  # or the mark would not be needed
+
+
+@pytest.mark.parametrize(
+    "bought",
+    [
+        [220, -20] * 20,
+        [19, 19, 19, -3] * 10,
+        [9, -1] * 20,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 900] * 4,
+        [100] * 38 + [-90] * 2,
+    ],
+)
+def test_the_side_shows_where_nine_tenths_are_bought_or_sold(bought: list[float]) -> None:
+    """The mean of the first ones is less than their deviation."""
+    middle = sum(bought) / 40
+    like = [value - 2 * middle for value in bought]  # the same z-scores, and a net as large on the other side
+    for values in (bought, [-value for value in bought]):
+        text = render(printed(path(1), delta=dict(enumerate(values))))
+        assert [set("bs") & set(marks) for marks in parts(text)[0]][-1] == {"b" if sum(values) > 0 else "s"}
+    one, other = (render(printed(path(1), delta=dict(enumerate(values)))) for values in (bought, like))
+    assert parts(one)[1] == parts(other)[1]
+    assert one != other
+
+
+@pytest.mark.parametrize("bought", [[5, -1] * 20, [0] * 39 + [7], [0] * 40, [3, -1, 4, -2] * 10])
+def test_less_than_that_has_no_side_but_a_single_trade_has(bought: list[float]) -> None:
+    marks = "".join(parts(render(printed(path(1), delta=dict(enumerate(bought)))))[0])
+    assert ("b" in marks, "s" in marks) == (bought[-1] == 7, False)
 
 
 def test_a_delta_of_both_sides_has_no_side() -> None:

@@ -14,9 +14,9 @@ from ctxtrain import TrainingPipeline
 from ctxtrain.data.check import check_files
 from ctxtrain.data.dataset import load_dataset
 from ctxtrain.data.drift import drift, population_stability
-from ctxtrain.data.duplicates import ANOTHER_TIME
+from ctxtrain.data.duplicates import ANOTHER_TIME, LOOK_ALIKE
 from ctxtrain.data.formats import WindowFile
-from ctxtrain.data.leakage import BY_CONTENT, not_found, overlapping, purged_rows
+from ctxtrain.data.leakage import BY_CONTENT, BY_PLACE, not_found, overlapping, purged_rows
 from ctxtrain.data.positions import Spans, spans_of
 from ctxtrain.data.profile import MOST_SAMPLED, Survey, extent, survey
 from ctxtrain.errors import ConfigError, DataError
@@ -244,6 +244,105 @@ def test_busy_windows_that_are_equal_are_the_same_unless_a_clock_puts_them_far_a
         for leak in check_files(write(tmp_path, {name: anonymous(rows) for name, rows in files.items()}))["leaks"]
         if leak["kind"] == kind
     ] == [kind != ANOTHER_TIME]
+
+
+def ticked(row: Row, *ticks: int, price: float = 1.0) -> Row:
+    """A market that stands still but for single ticks, each there and back again."""
+    row = still(row, price) | {"label": "SKIP"}
+    for n in ticks:
+        bars_of(row)[n].update(dict.fromkeys(("open", "high", "low", "close"), price + 0.01))
+    return row
+
+
+@pytest.mark.parametrize("ticks", [(29,), (7,), (7, 20)])
+@pytest.mark.parametrize("placeless", [True, False])
+def test_quiet_windows_that_are_equal_by_chance_are_told_and_not_refused(
+    ticks: tuple[int, ...], placeless: bool, tmp_path: Path
+) -> None:
+    """Months apart where one row has no time, or of pegged symbols at one time."""
+    rows = dated_rows(12, seed=1, apart=600)
+    files = {"train": [*rows[:7], ticked(rows[7], *ticks)], "val": [*rows[8:11], ticked(rows[11], *ticks)]}
+    if placeless:
+        files["val"][3]["context_bars"][0].update(time=None, bar_index=None)
+    else:
+        files["val"][3] = ticked(rows[7], *ticks) | {"symbol": "DAI"}
+    report = check_files(write(tmp_path, {name: anonymous(rows) for name, rows in files.items()}))
+    (leak,) = report["leaks"]
+    assert (leak["kind"], leak["count"], leak["refused"]) == (LOOK_ALIKE, 1, False)
+    assert "train.jsonl:8" in leak["examples"][0][0]
+    assert "val.jsonl:4" in leak["examples"][0][1]
+    assert report["duplicates"] == {"train": 0, "val": 0}
+    with_more = {
+        name: [ticked(row, 3, 11, *ticks) if row is rows[-1] else row for row in rows] for name, rows in files.items()
+    }
+    assert by_content(tmp_path, with_more) == {"identical window": 1}
+
+
+def test_quiet_windows_of_one_text_alone_are_told_and_not_refused_either(tmp_path: Path) -> None:
+    rows = dated_rows(12, seed=1, apart=600)
+    twin = ticked(rows[11], 7)
+    for bar in bars_of(twin):
+        bar |= {"time": None, "bar_index": None, "open": 2 * bar["open"], "high": 2 * bar["high"]}
+        bar |= {"low": 2 * bar["low"], "close": 2 * bar["close"]}
+    files = {"train": [*rows[:7], ticked(rows[7], 7)], "val": [*rows[8:11], twin]}
+    (leak,) = check_files(write(tmp_path, {name: anonymous(rows) for name, rows in files.items()}))["leaks"]
+    assert (leak["kind"], leak["count"], leak["refused"]) == (LOOK_ALIKE, 1, False)
+
+
+def overlapped(folder: Path, **symbols: Any) -> dict[str, Any]:
+    """The report on files whose windows share bars, each with symbols of its own, one after the other."""
+    rows = dated_rows(40, seed=1, apart=10)
+    files: Files = {"train": rows[:30], "val": rows[30:]}
+    for name, own in symbols.items():
+        files[name] = [row | {"symbol": own[n % len(own)]} for n, row in enumerate(files[name])]
+    return check_files(write(folder, {name: anonymous(rows) for name, rows in files.items()}))
+
+
+@pytest.mark.parametrize(("train", "val"), [("GC", "gc "), ("gc-sim ", "GC-SIM"), (None, ""), ("", "  "), ("ÉS", "és")])
+def test_a_symbol_is_one_however_it_is_spelt(train: str | None, val: str | None, tmp_path: Path) -> None:
+    report = overlapped(tmp_path, train=[train], val=[val])
+    assert {leak["kind"]: leak["count"] for leak in report["leaks"]}["shared bars"] == 2
+    assert [what for what in report["unchecked"] if "symbol" in what] == []
+    one, other = (train or "").strip(), (val or "").strip()
+    told = [f"symbols that differ in case alone are taken as one: {one} = {other}"] if one != other else []
+    assert report["noticed"]["val"] == told
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "reason"),
+    [
+        (["GC"], ["GCZ5"], "no symbol is in both (train: GC; val: GCZ5)"),
+        (["GC"], [None], "no row of val has a symbol, and rows of train have (GC)"),
+        ([" "], ["ES", "GC"], "no row of train has a symbol, and rows of val have (ES, GC)"),
+    ],
+)
+def test_files_without_a_common_symbol_are_said_to_hide_shared_bars(
+    train: list[str | None], val: list[str | None], reason: str, tmp_path: Path
+) -> None:
+    report = overlapped(tmp_path, train=train, val=val)
+    assert not {leak["kind"] for leak in report["leaks"]} & set(BY_PLACE)
+    said = f"shared bars, judged on older rows between train and val: {reason}. Give one market the same symbol"
+    assert [what for what in report["unchecked"] if what.startswith(said)]
+    assert set(not_found([], report["unchecked"])) & {"shared bars", "judged on older rows"} == set()
+
+
+def test_a_symbol_that_training_rows_do_not_have_is_said(tmp_path: Path) -> None:
+    report = overlapped(tmp_path, train=["GC"], val=["GC", "GC", "GCZ5"])
+    assert report["noticed"]["val"] == [
+        "3 of 10 rows have a symbol that no row of train has (GCZ5): bars that they share with its rows are not seen"
+    ]
+
+
+def test_files_that_are_placed_by_different_fields_are_told_apart(tmp_path: Path) -> None:
+    rows = dated_rows(12, seed=1, apart=60)
+    for n, row in enumerate(rows):
+        for bar in bars_of(row):
+            del bar["bar_index" if n < 8 else "time"]
+    paths = write(tmp_path, {"train": rows[:8], "val": rows[8:]})
+    why = "no field places rows of every file: train has time; val has bar_index"
+    assert check_files(paths)["unchecked"][0] == f"shared bars, judged on older rows: {why}"
+    with pytest.raises(ValueError, match=why):
+        purged_rows({name: survey(WindowFile(path))[0] for name, path in paths.items() if path}, 0)
 
 
 def test_one_text_and_two_labels_at_different_times_are_no_leak(tmp_path: Path) -> None:

@@ -106,6 +106,49 @@ def test_rows_without_a_symbol_among_others_and_blank_lines_are_said() -> None:
     assert said([row | {"symbol": None} for row in rows]) == []
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\t"])
+def test_a_blank_symbol_is_none(blank: str, tmp_path: Path) -> None:
+    rows = dated_rows(4, seed=1, apart=60)
+    for row in rows[::2]:
+        row["symbol"] = blank
+    (line,) = said(rows)
+    assert line.startswith("2 of 4 rows have no symbol and are taken as a market of their own")
+    assert make_window(rows[0]).symbol is None
+    assert check_files({"train": write_rows(tmp_path / "rows.jsonl", rows)})["times"]["train"]["symbols"] == ["GC"]
+
+
+def test_a_prompt_beside_bars_is_an_unused_field(tmp_path: Path) -> None:
+    rows = [row | {"context": "a prompt of my own", "timeframe": "M1"} for row in dated_rows(12, seed=1, apart=60)]
+    assert check_files({"train": write_rows(tmp_path / "rows.jsonl", rows)})["unused_fields"] == ["context"]
+    texts = [{"context": f"prompt {n}", "label": "LONG", "symbol": "GC"} for n in range(3)]
+    assert check_files({"train": write_rows(tmp_path / "rows.jsonl", texts)})["unused_fields"] == []
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_bars_without_a_trade_that_are_written_as_zeros_are_counted_and_said(
+    every: int, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = dated_rows(12, seed=1, apart=60)
+    for row in rows[:5]:
+        for bar in bars_of(row)[:-1:every]:
+            bar.update(dict.fromkeys(("open", "high", "low", "close", "volume"), 0))
+    paths = {"train": write_rows(tmp_path / "a.jsonl", rows[:9]), "val": write_rows(tmp_path / "b.jsonl", rows[9:])}
+    report = check_files(dict(paths))
+    line = (
+        f"all prices and the volume are 0 on {5 * len(range(0, 29, every))} bars in 5 of 9 rows, beside bars that are "
+        "not: where a bar has no trade, repeat the close before as its prices, or leave it out"
+    )
+    assert report["noticed"] == {"train": [line], "val": []}
+    assert report["wild_prints"]["train"]["price"]["rows"] == 5
+    data = load_dataset(
+        {name: WindowFile(path, keep=True) for name, path in paths.items()}, tokenizer, codec="compact", max_tokens=512,
+        oversampling="none", max_repeat=None, weights="none", allow_leakage=True,
+    )  # fmt: skip
+    assert f"train: {line}" in data.notes()
+    assert [note for note in data.notes() if note.startswith("train: 5 rows have a price far off all others")]
+    assert said([json.loads(json.dumps(row)) for row in rows[9:]]) == []
+
+
 def test_fields_that_training_rows_do_not_have_are_said(tmp_path: Path) -> None:
     train, val = dated_rows(12, seed=1, apart=60), dated_rows(12, seed=2, apart=60)
     for row in val:

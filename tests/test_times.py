@@ -72,6 +72,10 @@ def test_a_moment_is_the_same_to_the_nanosecond_however_it_is_written(written: s
 def test_fractions_are_exact() -> None:
     assert nanoseconds("2025-03-03T00:00:00.123456789Z")[0] == since(START, 10**9) + 123_456_789
     assert nanoseconds("2025-03-03T00:00:00,1234567Z")[0] == since(START, 10**9) + 123_456_700
+    assert nanoseconds("20250303T000000.123456789Z")[0] == since(START, 10**9) + 123_456_789
+    assert nanoseconds("20250303T010000.1234567+0100")[0] == since(START, 10**9) + 123_456_700
+    assert nanoseconds("2025-W10-1T00:00:00.000000001")[0] == since(START, 10**9) + 1
+    assert nanoseconds("2025-03-03T00:00:00.123456+00:00")[0] == since(START, 10**9) + 123_456_000
     assert nanoseconds(since(START, 1) + 0.25)[0] == since(START, 10**9) + 250_000_000
     assert nanoseconds(since(START, 10**9) + 1)[0] == since(START, 10**9) + 1
 
@@ -100,6 +104,13 @@ def test_a_number_that_is_no_time_in_any_unit_is_refused(value: float) -> None:
 @pytest.mark.parametrize("value", ["0001-01-01", "1799-12-31T23:59:59Z", "2200-01-01", "9999-12-31T23:59:59-12:00"])
 def test_a_year_far_away_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="must lie in the years 1800 to 2199"):
+        nanoseconds(value)
+
+
+@pytest.mark.parametrize("value", ["1800112212000", "1741010400", "20250303140000"])
+def test_a_number_in_quotes_is_no_iso_text(value: str) -> None:
+    """The first is of 2027 in milliseconds; datetime would read the year 1800."""
+    with pytest.raises(ValueError, match="Write numbers without quotes"):
         nanoseconds(value)
 
 
@@ -171,7 +182,9 @@ def numbered(count: int, start: int = 0) -> list[Row]:
     rows = dated_rows(count, seed=start, apart=10)
     for n, row in enumerate(rows):
         for place, bar in enumerate(bars_of(row)):
-            bar["time"] = 60 * (start + 10 * n + place)
+            number = start + 10 * n + place
+            bar["time"] = 60 * number
+            bar.update(dict.fromkeys(("open", "high", "low", "close"), 2000 + number % 71))  # a number is one bar
             del bar["bar_index"]
     return rows
 
@@ -275,6 +288,43 @@ def test_a_bar_index_that_begins_anew_places_nothing(days: int, a_day: int, tmp_
         walk_forward(survey(WindowFile(write_rows(tmp_path / "all.jsonl", rows)))[0], 2)
 
 
+STRIDES: dict[str, Callable[[int], int]] = {
+    "five minutes a bar": lambda bar: 570 + 5 * bar,
+    "ten minutes a bar, from a quarter past": lambda bar: 555 + 10 * bar,
+    "a number left out": lambda bar: bar + (bar > 20),
+    "every third number left out": lambda bar: bar * 3 // 2,
+    "counted back from the event": lambda bar: bar - 29,
+}
+
+
+@pytest.mark.parametrize("field", ["bar_index", "time"])
+@pytest.mark.parametrize("numbers", STRIDES)
+def test_numbers_that_begin_anew_place_nothing_whatever_their_steps(numbers: str, field: str, tmp_path: Path) -> None:
+    rows = [make_row(seed=n, place=False, id=None) for n in range(30)]
+    for n, row in enumerate(rows):
+        for place, bar in enumerate(bars_of(row)):
+            bar[field] = STRIDES[numbers](place + n % 5)
+    paths = {"train": write_rows(tmp_path / "a.jsonl", rows[:20]), "val": write_rows(tmp_path / "b.jsonl", rows[20:])}
+    report = check_files(dict(paths))
+    assert by_place(report) == {}
+    assert "anew" in report["unchecked"][0]
+
+
+@pytest.mark.parametrize("field", ["bar_index", "time"])
+@pytest.mark.parametrize("numbers", STRIDES)
+def test_numbers_that_go_on_place_windows_whatever_their_steps(numbers: str, field: str, tmp_path: Path) -> None:
+    """Windows of one market: a number has the same bar in all of them."""
+    market = [bar for n in range(20) for bar in bars_of(make_row(seed=n, place=False, bars=30))]
+    for n, bar in enumerate(market):
+        bar[field] = STRIDES[numbers](n)
+    rows = [make_row(place=False, id=None) for _ in range(60)]
+    for n, row in enumerate(rows):
+        bars = json.loads(json.dumps(market[9 * n : 9 * n + 30]))
+        row["context_bars"], row["current_bar"] = bars[:-1], bars[-1] | {"volume": 1000 + n}
+    paths = {"train": write_rows(tmp_path / "a.jsonl", rows[:40]), "val": write_rows(tmp_path / "b.jsonl", rows[40:])}
+    assert by_place(check_files(dict(paths))) == {"shared bars": 3}
+
+
 # Other names of the time
 
 
@@ -353,6 +403,61 @@ def test_a_field_that_is_only_called_like_a_time_is_none_and_the_order_is_said_t
         "1 of 1 rows say neither time nor bar_index, so the order of their bars was taken as given, oldest first"
     )
     assert reading.ignored_fields == {"bars.date": 1}
+
+
+UNKNOWN_NAMES = [
+    *("ts_event", "Gmt time", "window_start", "bar_timestamp", "timestamp_ns", "unix_ms", "@timestamp", "time (UTC)"),
+    *("kline_open_time", "time_close", "start", "begin", "klineOpenTime", "k0"),
+]
+
+
+@pytest.mark.parametrize("name", UNKNOWN_NAMES)
+@pytest.mark.parametrize("written", ["ISO", "ISO without a zone", "seconds", "milliseconds", "nanoseconds"])
+def test_bars_newest_first_by_any_field_that_reads_as_a_time_are_refused(name: str, written: str) -> None:
+    row = make_row()
+    for place, bar in enumerate(bars_of(row)):
+        bar["bar_index"] = place  # counted by whoever wrote the rows as they stood
+    row = named(row, name, turned=True, written=written)
+    (fault,) = read([json.dumps(row).encode()]).faults
+    assert fault.startswith(f"rows.jsonl:1: bars must run oldest first, but {name} goes from ")
+    forwards = named(make_row(), name, written=written)
+    reading = read([json.dumps(forwards).encode()])
+    assert (reading.faults, reading.ignored_fields) == ([], {f"bars.{name}": 1})
+
+
+def test_times_of_ticks_run_backwards_too_if_their_name_says_what_they_are() -> None:
+    row = make_row(place=False)
+    for place, bar in enumerate(bars_of(row)):
+        bar["ts_event"] = 1_741_010_400_000_000_000 - 7919 * place * place - place
+    (fault,) = read([json.dumps(row).encode()]).faults
+    assert fault.startswith("rows.jsonl:1: bars must run oldest first, but ts_event goes from 1741010400000000000 to ")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("open_interest", [1.5e9 - 1000 * n * n - n for n in range(30)]),  # falls, and is in the range of seconds
+        ("cvd", [9e8 - 7 * n**3 - n for n in range(30)]),
+        ("left", [29 - n for n in range(30)]),
+        ("session", ["2025-03-03"] * 30),
+        ("expires", ["2025-06-01", "2025-03-01"] * 15),
+        ("note", [f"bar {n}" for n in range(30)]),
+        ("seen", [True] * 30),
+        ("some", [None, *(f"2025-03-03T10:{59 - n}:00Z" for n in range(29))]),
+    ],
+)
+def test_a_field_that_is_no_time_orders_nothing(name: str, values: list[Any]) -> None:
+    row = make_row(place=False)
+    for bar, value in zip(bars_of(row), values, strict=True):
+        bar[name] = value
+    assert read([json.dumps(row).encode()]).faults == []
+
+
+def test_the_time_of_bars_decides_over_other_dates() -> None:
+    row = make_row()
+    for place, bar in enumerate(bars_of(row)):
+        bar["roll"] = f"2025-{12 - place // 3:02d}-{20 - place % 3 * 5:02d}"
+    assert read([json.dumps(row).encode()]).faults == []
 
 
 def test_the_time_comes_before_its_other_names() -> None:

@@ -1,21 +1,26 @@
 """Where the bars of a row stand: in time, by their index, or nowhere that is known.
 
 Comes in: the bars as they stand in a row. Goes out: a `Placed`, or why the bars are in no order. Bars that have no
-`time` may have it by another name of `time_units.py`, such as `timestamp`.
+`time` may have it by another name of `time_units.py`, such as `timestamp`. Where they have it by no such name, any
+field that reads as a time on every bar says the order: bars that run newest first by it are refused.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ctxtrain.data.time_units import NUMBER, moment, nanoseconds, time_names
+from ctxtrain.data.time_units import ISO, NAIVE, NUMBER, is_named_like_a_time, moment, nanoseconds, time_names
 from ctxtrain.errors import shown
 
 Bars = Sequence[Mapping[str, Any]]
+Stamps = Sequence[int | None]
+
+REGULAR = 0.5  # share of the steps that are the usual one, where bars are of a length of time
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Placed:
 
     `unit` is that of the times ("" without any), `time_name` the field that has them, `untimely` another one that is
     named like a time and cannot be read as one, and `lacking` how many bars lack a place that others have.
+    `indices` has the bar_index of each bar, and `counts` its time where that is a plain number; empty without any.
     """
 
     time: Place | None = None
@@ -41,6 +47,8 @@ class Placed:
     time_name: str = "time"
     untimely: str = ""
     lacking: dict[str, int] = field(default_factory=dict)
+    indices: Stamps = ()
+    counts: Stamps = ()
 
     @property
     def is_dated(self) -> bool:
@@ -66,6 +74,8 @@ def place_bars(bars: Bars, known: Collection[str]) -> tuple[Placed, list[str]]:
                 break
             untimely = untimely or (name if _has(bars, name) else "")
     faults += wrong or _order_faults(chosen, stamps, [bar.get(chosen) for bar in bars])
+    if not unit and not wrong:
+        faults += _backward_faults(bars, set(bars[0]) - set(known))
     lacking = {"bar_index": indices.count(None), chosen: stamps.count(None)}
     return Placed(
         _place(stamps),
@@ -74,6 +84,8 @@ def place_bars(bars: Bars, known: Collection[str]) -> tuple[Placed, list[str]]:
         chosen,
         untimely,
         {name: count for name, count in lacking.items() if 0 < count < len(bars)},
+        indices if _has(bars, "bar_index") else (),
+        stamps if unit == NUMBER else (),
     ), faults
 
 
@@ -107,25 +119,47 @@ def _stamps(bars: Bars, name: str) -> tuple[list[int | None], str, list[str]]:
     return stamps, unit, []
 
 
-def _is_clock(stamps: Sequence[int | None], unit: str, wrong: list[str]) -> bool:
+def _is_clock(stamps: Stamps, unit: str, wrong: list[str]) -> bool:
     """Whether a field that is named like a time is one: each bar has another, and plain numbers run one way."""
     steps = _steps(stamps)
     backwards = min(steps) < 0 and (unit != NUMBER or max(steps) < 0)
     return not wrong and (min(steps) > 0 or backwards)
 
 
-def _steps(stamps: Sequence[int | None]) -> list[int]:
+def _backward_faults(bars: Bars, names: Collection[str]) -> list[str]:
+    """Bars run forwards by every field that reads as a time: dates on every bar that step back each time are refused.
+
+    A number may be a date by chance. It is one if its name says so, or if most of its steps are equal.
+    """
+    for name in sorted(name for name in names if isinstance(name, str)):
+        try:
+            (first, unit), (last, _) = nanoseconds(bars[0][name]), nanoseconds(bars[-1].get(name))
+        except ValueError:
+            continue
+        if unit == NUMBER or last >= first:
+            continue
+        stamps, unit, wrong = _stamps(bars, name)
+        steps = _steps(stamps)
+        if wrong or None in stamps or max(steps) >= 0:
+            continue
+        is_regular = Counter(steps).most_common(1)[0][1] >= REGULAR * len(steps)
+        if unit in (ISO, NAIVE) or is_named_like_a_time(name) or is_regular:
+            return _order_faults(name, stamps, [bar[name] for bar in bars])
+    return []
+
+
+def _steps(stamps: Stamps) -> list[int]:
     """Distances of neighbours among those that are known; [0] if there are none."""
     known = [stamp for stamp in stamps if stamp is not None]
     return [after - before for before, after in pairwise(known)] or [0]
 
 
-def _place(stamps: Sequence[int | None]) -> Place | None:
+def _place(stamps: Stamps) -> Place | None:
     first, last = (stamps[0], stamps[-1]) if stamps else (None, None)
     return None if first is None or last is None else Place(first, last, round(median(_steps(stamps))))
 
 
-def _order_faults(name: str, stamps: Sequence[int | None], values: Sequence[object]) -> list[str]:
+def _order_faults(name: str, stamps: Stamps, values: Sequence[object]) -> list[str]:
     """Bars run forwards: each stamp is later than those before it. Only the first step back is named."""
     known = [(index, stamp) for index, stamp in enumerate(stamps) if stamp is not None]
     for (last, before), (index, stamp) in pairwise(known):

@@ -12,7 +12,7 @@ The compact text of a bar is `marks` + `HHLLCCVD`, bars oldest first with a blan
     marks      one letter for each pulse on its bar; one letter or letter + digit for each state, direction or
                level where it changes, and all of them on the first bar and on the event bar; X, V or Y where a
                price, the volume or the delta is so far off that the scale leaves it out (`wild_prints.py`), and b or s
-               on the event bar where the window's delta is nearly all bought or sold, which its z-scores cannot show; O
+               on the event bar where the window's delta is clearly bought or sold, which its z-scores cannot show; O
                + two digits for an open that lies away from the close before
 
 It ends in `r` (range of the window in mean bar ranges), `a` (mean bar range as a share of price), `t` (atr_14 in

@@ -2,9 +2,10 @@
 
 Comes in: the `Survey` of each file, keys that equal rows share, and where windows lie. Goes out: pairs of rows.
 
-Rows of one key are the same window if they stand at the same place, or if one does not say where it stands. A halted
-market looks alike for hours, so a window in which nothing changes is the same as another only if both say so: of one
-symbol, at one place. Windows in which much changes cannot be equal by chance, so they need only overlap.
+Rows of one key are the same window if they stand at the same place, or if one does not say where it stands. A quiet
+market looks alike for hours, and pegged ones look alike at one moment. So a window in which little changes is the same
+as another only if both say so: of one symbol, at one place. Without that it is a look-alike, which is told and not
+refused. Windows in which much changes cannot be equal by chance, so they need only overlap.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from ctxtrain.data.positions import Spans
 from ctxtrain.data.profile import Survey
 
 ANOTHER_TIME = "same bars at another time"
-MUCH = 10  # bars that differ from the bar before
+LOOK_ALIKE = "quiet windows alike"
+# Bars that differ from the bar before: one tick there and back again are two, and two such ticks four.
+ENOUGH, MUCH = 5, 10
 Row = tuple[str, int]
 Keys = Mapping[str, Sequence[bytes | None]]
 Span = tuple[int, int]
@@ -30,12 +33,24 @@ class Twins:
 
     def pairs(self, files: tuple[str, str], keys: Keys) -> list[tuple[int, int]]:
         """Rows of the second file that are in the first too, each with such a row of the first."""
-        return [(twin, row) for twin, row in self._across(files, keys) if twin is not None]
+        return [(twin, row) for twin, row in self._across(files, keys, ENOUGH) if twin is not None]
+
+    def alike(self, files: tuple[str, str], keys: Keys) -> dict[int, int]:
+        """Rows of the second file in which something changes, but too little to call them the same window as a row of
+        the first, which is the value.
+        """
+        first, second = files
+        quiet = [key if self.changes((second, row)) < ENOUGH else None for row, key in enumerate(keys[second])]
+        if not any(quiet):
+            return {}
+        keys = {first: keys[first], second: quiet}
+        same = {row for _, row in self.pairs(files, keys)}
+        return {row: twin for twin, row in self._across(files, keys, 1) if twin is not None and row not in same}
 
     def moved(self, files: tuple[str, str], keys: Keys) -> list[tuple[int, int]]:
         """Rows of the second file that are, but for their place, in the first, and in which much changes."""
         first, second = files
-        alone = [row for twin, row in self._across(files, keys) if twin is None]
+        alone = [row for twin, row in self._across(files, keys, ENOUGH) if twin is None]
         at = {key: row for row, key in enumerate(keys[first]) if key is not None}
         return [(at[key], row) for row in alone if (key := keys[second][row]) and self.changes((second, row)) >= MUCH]
 
@@ -48,7 +63,7 @@ class Twins:
             for key in keys:
                 (twice if key in once else once).add(key)
         del once
-        earlier = _Earlier(self)
+        earlier = _Earlier(self, ENOUGH)
         for name, keys in contents.items():
             for row, key in enumerate(keys):
                 if key in twice:
@@ -58,13 +73,16 @@ class Twins:
                     else:
                         yield twin, (name, row)
 
-    def _across(self, files: tuple[str, str], keys: Keys) -> Iterator[tuple[int | None, int]]:
-        """Rows of the second file whose key stands in the first, each after a row that is the same window, or None."""
+    def _across(self, files: tuple[str, str], keys: Keys, enough: int) -> Iterator[tuple[int | None, int]]:
+        """Rows of the second file whose key stands in the first, each after a row that is the same window, or None.
+
+        Windows with fewer changes than `enough` are the same at one place and of one symbol only.
+        """
         first, second = files
         both = set(keys[first]) & set(keys[second]) - {None}
         if not both:
             return
-        earlier = _Earlier(self)
+        earlier = _Earlier(self, enough)
         for row, key in enumerate(keys[first]):
             if key is not None and key in both:
                 earlier.add(key, (first, row))
@@ -89,8 +107,9 @@ class Twins:
 class _Earlier:
     """Rows by key, and by their place."""
 
-    def __init__(self, twins: Twins) -> None:
+    def __init__(self, twins: Twins, enough: int) -> None:
         self._twins = twins
+        self._enough = enough
         self._at: dict[tuple[bytes, Span, str], Row] = {}
         self._changing_at: dict[tuple[bytes, Span], Row] = {}
         self._unplaced: dict[bytes, Row] = {}
@@ -101,7 +120,7 @@ class _Earlier:
         span, changes = self._twins.span(row), self._twins.changes(row)
         if span:
             self._at.setdefault((key, span, self._twins.symbol(row)), row)
-        if not changes:
+        if changes < self._enough:
             return
         self._changing.setdefault(key, row)
         if not span:
@@ -116,7 +135,7 @@ class _Earlier:
         span, changes = self._twins.span(row), self._twins.changes(row)
         if span and (twin := self._at.get((key, span, self._twins.symbol(row)))):
             return twin
-        if not changes:
+        if changes < self._enough:
             return None
         if not span:
             return self._changing.get(key)

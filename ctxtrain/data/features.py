@@ -25,6 +25,10 @@ Ints = NDArray[np.int64]
 # In typical deviations from the median: of log1p(volume), and of delta. In 2,000 simulated and 1,000 real windows they
 # reach 10 and 43.
 WILD = {"volume": 30.0, "delta": 100.0}
+# A delta is one-sided if its mean has at least so many deviations, or is such a share of the mean size of a delta.
+# Bars that alternate between nine bought and one sold have 0.8 of both. In 12,000 simulated and 1,058 real windows
+# they reach 0.79 and 0.87.
+ONE_SIDED, ALL_BUT = 0.8, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class WindowNumbers:
 
     Of shape (...): `range_in_bars` is the window's range in units of its mean true range, `bar_range_share` that mean
     true range as a share of the last close's size, `atr_ratio` the event's `atr_14` over the mean true range (None
-    without it), and `side` the sign of a delta whose mean exceeds its deviation, which no z-score shows, or 0.
+    without it), and `side` the sign of a one-sided delta, which no z-score shows, or 0 (`ONE_SIDED`, `ALL_BUT`).
     `wild` has the bars, of shape (..., L), whose price, volume or delta is far off and was drawn near.
     """
 
@@ -96,8 +100,9 @@ def _prices(bars: Mapping[str, Floats]) -> tuple[Floats, Floats, Bools]:
 def _side(delta: Floats) -> Ints:
     """1 where nearly all is bought, −1 where nearly all is sold, else 0; over the last dimension."""
     mean, lowest, highest = delta.mean(axis=-1), delta.min(axis=-1), delta.max(axis=-1)
-    is_far = (np.abs(mean) > delta.std(axis=-1)) | (lowest > 0) | (highest < 0)
-    return np.where(is_far, np.sign(mean), 0).astype(np.int64)
+    gross = np.abs(delta).mean(axis=-1)
+    is_far = np.abs(mean) >= (1 - SAME) * np.minimum(ONE_SIDED * delta.std(axis=-1), ALL_BUT * gross)
+    return np.where((is_far & (gross > 0)) | (lowest > 0) | (highest < 0), np.sign(mean), 0).astype(np.int64)
 
 
 def true_range(bars: Mapping[str, Floats]) -> Floats:

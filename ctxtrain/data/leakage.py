@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.duplicates import ANOTHER_TIME, Twins
-from ctxtrain.data.positions import Spans, spans_of, why_no_spans
+from ctxtrain.data.duplicates import ANOTHER_TIME, LOOK_ALIKE, Twins
+from ctxtrain.data.positions import Spans, no_common_symbol, spans_of, why_no_spans
 from ctxtrain.data.profile import Survey
 from ctxtrain.labels import LABELS
 
@@ -33,6 +33,15 @@ EXAMPLES = 5
 TELLING = 0.9
 FEWEST_ROWS, FEWEST_OF_A_CLASS = 30, 5  # fewer cannot show that a field tells the label
 MOST_EMBARGO = 2**60  # nanoseconds, 36 years: no sum of it and a time leaves 64 bits
+REMEDIES = {
+    ANOTHER_TIME: (
+        "If the clocks of the two files differ, as by a time zone, these are the same windows: mend the times."
+    ),
+    LOOK_ALIKE: (
+        "So little changes in them that chance may make them equal, and one has no place or another symbol. Give every "
+        "bar a time, or remove them from one file if they are the same windows."
+    ),
+}
 REMOVE = "Remove them from one file, or go on with data.allow_leakage=true, which marks every figure."
 
 
@@ -46,13 +55,16 @@ def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Sequence[bytes
         first, second = (surveys[name] for name in pair)
         same = twins.pairs(pair, contents)
         found += _twins(pair, "identical window", same, surveys)
+        quiet = twins.alike(pair, contents)
         if texts:
             gone = {row for _, row in same}
             told = [None if row in gone else text for row, text in enumerate(texts[pair[1]])]
             alike = twins.pairs(pair, {pair[0]: texts[pair[0]], pair[1]: told})
             found += _twins(pair, "identical text", alike, surveys)
+            quiet = twins.alike(pair, {pair[0]: texts[pair[0]], pair[1]: told}) | quiet
         found += _shared(pair, "same id", first.ids, second.ids, surveys)
-        found += _moved(pair, twins.moved(pair, contents), surveys)
+        found += _alike(pair, LOOK_ALIKE, [(twin, row) for row, twin in sorted(quiet.items())], surveys)
+        found += _alike(pair, ANOTHER_TIME, twins.moved(pair, contents), surveys)
         if spans:
             found += _shared_bars(pair, spans, surveys)
             found += _older(pair, spans, surveys)
@@ -75,9 +87,14 @@ def unchecked(surveys: Mapping[str, Survey]) -> list[str]:
     """What could not be looked for, and after a colon why."""
     missing: list[str] = []
     spans = _spans(surveys)
+    places = {name: one.places for name, one in surveys.items()}
     if len(surveys) > 1 and spans is None:
-        missing.append(f"{', '.join(BY_PLACE)}: {why_no_spans({name: one.places for name, one in surveys.items()})}")
+        missing.append(f"{', '.join(BY_PLACE)}: {why_no_spans(places)}")
     if len(surveys) > 1 and spans:
+        missing += [
+            f"{', '.join(BY_PLACE)} between {first} and {second}: {reason}"
+            for (first, second), reason in no_common_symbol(places).items()
+        ]
         for split, count in unplaced(spans).items():
             rows = f"{count:,} of {len(surveys[split].names):,} {split} rows"
             missing.append(f"where {rows} lie: they lack {spans.scale} on their first or last bar")
@@ -201,12 +218,11 @@ def _twins(
     return [_finding(kind, files, len(pairs), names, REMOVE, refused=True)] if pairs else []
 
 
-def _moved(files: tuple[str, str], pairs: Sequence[tuple[int, int]], surveys: Mapping[str, Survey]) -> list[Finding]:
-    if not pairs:
-        return []
+def _alike(
+    files: tuple[str, str], kind: str, pairs: Sequence[tuple[int, int]], surveys: Mapping[str, Survey]
+) -> list[Finding]:
     names = [[surveys[files[0]].names[a], surveys[files[1]].names[b]] for a, b in pairs[:EXAMPLES]]
-    remedy = "If the clocks of the two files differ, as by a time zone, these are the same windows: mend the times."
-    return [_finding(ANOTHER_TIME, files, len(pairs), names, remedy)]
+    return [_finding(kind, files, len(pairs), names, REMEDIES[kind])] if pairs else []
 
 
 def _shared_bars(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) -> list[Finding]:

@@ -27,6 +27,8 @@ class Noticed:
     without_symbol: int = 0
     rounded_rows: int = 0
     rounded_bars: int = 0
+    empty_rows: int = 0
+    empty_bars: int = 0
 
     def see(self, window: Window) -> None:
         self.rows += 1
@@ -45,6 +47,9 @@ class Noticed:
         self.without_symbol += window.symbol is None
         self.rounded_rows += window.rounded > 0
         self.rounded_bars += window.rounded
+        empty = _empty_bars(window)
+        self.empty_rows += empty > 0
+        self.empty_bars += empty
 
     def unit_fault(self) -> tuple[str, list[str]] | None:
         """The place and the words, where the times of a file have two units."""
@@ -85,6 +90,12 @@ class Noticed:
         if self.rounded_rows:
             where = f"{_counted(self.rounded_bars, 'bar')} in {_rows(self.rounded_rows, self.rows)}"
             yield f"high or low was off by rounding (at most one part in 10⁹) on {where}, and was put right"
+        if self.empty_rows:
+            yield (
+                f"all prices and the volume are 0 on {_counted(self.empty_bars, 'bar')} in "
+                f"{_rows(self.empty_rows, self.rows)}, beside bars that are not: where a bar has no trade, repeat the "
+                "close before as its prices, or leave it out"
+            )
         if 0 < self.without_symbol < self.rows:
             yield (
                 f"{_rows(self.without_symbol, self.rows)} have no symbol and are taken as a market of their own: bars "
@@ -105,6 +116,13 @@ class Noticed:
                     f"{name} is missing on {where}, and is dropped from these rows: a model reads what every bar of "
                     "every row has. Fill it in, or leave these bars out"
                 )
+
+
+def _empty_bars(window: Window) -> int:
+    """How many bars hold zeros alone, where others do not."""
+    bars = window.bars
+    is_empty = (bars["high"] == 0) & (bars["low"] == 0) & (bars["volume"] == 0)
+    return 0 if is_empty.all() else int(is_empty.sum())
 
 
 def unit_line(units: Mapping[str, str | None]) -> str | None:

@@ -3,20 +3,24 @@
 Comes in: windows, one by one. Goes out: `Places` of a file, some 150 bytes a row, and `Spans` of several files.
 
 A bar_index that begins anew (each day, each contract) names different bars by one number, and would join windows that
-share nothing. So the bars whose number is a multiple of ten are remembered by their prices; a window of 30 bars has
-three. Where windows disagree about them too often, bar_index places nothing.
+share nothing. So a tenth of the bars is remembered by their prices: those whose number, counted in steps of a bar, is a
+multiple of ten. A window of 30 bars has some three, also where numbers go in steps of five or some are left out. Where
+windows disagree about them too often, bar_index places nothing. The same holds for times that are plain numbers.
+
+Symbols are compared without regard to case and to blanks around them.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.bar_order import Place
+from ctxtrain.data.bar_order import Place, Stamps
 from ctxtrain.data.schema import Window
 from ctxtrain.data.time_units import NUMBER
 
@@ -24,8 +28,10 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 REMEMBERED = 10  # every so many bars
+SYMBOLS_NAMED = 3
 SOUND = 0.05  # share of the windows that may disagree with others about a bar: a mistake, not a rule
 UNPLACED = "some rows have neither time nor bar_index on every bar"
+PRICES = ("open", "high", "low", "close")
 
 
 @dataclass
@@ -51,36 +57,38 @@ class Track:
 
 @dataclass
 class Places:
-    """One entry a window, in the order of the file."""
+    """One entry a window, in the order of the file; `spellings` has each symbol as rows write it, oldest first."""
 
     symbols: list[str] = field(default_factory=list)
     time: Track = field(default_factory=Track)
     index: Track = field(default_factory=Track)
     units: set[str] = field(default_factory=set)
     bars: array[int] = field(default_factory=lambda: array("q"))  # three a remembered bar: window, number, content
-    clock: array[int] = field(default_factory=lambda: array("q"))  # the same of a first bar's time, a plain number
-    _names: dict[str, str] = field(default_factory=dict)
+    clock: array[int] = field(default_factory=lambda: array("q"))  # the same by times that are plain numbers
+    spellings: dict[str, list[str]] = field(default_factory=dict)
+    _keys: dict[str, str] = field(default_factory=dict)  # one object a symbol, however many rows it has
 
     def see(self, window: Window) -> None:
-        symbol = window.symbol or ""
-        self.symbols.append(self._names.setdefault(symbol, symbol))
+        key = symbol_key(window.symbol)
+        self.symbols.append(self._keys.setdefault(key, key))
+        if window.symbol and window.symbol not in (spellings := self.spellings.setdefault(key, [])):
+            spellings.append(window.symbol)
         placed = window.placed
         self.time.see(placed.time)
         self.index.see(placed.index)
         if placed.unit:
             self.units.add(placed.unit)
-        if placed.unit == NUMBER and placed.time:
-            first = hash(tuple(float(window.bars[name][0]) for name in ("open", "high", "low", "close")))
-            self.clock.extend((len(self.symbols) - 1, placed.time.first, first))
-        if placed.index and placed.index.last - placed.index.first == len(window.bars["close"]) - 1:
-            self._remember(window, placed.index)
+        if placed.index:
+            self._remember(self.bars, window, placed.indices, placed.index.step)
+        if placed.time and placed.unit == NUMBER:
+            self._remember(self.clock, window, placed.counts, placed.time.step)
 
-    def _remember(self, window: Window, place: Place) -> None:
-        """The last bar is left out: at the event it may still be open."""
-        prices = [window.bars[name] for name in ("open", "high", "low", "close")]
-        for bar in range(-place.first % REMEMBERED, len(prices[0]) - 1, REMEMBERED):
-            content = hash(tuple(float(price[bar]) for price in prices))
-            self.bars.extend((len(self.symbols) - 1, place.first + bar, content))
+    def _remember(self, bars: array[int], window: Window, numbers: Stamps, step: int) -> None:
+        """A tenth of the bars. The last one is left out: at the event it may still be open."""
+        prices = [window.bars[name] for name in PRICES]
+        for bar, number in enumerate(numbers[:-1]):
+            if number is not None and number // max(1, step) % REMEMBERED == 0:
+                bars.extend((len(self.symbols) - 1, number, hash(tuple(float(price[bar]) for price in prices))))
 
     @property
     def kind(self) -> str:
@@ -101,6 +109,11 @@ class Spans:
     last_N: dict[str, Ints]
     bar_N: dict[str, Ints]
     placed_N: dict[str, Bools]
+
+
+def symbol_key(symbol: str | None) -> str:
+    """What symbols are compared by; "" without one."""
+    return (symbol or "").strip().casefold()
 
 
 def spans_of(files: Mapping[str, Places], *, whole: bool = False) -> Spans | None:
@@ -135,13 +148,57 @@ def why_no_spans(files: Mapping[str, Places]) -> str:
             f"bar_index begins anew ({rows:,} of {count:,} windows have other prices at a number than one before), "
             f"and {'some rows have no' if kinds else 'there is no'} time"
         )
+    scales = {name: _scales(one) for name, one in files.items()}
+    if all(scales.values()) and not set.intersection(*scales.values()):
+        has = "; ".join(f"{name} has {' and '.join(sorted(found))}" for name, found in scales.items())
+        return f"no field places rows of every file: {has}"
     return UNPLACED
+
+
+def no_common_symbol(files: Mapping[str, Places]) -> dict[tuple[str, str], str]:
+    """Pairs of files whose rows are never of one symbol, so that bars that they share are not seen; with the reason."""
+    found = {}
+    for (first, one), (second, other) in combinations(files.items(), 2):
+        if one.spellings.keys() & other.spellings.keys() or not (one.spellings or other.spellings):
+            continue
+        if one.spellings and other.spellings:
+            reason = f"no symbol is in both ({first}: {_symbols(one.spellings)}; {second}: {_symbols(other.spellings)})"
+        else:
+            named, bare, has = (first, second, one) if one.spellings else (second, first, other)
+            reason = f"no row of {bare} has a symbol, and rows of {named} have ({_symbols(has.spellings)})"
+        found[first, second] = f"{reason}. Give one market the same symbol in all files"
+    return found
+
+
+def symbol_lines(files: Mapping[str, Places]) -> dict[str, list[str]]:
+    """By file, what a person should know of its symbols beside those of the files before it."""
+    lines: dict[str, list[str]] = {name: [] for name in files}
+    seen: dict[str, list[str]] = {}
+    first = next(iter(files), "")
+    for name, one in files.items():
+        several = []
+        for key, spellings in one.spellings.items():
+            known = seen.setdefault(key, [])
+            new = [spelling for spelling in spellings if spelling not in known]
+            known += new
+            if new and len(known) > 1:
+                several.append(" = ".join(known))
+        if several:
+            lines[name].append(f"symbols that differ in case alone are taken as one: {_listed(several)}")
+        strange = {key: one.spellings[key] for key in one.spellings if key not in files[first].spellings}
+        if strange and len(strange) < len(one.spellings):
+            count = sum(symbol in strange for symbol in one.symbols)
+            lines[name].append(
+                f"{count:,} of {len(one.symbols):,} rows have a symbol that no row of {first} has "
+                f"({_symbols(strange)}): bars that they share with its rows are not seen"
+            )
+    return lines
 
 
 def disagreeing(files: Mapping[str, Places], scale: str = "bar_index") -> int:
     """Windows whose bars differ from what an earlier window has at the same numbers; 0 if so few that it is no rule.
 
-    With the scale `time` of the first bars of windows, where times are plain numbers: those of a day begin anew, too.
+    With the scale `time` at the same times, where these are plain numbers: those of a day begin anew, too.
     """
     seen: dict[tuple[str, int], int] = {}
     found = 0
@@ -157,6 +214,20 @@ def disagreeing(files: Mapping[str, Places], scale: str = "bar_index") -> int:
 
 def _kinds(files: Mapping[str, Places]) -> set[str]:
     return {one.kind for one in files.values() if one.kind}
+
+
+def _symbols(spellings: Mapping[str, list[str]]) -> str:
+    return _listed([each[0] for each in spellings.values()])
+
+
+def _listed(names: Sequence[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:SYMBOLS_NAMED]) + (", …" if len(names) > SYMBOLS_NAMED else "")
+
+
+def _scales(one: Places) -> set[str]:
+    """The fields by which some rows of a file have a place."""
+    return {name for name, track in (("time", one.time), ("bar_index", one.index)) if any(track.known)}
 
 
 def _spans(scale: str, files: Mapping[str, Places], tracks: Mapping[str, Track]) -> Spans:

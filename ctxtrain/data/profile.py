@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ctxtrain.data.codec import CodecFitter
 from ctxtrain.data.features import WindowNumbers, window_numbers
 from ctxtrain.data.formats import WindowFile
-from ctxtrain.data.positions import Places
+from ctxtrain.data.positions import Places, symbol_lines
 from ctxtrain.data.schema import Window
 from ctxtrain.data.time_units import moment
 from ctxtrain.errors import DataError
@@ -117,7 +117,7 @@ def extent(survey: Survey) -> dict[str, Any]:
     time = survey.places.time
     dated = survey.places.kind == "dates" and time.share == 1
     return {
-        "symbols": sorted({symbol for symbol in survey.places.symbols if symbol}),
+        "symbols": sorted(spellings[0] for spellings in survey.places.spellings.values()),
         "first_event": moment(min(time.last)) if dated else None,
         "last_event": moment(max(time.last)) if dated else None,
         "time_unit": survey.file.reading.noticed.time_unit(),
@@ -128,6 +128,8 @@ def extent(survey: Survey) -> dict[str, Any]:
 def noticed(surveys: Mapping[str, Survey]) -> dict[str, list[str]]:
     """By file, what a person should know about its rows: what was dropped, guessed or put right."""
     found = {name: list(one.file.reading.noticed.lines()) for name, one in surveys.items()}
+    for name, lines in symbol_lines({name: one.places for name, one in surveys.items()}).items():
+        found[name] += lines
     if "train" in surveys:
         known = surveys["train"].fields.counts
         for name, one in surveys.items():

@@ -89,6 +89,7 @@ PLACE_FIELDS = ("bar_index", "time")  # they order the bars and never reach the 
 BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in PLACE_FIELDS)
 BAR_NAMES = frozenset(Bar.__annotations__)
 ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
+WINDOW_ROW_FIELDS = ROW_FIELDS - {"context"}  # a prompt beside bars is not read
 TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
 # Known to tell the label or to follow from it. Like every field that is not declared above, no code reads them.
 LABEL_SIDE = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
@@ -156,7 +157,7 @@ def parse_row(row: object, place: str, *, labelled: bool) -> tuple[Window | None
         label,
         columns,
         {name: value for name, value in features.items() if value is not None},
-        symbol=checked.get("symbol"),
+        symbol=(checked.get("symbol") or "").strip() or None,
         placed=placed,
         lacking=placed.lacking | lacking | {f"features.{name}": 0 for name, value in features.items() if value is None},
         rounded=rounded,
@@ -168,7 +169,7 @@ def unread_fields(row: Mapping[str, Any], window: Window) -> set[str]:
     if window.text is not None:
         return row.keys() - TEXT_ROW_FIELDS
     in_bars = set(row["current_bar"]).union(*row["context_bars"]) - BAR_NAMES - {window.placed.time_name}
-    return (row.keys() - ROW_FIELDS) | {f"bars.{name}" for name in in_bars}
+    return (row.keys() - WINDOW_ROW_FIELDS) | {f"bars.{name}" for name in in_bars}
 
 
 def _identity(value: object) -> tuple[str | None, list[str]]:

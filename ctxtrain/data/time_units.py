@@ -37,6 +37,11 @@ _SPELLINGS = (
     "timestamputc", "dateutc", "utc", "starttime", "endtime", "opentimestamp", "closetimestamp", "barstart", "barend",
     "epoch", "unix", "unixtime", "unixtimestamp", "epochtime", "timems", "timestampms", "dt", "opents", "closets",
 )  # fmt: skip
+# Words in the name of a number that make it a time. Not open, close and end, as open_interest is none.
+_TIME_WORDS = frozenset(
+    {"date", "datetime", "dt", "epoch", "begin", "gmt", "start", "time", "timestamp", "ts", "unix", "utc"}
+)
+_WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
 
 
 def nanoseconds(value: object) -> tuple[int, str]:
@@ -57,6 +62,8 @@ def nanoseconds(value: object) -> tuple[int, str]:
 
 
 def _of_text(value: str) -> tuple[int, str]:
+    if len(value) > len("20250303") and value.isdigit():  # datetime takes the ninth digit for the T of a date
+        raise ValueError(f"must be ISO 8601 text or a number, got {shown(value)}. Write numbers without quotes")
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
@@ -65,7 +72,7 @@ def _of_text(value: str) -> tuple[int, str]:
     seconds = since.days * 86_400 + since.seconds
     if not _EARLIEST <= seconds < _LATEST:
         raise ValueError(f"must lie in the years 1800 to 2199, got {shown(value)}")
-    finer = _BEYOND_MICROSECONDS.search(value) if len(value) > 26 else None
+    finer = _BEYOND_MICROSECONDS.search(value) if len(value) > len("20250303T140000.123456") else None
     stamp = seconds * SECOND + since.microseconds * 1000 + (int(finer[1].ljust(3, "0")) if finer else 0)
     return stamp, ISO if moment.tzinfo else NAIVE
 
@@ -86,6 +93,12 @@ def time_names(names: Iterable[str]) -> list[str]:
     """Those of the names that are a spelling of `time`, the likeliest first."""
     ranked = [(_rank(name), name) for name in names if isinstance(name, str)]
     return [name for rank, name in sorted(ranked) if rank < len(_SPELLINGS)]
+
+
+def is_named_like_a_time(name: str) -> bool:
+    """Whether a word of the name says so: `ts_event`, `unix_ms`, `window_start`, `klineOpenTime`."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return any(word in _TIME_WORDS or word.endswith(("time", "timestamp")) for word in words)
 
 
 def _rank(name: str) -> int:

@@ -169,7 +169,7 @@ def keep_ledger(path: str) -> None:
 
     def counted(self: Learner, tokens: Any, labels_N: Any, plan: Any, *args: Any) -> dict[str, float]:
         figures = step(self, tokens, labels_N, plan, *args)
-        position = args[1]
+        position = args[0]
         with open(path, "a") as stream:  # noqa: PTH123
             stream.write(json.dumps([*position, *plan.windows.tolist()]) + "\n")
         return figures
