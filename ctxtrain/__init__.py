@@ -62,6 +62,7 @@ The data flows down this list; a module imports only from modules above it.
 
     evaluation                  metrics, temperature; intervals, baselines, targets: what may be believed
     storage.validated, storage.archive, storage.atomic_files    files that appear whole or not at all
+    storage.result_file         where a command's result goes
     storage.ownership           what is written is neither what is read nor anyone else's
     storage.metrics_log         metrics.jsonl
     storage.checkpoint          checkpoints

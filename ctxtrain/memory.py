@@ -18,10 +18,14 @@ SMALLER = (
     "Close what else takes memory and go on with --resume, or start again, in another output_dir, with a smaller "
     "training.batch_size, model.max_tokens or model.base"
 )
-# torch on a CPU, CUDA, C++ and ONNX Runtime, the system's own words, Python's threads
+# torch on a CPU, CUDA, C++ and ONNX Runtime, the system's own words, Python's threads; then the loader of libraries,
+# which says the same where a file system lets nothing run, and of its own small room for thread-local data.
 _SAID = re.compile(
     r"can't allocate memory|DefaultCPUAllocator|CUDA out of memory|bad_alloc|bad allocation|"
-    r"[Cc]annot allocate memory|[Ff]ailed to allocate memory|[Uu]nable to allocate|can't start new thread"
+    r"[Cc]annot allocate memory(?! in static TLS block)|[Ff]ailed to allocate memory|[Uu]nable to allocate|"
+    r"can't start new thread|"
+    r"failed to map segment from shared object(?!: (?:Operation not permitted|Permission denied))|"
+    r"cannot (?:map zero-fill pages|create shared object descriptor|allocate (?:TLS|dependency|symbol search))"
 )
 _ASKED = re.compile(
     r"(?:[Tt]ried to allocate|[Uu]nable to allocate|buffer of size) ([0-9.,]+)(?: ?([KMGTPE]i?B|bytes))?"

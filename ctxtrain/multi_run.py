@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from ctxtrain.progress import Reporter
 from ctxtrain.reporting.verdict import leak_mark
 from ctxtrain.storage.atomic_files import make_folder, sha256_file, write_bytes, write_json
 from ctxtrain.storage.checkpoint import check_same_run
-from ctxtrain.storage.ownership import refuse_foreign_runs, refuse_output
+from ctxtrain.storage.ownership import SOURCE, refuse_foreign_runs, refuse_foreign_source, refuse_output, sources_in
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
 from ctxtrain.training.build import several, split_paths
@@ -59,7 +60,7 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
     reporter = reporter or Reporter()
     folder = RunFolder(config.output_dir)
     refuse_output(folder.root, config.model.base)
-    with folder.owned():
+    with folder.owned(), _rows_taken_back(folder.root / "rows"):
         refuse_foreign_runs(folder.root / REPORT)
         if not resume:
             _refuse_other_runs(folder)
@@ -110,6 +111,7 @@ def _configs(config: Config, root: Path) -> dict[str, Config]:
     splits: dict[str, dict[str, Any]] = {"": {}}
     if folds := config.evaluation.folds:
         files = _fold_files(config.data.train, folds, root / "rows")
+        _note_sources(config, root / "rows")
         splits = {
             fold: {"purge": True, **{name: str(path) for name, path in paths.items()}} for fold, paths in files.items()
         }
@@ -133,6 +135,7 @@ def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Pat
 
     Raises ConfigError, before anything is written, if one of them holds other rows: it may be a run's.
     """
+    refuse_foreign_source(folder)
     source, error = survey(WindowFile(train, keep="lines"))
     if error:
         raise error
@@ -153,6 +156,28 @@ def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Pat
                 if not paths[fold][name].exists():
                     write_bytes(paths[fold][name], content)
     return paths
+
+
+def _note_sources(config: Config, rows: Path) -> None:
+    """Write down which files the config named: those of the folds' own configs are copies, made of these."""
+    data = config.with_absolute_paths().data
+    named = {split: Path(path) for split, path in split_paths(data).items()}
+    if sources_in(rows) != named:
+        write_json(rows / SOURCE, {split: str(path) for split, path in named.items()})
+
+
+@contextmanager
+def _rows_taken_back(rows: Path) -> Iterator[None]:
+    """Delete the rows that the block writes if it ends with an error before a run has begun with them."""
+    before = {rows, *rows.rglob("*")} if rows.exists() else set()
+    try:
+        yield
+    except BaseException:
+        if not any(_RUN_NAME.fullmatch(path.name) and RunFolder(path).holds() for path in rows.parent.iterdir()):
+            for path in sorted({rows, *rows.rglob("*")} - before, reverse=True):  # what is in a folder comes first
+                with suppress(OSError):
+                    path.rmdir() if path.is_dir() else path.unlink()
+        raise
 
 
 def _finished(config: Config, files: Mapping[str, WindowFile]) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The config: defaults, types, ranges, overrides, and the words with which a fault is refused."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,39 @@ def test_a_path_that_no_system_takes_is_refused() -> None:
         assert fault == f'{key} must be a path, and a path has no NUL, got "a\\u0000b".'
         (fault,) = faults(f'{key}="\\ud800"')
         assert fault.startswith(f"{key} must be a valid string, ")
+
+
+def texts_of(schema: dict[str, Any], entry: dict[str, Any], key: str = "") -> Iterator[str]:
+    """Every key of a schema that takes any text; one that takes a list of them ends in []."""
+    if "$ref" in entry:
+        entry = schema["$defs"][entry["$ref"].rpartition("/")[2]]
+    if entry.get("type") == "string" and "enum" not in entry and "const" not in entry:
+        yield key
+    for part in entry.get("anyOf", []):
+        yield from texts_of(schema, part, key)
+    if isinstance(entry.get("items"), dict):
+        yield from texts_of(schema, entry["items"], f"{key}[]")
+    for name, part in entry.get("properties", {}).items():
+        yield from texts_of(schema, part, f"{key}.{name}".lstrip("."))
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "a\0b"])
+@pytest.mark.promise("D8")
+def test_what_is_no_text_is_refused_for_every_key_that_takes_one(text: str) -> None:
+    schema = Config.model_json_schema()
+    keys = list(dict.fromkeys(texts_of(schema, schema)))
+    assert {"model.revision", "lora.target_modules[]", "data.train", "output_dir"} <= set(keys)
+    for key in keys:
+        given = json.dumps([text] if key.endswith("[]") else text)
+        (fault,) = faults(f"{key.removesuffix('[]')}={given}")
+        assert fault.startswith(f"{key.removesuffix('[]')}"), (key, fault)
+        assert " must be " in fault, (key, fault)
+    schema = PretrainConfig.model_json_schema()
+    for key in dict.fromkeys(texts_of(schema, schema)):
+        with pytest.raises(ValidationError):
+            PretrainConfig.model_validate(
+                {"output_dir": "x"} | {key.removesuffix("[]"): [text] if "[" in key else text}
+            )
 
 
 def test_overrides_win_over_the_file_and_leave_the_callers_mapping_alone() -> None:

@@ -5,6 +5,8 @@ The limits are real ones (RLIMIT_AS), in processes of their own.
 
 import errno
 import json
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +76,31 @@ def test_pretraining_without_enough_memory_says_so_and_leaves_nothing(tmp_path: 
     assert list((tmp_path / "base").iterdir()) == []
 
 
+# In bytes of address space: numpy, regex and torch are each mapped in part and then no more.
+SMALL = {"check": 300 << 20, "evaluate": 700 << 20, "export": 700 << 20}
+
+
+@pytest.mark.promise("D7")
+@pytest.mark.parametrize("command", SMALL)
+def test_libraries_that_memory_does_not_hold_are_no_internal_fault(
+    command: str, model: Path, rows: dict[str, str]
+) -> None:
+    words: dict[str, list[object]] = {
+        "check": ["check", rows["train"]],
+        "evaluate": ["evaluate", model, rows["val"]],
+        "export": ["export", model.parent],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "ctxtrain", *map(str, words[command])],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (SMALL[command], SMALL[command])),
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.startswith(f"error: memory ran out in {command}. ")) == (70, True), done.stderr
+
+
 @pytest.mark.promise("D7")
 def test_a_prediction_without_enough_memory_says_so_and_blames_no_export(
     model: Path, rows: dict[str, str], tmp_path: Path
@@ -108,10 +135,20 @@ def test_each_library_s_way_to_say_it_is_known() -> None:
         wrapped,
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         torch.OutOfMemoryError("Tried to allocate 20.00 MiB"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        ImportError("libx.so: cannot map zero-fill pages"),
+        ImportError("libx.so: cannot create shared object descriptor: Cannot allocate memory"),
     ]
     for error in (*found.values(), *more):
         assert memory.ran_out(error), error
-    for error in (RuntimeError("shapes differ"), OSError(errno.ENOSPC, "full"), DataError("bad_alloc in a row")):
+    others = [
+        *(RuntimeError("shapes differ"), OSError(errno.ENOSPC, "full"), DataError("bad_alloc in a row")),
+        ImportError("libgomp.so.1: cannot allocate memory in static TLS block"),  # which has a size of its own
+        ImportError("libx.so: failed to map segment from shared object: Operation not permitted"),  # mounted noexec
+        ImportError("libx.so: cannot enable executable stack as shared object requires: Invalid argument"),
+        ImportError("libx.so: cannot open shared object file: No such file or directory"),
+    ]
+    for error in others:
         assert not memory.ran_out(error), error
 
 

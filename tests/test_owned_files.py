@@ -6,6 +6,7 @@ One tiny run, made once, is copied for each test that damages it.
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import orjson
 import pytest
 import torch
 
-from ctxtrain import TrainingPipeline
+from ctxtrain import TrainingPipeline, load_model
 from ctxtrain.cli.process import main
 from ctxtrain.config.schema import Config
 from ctxtrain.errors import ConfigError, DataError
@@ -129,6 +130,112 @@ def test_predictions_go_into_nothing_of_another_run_or_base_nor_over_what_is_pip
         2,
         f"error: output must not be what is read, got {rows} for both. Give another path.\n",
     )
+
+
+def refused(capsys: Capture, model: Path, rows: Path, target: Path) -> str:
+    """The message of a prediction that may not go to a place."""
+    code, err = ends(capsys, "predict", model, rows, "-o", target)
+    assert (code, err.startswith("error: ")) == (2, True), (target, err)
+    return err
+
+
+@pytest.mark.promise("C6")
+def test_predictions_go_nowhere_that_a_linked_part_of_a_run_leads_to(
+    run: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    rows, other = write_rows(tmp_path / "rows.jsonl", learnable_rows(2, seed=9)), tmp_path / "other_disk"
+    other.mkdir()
+    for name in ("checkpoints", "export"):
+        (run / name).rename(other / name)
+        (run / name).symlink_to(Path("..") / "other_disk" / name)
+    for name in ("metrics.jsonl", "final_model.zip"):
+        (run / name).rename(other / name)
+        (run / name).symlink_to(other / name)
+    (other / "checkpoints" / "deep").mkdir()
+    (tmp_path / "link").symlink_to(run / "checkpoints" / "checkpoint_epoch_1.pt")
+    (tmp_path / "checks").symlink_to(run / "checkpoints")
+    places = [
+        *(run / "checkpoints" / name for name in ("checkpoint_epoch_1.pt", "checkpoint_epoch_9.pt", "deep/new")),
+        *(other / "checkpoints" / name for name in ("checkpoint_epoch_1.pt", "checkpoint_epoch_9.pt", "deep/new")),
+        *(folder / "export" / "new.jsonl" for folder in (run, other)),
+        *(folder / name for folder in (run, other) for name in ("metrics.jsonl", "final_model.zip")),
+        *(tmp_path / "link", tmp_path / "checks" / "checkpoint_epoch_2.pt", run / "export" / ".." / "export" / "x"),
+    ]
+    with unchanged(tmp_path):
+        for place in places:
+            for model in (run, run / "final_model.zip"):
+                refused(capsys, model, rows, place)
+    assert ends(capsys, "predict", run, rows, "-o", other / "mine.jsonl")[0] == 0
+
+
+@pytest.mark.promise("C6")
+def test_predictions_go_into_no_base_that_is_made_of_links(
+    run: Path, tiny_base: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    """As the cache of the hub lays it out: a snapshot of links to files whose names are digests."""
+    rows, blobs = write_rows(tmp_path / "rows.jsonl", learnable_rows(2, seed=9)), tmp_path / "blobs"
+    base = tmp_path / "snapshot"
+    base.mkdir()
+    for number, path in enumerate(Path(shutil.copytree(tiny_base, blobs)).iterdir()):
+        (base / path.name).symlink_to(path.rename(blobs / str(number)))
+    (base / "onnx").mkdir()
+    (base / "onnx" / "model.onnx").write_text("a model")
+    changed = Config.load(run / "config.yaml", [f"model.base={base}"])
+    (run / "config.yaml").write_text(changed.to_yaml())
+    places = [base / name for name in ("config.json", "model.safetensors", "added_tokens.json", "onnx/model.onnx")]
+    with unchanged(tmp_path):
+        for place in (*places, blobs / "0", blobs / "1"):
+            refused(capsys, run, rows, place)
+
+
+@pytest.mark.promise("C6")
+def test_a_place_for_predictions_that_cannot_be_is_refused_before_anything_is_read(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    """There is neither model nor data: whoever looks for them first ends with another message."""
+    model, rows = tmp_path / "none.zip", tmp_path / "none.jsonl"
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "lost").symlink_to(tmp_path / "no_folder" / "out.jsonl")
+    for name in ("a", "self", "a/out.jsonl"):
+        assert "the links of" in refused(capsys, model, rows, tmp_path / name)
+    for name in ("lost", "no_folder/out.jsonl"):
+        assert f"there is no folder {tmp_path}/no_folder" in refused(capsys, model, rows, tmp_path / name)
+    code, err = ends(capsys, "predict", model, rows, "-o", tmp_path / ("x" * 250))  # no room for a scratch name
+    assert (code, "File name too long" in err) == (74, True), err
+    for command in (("sample", tmp_path / "a"), ("pretrain", pretrain_file(tmp_path, output_dir=str(tmp_path / "a")))):
+        code, err = ends(capsys, *command)
+        assert (code, "the links of" in err) == (2, True), err
+    assert ends(capsys, "predict", model, rows, "-o", tmp_path / "out.jsonl")[1].startswith(f"error: {model}: no such")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.promise("C6")
+def test_predictions_go_over_no_file_of_a_sample(run: Path, capsys: Capture, tmp_path: Path) -> None:
+    rows, folder = write_rows(tmp_path / "rows.jsonl", learnable_rows(2, seed=9)), tmp_path / "sample"
+    words = ("sample", folder, "--train", 4, "--val", 2, "--test", 2)
+    assert ends(capsys, *words)[0] == 0
+    (folder / "val.jsonl").unlink()
+    with unchanged(tmp_path):
+        for name in ("sample.json", "train.jsonl", "val.jsonl", "test.jsonl"):
+            assert f"is of the sample {folder}" in refused(capsys, run, rows, folder / name)
+    assert ends(capsys, "predict", run, rows, "-o", folder / "predictions.jsonl")[0] == 0
+    assert ends(capsys, *words)[0] == 0
+
+
+@pytest.mark.promise("C6")
+def test_a_report_that_is_written_again_is_for_its_owner_alone(run: Path, capsys: Capture) -> None:
+    before = os.umask(0o022)
+    try:
+        for remove in (False, True):
+            (run / "report.html").chmod(0o644)
+            if remove:
+                (run / "report.html").unlink()
+            assert ends(capsys, "report", run)[0] == 0
+            assert (run / "report.html").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_predictions_beside_the_run_s_own_files_are_written_and_written_again(
@@ -518,6 +625,37 @@ def test_a_calibration_or_manifest_that_is_wrong_is_named_with_its_key(
     (export / "manifest.json").write_text(json.dumps(manifest))
     code, err = ends(capsys, "evaluate", export, tiny_rows["val"])
     assert (code, f"{export}/manifest.json: files.calibration.json.sha256 must be" in err) == (65, True), err
+
+
+def export_with(run: Path, name: str, place: tuple[str | int, ...], value: object) -> Path:
+    """The run's export with another value in one of its JSON files, and a manifest that fits it."""
+    path = run / "export" / name
+    path.write_bytes(orjson.dumps(changed(orjson.loads(path.read_bytes()), place, value)))
+    manifest = orjson.loads((run / "export" / "manifest.json").read_bytes())
+    manifest["files"][name]["sha256"] = sha256_file(path)
+    (run / "export" / "manifest.json").write_bytes(orjson.dumps(manifest))
+    return run / "export"
+
+
+SCALE: dict[str, object] = {"centre": 0.0, "spread": 1.0}
+WRONG_VALUES: list[tuple[str, str, object]] = [
+    *(("codec.json", "features", {"a": SCALE | {"spread": spread}}) for spread in (0, 0.0, -1.0, 1e300, "1", None)),
+    *(("codec.json", "features", {"a": SCALE | {"centre": centre}}) for centre in (1e16, -1e300, "0", True)),
+    *(("codec.json", "fields", fields) for fields in (["openness"], ["open", "open"], ["high", "open"], [1])),
+    *(("codec.json", "version", version) for version in (0, 2, "1")),
+    *(("config.json", "pad_token_id", pad) for pad in (-5, -1, 10**6, None, 1, "x")),
+    *(("config.json", "vocab_size", size) for size in (0, -1, 7)),
+    *(("tokenizer_config.json", "model_max_length", longest) for longest in (0, -1, 2**40, 1.5)),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), WRONG_VALUES)
+@pytest.mark.promise("F9")
+def test_an_export_of_sound_digests_and_wrong_values_is_refused_when_it_is_opened(
+    name: str, key: str, value: object, run: Path
+) -> None:
+    with pytest.raises(DataError, match=re.escape(str(run / "export"))):
+        load_model(export_with(run, name, (key,), value))
 
 
 # A pipe, a socket, a device or a folder where a file is expected

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from ctxtrain.data.formats import WindowFile, load_windows
 from ctxtrain.data.profile import survey
 from ctxtrain.data.walk_forward import split_rows, walk_forward
 from ctxtrain.errors import ConfigError, DataError, Interrupted, RunLocked
-from ctxtrain.multi_run import run_several
+from ctxtrain.multi_run import _configs, run_several
 from ctxtrain.reporting.verdict import comparison_said, verdict, verdict_of_several
 from ctxtrain.storage.atomic_files import files_below, sha256_file
 from ctxtrain.storage.run_folder import RunFolder
@@ -268,16 +269,32 @@ def test_a_start_that_is_refused_changes_no_file_of_the_runs_before_it(
     assert ended.value.code == 0
 
 
-def test_rows_of_a_start_that_failed_are_kept_or_made_whole_and_never_written_over(
+def test_a_start_that_fails_leaves_nothing_that_it_made(make_config: MakeConfig, dated: str, tmp_path: Path) -> None:
+    def refuse(config: Config) -> None:
+        with pytest.raises(ConfigError, match="warmup"):
+            run_several(config) if config.evaluation.folds else TrainingPipeline(config).run()
+
+    for inside in ("new", "new/deep/run"):
+        refuse(several(make_config, dated, "training.warmup_steps=1000", run=inside))
+        refuse(make_config("training.warmup_steps=1000", run=inside))
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "mine" / "rows").mkdir(parents=True)
+    (tmp_path / "mine" / "rows" / "notes").write_text("mine")
+    refuse(several(make_config, dated, "training.warmup_steps=1000", run="mine"))
+    refuse(make_config("training.warmup_steps=1000", run="mine"))
+    assert files_below(tmp_path / "mine") == ["rows/notes"]
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["rows", "notes"]
+
+
+def test_rows_of_a_start_that_was_killed_are_kept_or_made_whole_and_never_written_over(
     make_config: MakeConfig, dated: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="warmup"):
-        run_several(several(make_config, dated, "training.warmup_steps=1000"))
     config = several(make_config, dated)
     root = Path(config.output_dir)
     rows = root / "rows"
+    _configs(config, root)  # writes the rows, and then the process ends
     before = digests(rows)
-    assert len(before) == 6
+    assert len(before) == 7  # with the names of the files that they are from
     other = write_rows(tmp_path / "other.jsonl", dated_rows(72, 5, apart=20))
     with pytest.raises(ConfigError, match="runs/rows was made with other inputs"):
         run_several(several(make_config, str(other)))
@@ -287,6 +304,32 @@ def test_rows_of_a_start_that_failed_are_kept_or_made_whole_and_never_written_ov
     run_several(config)
     assert digests(rows) == before
     assert (rows / "fold_1" / "train.jsonl").stat() == kept
+
+
+@pytest.mark.promise("C6")
+def test_predictions_of_a_fold_go_over_no_file_that_its_rows_are_from(
+    make_config: MakeConfig, dated: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Path(shutil.copy(dated, tmp_path / "mine.jsonl"))
+    config = several(make_config, str(mine))
+    run_several(config)
+    root = Path(config.output_dir)
+    (tmp_path / "linked").symlink_to(mine)
+    (tmp_path / "fold").symlink_to(root / "fold_1")
+    moved = Path(shutil.copytree(root, tmp_path / "moved"))
+    models = [root / "fold_1" / "final_model.zip", root / "fold_2", tmp_path / "fold", moved / "fold_1" / "export"]
+    before, new = mine.read_bytes(), str(write_rows(tmp_path / "new.jsonl", learnable_rows(2, seed=9)))
+    named = [mine, tmp_path / "linked", *config.data.model_dump(include={"val"}).values(), root / "rows" / "new"]
+    for model in models:
+        for target in named:
+            with pytest.raises(SystemExit) as ended:
+                main(["predict", str(model), new, "-o", str(target)])
+            assert (ended.value.code, "error: output must not be" in capsys.readouterr().err) == (2, True), target
+    assert mine.read_bytes() == before
+    (root / "rows" / "source.json").write_text('{"name": "mine"}')
+    with pytest.raises(ConfigError, match=r"rows/source\.json is not what several runs write under that name"):
+        run_several(config, resume=True)
+    assert (root / "rows" / "source.json").read_text() == '{"name": "mine"}'
 
 
 def test_a_folder_that_holds_an_ordinary_run_is_refused_and_folders_of_others_are_not(

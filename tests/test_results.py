@@ -13,7 +13,7 @@ import pytest
 from ctxtrain import TrainingPipeline
 from ctxtrain.cli.process import main
 from ctxtrain.config.schema import Config
-from ctxtrain.storage.atomic_files import write_result
+from ctxtrain.storage.result_file import write_result
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 from tests.test_owned_files import pretrain_file
@@ -46,12 +46,14 @@ def commands(
         "train --json": ["train", folder / "config.yaml", "--resume", "--json"],
         "pretrain": ["pretrain", pretrain_file(folder, output_dir=str(folder / "base"))],
         "--help": ["--help"],
+        "predict --help": ["predict", "--help"],
+        "--version": ["--version"],
     }
 
 
 NAMES = [
     *("evaluate", "evaluate --json", "check", "check --json", "predict", "report", "sample", "export", "train"),
-    *("train --json", "pretrain", "--help"),
+    *("train --json", "pretrain", "--help", "predict --help", "--version"),
 ]
 
 
@@ -95,7 +97,7 @@ def test_a_reader_that_goes_away_costs_nothing(
     empty_base(commands[name])
     reading, writing = os.pipe()
     os.close(reading)
-    assert ends(os.fdopen(writing, "w"), commands[name]) == (1 if name == "--help" else 0)  # that is click's own
+    assert ends(os.fdopen(writing, "w"), commands[name]) == (1 if name.endswith("--help") else 0)  # that is click's own
     assert "error: " not in capsys.readouterr().err
 
 
@@ -109,12 +111,52 @@ def test_a_whole_process_ends_as_the_command_does(stdout: str, code: int, comman
     assert done.stderr == (f"{said}what was finished is whole.\n" if code else "")
 
 
-def test_a_result_with_nowhere_to_go_ends_with_74(commands: dict[str, list[object]]) -> None:
-    words = " ".join(map(str, commands["predict"]))
-    done = subprocess.run(
-        f"{sys.executable} -m ctxtrain {words} >&-", shell=True, stderr=subprocess.PIPE, text=True, check=False
+def in_shell(words: Sequence[object], redirection: str) -> tuple[int, str]:
+    """Exit code and stderr of a command in a shell."""
+    command = f"{sys.executable} -m ctxtrain {' '.join(map(str, words))} {redirection}"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+@pytest.mark.promise("B10")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_result_with_nowhere_to_go_ends_with_74(
+    name: str, commands: dict[str, list[object]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python has no standard output where it was closed when the process began."""
+    empty_base(commands[name])
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in commands[name]])
+    monkeypatch.undo()
+    err = capsys.readouterr().err
+    assert end.value.code == IO_FAULT, err
+    assert "error: standard output: Bad file descriptor. Make room or give access and run again; " in err
+
+
+def test_closed_streams_of_a_whole_process(commands: dict[str, list[object]], tmp_path: Path) -> None:
+    code, err = in_shell(["--version"], ">&-")
+    assert (code, "standard output: Bad file descriptor" in err) == (IO_FAULT, True), err
+    model = commands["predict"][1]
+    code, err = in_shell(["predict", model, "-", "-o", tmp_path / "out.jsonl"], "<&-")
+    assert (code, err) == (
+        65,
+        "error: standard input: rows must be piped in, and it is closed. Pipe them in, or give a file.\n",
     )
-    assert (done.returncode, "standard output: Bad file descriptor" in done.stderr) == (IO_FAULT, True), done.stderr
+
+
+def test_a_closed_standard_input_is_told_before_the_model_is_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    closed = (tmp_path / "empty").open("w+")
+    closed.close()
+    for stream in (None, closed):
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(SystemExit) as end:
+            main(["predict", str(tmp_path / "none.zip"), "-"])
+        said = "error: standard input: rows must be piped in, and it is closed. "
+        assert (end.value.code, capsys.readouterr().err.startswith(said)) == (65, True)
 
 
 def test_progress_that_nobody_takes_costs_nothing(

@@ -32,7 +32,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ctxtrain {version('ctxtrain')}")
+        write_out(f"ctxtrain {version('ctxtrain')}\n")
         raise typer.Exit
 
 
@@ -200,8 +200,8 @@ def predict(
     min_confidence: MinConfidence = None,
 ) -> None:
     """Label rows, one line a row, in their order."""
-    from ctxtrain.storage.atomic_files import write_result
     from ctxtrain.storage.ownership import refuse_target
+    from ctxtrain.storage.result_file import write_result
 
     refuse_target(output, model, data)
     tune_process()
@@ -211,8 +211,8 @@ def predict(
     from ctxtrain.export.predictor import load_model
 
     least = least_confidence(min_confidence)
-    predictor = load_model(model)
-    question = question_of(predictor, StandardInput() if data == "-" else WindowFile(data, labelled=False))
+    rows = StandardInput() if data == "-" else WindowFile(data, labelled=False)
+    question = question_of(predictor := load_model(model), rows)
     with needed_for("while predicting"), progress("predicting", len(question.ids)) as advance:
         answers = predictor.answers(question, advance, min_confidence=least)
         lines = b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers)

@@ -26,6 +26,7 @@ from ctxtrain.config.value_types import (
     Rate,
     Seed,
     Share,
+    Text,
     distinct,
 )
 from ctxtrain.errors import ConfigError, DataError, shown
@@ -80,7 +81,7 @@ class ModelConfig(Section):
         EMBEDDED_BASE,
         description=f"Folder or hub id of a Qwen checkpoint; `{EMBEDDED_BASE}` is the package's own small one.",
     )
-    revision: str | None = Field(None, description="Hub revision (commit, tag or branch) of the base.")
+    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) of the base.")
     max_tokens: int = Field(
         2048, ge=8, le=MOST_TOKENS, description="Longest text in tokens; older tokens are cut off, and counted."
     )
@@ -103,7 +104,7 @@ class LoraConfig(Section):
     r: int = Field(8, ge=1, le=4096, description="Rank.")
     alpha: int = Field(16, ge=1, le=65_536, description="Scale: the update is multiplied by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
-    target_modules: list[str] = Field(
+    target_modules: list[Text] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
         min_length=1,
         description="Linear layers that get an adapter.",

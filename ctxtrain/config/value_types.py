@@ -51,6 +51,13 @@ def _place(value: str) -> str:
     return value
 
 
+def _text(value: str) -> str:
+    """Text that a file, a name on the network and a library take: whole characters, and no NUL."""
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must be text, and a NUL or half of a surrogate pair is none")
+    return value
+
+
 def distinct(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError("must be different seeds")
@@ -87,5 +94,6 @@ def _at_least(least: float) -> AfterValidator:
 Rate = Annotated[float, Field(gt=0, le=1), _at_least(LEAST_RATE)]
 Norm = Annotated[float, Field(gt=0, le=MOST_NORM), _at_least(LEAST_NORM)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_place)]
+Text = Annotated[str, AfterValidator(_text)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]

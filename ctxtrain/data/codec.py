@@ -28,15 +28,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ctxtrain.data.features import WindowNumbers, window_numbers
-from ctxtrain.data.schema import BAR_FIELDS, Window
+from ctxtrain.data.schema import BAR_FIELDS, LARGEST, Window
 from ctxtrain.data.wild_prints import SAME, near_values
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
@@ -84,10 +84,16 @@ _STATE_BYTES = {
 class FeatureScale(BaseModel):
     """Robust location and spread of one entry of `features` over the training rows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    centre: float
-    spread: float
+    centre: float = Field(ge=-LARGEST, le=LARGEST)
+    spread: float = Field(gt=0, le=2 * LARGEST)
+
+
+def _in_order(fields: list[str]) -> list[str]:
+    if fields != [name for name in BAR_FIELDS if name in fields]:
+        raise ValueError(f"must be fields of a bar, each once and in this order: {', '.join(BAR_FIELDS)}")
+    return fields
 
 
 class Codec(BaseModel):
@@ -97,7 +103,7 @@ class Codec(BaseModel):
 
     kind: Literal["compact", "json", "text"]
     version: Literal[1] = 1
-    fields: list[str]  # of a bar, in the order of `BAR_FIELDS`
+    fields: Annotated[list[str], AfterValidator(_in_order)]
     features: dict[str, FeatureScale]
 
     def render(self, window: Window) -> str:

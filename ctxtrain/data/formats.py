@@ -158,10 +158,14 @@ class StandardInput:
     """The windows, labelled or not, of what is piped in, which can be walked through once."""
 
     def __init__(self) -> None:
+        """Raises DataError if standard input is closed."""
+        if sys.stdin is None or sys.stdin.closed:
+            raise DataError("standard input: rows must be piped in, and it is closed. Pipe them in, or give a file.")
+        self._lines = sys.stdin.buffer
         self.reading = Reading("standard input")
 
     def __iter__(self) -> Iterator[Window]:
-        return parse_lines(sys.stdin.buffer, self.reading, labelled=False)
+        return parse_lines(self._lines, self.reading, labelled=False)
 
 
 def load_windows(path: str | Path, *, labelled: bool = True) -> list[Window]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ctxtrain.data import strict_json
 from ctxtrain.errors import DataError, shown
+from ctxtrain.limits import MOST_TOKENS
 from ctxtrain.model.base_config import config_faults, known_config, leads_away, size_fault
 from ctxtrain.regular_files import read_regular
 from ctxtrain.storage.archive import FILES
@@ -37,10 +38,10 @@ def open_config(folder: Path) -> PreTrainedConfig:
             f"{folder}/tokenizer_config.json: tokenizer_class must be one of {', '.join(TOKENIZERS)}, "
             f"got {shown(tokenizer.get('tokenizer_class'))}. Export the model again."
         )
-    if type(longest := tokenizer.get("model_max_length")) is not int or longest < 1:
+    if type(longest := tokenizer.get("model_max_length")) is not int or not 1 <= longest <= MOST_TOKENS:
         raise DataError(
-            f"{folder}/tokenizer_config.json: model_max_length must be a whole number of tokens, got {shown(longest)}. "
-            "Export the model again."
+            f"{folder}/tokenizer_config.json: model_max_length must be a whole number of tokens, at most "
+            f"{MOST_TOKENS:,}, got {shown(longest)}. Export the model again."
         )
     adapter = folder / "adapter" / "adapter_config.json"
     unknown = sorted(_read(adapter).keys() - ADAPTER_KEYS) if adapter.exists() else []
@@ -58,12 +59,17 @@ def open_config(folder: Path) -> PreTrainedConfig:
 
 
 def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Raises DataError if the tokenizer could give an id that the model has no embedding for."""
+    """Raises DataError if the tokenizer could give an id that the model has no embedding for, or pads with another."""
     largest, size = max(tokenizer.get_vocab().values(), default=0), config.get_text_config().vocab_size
     if largest >= size or tokenizer.pad_token_id is None:
         raise DataError(
             f"{folder}/tokenizer.json: needs a pad token and ids below the model's {size:,}, got {largest:,}. "
             "Export the model again."
+        )
+    if {config.pad_token_id, config.get_text_config().pad_token_id} != {tokenizer.pad_token_id}:
+        raise DataError(
+            f"{folder}/config.json: pad_token_id must be the {tokenizer.pad_token_id:,} of the tokenizer, "
+            f"got {shown(config.pad_token_id)}. Export the model again."
         )
 
 

@@ -19,7 +19,7 @@ from ctxtrain.data.leakage import not_found
 from ctxtrain.labels import LABELS, SIMULATED
 from ctxtrain.reporting.verdict import baselines_said, doubts_said, headline, readable, warnings
 from ctxtrain.storage.atomic_files import write_bytes
-from ctxtrain.storage.run_folder import RunFolder
+from ctxtrain.storage.run_folder import RunFolder, private_files
 
 
 def write_report(
@@ -64,7 +64,8 @@ def write_report(
         config=folder.read_config(),
         run=folder.root.resolve().name,
     )
-    write_bytes(folder.report, page.encode())
+    with private_files():
+        write_bytes(folder.report, page.encode())
     last = summary["epochs"][-1]["step"]
     lost = last - len({line["step"] for line in lines if line["kind"] != "epoch" and line["step"] <= last})
     if lost:

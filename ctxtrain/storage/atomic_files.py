@@ -21,7 +21,6 @@ import shutil
 import stat
 import struct
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,13 +34,10 @@ from ctxtrain.errors import DataError
 from ctxtrain.regular_files import odd_kind, open_regular, read_regular
 from ctxtrain.storage.archive import opened_archive
 from ctxtrain.storage.validated import reasons
-from ctxtrain.streams import write_out
 
 MANIFEST = "manifest.json"
-STANDARD_OUTPUT = Path("-")
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold; one date makes equal inputs equal bytes
 _CHUNK = 1 << 20
-READER_WAIT = 20  # tenths of a second for a pipe's reader to come
 _END, _END_SIGNATURE = struct.Struct("<4s16sH"), b"PK\5\6"  # a zip file's last record: its comment's length comes last
 _SEAL, _HEX = b"sha256 ", 64
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
@@ -106,7 +102,7 @@ def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
     file is in place, but a power cut may take it back.
     """
     with needing(path, size):
-        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        scratch = scratch_for(path)
         new = scratch.open("x+b")  # the umask says who may read it; tempfile would not ask
         try:
             with new as stream:
@@ -121,34 +117,14 @@ def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
         sync(path.parent)
 
 
+def scratch_for(path: Path) -> Path:
+    """A new name in the same folder, which shows whose it is."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     with replacing(path, len(content)) as stream:
         stream.write(content)
-
-
-def write_result(path: Path | None, content: bytes) -> None:
-    if path is None or path == STANDARD_OUTPUT:
-        write_out(content)
-    elif path.exists() and not path.is_file():  # a pipe or a device: it is written to, not replaced
-        with _open_special(path) as stream:
-            stream.write(content)
-    else:
-        write_bytes(path.resolve(), content)  # a link stays, and what it names is replaced
-
-
-def _open_special(path: Path) -> IO[bytes]:
-    """A pipe or a device, for writing. Raises OSError for a pipe that nobody opens to read for a while."""
-    for _ in range(READER_WAIT):
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            time.sleep(0.1)
-        else:
-            os.set_blocking(descriptor, True)
-            return os.fdopen(descriptor, "wb")
-    raise OSError(errno.ENXIO, "nothing reads this pipe", str(path))
 
 
 def seal(archive: IO[bytes]) -> None:

@@ -12,11 +12,14 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
+
 from ctxtrain.config.strict_yaml import load_yaml
 from ctxtrain.errors import ConfigError
-from ctxtrain.regular_files import odd_kind, open_regular, read_regular
+from ctxtrain.regular_files import NotRegular, odd_kind, open_regular, read_regular
 from ctxtrain.storage.archive import FILES
-from ctxtrain.storage.atomic_files import MANIFEST, STANDARD_OUTPUT
+from ctxtrain.storage.atomic_files import MANIFEST
+from ctxtrain.storage.result_file import STANDARD_OUTPUT, try_to_write
 
 # What a run, or several of them, write below their folder.
 RUN_NAMES = frozenset({
@@ -28,6 +31,13 @@ _ELSE = "Give another path"
 _MARKS = {"final_model.zip": (0, b"PK"), "best_model.safetensors": (8, b"{")}  # how these files begin, and where
 _FOLDERS = ("checkpoints", "export")
 PAGE_MARK = b"Written by ctxtrain"
+SOURCE = "source.json"  # beside the rows of folds: the files that the config named, by split
+SPLITS = ("train", "val", "test")
+SAMPLE, SAMPLE_MARK = "sample.json", b'"simulated_bars"'
+_SAMPLE_FILES = frozenset({SAMPLE, *(f"{split}.jsonl" for split in SPLITS)})
+_OF_A_BASE = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".py"})  # what libraries look for
+_BASE_DEPTH = 2  # folders within a base, as onnx/ of some
+_MOST_LINKS = 40  # on the way to a file, as the system allows
 
 
 def is_run(folder: Path) -> bool:
@@ -46,30 +56,72 @@ def is_base(folder: Path) -> bool:
     return (folder / "config.json").exists() and any((folder / name).exists() for name in weights)
 
 
+def is_sample(folder: Path) -> bool:
+    """Whether `ctxtrain sample` wrote the folder."""
+    facts = folder / SAMPLE
+    return facts.is_file() and SAMPLE_MARK in read_regular(facts)
+
+
+def ways_to(path: Path) -> list[Path]:
+    """Every path, without `..`, that leads to what `path` names: by each link on the way, and last without links.
+
+    Raises ConfigError if the links lead in a circle.
+    """
+    given = Path.cwd() / path
+    ways, place, waiting = list[Path](), Path(given.anchor), list(given.parts[1:])
+    while waiting:
+        name = waiting.pop(0)
+        step = place.parent if name == ".." else place / name
+        if not step.is_symlink():
+            place = step
+            continue
+        if ".." not in waiting:  # else it may lead out of the linked folder again
+            ways.append(step.joinpath(*waiting))
+        if len(ways) > _MOST_LINKS:
+            raise ConfigError(f"a path must lead somewhere, and the links of {path} go in a circle. {_ELSE}.")
+        target = step.readlink()
+        if target.is_absolute():
+            place = Path(target.anchor)
+        waiting[:0] = target.parts[1:] if target.is_absolute() else target.parts
+    return [*ways, place]
+
+
 def owner_of(path: Path) -> str | None:
-    """What a file or folder at `path`, there or not, would be a part of: a run or an export, or nothing."""
-    place = Path(os.path.realpath(path))
+    """What a file or folder at `path`, there or not, would be a part of, by any way that leads there; or nothing.
+
+    Raises ConfigError if the links of the path lead in a circle.
+    """
+    return next(filter(None, map(_owner, ways_to(path))), None)
+
+
+def _owner(place: Path) -> str | None:
     for folder in (place, *place.parents):
         if is_export(folder):
             return f"the export {folder}"
-        if folder != place and is_run(folder) and place.relative_to(folder).parts[0] in RUN_NAMES:
+        if folder == place or place.relative_to(folder).parts[0] not in RUN_NAMES:
+            continue
+        if is_run(folder):
             return f"the run {folder}"
-        if folder != place and (folder / "runs.json").exists() and place.relative_to(folder).parts[0] in RUN_NAMES:
+        if (folder / "runs.json").exists() or (folder / "rows" / SOURCE).exists():
             return f"the runs in {folder}"
-    if is_base(place.parent) and place.exists():
+    if place.name in _SAMPLE_FILES and is_sample(place.parent):
+        return f"the sample {place.parent}"
+    if is_base(place.parent) and (place.exists() or place.suffix in _OF_A_BASE):
         return f"the base {place.parent}"
-    return None
+    above = list(place.parents)[1 : _BASE_DEPTH + 1] if place.is_file() else []
+    return next((f"the base {folder}" for folder in above if is_base(folder)), None)
 
 
 def refuse_target(path: Path | None, model: Path, data: str) -> None:
-    """Raises ConfigError if a result cannot or should not go to `path`: before anything is read, and so early enough.
+    """Raises ConfigError if a result should not go to `path`, and OSError if none can: before anything is read.
 
     None and `-` stand for standard output, and `-` as data for standard input.
     """
     if path is None or path == STANDARD_OUTPUT:
         return
-    if path.is_dir() or not path.parent.is_dir():
-        found = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+    place = ways_to(path)[-1]
+    if place.is_dir() or not place.parent.is_dir():
+        found = f"{path} is a folder" if place.is_dir() else f"there is no folder {place.parent}"
         raise ConfigError(f"output must be a file in a folder that is there; {found}. Give another path.")
     target = _identity(path)
     read = [_identity(model), _standard_input() if data == "-" else _identity(Path(data))]
@@ -77,16 +129,18 @@ def refuse_target(path: Path | None, model: Path, data: str) -> None:
         raise ConfigError(f"output must not be what is read, got {path} for both. Give another path.")
     if owner := owner_of(path):
         raise ConfigError(f"output must not be a part of what a run or a model is, and {path} is of {owner}. {_ELSE}.")
-    for owned in _files_of(model) if target else ():
-        if _identity(owned) == target:
-            raise ConfigError(
-                f"output must not be a part of the model, and {path} is the same file as {owned}. {_ELSE}."
-            )
+    taken = {target, _identity(place.parent)} - {None}
+    for owned in _parts_of(model):
+        if _identity(owned) in taken:
+            of = f"lies in {owned}" if owned.is_dir() else f"is the same file as {owned}"
+            raise ConfigError(f"output must not be a part of the model, and {path} {of}. {_ELSE}.")
+    if not path.exists() or path.is_file():  # else a pipe or a device, which is written to and not replaced
+        try_to_write(place)
 
 
 def refuse_output(output_dir: Path, base: str) -> None:
     """Raises ConfigError if the files of a new run or base would lie among those of its base, of an export or a run."""
-    place, base_folder = Path(os.path.realpath(output_dir)), Path(os.path.realpath(base))
+    place, base_folder = ways_to(output_dir)[-1], Path(os.path.realpath(base))
     for above in (place, *place.parents):
         if above.exists() and not above.is_dir():
             raise ConfigError(f"output_dir must be a folder, and {above} is a file. Use another output_dir.")
@@ -94,7 +148,7 @@ def refuse_output(output_dir: Path, base: str) -> None:
         raise ConfigError(f"output_dir must not lie in the base, got {output_dir} in {base}. Use another output_dir.")
     if Path(base).is_dir() and place in base_folder.parents and base_folder.relative_to(place).parts[0] in RUN_NAMES:
         raise ConfigError(f"the base must not be what the run writes, got {base} in {output_dir}. Copy it elsewhere.")
-    if owner := owner_of(place):
+    if owner := owner_of(output_dir):
         raise ConfigError(f"output_dir must not lie in {owner}, got {output_dir}. Use another output_dir.")
 
 
@@ -140,6 +194,13 @@ def refuse_foreign_page(page: Path) -> None:
         raise ConfigError([f"{fault}. Move it away." for fault in faults])
 
 
+def refuse_foreign_source(rows: Path) -> None:
+    """Raises ConfigError if what is to say where rows of folds come from is anything else now."""
+    source = rows / SOURCE
+    if os.path.lexists(source) and sources_in(rows) is None:
+        raise ConfigError(f"{source} is not what several runs write under that name. Move it away.")
+
+
 def refuse_foreign_runs(report: Path) -> None:
     """Raises ConfigError if what is to become a `runs.json` is anything else now."""
     kind = odd_kind(report)
@@ -171,26 +232,56 @@ def _begins(path: Path, start: int, mark: bytes) -> bool:
     return not head or head[start:] == mark
 
 
-def _files_of(model: Path) -> Iterator[Path]:
-    """Every file of a model: below its folder, and of the run that it lies in, with the rows that the run names."""
-    place = Path(os.path.realpath(model))
-    roots = [place] if place.is_dir() else []
-    runs = [folder for folder in (place, *list(place.parents)[:2]) if folder.is_dir() and is_run(folder)]
-    for folder in [*roots, *(run for run in runs if run not in roots)]:
-        for path in folder.rglob("*"):
-            own = folder not in runs or path.relative_to(folder).parts[0] in RUN_NAMES
-            if own and not path.is_dir():
-                yield path
+def _parts_of(model: Path) -> Iterator[Path]:
+    """Every file and folder of a model: below it, of the run that it lies in, and of what that run was made from."""
+    ways = ways_to(model)
+    above = [folder for place in ways for folder in (place, *list(place.parents)[:2])]
+    runs = dict.fromkeys(folder for folder in above if folder.is_dir() and is_run(folder))
     for run in runs:
-        yield from _rows_of(run)
+        for path in run.iterdir():
+            if path.name in RUN_NAMES:
+                yield from _below(path)
+    for export in (folder for place in ways for folder in (place, place / "export") if is_export(folder)):
+        yield from _below(export)
+    for run in runs:
+        yield from _inputs_of(run)
 
 
-def _rows_of(run: Path) -> Iterator[Path]:
+def _below(path: Path) -> Iterator[Path]:
+    """A file or a folder, and all that is in it, also where a link leads to another folder."""
+    seen = set[str]()
+    waiting = [path]
+    while waiting:
+        found = waiting.pop()
+        yield found
+        if found.is_dir() and (real := os.path.realpath(found)) not in seen:
+            seen.add(real)
+            waiting += found.iterdir()
+
+
+def _inputs_of(run: Path) -> Iterator[Path]:
+    """The rows that a run's config names, those that the rows of a fold were taken from, and the files of its base."""
     try:
-        data = load_yaml(run / "config.yaml")["data"]
-        yield from (Path(data[name]) for name in ("train", "val", "test") if data.get(name))
+        config = load_yaml(run / "config.yaml")
+        rows = [Path(config["data"][name]) for name in SPLITS if config["data"].get(name)]
+        base = Path(config["model"]["base"])
     except (ConfigError, KeyError, TypeError, AttributeError, OSError):  # of a damaged config; whoever reads it tells
         return
+    yield from rows
+    for folder in {run.parent / "rows", *(path.parent.parent for path in rows)}:  # runs may be moved, or be links
+        yield from (sources_in(folder) or {}).values()
+    if base.is_dir():
+        yield from base.iterdir()
+
+
+def sources_in(rows: Path) -> dict[str, Path] | None:
+    """The files that the rows of folds were taken from, by split; None if that is not said or not to be read."""
+    try:
+        found = orjson.loads(read_regular(rows / SOURCE))
+        known = isinstance(found, dict) and "train" in found and found.keys() <= set(SPLITS)
+        return {split: Path(path) for split, path in found.items()} if known else None
+    except (OSError, NotRegular, ValueError, TypeError):
+        return None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -26,11 +26,12 @@ from ctxtrain.storage.metrics_log import MetricsLog
 from ctxtrain.storage.ownership import refuse_foreign
 from ctxtrain.storage.validated import unlike
 
+LOCK = "run.lock"
 SOME_RUNS = 6  # as many are named in a message
 _OWNER = re.compile(r"process ([0-9]+) on (\S+) since \S+")
 _WRITTEN = (
     r"checkpoint_(epoch|step)_[0-9]+\.pt|config\.yaml|metrics\.jsonl|training_summary\.json|report\.html|run\.owner"
-    r"|tracking\.json|runs\.json|(train|val|test)\.jsonl"
+    r"|tracking\.json|runs\.json|source\.json|(train|val|test)\.jsonl"
 )
 _SCRATCH_FILE = re.compile(rf"\.({_WRITTEN})\.[a-z0-9_]{{8}}\.tmp")  # as tempfile makes names
 _SCRATCH_FOLDER = re.compile(r"\.export\.[a-z0-9_]{8}")
@@ -73,10 +74,12 @@ class RunFolder:
         What is written meanwhile only its owner may read, for it shows rows. Raises RunLocked at once if another
         process holds the folder. Locks are local to a machine: network file systems may not honour them.
         """
+        made = [path for path in (self.root, *self.root.parents) if not path.exists()]
         make_folder(self.root.parent)
-        with _private_files():
+        with private_files():
             make_folder(self.root)
-            lock = FileLock(self.root / "run.lock", timeout=0)
+            before, ended = {path.name for path in self.root.iterdir()}, False
+            lock = FileLock(self.root / LOCK, timeout=0)
             try:
                 lock.acquire()
             except Timeout:
@@ -89,10 +92,24 @@ class RunFolder:
                 write_bytes(self._owner_file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
                 self._sweep()
                 yield
+                ended = True
             finally:
                 with suppress(OSError):
                     self._owner_file.unlink()
+                if not ended:
+                    self._forget(made, before)
                 lock.release()
+
+    def _forget(self, made: list[Path], before: set[str]) -> None:
+        """Delete the lock if it alone has come to the folder, and of the folders that were made the empty ones.
+
+        The lock is still held: who opened it meanwhile finds that its file has no name any more, and opens another.
+        """
+        with suppress(OSError):
+            if {path.name for path in self.root.iterdir()} - before == {LOCK}:
+                (self.root / LOCK).unlink()
+                for path in made:
+                    path.rmdir()
 
     def _owner(self) -> str:
         """Who holds the lock. The file lags behind it: for a moment it is missing, or of an owner that was killed."""
@@ -106,7 +123,8 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Delete what a killed process left under scratch names of this class; only the owner may."""
-        for path in [path for place in (".*", "checkpoints/.*", "rows/fold_*/.*") for path in self.root.glob(place)]:
+        places = (".*", "checkpoints/.*", "rows/.*", "rows/fold_*/.*")
+        for path in [path for place in places for path in self.root.glob(place)]:
             if _SCRATCH_FOLDER.fullmatch(path.name):
                 shutil.rmtree(path)
             elif _SCRATCH_FILE.fullmatch(path.name):
@@ -195,7 +213,8 @@ class RunFolder:
 
 
 @contextmanager
-def _private_files() -> Iterator[None]:
+def private_files() -> Iterator[None]:
+    """What the block makes only its owner may read, whatever the umask: a run's files show rows."""
     before = os.umask(0o077)
     try:
         yield

@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 from ctxtrain.labels import LABELS
 from ctxtrain.limits import MOST_ROWS
 from ctxtrain.storage.atomic_files import make_folder, replacing
+from ctxtrain.storage.ownership import SAMPLE
 from ctxtrain.synthetic.bars import SYMBOLS, WEEK_BARS, Symbol, simulate
-from ctxtrain.synthetic.sample_files import SAMPLE, refuse_others_files
+from ctxtrain.synthetic.sample_files import refuse_others_files
 from ctxtrain.synthetic.structure import Bars
 
 PRICE_FIELDS = ("bar_index", "time", "open", "high", "low", "close", "volume", "delta")

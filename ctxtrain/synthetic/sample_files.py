@@ -8,10 +8,8 @@ from typing import Any
 
 from ctxtrain.regular_files import odd_kind, read_regular
 from ctxtrain.storage.atomic_files import sha256_file
-from ctxtrain.storage.ownership import owner_of
+from ctxtrain.storage.ownership import SAMPLE, SAMPLE_MARK, owner_of
 from ctxtrain.storage.validated import Part, read_as
-
-SAMPLE = "sample.json"
 
 
 class _File(Part):
@@ -50,7 +48,7 @@ def refuse_others_files(folder: Path, names: Iterable[str]) -> None:
             raise ValueError(f"{path} must be a file of a sample, and it is {kind or 'a link'}. Give another folder.")
     known: dict[str, str] = {}
     if (folder / SAMPLE).exists():
-        if b'"simulated_bars"' not in read_regular(folder / SAMPLE):
+        if SAMPLE_MARK not in read_regular(folder / SAMPLE):
             raise ValueError(f"{folder / SAMPLE} must be that of a sample, and it is not. Give another folder.")
         facts = read_as(_Facts, folder / SAMPLE, "Move it away with the rows beside it, or give another folder")
         known = {name: file.sha256 for name, file in facts.files.items()}
