@@ -152,6 +152,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "an adapter": (adapter_alone, "holds an adapter of Qwen/Qwen3-0.6B (adapter_config.json). Merge it"),
     "an adapter beside": (adapter, "holds a checkpoint and an adapter of Qwen/Qwen3-0.6B (adapter_config.json). Merge"),
     "bidirectional": (config(is_causal=False), "attention must be causal, since the class is read at the last token"),
+    "bidirectional by its newer name": (
+        config(use_bidirectional_attention=True),
+        "got use_bidirectional_attention true",
+    ),
     "dynamic rope": (
         config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}),
         "must not depend on the rows beside it, but rope_parameters is dynamic",

@@ -77,11 +77,12 @@ def config_faults(values: Mapping[str, Any]) -> list[str]:
                 "unquantised checkpoint; model.quantization=int8 or nf4 then quantises it for training on a GPU"
             )
     for part in _parts(values):
-        if part.get("is_causal", True) is not True or part.get("use_bidirectional_attention"):
-            faults.append(
-                "config.json: attention must be causal, since the class is read at the last token of a padded row, got "
-                f"is_causal {shown(part.get('is_causal'))}. Use the causal checkpoint that this one was made from"
-            )
+        faults += [
+            "config.json: attention must be causal, since the class is read at the last token of a padded row, got "
+            f"{key} {shown(part[key])}. Use the causal checkpoint that this one was made from"
+            for key, wanted in (("is_causal", True), ("use_bidirectional_attention", False))
+            if bool(part.get(key, wanted)) != wanted
+        ]
         faults += [fault for key, value in part.items() if (fault := _number_fault(key, value))]
         for key in ("rope_scaling", "rope_parameters"):
             faults += [
