@@ -90,9 +90,9 @@ class FeatureScale(BaseModel):
     spread: float = Field(gt=0, le=2 * LARGEST)
 
 
-def _in_order(fields: list[str]) -> list[str]:
-    if fields != [name for name in BAR_FIELDS if name in fields]:
-        raise ValueError(f"must be fields of a bar, each once and in this order: {', '.join(BAR_FIELDS)}")
+def _fields_of_a_bar(fields: list[str]) -> list[str]:
+    if len(set(fields)) < len(fields) or not set(fields) <= set(BAR_FIELDS):
+        raise ValueError(f"must be fields of a bar, each once: {', '.join(BAR_FIELDS)}")
     return fields
 
 
@@ -103,7 +103,7 @@ class Codec(BaseModel):
 
     kind: Literal["compact", "json", "text"]
     version: Literal[1] = 1
-    fields: Annotated[list[str], AfterValidator(_in_order)]
+    fields: Annotated[list[str], AfterValidator(_fields_of_a_bar)]
     features: dict[str, FeatureScale]
 
     def render(self, window: Window) -> str:
