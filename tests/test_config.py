@@ -50,7 +50,8 @@ def test_defaults_are_those_of_the_specification() -> None:
             "allow_leakage": False,
         },
         "model": {
-            "base": "embedded", "revision": None, "max_tokens": 2048, "dtype": "auto", "quantization": "none",
+            "base": "embedded", "revision": None, "max_tokens": 2048, "dtype": "auto", "engine": "auto",
+            "quantization": "none",
         },
         "lora": {
             "r": 8, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
