@@ -8,7 +8,7 @@ import ctxtrain
 
 PACKAGE = Path(ctxtrain.__file__).parent
 MAX_MODULE_LINES = 330
-MAX_FUNCTION_LINES = 70
+MAX_FUNCTION_LINES = 60
 
 
 def module_name(path: Path) -> str:

@@ -35,7 +35,7 @@ from ctxtrain.evaluation.assess import assess
 from ctxtrain.evaluation.blocks import blocks_of
 from ctxtrain.evaluation.calibration import TemperatureScaler
 from ctxtrain.evaluation.metrics import Metrics, evaluate_logits
-from ctxtrain.evaluation.selective import choose_thresholds
+from ctxtrain.evaluation.selective import Threshold, choose_thresholds
 from ctxtrain.export import reopen
 from ctxtrain.export.model_card import model_card
 from ctxtrain.export.predictor import EXPORT_FOLDER, Predictor, load_model
@@ -103,15 +103,10 @@ def prepare_export(
             merged.save_pretrained(folder, max_shard_size="1TB")  # one file, whatever the size
             tokenizer.save_pretrained(folder)
         predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens, engine=engine)
-        calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
-        logits_NC, labels_N, test = predictor.token_logits(tokens["val"]), labels["val"], None
-        if calibrate:
-            scaler = TemperatureScaler().fit(logits_NC, labels_N, blocks_of(windows["val"]).kept_whole)
-            calibration, predictor.temperature = scaler.summary(), scaler.temperature_
-        scores = evaluate_logits(logits_NC, labels_N, predictor.temperature)
-        precisions = {"LONG": targets["long_precision"], "SHORT": targets["short_precision"]}
-        thresholds = choose_thresholds(softmax(logits_NC / predictor.temperature, axis=1), labels_N, precisions)
-        predictor.thresholds = {label: threshold["min_confidence"] for label, threshold in thresholds.items()}
+        logits_NC, test = predictor.token_logits(tokens["val"]), None
+        blocks = blocks_of(windows["val"]).kept_whole if calibrate else None
+        calibration, thresholds = _calibrate(predictor, logits_NC, labels["val"], blocks, targets)
+        scores = evaluate_logits(logits_NC, labels["val"], predictor.temperature)
         if "test" in tokens:
             logits_NC = predictor.token_logits(tokens["test"])
             test = evaluate_logits(logits_NC, labels["test"], predictor.temperature)
@@ -132,13 +127,43 @@ def prepare_export(
         example = texts[0] if codec.kind == "compact" else "your text"
         card = model_card(base_name, scores, test, assessment["baselines"], example, caveat)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        check = check_reopened(folder, texts, trained, _plain_logits(merged, tokenizer, texts[:BATCH_SIZE]))
-        write_manifest(folder)
-        _flush(folder)
-        share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
-        pack(folder, archive := scratch / "final_model.zip")
-        check["max_predict_difference"] = check_opens(archive, texts, trained, check, engine)
+        check = _check_and_pack(scratch, texts, trained, _plain_logits(merged, tokenizer, texts[:BATCH_SIZE]), engine)
     return Exported(predictor, calibration, scores, test, assessment, check)
+
+
+def _calibrate(
+    predictor: Predictor,
+    logits_NC: NDArray[np.float64],
+    labels_N: Ints,
+    blocks: Ints | None,
+    targets: Mapping[str, float],
+) -> tuple[dict[str, Any], dict[str, Threshold]]:
+    """Choose temperature and confidence thresholds on validation rows, and give them to the predictor.
+
+    Without `blocks`, which a cross-fit keeps whole, the temperature stays 1.
+    """
+    calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
+    if blocks is not None:
+        scaler = TemperatureScaler().fit(logits_NC, labels_N, blocks)
+        calibration, predictor.temperature = scaler.summary(), scaler.temperature_
+    precisions = {"LONG": targets["long_precision"], "SHORT": targets["short_precision"]}
+    thresholds = choose_thresholds(softmax(logits_NC / predictor.temperature, axis=1), labels_N, precisions)
+    predictor.thresholds = {label: threshold["min_confidence"] for label, threshold in thresholds.items()}
+    return calibration, thresholds
+
+
+def _check_and_pack(
+    scratch: Path, texts: list[str], trained: TrainedLogits, merged_NC: NDArray[np.float64], engine: Engine
+) -> dict[str, float | int]:
+    """Compare the written folder with the model that it is of, pack it, and open the zip as `predict` does."""
+    folder, archive = scratch / EXPORT_FOLDER, scratch / "final_model.zip"
+    check = check_reopened(folder, texts, trained, merged_NC)
+    write_manifest(folder)
+    _flush(folder)
+    share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
+    pack(folder, archive)
+    check["max_predict_difference"] = check_opens(archive, texts, trained, check, engine)
+    return check
 
 
 def place_export(scratch: Path, folder: RunFolder) -> None:

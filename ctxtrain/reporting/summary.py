@@ -57,4 +57,4 @@ def make_summary(
             )
         },
     }
-    return {"version": SUMMARY_VERSION, "verdict": verdict(found), **found}
+    return {"verdict": verdict(found), "version": SUMMARY_VERSION, **found}

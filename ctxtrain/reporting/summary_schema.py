@@ -239,8 +239,8 @@ class ExportCheck(Part):
 class Summary(Part):
     """`version` rises when a key changes its meaning; a summary of another version is not read."""
 
-    version: Literal[1]
     verdict: str
+    version: Literal[1]
     model: Model
     data: Data
     epochs: Annotated[list[EpochRecord], Field(min_length=1)]
