@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
     reporter = reporter or Reporter()
     folder = RunFolder(config.output_dir)
     refuse_output(folder.root, config.model.base)
-    with folder.owned(), _rows_taken_back(folder.root / "rows"):
+    with folder.owned():
         refuse_foreign_runs(folder.root / REPORT)
         if not resume:
             _refuse_other_runs(folder)
@@ -164,20 +163,6 @@ def _note_sources(config: Config, rows: Path) -> None:
     named = {split: Path(path) for split, path in split_paths(data).items()}
     if sources_in(rows) != named:
         write_json(rows / SOURCE, {split: str(path) for split, path in named.items()})
-
-
-@contextmanager
-def _rows_taken_back(rows: Path) -> Iterator[None]:
-    """Delete the rows that the block writes if it ends with an error before a run has begun with them."""
-    before = {rows, *rows.rglob("*")} if rows.exists() else set()
-    try:
-        yield
-    except BaseException:
-        if not any(_RUN_NAME.fullmatch(path.name) and RunFolder(path).holds() for path in rows.parent.iterdir()):
-            for path in sorted({rows, *rows.rglob("*")} - before, reverse=True):  # what is in a folder comes first
-                with suppress(OSError):
-                    path.rmdir() if path.is_dir() else path.unlink()
-        raise
 
 
 def _finished(config: Config, files: Mapping[str, WindowFile]) -> dict[str, Any] | None:

@@ -26,7 +26,6 @@ from ctxtrain.storage.metrics_log import MetricsLog
 from ctxtrain.storage.ownership import refuse_foreign
 from ctxtrain.storage.validated import unlike
 
-LOCK = "run.lock"
 SOME_RUNS = 6  # as many are named in a message
 _OWNER = re.compile(r"process ([0-9]+) on (\S+) since \S+")
 _WRITTEN = (
@@ -74,12 +73,10 @@ class RunFolder:
         What is written meanwhile only its owner may read, for it shows rows. Raises RunLocked at once if another
         process holds the folder. Locks are local to a machine: network file systems may not honour them.
         """
-        made = [path for path in (self.root, *self.root.parents) if not path.exists()]
         make_folder(self.root.parent)
         with private_files():
             make_folder(self.root)
-            before, ended = {path.name for path in self.root.iterdir()}, False
-            lock = FileLock(self.root / LOCK, timeout=0)
+            lock = FileLock(self.root / "run.lock", timeout=0)
             try:
                 lock.acquire()
             except Timeout:
@@ -92,24 +89,10 @@ class RunFolder:
                 write_bytes(self._owner_file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
                 self._sweep()
                 yield
-                ended = True
             finally:
                 with suppress(OSError):
                     self._owner_file.unlink()
-                if not ended:
-                    self._forget(made, before)
                 lock.release()
-
-    def _forget(self, made: list[Path], before: set[str]) -> None:
-        """Delete the lock if it alone has come to the folder, and of the folders that were made the empty ones.
-
-        The lock is still held: who opened it meanwhile finds that its file has no name any more, and opens another.
-        """
-        with suppress(OSError):
-            if {path.name for path in self.root.iterdir()} - before == {LOCK}:
-                (self.root / LOCK).unlink()
-                for path in made:
-                    path.rmdir()
 
     def _owner(self) -> str:
         """Who holds the lock. The file lags behind it: for a moment it is missing, or of an owner that was killed."""
