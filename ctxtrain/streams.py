@@ -7,7 +7,6 @@ says at its end, by `refuse_lost`, that its result was not written.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import stat
 import sys
@@ -16,19 +15,6 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 _lost: list[OSError] = []  # of standard output, since the last look
-
-
-class Closed(io.TextIOBase):
-    """What stands for a standard output that was closed before the program began: whatever is written is lost."""
-
-    name = "standard output"
-
-    def write(self, _text: str) -> int:
-        _lost.append(OSError(errno.EBADF, os.strerror(errno.EBADF)))
-        return len(_text)
-
-    def writable(self) -> bool:
-        return True
 
 
 class Lasting:
@@ -77,7 +63,7 @@ def _reader_went(error: OSError, number: int) -> bool:
 
 def write_out(content: bytes | str) -> None:
     """Write a result to standard output. Raises OSError if that is closed."""
-    if sys.stdout is None or isinstance(sys.stdout, Closed):
+    if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
     stream = Lasting(sys.stdout, results=True)
     if isinstance(content, str):
@@ -89,7 +75,7 @@ def write_out(content: bytes | str) -> None:
 
 def tell(line: str) -> None:
     """Say something on standard output that is no result: if nobody can read it, nothing is lost."""
-    if sys.stdout is not None and not isinstance(sys.stdout, Closed):
+    if sys.stdout is not None:
         stream = Lasting(sys.stdout, results=False)
         stream.write(f"{line}\n")
         stream.flush()

@@ -14,7 +14,7 @@ from typing import NoReturn
 from ctxtrain.cli.commands import app
 from ctxtrain.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError, OutOfMemory
 from ctxtrain.memory import ran_out, told
-from ctxtrain.streams import Closed, refuse_lost
+from ctxtrain.streams import refuse_lost
 from ctxtrain.versions import refuse_known_holes
 
 NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
@@ -92,5 +92,3 @@ def _open_standard_streams() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
-    if sys.stdout is None:
-        sys.stdout = Closed()
