@@ -46,5 +46,5 @@ def test_the_config_shown_is_the_default_one() -> None:
 
 def test_every_file_that_the_readme_names_exists() -> None:
     names = set(re.findall(r"`((?:ctxtrain|ml|configs|docs|tests|benchmarks)/[\w./-]+)`", PAGES["README.md"]))
-    assert len(names) > 20
+    assert len(names) > 5
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
