@@ -66,17 +66,18 @@ def test_without_onnx_runtime_answers_come_from_the_other_engine_and_say_so_once
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config("training.epochs=1")
-    assert TrainingPipeline(config).run()
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
     code = (
         "import sys, importlib.util as util\n"
         "found = util.find_spec\n"
         "util.find_spec = lambda name, *rest: None if name == 'onnxruntime' else found(name, *rest)\n"
         "sys.modules['onnxruntime'] = sys.modules['onnx'] = None\n"
-        "from ctxtrain import load_model\n"
-        "models = [load_model(sys.argv[1]) for _ in range(2)]\n"
-        "print(type(models[0].passes.network).__name__)"
+        "from ctxtrain import Config, TrainingPipeline, load_model\n"
+        "assert TrainingPipeline(Config.load(sys.argv[1])).run()\n"
+        "print(type(load_model(sys.argv[2]).passes.network).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code, config.output_dir], capture_output=True, text=True, check=False)
+    words = [sys.executable, "-c", code, str(tmp_path / "config.yaml"), config.output_dir]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines() == ["MergedClassifier"]
+    assert done.stdout.splitlines()[-1] == "MergedClassifier"
     assert done.stderr.count("pip install 'ctxtrain[onnx]'") == 1

@@ -10,6 +10,7 @@ from ctxtrain import TrainingPipeline, run_several
 from ctxtrain.data import formats, schema
 from ctxtrain.data.formats import WindowFile
 from ctxtrain.data.schema import Window
+from ctxtrain.evaluation.blocks import blocks_of
 from tests.conftest import MakeConfig
 from tests.helpers import Row, dated_rows, make_row, write_rows
 
@@ -23,6 +24,11 @@ def unlike(count: int) -> list[Row]:
             row["features"] = {"b": n / 7, "a": 1.0} if n % 2 else {}
         if n % 4 == 0:
             row["id"] = f"ü{n}"
+        if n % 6 == 0:
+            row["context_bars"][7]["bar_index"] = None
+        if n % 7 == 0 and n >= count:
+            for number, bar in enumerate([*row["context_bars"], row["current_bar"]]):
+                bar["time"] = 5 * number  # of a day, that is no date
         if n % 5 == 0:
             row["symbol"] = None
             row["current_bar"]["delta"] = None
@@ -34,6 +40,7 @@ def fields(window: Window) -> tuple[object, ...]:
     return (
         *(window.place, window.id, window.label, window.text, window.symbol),
         *(placed.time, placed.index, placed.unit, placed.time_name, placed.event),
+        *(list(placed.indices), list(placed.counts)),
         list(window.features.items()),
         [(name, values.dtype, values.tolist()) for name, values in window.bars.items()],
     )
@@ -48,6 +55,19 @@ def test_windows_come_back_as_they_were_parsed(tmp_path: Path) -> None:
     assert len({row for row, *_ in parsed}) == 600
     kept.drop([0, 299, 599])
     assert [fields(window) for window in kept] == parsed[1:299] + parsed[300:599]
+
+
+def test_rows_of_a_table_stand_where_those_of_the_file_do(tmp_path: Path) -> None:
+    """bar_index begins anew in each row, so no walk may join rows by it."""
+    rows = [make_row(seed=n) for n in range(40)]
+    for row in rows:
+        for number, bar in enumerate([*row["context_bars"], row["current_bar"]]):
+            bar.pop("time", None)
+            bar["bar_index"] = number
+    kept = WindowFile(write_rows(tmp_path / "rows.jsonl", rows), keep=True)
+    parsed, read = blocks_of(kept), blocks_of(kept)
+    assert "bar_index begins anew" in parsed.note
+    assert (read.note, read.block_N.tolist()) == (parsed.note, parsed.block_N.tolist())
 
 
 def test_text_rows_and_rows_without_a_label_come_back_too(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ Columns, one entry a window:
     bars.NAME               float64 values of a field, oldest bar first; null where the window lacks the field
     features.name, .value   lists of equal length
     time.*, index.*         first, last and step of `Place`, null where the window says none
-    unit, time_name         as in `Placed`
+    unit, time_name, indices, counts    as in `Placed`
 
 The file has no name, so however the process ends, the system takes it back. It takes 8 bytes a number.
 """
@@ -47,6 +47,8 @@ SCHEMA = pa.schema(
         *((f"{kind}.{end}", pa.int64()) for kind in ("time", "index") for end in _ENDS),
         ("unit", pa.string()),
         ("time_name", pa.string()),
+        ("indices", pa.list_(pa.int64())),
+        ("counts", pa.list_(pa.int64())),
     ]
 )
 
@@ -121,6 +123,8 @@ def _batch(windows: Sequence[tuple[int, Window]]) -> pa.RecordBatch:
         "features.value": _lists([np.array(list(row.features.values()), dtype=np.float64) for row in rows]),
         "unit": [row.placed.unit for row in rows],
         "time_name": [row.placed.time_name for row in rows],
+        "indices": [list(row.placed.indices) for row in rows],
+        "counts": [list(row.placed.counts) for row in rows],
     }
     for kind in ("time", "index"):
         places = [getattr(row.placed, kind) for row in rows]
@@ -157,7 +161,14 @@ def _windows(batch: pa.RecordBatch, source: str) -> Iterator[Window]:
             {} if values is None else dict(zip(flat["features.name"][n], values.tolist(), strict=True)),
             text=flat["text"][n],
             symbol=flat["symbol"][n],
-            placed=Placed(places[0], places[1], flat["unit"][n], flat["time_name"][n]),
+            placed=Placed(
+                places[0],
+                places[1],
+                flat["unit"][n],
+                flat["time_name"][n],
+                indices=flat["indices"][n],
+                counts=flat["counts"][n],
+            ),
         )
 
 

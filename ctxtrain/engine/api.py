@@ -42,18 +42,16 @@ def for_training(
     from ctxtrain.model.agreement import probe_of, refuse_untrainable, why_engine_differs
 
     enter_vector_math()
-    model.to(device)
-    refuse_untrainable(model, probe_of(model))
-    plain = TrainingPasses(model, "model.engine is reference" if engine == "reference" else None)
+    probe = probe_of(model.to(device))
+    refuse_untrainable(model, probe)
     if engine == "reference":
-        why_engine_differs(model, model, probe_of(model))
-        return plain
-    from ctxtrain.engine.cpu import select
+        passes = TrainingPasses(model, "model.engine is reference")
+    else:
+        from ctxtrain.engine.cpu import select
 
-    passes = select.for_training(model, device, scratch, say)
-    if differs := why_engine_differs(model, passes.network, probe_of(model)):
-        return TrainingPasses(model, differs)
-    return passes
+        passes = select.for_training(model, device, scratch, say)
+    differs = why_engine_differs(model, passes.network, probe)
+    return TrainingPasses(model, differs) if differs else passes
 
 
 def for_inference(model: PreTrainedModel, max_tokens: int, *, engine: Engine = "auto") -> InferencePasses:

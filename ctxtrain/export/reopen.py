@@ -35,7 +35,7 @@ def logits(folder: str, texts: list[str], batch_size: int) -> list[list[float]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"  # where the trained model's logits were computed
     model = model.to(device)
     # A process's first call of MKL's vector mathematics by two threads at once has given wrong numbers on one
-    # processor, and no later one ever did: see `enter_vector_math` in runtime.py. This pass is for nothing else.
+    # processor, and no later one ever did: see `enter_vector_math` in engine/tuning.py. This pass is for nothing else.
     model_logits(model, tokenizer, texts[:1], 1)
     return model_logits(model, tokenizer, texts, batch_size)
 

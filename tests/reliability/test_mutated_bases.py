@@ -80,5 +80,5 @@ def test_a_changed_base_is_refused_before_a_step_or_ends_in_a_zip_that_opens(
         except Exception as error:
             raise AssertionError(f"seed {seed}, {what}: {error!r}") from error
         shutil.rmtree(base)
-        shutil.rmtree(pipeline.folder.root, ignore_errors=True)  # a refused start leaves none
+        shutil.rmtree(pipeline.folder.root)
     figure("F10", "{} changed bases refused, {} trained to a zip that opens", refused, trained)

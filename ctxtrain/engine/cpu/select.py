@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -72,11 +73,15 @@ def for_inference(model: PreTrainedModel, max_tokens: int) -> InferencePasses:
     if model.config.hidden_size < NARROW and max_tokens <= LONGEST:
         if find_spec("onnxruntime") and find_spec("onnx"):
             return GraphPasses(model)
-        # Said once a process: Python shows a warning of one place once.
-        warnings.warn(
-            "prediction runs without ONNX Runtime, which answers about 1.2 times as fast for a model this narrow. "
-            "Install it with: pip install 'ctxtrain[onnx]'.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        _say_without_onnx()
     return InferencePasses(MergedClassifier(model).eval())
+
+
+@cache  # Python's own rule, once a place, begins anew whenever a library changes the filters
+def _say_without_onnx() -> None:
+    warnings.warn(
+        "prediction runs without ONNX Runtime, which answers about 1.2 times as fast for a model this narrow. "
+        "Install it with: pip install 'ctxtrain[onnx]'.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,6 +1,6 @@
 """The passes of a dense Qwen2 or Qwen3 classifier with LoRA on a CPU, with few walks through memory.
 
-Comes in: a `PeftModel` as `qwen.add_lora` makes it. Goes out: a module around it with the same weights under the same
+Comes in: a `PeftModel` as `lora.add_lora` makes it. Goes out: a module around it with the same weights under the same
 names, whose forward pass gives what the model's own gives, sooner; or the reason why the model's own is needed, which
 holds for a merged model, too.
 
