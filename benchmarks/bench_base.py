@@ -32,8 +32,8 @@ from transformers import Qwen3ForCausalLM
 from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.codec import fit_codec
-from ctxtrain.data.formats import load_windows
 from ctxtrain.data.oversampling import labels_of
+from ctxtrain.data.window_file import load_windows
 from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines
 from ctxtrain.model.embedded import base_config, build_tokenizer
 from ctxtrain.model.lora import load_trainable_state, trainable_state

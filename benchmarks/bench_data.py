@@ -41,13 +41,13 @@ DISTINCT = 1200  # rows that the file repeats
 def ours(path: str, scratch: str) -> Iterator[Any]:
     from peers import qwen_tokenizer_fast
 
-    from ctxtrain.data.dataset import load_dataset
-    from ctxtrain.data.formats import WindowFile
+    from ctxtrain.data.dataset import Inputs, load_dataset
+    from ctxtrain.data.window_file import WindowFile
 
     tokenizer = qwen_tokenizer_fast()
     yield
     data = load_dataset(
-        {"train": WindowFile(path, keep=True), "val": WindowFile(f"{scratch}/val.jsonl", keep=True)},
+        Inputs({"train": WindowFile(path), "val": WindowFile(f"{scratch}/val.jsonl")}),
         tokenizer,
         codec="compact",
         max_tokens=2048,

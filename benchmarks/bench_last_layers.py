@@ -35,8 +35,8 @@ from peft import PeftModel
 
 from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import collate, evaluation_batches, tokenise
-from ctxtrain.data.formats import load_windows
 from ctxtrain.data.oversampling import labels_of
+from ctxtrain.data.window_file import load_windows
 from ctxtrain.model.lora import load_trainable_state, logits, trainable_state
 from ctxtrain.synthetic.sample import write_sample
 from ctxtrain.train import TrainingPipeline

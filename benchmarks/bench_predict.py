@@ -36,8 +36,8 @@ import torch
 from sides import our_environment
 
 from ctxtrain.data.codec import Codec, fit_codec
-from ctxtrain.data.formats import load_windows
 from ctxtrain.data.schema import Window
+from ctxtrain.data.window_file import load_windows
 from ctxtrain.export.predictor import Predictor
 from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import embedded_base

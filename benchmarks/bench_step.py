@@ -93,7 +93,7 @@ def make_rows(shape: str) -> tuple[Tokens, np.ndarray]:
     rng = np.random.default_rng(0)
     lengths = np.full(4, 512) if shape == "0.5b" else np.sort(rng.integers(124, 132, 16))
     flat = rng.integers(1, 16000, lengths.sum()).astype(np.int32)
-    return Tokens(flat, lengths.cumsum(), 0, 0), rng.integers(0, len(LABELS), len(lengths))
+    return Tokens.of_lengths(flat, lengths, 0), rng.integers(0, len(LABELS), len(lengths))
 
 
 def our_step(model: PeftModel, tokens: Tokens, labels_N: np.ndarray) -> Any:

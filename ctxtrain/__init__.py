@@ -23,8 +23,11 @@ The data flows down this list; a module imports only from modules above it.
     data.wild_prints            prints that are far off are drawn near
     data.schema                 a JSON object → a window, or faults
     data.notices                what was dropped, guessed or put right in a file
+    data.columns                columns of numbers on disk
     data.table                  windows as Arrow columns on disk
-    data.formats                files of JSONL → windows, faults
+    data.formats                lines of JSON → windows, faults
+    data.table_cache            tables kept between runs, by content
+    data.window_file            the windows of a file, parsed once
     data.features               windows → normalised numbers
     data.codec                  windows → text
     data.positions              where the windows of files lie, on one scale
@@ -36,6 +39,7 @@ The data flows down this list; a module imports only from modules above it.
     data.walk_forward           one file → splits that go forward in time
     data.check                  a report on rows, before training
     data.batches                text → tokens → steps of micro-batches
+    data.tokens                 the tokens of a file's rows, made once, on disk
     data.dataset                all of the above for the files of a run
 
     model.embedded              the package's own small Qwen and its tokenizer

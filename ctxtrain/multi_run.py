@@ -9,22 +9,20 @@ their intervals draw blocks of time, and a window that several seeds answered st
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctxtrain.config.schema import Config
-from ctxtrain.data.dataset import read_splits
-from ctxtrain.data.formats import WindowFile
-from ctxtrain.data.oversampling import labels_of
-from ctxtrain.data.profile import survey
-from ctxtrain.data.schema import Window
-from ctxtrain.data.walk_forward import split_rows, walk_forward
+from ctxtrain.data.dataset import Inputs, read_splits
+from ctxtrain.data.positions import places_of
+from ctxtrain.data.tokens import TokenStore
+from ctxtrain.data.walk_forward import cut_folds
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
 from ctxtrain.evaluation.baselines import WITHOUT_INPUT, Baseline, best_on_validation, fit_baselines, pooled, variants
 from ctxtrain.evaluation.blocks import blocks_of
@@ -36,15 +34,13 @@ from ctxtrain.evaluation.targets import judge
 from ctxtrain.export.predictor import load_model
 from ctxtrain.progress import Reporter
 from ctxtrain.reporting.verdict import leak_mark
-from ctxtrain.storage.atomic_files import make_folder, sha256_file, write_bytes, write_json
-from ctxtrain.storage.checkpoint import check_same_run
-from ctxtrain.storage.ownership import SOURCE, refuse_foreign_runs, refuse_foreign_source, refuse_output, sources_in
+from ctxtrain.storage.atomic_files import write_json
+from ctxtrain.storage.ownership import SEVERAL_NAME, refuse_foreign_runs, refuse_output
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
-from ctxtrain.training.build import several, split_paths
+from ctxtrain.training.build import dataset_settings, note_unread, row_files, several
 
 REPORT = "runs.json"
-_RUN_NAME = re.compile(r"fold_[0-9]+(-seed_[0-9]+)?|seed_[0-9]+")  # as `_configs` makes names
 
 
 def run_several(config: Config, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -63,19 +59,15 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
         refuse_foreign_runs(folder.root / REPORT)
         if not resume:
             _refuse_other_runs(folder)
-        if config.evaluation.folds and (config.data.val or config.data.test):
-            reporter.say("note: evaluation.folds splits data.train; data.val and data.test are not read")
+        if config.evaluation.folds:
+            note_unread(config, reporter.say)
         runs, configs = [], _configs(config, folder.root)
-        files = {
-            path: WindowFile(path, keep=True)
-            for settings in configs.values()
-            for path in split_paths(settings.data).values()
-        }
+        inputs = _inputs(config)
         for number, (name, settings) in enumerate(configs.items(), start=1):
             reporter.begin(f"run {number} of {len(configs)}: {name}")
-            own = {split: files[path] for split, path in split_paths(settings.data).items()}
-            summary = _finished(settings, own) if resume else None
-            summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter, files=own).run()
+            own = inputs[settings.evaluation.fold]
+            summary = _finished(settings, own.files) if resume else None
+            summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter, inputs=own).run()
             assert summary is not None, "there is one process"
             runs.append({"name": name, "seed": settings.training.seed, **_of_run(summary)})
         leaked = _leaked(runs)
@@ -83,7 +75,7 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
         report = {
             "runs": runs,
             "leaked": leaked,
-            **_pooled(list(configs.values()), files, runs, targets, config.training.seed, mark),
+            **_pooled(list(configs.values()), inputs, runs, targets, config.training.seed, mark),
             "spread": {name: _spread([run[name] for run in runs]) | mark for name in _spread_names(runs)},
         }
         write_json(folder.root / REPORT, report)
@@ -96,7 +88,7 @@ def _refuse_other_runs(folder: RunFolder) -> None:
     found = [
         path.name
         for path in sorted(folder.root.iterdir())
-        if path.name == REPORT or (_RUN_NAME.fullmatch(path.name) and RunFolder(path).holds())
+        if path.name == REPORT or (SEVERAL_NAME.fullmatch(path.name) and RunFolder(path).holds())
     ]
     if found:
         raise ConfigError(
@@ -107,62 +99,34 @@ def _refuse_other_runs(folder: RunFolder) -> None:
 
 def _configs(config: Config, root: Path) -> dict[str, Config]:
     """The config of every run by its name, which is also its folder below `root`."""
-    splits: dict[str, dict[str, Any]] = {"": {}}
-    if folds := config.evaluation.folds:
-        files = _fold_files(config.data.train, folds, root / "rows")
-        _note_sources(config, root / "rows")
-        splits = {
-            fold: {"purge": True, **{name: str(path) for name, path in paths.items()}} for fold, paths in files.items()
-        }
     found = {}
-    for split, data in splits.items():
+    for fold in _folds(config):
         for seed in config.training.seeds or [config.training.seed]:
-            name = "-".join(filter(None, [split, f"seed_{seed}" if config.training.seeds else ""]))
+            parts = [f"fold_{fold}" if fold else "", f"seed_{seed}" if config.training.seeds else ""]
+            name = "-".join(filter(None, parts))
             found[name] = config.model_copy(
                 update={
-                    "data": config.data.model_copy(update=data),
                     "training": config.training.model_copy(update={"seed": seed, "seeds": None}),
-                    "evaluation": config.evaluation.model_copy(update={"folds": None}),
+                    "evaluation": config.evaluation.model_copy(update={"fold": fold}),
                     "output_dir": str(root / name),
                 }
             )
     return found
 
 
-def _fold_files(train: str, folds: int, folder: Path) -> dict[str, dict[str, Path]]:
-    """The files of every fold by split. Those that are missing are written; those that are there stay.
-
-    Raises ConfigError, before anything is written, if one of them holds other rows: it may be a run's.
-    """
-    refuse_foreign_source(folder)
-    source, error = survey(WindowFile(train, keep="lines"))
-    if error:
-        raise error
-    parts = {f"fold_{number}": rows for number, rows in enumerate(walk_forward(source, folds), start=1)}
-    paths = {fold: {name: folder / fold / f"{name}.jsonl" for name in rows} for fold, rows in parts.items()}
-    saved, current = {}, {}
-    for fold, rows in parts.items():
-        if any(path.exists() for path in paths[fold].values()):
-            for name, content in split_rows(source.file, rows).items():
-                if paths[fold][name].exists():
-                    saved[f"{fold}.{name}"] = sha256_file(paths[fold][name])
-                    current[f"{fold}.{name}"] = hashlib.sha256(content).hexdigest()
-    check_same_run(str(folder), saved, current)
-    for fold, rows in parts.items():
-        if not all(path.exists() for path in paths[fold].values()):
-            make_folder(folder / fold)
-            for name, content in split_rows(source.file, rows).items():
-                if not paths[fold][name].exists():
-                    write_bytes(paths[fold][name], content)
-    return paths
+def _folds(config: Config) -> list[int | None]:
+    """The folds to run, counted from 1; `[None]` without folds."""
+    folds, fold = config.evaluation.folds, config.evaluation.fold
+    return [fold] if folds is None or fold is not None else list(range(1, folds + 1))
 
 
-def _note_sources(config: Config, rows: Path) -> None:
-    """Write down which files the config named: those of the folds' own configs are copies, made of these."""
-    data = config.with_absolute_paths().data
-    named = {split: Path(path) for split, path in split_paths(data).items()}
-    if sources_in(rows) != named:
-        write_json(rows / SOURCE, {split: str(path) for split, path in named.items()})
+def _inputs(config: Config) -> dict[int | None, Inputs]:
+    """The rows of every fold, all of one table, so that no row is parsed or tokenised twice."""
+    files, tokens, folds = row_files(config), TokenStore(), config.evaluation.folds
+    if folds is None:
+        return {None: Inputs(files, tokens)}
+    cut = cut_folds(files["train"], folds)
+    return {fold: Inputs(cut[fold - 1], tokens) for fold in _folds(config) if fold is not None}
 
 
 def _finished(config: Config, files: Mapping[str, WindowFile]) -> dict[str, Any] | None:
@@ -225,27 +189,28 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 def _pooled(
     configs: Sequence[Config],
-    files: Mapping[str, WindowFile],
+    inputs: Mapping[int | None, Inputs],
     runs: Sequence[Mapping[str, Any]],
     targets: dict[str, float],
     seed: int,
     mark: dict[str, str],
 ) -> dict[str, Any]:
     """Scores of all judged rows of all runs, each by the model of its run, with intervals and targets; all marked."""
-    windows: list[Window] = []
-    starts: dict[str, int] = {}
-    logits, rows = [], []
+    judging: dict[int | None, WindowFile] = {}
+    starts: dict[int | None, int] = {}
+    logits, labels, rows = [], [], []
     for config in configs:
+        fold = config.evaluation.fold
+        if fold not in judging:
+            starts[fold] = sum(map(len, judging.values()))
+            judging[fold] = inputs[fold].files.get("test") or inputs[fold].files["val"]
         model = load_model(RunFolder(config.output_dir).zip, engine=config.model.engine)
-        path = str(config.data.test or config.data.val)
-        own = list(files[path])
-        if path not in starts:
-            starts[path] = len(windows)
-            windows += own
-        rows.append(starts[path] + np.arange(len(own)))
-        logits.append(model.window_logits(own) / model.temperature)
-    row_N, logits_NC = np.concatenate(rows), np.concatenate(logits)
-    labels_N, blocks = labels_of(windows)[row_N], blocks_of(windows)
+        question = model.read(judging[fold])
+        rows.append(starts[fold] + np.arange(len(question.labels_N)))
+        labels.append(question.labels_N)
+        logits.append(model.token_logits(question.tokens) / model.temperature)
+    row_N, logits_NC, labels_N = np.concatenate(rows), np.concatenate(logits), np.concatenate(labels)
+    blocks = blocks_of(places_of(chain.from_iterable(judging.values())))
     judged = Judged.of_logits(logits_NC, labels_N)
     metrics, intervals = evaluate_logits(logits_NC, labels_N), score_intervals(judged, blocks.block_N[row_N], seed)
     judgements = judge(metrics, targets, intervals, trusted=blocks.trusted)
@@ -254,7 +219,7 @@ def _pooled(
     compared = compare(
         judged,
         metrics,
-        _pooled_baselines(configs, files, {best, *WITHOUT_INPUT}),
+        _pooled_baselines(configs, inputs, {best, *WITHOUT_INPUT}),
         best,
         blocks.block_N[row_N],
         trusted=blocks.trusted,
@@ -283,20 +248,20 @@ def _mean_baselines(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[s
 
 
 def _pooled_baselines(
-    configs: Sequence[Config], files: Mapping[str, WindowFile], names: Collection[str]
+    configs: Sequence[Config], inputs: Mapping[int | None, Inputs], names: Collection[str]
 ) -> dict[str, Baseline]:
     """What these baselines say about the judged rows of all runs, fitted anew: a run keeps only their scores."""
     found: dict[str, list[Baseline]] = {}
     for config in configs:
-        paths, data = split_paths(config.data), config.data
+        settings = dataset_settings(config)
         surveys, _ = read_splits(
-            {split: files[path] for split, path in paths.items()}, purge=data.purge, embargo=data.embargo
+            inputs[config.evaluation.fold].files, purge=settings["purge"], embargo=settings["embargo"]
         )
         fitted, _ = fit_baselines(
             {split: one.file for split, one in surveys.items()},
-            {split: one.class_numbers() for split, one in surveys.items()},
-            "test" if "test" in paths else "val",
-            surveys["train"].fields.fit(data.codec),
+            {split: one.labels_N for split, one in surveys.items()},
+            "test" if "test" in surveys else "val",
+            surveys["train"].fields.fit(config.data.codec),
             config.training.seed,
             names,
         )

@@ -10,7 +10,7 @@ run                all of these, epoch by epoch, then `finish`: best epoch → t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +22,7 @@ from torch.optim import Optimizer
 
 from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import plan_step, steps_per_epoch
-from ctxtrain.data.dataset import load_dataset
-from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.dataset import Inputs, load_dataset
 from ctxtrain.data.oversampling import epoch_rows
 from ctxtrain.errors import ConfigError, Interrupted, TrainingDiverged
 from ctxtrain.evaluation.metrics import evaluate_logits
@@ -60,10 +59,10 @@ class TrainingPipeline:
         *,
         resume: bool = False,
         reporter: Reporter | None = None,
-        files: Mapping[str, WindowFile] | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         self.config = build.one_run(config)
-        self.files = files or build.row_files(config.data)
+        self.inputs = inputs
         self.resume = resume
         self.reporter = reporter if reporter and is_main_process() else Reporter()
         self.folder = RunFolder(config.output_dir)
@@ -81,7 +80,8 @@ class TrainingPipeline:
         model, training = self.config.model, self.config.training
         self.base_name = build.base_name(self.config)
         self.tokenizer, notes = tokenizer_and_notes(model.base, model.revision)
-        self.data = load_dataset(self.files, self.tokenizer, **build.dataset_settings(self.config))
+        inputs = self.inputs or build.inputs(self.config, self.reporter.say)
+        self.data = load_dataset(inputs, self.tokenizer, **build.dataset_settings(self.config))
         windows = int(self.data.epoch_counts_C.sum())
         self.steps_per_epoch = steps_per_epoch(windows, training.batch_size, training.gradient_accumulation)
         self.total_steps = training.epochs * self.steps_per_epoch
@@ -214,7 +214,7 @@ class TrainingPipeline:
         assert self.model is not None, "setup_model comes first"
         best = checkpoint.ranking(self.state.epochs)[0]
         environment, sizes = self._environment(), lora.parameter_counts(self.model)
-        device, labels, unfinished = self.learner.accelerator.device, self.data.labels, self._unfinished()
+        device, unfinished = self.learner.accelerator.device, self._unfinished()
         tokens = {name: own for name, own in self.data.tokens.items() if name != "test" or not unfinished}
         model = self.model if build.trains_in_float32(self.config) else None
         self.model = self.optimizer = self.loss_fn = None  # make room for the model that is exported
@@ -227,10 +227,8 @@ class TrainingPipeline:
                 exported = prepare_export(
                     model.to(device),
                     self.tokenizer,
-                    self.data.codec,
-                    self.data.files,
+                    self.data,
                     tokens,
-                    labels,
                     **build.export_settings(self.config),
                     base_name=self.base_name,
                     caveat=" ".join(warnings(self.data.leaked, unfinished)),

@@ -31,7 +31,7 @@ def two_threads() -> Iterator[None]:
 
 def rows_of(lengths: np.ndarray) -> Tokens:
     flat = np.random.default_rng(0).integers(1, 500, lengths.sum()).astype(np.int32)
-    return Tokens(flat, np.cumsum(lengths), PAD, 0)
+    return Tokens.of_lengths(flat, np.array(lengths), PAD)
 
 
 def classifier(folder: Path) -> PreTrainedModel:

@@ -10,7 +10,9 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 from ctxtrain.data.codec import fit_codec
+from ctxtrain.data.positions import places_of
 from ctxtrain.data.schema import Window
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.evaluation.assess import assess
 from ctxtrain.evaluation.baselines import (
     MOST_ROWS_A_TREE,
@@ -26,7 +28,7 @@ from ctxtrain.evaluation.metrics import evaluate_logits
 from ctxtrain.evaluation.scores import Judged, confusion_scores, log_losses
 from ctxtrain.labels import LABELS
 from ctxtrain.reporting.verdict import baselines_said, verdict
-from tests.helpers import DRIFT, Row, dated_rows, learnable_rows, make_row, make_window
+from tests.helpers import DRIFT, Row, dated_rows, learnable_rows, make_row, make_window, write_rows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -40,10 +42,14 @@ def splits(**rows: list[Row]) -> Splits:
     return windows, {name: np.array([LABELS.index(row["label"]) for row in own]) for name, own in rows.items()}
 
 
+def learnable_days() -> dict[str, list[Row]]:
+    sizes = {"train": 120, "val": 40, "test": 40}
+    return {name: dated_rows(count, seed, apart=1440) for seed, (name, count) in enumerate(sizes.items())}
+
+
 @pytest.fixture(scope="module")
 def learnable() -> Splits:
-    days = [dated_rows(count, seed, apart=1440) for seed, count in enumerate((120, 40, 40))]
-    return splits(**dict(zip(("train", "val", "test"), days, strict=True)))
+    return splits(**learnable_days())
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +151,15 @@ def test_class_weights_are_kept_where_they_do_better_on_validation_rows(fitted: 
 
 
 def test_the_one_to_beat_is_the_best_on_validation_rows_also_where_test_rows_would_choose_another(
-    learnable: Splits,
+    learnable: Splits, tmp_path: Path
 ) -> None:
     windows, labels = learnable
+    files = {name: WindowFile(write_rows(tmp_path / name, rows)) for name, rows in learnable_days().items()}
     turned = {**labels, "test": (labels["test"] + 1) % 3}  # of these test rows nobody can have learned anything
     metrics = evaluate_logits(np.eye(3)[turned["test"]], turned["test"])
     found = assess(
-        windows,
+        files,
+        {name: places_of(file) for name, file in files.items()},
         turned,
         "test",
         codec=fit_codec("compact", windows["train"]),

@@ -47,7 +47,7 @@ def test_defaults_are_those_of_the_specification() -> None:
     assert Config.parse(smallest()).model_dump() == {
         "data": {
             "train": "train.jsonl", "val": "val.jsonl", "test": None, "codec": "compact", "purge": False, "embargo": 0,
-            "allow_leakage": False,
+            "allow_leakage": False, "cache": "auto",
         },
         "model": {
             "base": "embedded", "revision": None, "max_tokens": 2048, "dtype": "auto", "engine": "auto",
@@ -70,7 +70,7 @@ def test_defaults_are_those_of_the_specification() -> None:
             "accuracy": 0.65, "macro_f1": 0.60, "long_precision": 0.60, "short_precision": 0.60,
             "long_recall": 0.55, "short_recall": 0.55,
         },
-        "evaluation": {"folds": None},
+        "evaluation": {"folds": None, "fold": None},
         "tracking": {"to": []},
         "output_dir": "runs/a",
     }  # fmt: skip

@@ -12,19 +12,19 @@ import yaml
 
 from ctxtrain import TrainingPipeline
 from ctxtrain.data.check import check_files
-from ctxtrain.data.dataset import load_dataset
+from ctxtrain.data.dataset import Inputs, load_dataset
 from ctxtrain.data.drift import drift, population_stability
 from ctxtrain.data.duplicates import ANOTHER_TIME, LOOK_ALIKE
-from ctxtrain.data.formats import WindowFile
 from ctxtrain.data.leakage import BY_CONTENT, BY_PLACE, not_found, overlapping, purged_rows
 from ctxtrain.data.positions import Spans, spans_of
 from ctxtrain.data.profile import MOST_SAMPLED, Survey, extent, survey
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.labels import LABELS
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.reporting.verdict import verdict
 from ctxtrain.synthetic.sample import write_sample
-from ctxtrain.training.build import split_paths
+from ctxtrain.training.build import row_files
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import Row, bars_of, dated_rows, learnable_rows, make_row, write_rows
 
@@ -421,7 +421,9 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
         bars = {
             name: [
                 {(symbol, int(bar)) for bar in np.arange(first - reach, last + 1 + reach)}
-                for symbol, first, last in zip(one.places.symbols, where.first_N[name], where.last_N[name], strict=True)
+                for symbol, first, last in zip(
+                    where.symbol_N[name], where.first_N[name], where.last_N[name], strict=True
+                )
             ]
             for name, one in surveys.items()
             for reach in [embargo if name == "train" else 0]
@@ -431,10 +433,10 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
             for row, own in enumerate(bars["train"])
             if any(own & other for name in ("val", "test") for other in bars[name])
         ]
-        rows, partners = overlapping(where, "train", ["val", "test"], surveys, embargo)
+        rows, partners = overlapping(where, "train", ["val", "test"], embargo)
         assert rows.tolist() == purged_rows(surveys, embargo)["train"].tolist() == expected
         for row, partner in zip(rows, partners, strict=True):
-            name, place = next((n, one.names.index(partner)) for n, one in surveys.items() if partner in one.names)
+            name, place = partner
             assert bars["train"][row] & bars[name][place]
         hits += len(expected)
     assert hits >= 5
@@ -444,16 +446,16 @@ def test_purging_drops_what_a_comparison_bar_by_bar_drops(embargo: int, tmp_path
 def test_a_window_inside_a_longer_one_does_not_hide_it(tmp_path: Path) -> None:
     files = {"train": [placed("A", 45, 30, 0)], "val": [placed("A", 0, 50, 1), placed("A", 5, 30, 2)]}
     surveys = {name: survey(WindowFile(path))[0] for name, path in write(tmp_path, files).items() if path}
-    rows, partners = overlapping(spans(surveys), "train", ["val"], surveys)
-    assert (rows.tolist(), partners) == ([0], [surveys["val"].names[0]])
+    rows, partners = overlapping(spans(surveys), "train", ["val"])
+    assert (rows.tolist(), partners) == ([0], [("val", 0)])
 
 
 def tokenised(config: Any, **changes: Any) -> Any:
     tokenizer = load_tokenizer("embedded", None)
-    files = {name: WindowFile(path, keep=True) for name, path in split_paths(config.data).items()}
+    inputs = Inputs(row_files(config))
     settings: Any = {"codec": "compact", "max_tokens": 512, "oversampling": "auto"}
     settings |= {"max_repeat": None, "weights": "auto"}
-    return load_dataset(files, tokenizer, **settings, **changes)
+    return load_dataset(inputs, tokenizer, **settings, **changes)
 
 
 def test_a_purged_run_trains_without_the_dropped_rows_and_says_so(make_config: MakeConfig, tmp_path: Path) -> None:

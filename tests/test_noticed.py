@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ctxtrain.cli.process import main
 from ctxtrain.data.check import check_files
-from ctxtrain.data.dataset import load_dataset
-from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.dataset import Inputs, load_dataset
 from ctxtrain.data.notices import unit_line
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.model.tokenizer import load_tokenizer
 from tests.helpers import Row, bars_of, dated_rows, make_window, read, write_rows
 
@@ -53,7 +53,7 @@ def test_a_field_that_one_bar_of_every_row_lacks_is_counted_and_said(
     )
     assert report["noticed"]["train"] == [line]
     data = load_dataset(
-        {"train": WindowFile(path, keep=True), "val": WindowFile(val, keep=True)},
+        Inputs({"train": WindowFile(path), "val": WindowFile(val)}),
         tokenizer, codec="compact", max_tokens=512,
         oversampling="none", max_repeat=None, weights="none", allow_leakage=True,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def test_bars_without_a_trade_that_are_written_as_zeros_are_counted_and_said(
     assert report["noticed"] == {"train": [line], "val": []}
     assert report["wild_prints"]["train"]["price"]["rows"] == 5
     data = load_dataset(
-        {name: WindowFile(path, keep=True) for name, path in paths.items()}, tokenizer, codec="compact", max_tokens=512,
+        Inputs({name: WindowFile(path) for name, path in paths.items()}), tokenizer, codec="compact", max_tokens=512,
         oversampling="none", max_repeat=None, weights="none", allow_leakage=True,
     )  # fmt: skip
     assert f"train: {line}" in data.notes()
@@ -216,7 +216,7 @@ def test_a_run_says_the_unit_of_each_file_once(tmp_path: Path, tokenizer: PreTra
             bar["time"] = 1_800_000_000_000 + 60_000 * bar["bar_index"]
     paths = {"train": write_rows(tmp_path / "a.jsonl", rows[:9]), "val": write_rows(tmp_path / "b.jsonl", rows[9:])}
     data = load_dataset(
-        {name: WindowFile(path, keep=True) for name, path in paths.items()}, tokenizer, codec="compact", max_tokens=512,
+        Inputs({name: WindowFile(path) for name, path in paths.items()}), tokenizer, codec="compact", max_tokens=512,
         oversampling="none", max_repeat=None, weights="none",
     )  # fmt: skip
     assert [note for note in data.notes() if "times" in note] == [

@@ -330,7 +330,7 @@ def test_a_damaged_sample_json_is_named_and_a_sample_in_a_run_or_export_refused(
         with unchanged(tmp_path):
             code, err = ends(capsys, *words)
         assert (code, f"{folder}/sample.json" in err, said in err) == (65, True, True), err
-    for place in (run / "export", run / "rows" / "new"):
+    for place in (run / "export", run / "checkpoints" / "new"):
         code, err = ends(capsys, "sample", place)
         assert (code, err.startswith("error: folder must not lie in the ")) == (2, True), err
 

@@ -14,9 +14,9 @@ import pytest
 from ctxtrain import TrainingPipeline, load_model
 from ctxtrain.cli.process import main
 from ctxtrain.config.schema import Config
-from ctxtrain.data.formats import WindowFile, load_windows
 from ctxtrain.data.profile import survey
-from ctxtrain.data.walk_forward import split_rows, walk_forward
+from ctxtrain.data.walk_forward import cut_folds, walk_forward
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError, Interrupted, RunLocked
 from ctxtrain.multi_run import run_several
 from ctxtrain.reporting.verdict import comparison_said, verdict, verdict_of_several
@@ -42,14 +42,6 @@ def test_folds_go_forward_and_test_every_later_row_once(tmp_path: Path) -> None:
     tested = np.concatenate([fold["test"] for fold in folds])
     assert sorted(tested) == sorted(np.argsort(events)[10:])
     assert all(len(one["train"]) < len(other["train"]) for one, other in pairwise(folds))
-
-
-def test_rows_are_copied_as_they_stand(tmp_path: Path) -> None:
-    lines = [json.dumps(row) for row in dated_rows(6, 1, apart=7)]
-    source = tmp_path / "rows.jsonl"
-    source.write_text(f"{lines[0]}\n\n" + "\r\n".join(lines[1:]))  # a blank line, other ends, none at the end
-    found = split_rows(WindowFile(source), {"train": np.array([5, 0]), "val": np.array([2])})
-    assert found == {"train": f"{lines[5]}\n{lines[0]}\n".encode(), "val": f"{lines[2]}\n".encode()}
 
 
 def test_folds_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -104,7 +96,7 @@ def test_folds_times_seeds_are_runs_of_their_own_and_pooled(make_config: MakeCon
     assert_pooled_baselines(report, summaries)
     right = 0
     for name in names:
-        windows = load_windows(root / "rows" / name.split("-")[0] / "test.jsonl")
+        windows = list(cut_folds(WindowFile(dated), 2)[int(name[5]) - 1]["test"])
         predictions = load_model(root / name / "final_model.zip").predict_windows(windows)
         right += sum(p["label"] == LABELS[w.label or 0] for p, w in zip(predictions, windows, strict=True))
     assert report["pooled"]["accuracy"] == right / 96
@@ -254,7 +246,7 @@ def test_a_start_that_is_refused_changes_no_file_of_the_runs_before_it(
     other = write_rows(tmp_path / "other.jsonl", dated_rows(72, 5, apart=20))
     changed = several(make_config, str(other), "evaluation.folds=3")
     seeds = make_config("training.seeds=[1,2]", run="runs")  # runs of other names, but the same runs.json
-    old_to_new = rf"runs/rows was made with other inputs.*: fold_1\.train: '{before['rows/fold_1/train.jsonl']}' → '"
+    old_to_new = r"^checkpoint_epoch_1\.pt was made with other inputs.*: rows\.train: '"
     for refused, resume, why in (
         (changed, False, "output_dir must be new"),
         (config, False, r"output_dir must be new, .*/runs holds several runs already: fold_1, fold_2, runs\.json\. "),
@@ -267,27 +259,6 @@ def test_a_start_that_is_refused_changes_no_file_of_the_runs_before_it(
     with pytest.raises(SystemExit) as ended:
         main(["export", str(root / "fold_1")])
     assert ended.value.code == 0
-
-
-def test_rows_of_a_start_that_failed_are_kept_or_made_whole_and_never_written_over(
-    make_config: MakeConfig, dated: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match="warmup"):
-        run_several(several(make_config, dated, "training.warmup_steps=1000"))
-    config = several(make_config, dated)
-    root = Path(config.output_dir)
-    rows = root / "rows"
-    before = digests(rows)
-    assert len(before) == 7  # with the names of the files that they are from
-    other = write_rows(tmp_path / "other.jsonl", dated_rows(72, 5, apart=20))
-    with pytest.raises(ConfigError, match="runs/rows was made with other inputs"):
-        run_several(several(make_config, str(other)))
-    assert digests(rows) == before
-    (rows / "fold_2" / "val.jsonl").unlink()
-    kept = (rows / "fold_1" / "train.jsonl").stat()
-    run_several(config)
-    assert digests(rows) == before
-    assert (rows / "fold_1" / "train.jsonl").stat() == kept
 
 
 @pytest.mark.promise("C6")
@@ -303,17 +274,13 @@ def test_predictions_of_a_fold_go_over_no_file_that_its_rows_are_from(
     moved = Path(shutil.copytree(root, tmp_path / "moved"))
     models = [root / "fold_1" / "final_model.zip", root / "fold_2", tmp_path / "fold", moved / "fold_1" / "export"]
     before, new = mine.read_bytes(), str(write_rows(tmp_path / "new.jsonl", learnable_rows(2, seed=9)))
-    named = [mine, tmp_path / "linked", *config.data.model_dump(include={"val"}).values(), root / "rows" / "new"]
+    named = [mine, tmp_path / "linked", *config.data.model_dump(include={"val"}).values(), root / "runs.json"]
     for model in models:
         for target in named:
             with pytest.raises(SystemExit) as ended:
                 main(["predict", str(model), new, "-o", str(target)])
             assert (ended.value.code, "error: output must not be" in capsys.readouterr().err) == (2, True), target
     assert mine.read_bytes() == before
-    (root / "rows" / "source.json").write_text('{"name": "mine"}')
-    with pytest.raises(ConfigError, match=r"rows/source\.json is not what several runs write under that name"):
-        run_several(config, resume=True)
-    assert (root / "rows" / "source.json").read_text() == '{"name": "mine"}'
 
 
 def test_a_folder_that_holds_an_ordinary_run_is_refused_and_folders_of_others_are_not(
@@ -326,7 +293,7 @@ def test_a_folder_that_holds_an_ordinary_run_is_refused_and_folders_of_others_ar
     (root / "config.yaml").write_text("a run's")
     with pytest.raises(ConfigError, match="output_dir must be new"):
         run_several(config)
-    assert not (root / "rows").exists()
+    assert not (root / "fold_1").exists()
     (root / "config.yaml").unlink()
     run_several(config)
     assert (root / "notes" / "config.yaml").read_text() == "mine"

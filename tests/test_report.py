@@ -18,8 +18,8 @@ from scipy.special import softmax
 
 import ctxtrain
 from ctxtrain.cli.process import main
-from ctxtrain.data.formats import load_windows
 from ctxtrain.data.schema import Window
+from ctxtrain.data.window_file import load_windows
 from ctxtrain.evaluation.selective import confidence_histogram
 from ctxtrain.evaluation.worst_errors import TEXT_SHOWN, confident_mistakes
 from ctxtrain.export.predictor import load_model
@@ -281,10 +281,10 @@ def test_mistakes_of_like_confidence_keep_their_order_and_right_calls_stay_out()
     labels_N = np.array([0, 1, 2, 1, 1, 1, 1, 1, 1])
     probabilities_NC = np.tile([0.6, 0.3, 0.1], (9, 1))
     probabilities_NC[4] = [0.8, 0.1, 0.1]
-    found = confident_mistakes(windows, labels_N, probabilities_NC)
+    found = confident_mistakes(lambda rows: [windows[n] for n in rows], labels_N, probabilities_NC)
     assert [mistake["id"] for mistake in found] == ["4", "1", "2", "3", "5", "6"]
     assert (found[0]["label"], found[0]["called"], found[0]["time"]) == ("SHORT", "LONG", None)
-    assert confident_mistakes(windows[:1], labels_N[:1], probabilities_NC[:1]) == []
+    assert confident_mistakes(lambda rows: [windows[n] for n in rows], labels_N[:1], probabilities_NC[:1]) == []
 
 
 def test_numbers_that_are_no_moment_and_text_rows_are_no_fault() -> None:
@@ -292,7 +292,10 @@ def test_numbers_that_are_no_moment_and_text_rows_are_no_fault() -> None:
     for i, bar in enumerate([*row["context_bars"], row["current_bar"]]):
         bar["time"] = 7e7 + i
     text = make_window({"context": "up " * TEXT_SHOWN, "id": "t"})
-    found = confident_mistakes([make_window(row), text], np.array([1, 1]), np.tile([0.6, 0.3, 0.1], (2, 1)))
+    windows = [make_window(row), text]
+    found = confident_mistakes(
+        lambda rows: [windows[n] for n in rows], np.array([1, 1]), np.tile([0.6, 0.3, 0.1], (2, 1))
+    )
     assert [mistake["time"] for mistake in found] == [None, None]
     assert (found[1]["bars"], found[1]["event"], len(found[1]["text"])) == ({}, {}, TEXT_SHOWN)
 

@@ -23,7 +23,7 @@ from ctxtrain.engine.api import tune_process
 
 WAIT = "OMP_WAIT_POLICY"
 CONFIG_KEYS = """
-data data.train data.val data.test data.codec data.purge data.embargo data.allow_leakage
+data data.train data.val data.test data.codec data.purge data.embargo data.allow_leakage data.cache
 model model.base model.revision model.max_tokens model.dtype model.engine model.quantization
 lora lora.r lora.alpha lora.dropout lora.target_modules lora.layers
 loss loss.focal_gamma loss.class_weights
@@ -35,7 +35,7 @@ checkpoints checkpoints.keep checkpoints.every_steps
 calibration calibration.method
 targets targets.accuracy targets.macro_f1 targets.long_precision targets.short_precision targets.long_recall
 targets.short_recall
-evaluation evaluation.folds
+evaluation evaluation.folds evaluation.fold
 tracking tracking.to
 output_dir
 """

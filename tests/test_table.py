@@ -1,15 +1,21 @@
 """A table gives back the windows that were written, and a run parses each row once."""
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ctxtrain import TrainingPipeline, run_several
-from ctxtrain.data import formats, schema
-from ctxtrain.data.formats import WindowFile
+from ctxtrain.data import batches, formats, schema, tokens
+from ctxtrain.data.positions import places_of
 from ctxtrain.data.schema import Window
+from ctxtrain.data.table_cache import TableCache
+from ctxtrain.data.window_file import WindowFile
+from ctxtrain.errors import ConfigError
 from ctxtrain.evaluation.blocks import blocks_of
 from tests.conftest import MakeConfig
 from tests.helpers import Row, dated_rows, make_row, write_rows
@@ -48,13 +54,21 @@ def fields(window: Window) -> tuple[object, ...]:
 
 def test_windows_come_back_as_they_were_parsed(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", unlike(300))  # more than two batches
-    kept = WindowFile(path, keep=True)
+    kept = WindowFile(path)
     parsed = [fields(window) for window in kept]
     path.unlink()
     assert [fields(window) for window in kept] == parsed
     assert len({row for row, *_ in parsed}) == 600
-    kept.drop([0, 299, 599])
-    assert [fields(window) for window in kept] == parsed[1:299] + parsed[300:599]
+    left = kept.without(np.array([0, 299, 599]))
+    assert [fields(window) for window in left] == parsed[1:299] + parsed[300:599]
+    assert (left.dropped, len(left), kept.dropped, len(kept)) == (3, 597, 0, 600)
+    mixed = np.random.default_rng(0).permutation(600)[:90]
+    for rows in (mixed, np.sort(mixed), mixed[:1], mixed[:0], np.arange(250, 270)):
+        taken = kept.take(rows)
+        assert [fields(window) for window in taken] == [parsed[n] for n in rows]
+        assert [taken.id(n) for n in range(len(rows))] == [parsed[n][1] for n in rows]
+        again = taken.take(np.arange(len(rows))[::-1])
+        assert [fields(window) for window in again] == [parsed[n] for n in rows[::-1]]
 
 
 def test_rows_of_a_table_stand_where_those_of_the_file_do(tmp_path: Path) -> None:
@@ -64,8 +78,8 @@ def test_rows_of_a_table_stand_where_those_of_the_file_do(tmp_path: Path) -> Non
         for number, bar in enumerate([*row["context_bars"], row["current_bar"]]):
             bar.pop("time", None)
             bar["bar_index"] = number
-    kept = WindowFile(write_rows(tmp_path / "rows.jsonl", rows), keep=True)
-    parsed, read = blocks_of(kept), blocks_of(kept)
+    kept = WindowFile(write_rows(tmp_path / "rows.jsonl", rows))
+    parsed, read = blocks_of(places_of(kept)), blocks_of(places_of(kept))
     assert "bar_index begins anew" in parsed.note
     assert (read.note, read.block_N.tolist()) == (parsed.note, parsed.block_N.tolist())
 
@@ -73,14 +87,14 @@ def test_rows_of_a_table_stand_where_those_of_the_file_do(tmp_path: Path) -> Non
 def test_text_rows_and_rows_without_a_label_come_back_too(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"context": f"Trend {n} ↑"}) + "\n" for n in range(3)))
-    kept = WindowFile(path, labelled=False, keep=True)
+    kept = WindowFile(path, labelled=False)
     parsed = [fields(window) for window in kept]
     assert [fields(window) for window in kept] == parsed
     assert parsed[2][:4] == (f"{path}:3", None, None, "Trend 2 ↑")
 
 
 def test_numbers_of_a_table_are_views_of_its_file(tmp_path: Path) -> None:
-    kept = WindowFile(write_rows(tmp_path / "rows.jsonl", [make_row(seed=1)]), keep=True)
+    kept = WindowFile(write_rows(tmp_path / "rows.jsonl", [make_row(seed=1)]))
     list(kept)
     (window,) = kept
     close = window.bars["close"]
@@ -89,16 +103,129 @@ def test_numbers_of_a_table_are_views_of_its_file(tmp_path: Path) -> None:
         close[0] = np.pi
 
 
-@pytest.mark.parametrize("seeds", [[], [0, 1]])
-def test_a_run_parses_each_row_once(seeds: list[int], make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "how",
+    [(), ("training.seeds=[0,1]",), ("evaluation.folds=2",), ("evaluation.folds=2", "training.seeds=[0,1]")],
+    ids=["one run", "seeds", "folds", "folds and seeds"],
+)
+def test_rows_are_parsed_and_tokenised_once(
+    how: tuple[str, ...], make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in the real functions. Rows of folds have no features here, so that one codec fits all folds."""
     places: list[str] = []
-    parse = schema.parse_row
+    parse, texts, tokenise = schema.parse_row, Counter[str](), batches.token_rows
 
     def counted(row: object, place: str, *, labelled: bool) -> tuple[Window | None, list[str]]:
         places.append(place)
         return parse(row, place, labelled=labelled)
 
+    def counting(of: Iterable[str], *settings: Any) -> Any:
+        def seen() -> Iterator[str]:
+            for text in of:
+                texts[text] += 1
+                yield text
+
+        return tokenise(seen(), *settings)
+
     monkeypatch.setattr(formats, "parse_row", counted)
-    config = make_config("training.epochs=1", *([f"training.seeds={seeds}"] if seeds else []))
-    assert run_several(config) if seeds else TrainingPipeline(config).run()
-    assert len(places) == len(set(places)) == 46 + 20
+    monkeypatch.setattr(tokens, "token_rows", counting)
+    folds = "evaluation.folds=2" in how
+    more = (f"data.train={write_rows(tmp_path / 'dated', dated_rows(72, 3, apart=60))}",) if folds else ()
+    config = make_config("training.epochs=1", "training.warmup_steps=0", *how, *more)
+    assert run_several(config) if how else TrainingPipeline(config).run()
+    assert len(places) == len(set(places)) == (72 if folds else 46 + 20)
+    assert set(texts.values()) == {1}
+
+
+def test_one_fold_can_be_run_alone_and_is_the_one_of_all(make_config: MakeConfig, tmp_path: Path) -> None:
+    dated = write_rows(tmp_path / "dated", dated_rows(72, 3, apart=60))
+    keys = (f"data.train={dated}", "evaluation.folds=2", "training.epochs=1", "training.warmup_steps=0")
+    every, alone = make_config(*keys, run="all"), make_config(*keys, "evaluation.fold=2", run="alone")
+    run_several(every)
+    TrainingPipeline(alone).run()
+    first, second = Path(every.output_dir) / "fold_2", Path(alone.output_dir)
+    assert (first / "best_model.safetensors").read_bytes() == (second / "best_model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"^evaluation\.fold must be one of evaluation\.folds, got 3 of 2\. Set both"):
+        make_config(*keys, "evaluation.fold=3")
+    with pytest.raises(ConfigError, match="got 1 of None"):
+        make_config("evaluation.fold=1")
+
+
+# Tables that are kept between runs
+
+
+def cached(path: Path, folder: Path) -> tuple[list[tuple[object, ...]], WindowFile]:
+    file = WindowFile(path, cache=TableCache(folder))
+    return [fields(window) for window in file], file
+
+
+def test_a_kept_table_is_found_by_content_and_gives_the_same_rows_and_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", unlike(300)[:300])
+    first, file = cached(path, tmp_path / "cache")
+    moved = path.rename(tmp_path / "moved.jsonl")
+    monkeypatch.setattr(formats, "parse_row", None)  # nothing is parsed from here on
+    again, other = cached(moved, tmp_path / "cache")
+    assert [row[1:] for row in again] == [row[1:] for row in first]
+    assert again[7][0] == f"{moved}:8"
+    assert list(other.reading.noticed.lines()) == list(file.reading.noticed.lines())
+    assert other.reading.ignored_fields == file.reading.ignored_fields
+    assert (other.reading.rows, other.reading.good, other.sha256()) == (300, 300, file.sha256())
+    assert other.reading.noticed.incomplete() == file.reading.noticed.incomplete()
+
+
+def test_a_changed_file_and_unlabelled_rows_are_not_taken_for_the_kept_table(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [make_row(seed=1), make_row(seed=2)])
+    cached(path, tmp_path / "cache")
+    write_rows(path, [make_row(seed=1), make_row("SHORT", seed=2)])
+    rows, _ = cached(path, tmp_path / "cache")
+    assert [row[2] for row in rows] == [0, 1]
+    bare = WindowFile(path, labelled=False, cache=TableCache(tmp_path / "cache"))
+    assert [window.label for window in bare] == [None, None]
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 3
+
+
+@pytest.mark.parametrize("how", ["cut", "other", "no note", "cut note"])
+def test_a_kept_table_that_is_not_whole_is_made_again(how: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", unlike(5)[:5])
+    first, _ = cached(path, tmp_path / "cache")
+    (table,) = (tmp_path / "cache").glob("*.arrow")
+    (note,) = (tmp_path / "cache").glob("*.json")
+    whole = table.read_bytes()
+    if how == "cut":
+        table.write_bytes(whole[:-100])
+    elif how == "other":
+        table.write_bytes(b"x" * len(whole))
+    elif how == "no note":
+        note.unlink()
+    else:
+        note.write_bytes(note.read_bytes()[:20])
+    assert cached(path, tmp_path / "cache")[0] == first
+    assert table.read_bytes() == whole
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".arrow", ".json"]
+
+
+def test_faulty_rows_are_named_each_time_and_no_table_of_them_is_kept(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [make_row(seed=1), {"label": "LONG"}])
+    for _ in range(2):
+        _, file = cached(path, tmp_path / "cache")
+        assert file.reading.fault_total > 0
+        assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_run_with_data_cache_is_the_same_run(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = make_config("training.epochs=1", run="without")
+    TrainingPipeline(without).run()
+    zips = [(Path(without.output_dir) / "final_model.zip").read_bytes()]
+    for run in ("first", "second"):
+        config = make_config("training.epochs=1", f"data.cache={tmp_path / 'cache'}", run=run)
+        TrainingPipeline(config).run()
+        zips.append((Path(config.output_dir) / "final_model.zip").read_bytes())
+        monkeypatch.setattr(formats, "parse_row", None)
+    assert zips[0] == zips[1] == zips[2]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"^data\.cache must be a folder that can be written to, and .*/file is not"):
+        TrainingPipeline(make_config(f"data.cache={tmp_path / 'file'}", run="third")).run()

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from ctxtrain.data.check import check_files
-from ctxtrain.data.formats import WindowFile
 from ctxtrain.data.leakage import BY_PLACE, purged_rows
+from ctxtrain.data.positions import places_of
 from ctxtrain.data.profile import extent, survey
 from ctxtrain.data.schema import Window
 from ctxtrain.data.time_units import ISO, NAIVE, NUMBER, UNITS, nanoseconds
 from ctxtrain.data.walk_forward import walk_forward
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
 from ctxtrain.evaluation.blocks import blocks_of
 from ctxtrain.evaluation.worst_errors import confident_mistakes
@@ -139,7 +140,7 @@ def test_leaks_are_found_and_purged_whatever_the_units_of_two_files(written: str
 def test_folds_blocks_and_mistakes_know_the_day_whatever_the_unit(written: str, tmp_path: Path) -> None:
     rows = timed(dated_rows(72, seed=1, apart=240), written)  # six a day, twelve days
     windows = [make_window(row) for row in rows]
-    blocks = blocks_of(windows)
+    blocks = blocks_of(places_of(windows))
     assert (blocks.count, blocks.trusted) == (12, True)
     assert np.bincount(blocks.block_N).tolist() == [6] * 12
     surveyed, error = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", rows[::-1])))
@@ -147,7 +148,7 @@ def test_folds_blocks_and_mistakes_know_the_day_whatever_the_unit(written: str, 
     for fold in walk_forward(surveyed, 2):
         assert fold["train"].min() > fold["val"].max()  # the file runs backwards, the folds do not
         assert fold["val"].min() > fold["test"].max()
-    shown = confident_mistakes(windows[:1], np.array([1]), np.array([[0.6, 0.3, 0.1]]))
+    shown = confident_mistakes(lambda rows: [windows[n] for n in rows], np.array([1]), np.array([[0.6, 0.3, 0.1]]))
     assert shown[0]["time"] == "2025-03-03T00:29:00+00:00"
     assert extent(surveyed)["last_event"] == "2025-03-14T20:29:00+00:00"
 
@@ -204,7 +205,7 @@ def test_times_that_count_from_anywhere_compare_with_their_kind_only(tmp_path: P
     surveys = {name: survey(WindowFile(path))[0] for name, path in (("train", plain), ("val", dated))}
     with pytest.raises(ValueError, match=reason):
         purged_rows(surveys, 0)
-    blocks = blocks_of([make_window(row) for row in numbered(3) + numbered(3, start=500)])
+    blocks = blocks_of(places_of(make_window(row) for row in numbered(3) + numbered(3, start=500)))
     assert blocks.count == 2
     assert blocks.note == "windows that share bars; times are plain numbers, and tell no days"
 
@@ -238,9 +239,8 @@ def test_a_row_without_a_place_leaves_the_others_theirs(lacking: tuple[int, ...]
     assert report["times"]["train"]["rows_without_time"] == 1
     with pytest.raises(ConfigError, match="1 of 31 have no time on their first or last bar"):
         walk_forward(surveys["train"], 2)
-    blocks = blocks_of(
-        [make_window(row) for row in [*rows[:30], *(without_time(row, *lacking) for row in rows[30:33])]]
-    )
+    shown = [*rows[:30], *(without_time(row, *lacking) for row in rows[30:33])]
+    blocks = blocks_of(places_of(make_window(row) for row in shown))
     assert blocks.note.endswith("; 3 of 33 rows without a place in time are one block")
     assert len(set(blocks.block_N[30:].tolist())) == 1
     assert not set(blocks.block_N[30:].tolist()) & set(blocks.block_N[:30].tolist())
@@ -281,7 +281,7 @@ def test_a_bar_index_that_begins_anew_places_nothing(days: int, a_day: int, tmp_
         f"shared bars, judged on older rows: bar_index begins anew ({len(rows) - a_day} of {len(rows)} windows have "
         "other prices at a number than one before), and there is no time"
     )
-    blocks = blocks_of([make_window(row) for row in rows])
+    blocks = blocks_of(places_of(make_window(row) for row in rows))
     assert blocks.count == len(rows)
     assert "bar_index begins anew" in blocks.note
     with pytest.raises(ConfigError, match=r"evaluation\.folds orders rows by time, but bar_index begins anew"):

@@ -34,7 +34,7 @@ LAST = "lora.layers=last:1"
 def rows_of(lengths: tuple[int, ...] = LENGTHS) -> Tokens:
     ids_BT = ragged(lengths)
     flat = np.concatenate([ids_BT[row, :length].numpy() for row, length in enumerate(lengths)]).astype(np.int32)
-    return Tokens(flat, np.cumsum(lengths, dtype=np.int64), 0, 0)
+    return Tokens.of_lengths(flat, np.array(lengths), 0)
 
 
 def never(note: str) -> None:

@@ -8,6 +8,7 @@ from scipy.stats import beta
 from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 
 from benchmarks.bench_coverage import EVEN, HIGHEST, LOWEST, RARE, SCORES, Setting, cover, independent
+from ctxtrain.data.positions import places_of
 from ctxtrain.data.schema import Window
 from ctxtrain.evaluation.blocks import FEWEST_BLOCKS, ONE_BLOCK, blocks_of, time_blocks
 from ctxtrain.evaluation.bootstrap import block_sums, difference_intervals, score_intervals, weighted_sums
@@ -78,21 +79,21 @@ def windows_on(moments: list[str], place: bool = True) -> list[Window]:
 
 
 def test_blocks_of_windows_say_what_they_are_and_what_is_wrong_with_them() -> None:
-    many = blocks_of(windows_on([f"2025-03-{day:02d}T10:00" for day in range(1, 21) for _ in range(2)]))
+    many = blocks_of(places_of(windows_on([f"2025-03-{day:02d}T10:00" for day in range(1, 21) for _ in range(2)])))
     assert (many.count, many.trusted) == (20, True)
-    few = blocks_of(windows_on([f"2025-03-{day:02d}T10:00" for day in range(1, FEWEST_BLOCKS)]))
+    few = blocks_of(places_of(windows_on([f"2025-03-{day:02d}T10:00" for day in range(1, FEWEST_BLOCKS)])))
     assert few.doubt == f"{FEWEST_BLOCKS - 1} blocks are fewer than {FEWEST_BLOCKS}"
-    one = blocks_of(windows_on([f"2025-03-03T10:{minute:02d}" for minute in range(30)]))
+    one = blocks_of(places_of(windows_on([f"2025-03-03T10:{minute:02d}" for minute in range(30)])))
     assert (one.count, one.doubt) == (30, ONE_BLOCK)
     assert (folds(one.kept_whole).max(), folds(few.kept_whole).max()) == (0, 4)  # what one block holds stays together
-    placeless = blocks_of(windows_on(["2025-03-03T10:00"] * 30, place=False))
+    placeless = blocks_of(places_of(windows_on(["2025-03-03T10:00"] * 30, place=False)))
     assert (placeless.count, placeless.trusted) == (30, True)
     assert placeless.note == "single rows, taken as independent: rows cannot be placed by time or bar_index"
 
 
 def test_windows_on_every_bar_through_many_nights_are_cut_by_day() -> None:
     start = np.datetime64("2025-03-03T00:00", "m")
-    chain = blocks_of(windows_on([str(start + 25 * i) for i in range(12 * 57)]))
+    chain = blocks_of(places_of(windows_on([str(start + 25 * i) for i in range(12 * 57)])))
     assert (chain.count, chain.trusted) == (12, True)
     assert "cut at midnight UTC" in chain.note
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxtrain.data.formats import WindowFile, load_windows
 from ctxtrain.data.schema import parse_row
+from ctxtrain.data.window_file import WindowFile, load_windows
 from ctxtrain.errors import DataError
 from tests.helpers import Row, bars_of, make_row, make_window, read, walk, write_rows
 
@@ -390,7 +390,7 @@ def test_a_file_that_is_kept_is_read_once_whatever_becomes_of_it(tmp_path: Path,
         path = path.with_name(name)
         path.write_bytes(gzip.compress((tmp_path / "rows.jsonl").read_bytes()))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    file = WindowFile(path, keep="lines")
+    file = WindowFile(path)
     next(iter(file))  # a walk that is broken off keeps nothing
     first = closes(file)
     if then == "gone":
@@ -399,7 +399,7 @@ def test_a_file_that_is_kept_is_read_once_whatever_becomes_of_it(tmp_path: Path,
         path.write_bytes(path.read_bytes()[:-9])
     assert closes(file) == first
     assert (file.reading.good, file.reading.sha256) == (3, digest)
-    assert [json.loads(line)["id"] for line in file.raw_rows()] == ["row-0", "row-1", "row-2"]
+    assert [file.id(row) for row in range(3)] == ["row-0", "row-1", "row-2"]
 
 
 def test_a_pipe_that_is_kept_can_be_walked_again_and_one_without_a_writer_is_empty(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_a_pipe_that_is_kept_can_be_walked_again_and_one_without_a_writer_is_emp
         with (tmp_path / "pipe").open("rb"):  # both ends are open before anything is written
             writer.stdin.write(content)
             writer.stdin.close()
-            file = WindowFile(tmp_path / "pipe", keep=True)
+            file = WindowFile(tmp_path / "pipe")
             assert closes(file) == closes(file) == closes(WindowFile(tmp_path / "rows.jsonl"))
             assert file.sha256() == hashlib.sha256(content).hexdigest()
     reading = walk(tmp_path / "pipe")
@@ -441,7 +441,7 @@ def test_the_digest_is_that_of_the_bytes_on_the_disk(tmp_path: Path, name: str) 
 
 def test_a_walk_keeps_no_window(tmp_path: Path) -> None:
     """Memory in use after a walk through 1,000 rows is far below what their windows take."""
-    file = WindowFile(write_rows(tmp_path / "rows.jsonl", [make_row(bars=50)] * 1000))
+    file = WindowFile(write_rows(tmp_path / "rows.jsonl", [make_row(bars=50)] * 1000), keep=False)
     tracemalloc.start()
     try:
         for _ in file:

@@ -175,11 +175,11 @@ def evaluate(
 ) -> None:
     """Score a model on labelled rows."""
     tune_process()
-    from ctxtrain.data.formats import WindowFile
+    from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
 
     predictor = load_model(model)
-    question = question_of(predictor, WindowFile(data))
+    question = question_of(predictor, WindowFile(data, keep=False))
     with needed_for("while evaluating"), progress("evaluating", len(question.ids)) as advance:
         metrics = predictor.evaluate(question.tokens, question.labels_N, advance)
     if as_json:
@@ -207,11 +207,12 @@ def predict(
     tune_process()
     import orjson
 
-    from ctxtrain.data.formats import StandardInput, WindowFile
+    from ctxtrain.data.formats import StandardInput
+    from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
 
     least = least_confidence(min_confidence)
-    rows = StandardInput() if data == "-" else WindowFile(data, labelled=False)
+    rows = StandardInput() if data == "-" else WindowFile(data, labelled=False, keep=False)
     question = question_of(predictor := load_model(model), rows)
     with needed_for("while predicting"), progress("predicting", len(question.ids)) as advance:
         answers = predictor.answers(question, advance, min_confidence=least)

@@ -69,6 +69,9 @@ class DataConfig(Section):
         le=MOST_WINDOWS,
         description="With purge or folds, also drop rows within so many bars of the rows that judge.",
     )
+    cache: Place = Field(
+        "auto", description="Folder that keeps parsed rows between runs, by content; auto keeps them for the run."
+    )
     allow_leakage: bool = Field(
         False, description="Train although windows or ids stand in two files; every figure is then marked."
     )
@@ -217,6 +220,9 @@ class EvaluationConfig(Section):
         le=MOST_FOLDS,
         description="Purged walk-forward folds over data.train, with data.embargo; it alone is read.",
     )
+    fold: int | None = Field(
+        None, ge=1, le=MOST_FOLDS, description="Run this one of the folds only, counted from 1; null runs all."
+    )
 
 
 class TrackingConfig(Section):
@@ -281,6 +287,9 @@ class Config(Section):
                 faults.append(
                     "data.embargo drops rows only with data.purge=true or evaluation.folds. Add one, or leave it 0."
                 )
+        if not faults and config.evaluation.fold and not config.evaluation.fold <= (config.evaluation.folds or 0):
+            fold, folds = config.evaluation.fold, config.evaluation.folds
+            faults.append(f"evaluation.fold must be one of evaluation.folds, got {fold} of {folds}. Set both, or none.")
         if faults:
             raise ConfigError(faults)
         return config
@@ -290,6 +299,8 @@ class Config(Section):
         data = {
             name: path and str(Path(path).absolute()) for name, path in self.data if name in ("train", "val", "test")
         }
+        if self.data.cache != "auto":
+            data["cache"] = str(Path(self.data.cache).absolute())
         base = str(Path(self.model.base).absolute()) if Path(self.model.base).is_dir() else self.model.base
         return self.model_copy(
             update={

@@ -10,6 +10,7 @@ Legend: N rows, B windows of a batch, T tokens.
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,22 +33,34 @@ CHUNK = 1000  # texts that the tokenizer is given at a time; a signal waits for 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised rows, one after the other in `flat`; row i is flat[ends[i-1]:ends[i]]. `cut` rows lost old tokens."""
+    """Tokenised rows; row i is flat[starts[i]:ends[i]]. `cut` rows lost their oldest tokens."""
 
     flat: NDArray[np.int32]
+    starts: Ints
     ends: Ints
     pad_id: int
     cut: int
+
+    @classmethod
+    def of_lengths(cls, flat: NDArray[np.int32], lengths: Ints, pad_id: int, cut: int = 0) -> Tokens:
+        """Rows that stand one after the other."""
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return cls(flat, ends - lengths, ends, pad_id, cut)
 
     def __len__(self) -> int:
         return len(self.ends)
 
     @property
     def lengths(self) -> Ints:
-        return np.diff(self.ends, prepend=0)
+        return self.ends - self.starts
 
     def row(self, number: int) -> NDArray[np.int32]:
-        return self.flat[self.ends[number - 1] if number else 0 : self.ends[number]]
+        return self.flat[self.starts[number] : self.ends[number]]
+
+    def digests(self) -> NDArray[np.uint64]:
+        """16 bytes of a SHA-256 of each row, of shape (rows, 2)."""
+        found = b"".join(hashlib.sha256(self.row(n).tobytes()).digest()[:16] for n in range(len(self)))
+        return np.frombuffer(found, dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -71,25 +84,34 @@ class StepPlan:
 
 
 def tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokens:
-    """Tokenise texts, a thousand at a time, keeping the newest `max_tokens` tokens of each.
+    """All rows of `token_rows`, in memory."""
+    flat, lengths, cut = array("i"), array("q"), 0
+    for ids, is_cut in token_rows(texts, tokenizer, max_tokens):
+        cut += is_cut
+        lengths.append(len(ids))
+        flat.extend(ids)
+    lengths_N = np.array(lengths, dtype=np.int64)
+    return Tokens.of_lengths(np.asarray(flat, dtype=np.int32), lengths_N, tokenizer.pad_token_id, cut)
+
+
+def token_rows(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> Iterator[tuple[list[int], bool]]:
+    """Tokenise texts, a thousand at a time: the newest `max_tokens` tokens of each, and whether there were more.
 
     Special-token strings inside a text stay text. Raises DataError where the pad id would stand inside a row, since the
     classification head finds the last token by it.
     """
-    flat, lengths, pad_id, cut = array("i"), array("q"), tokenizer.pad_token_id, 0
-    stream = iter(texts)
+    pad_id, row, stream = tokenizer.pad_token_id, 0, iter(texts)
     while chunk := list(islice(stream, CHUNK)):
         for text, ids in zip(chunk, _token_ids(chunk, tokenizer), strict=True):
-            kept = ids[-max_tokens:]
+            kept, row = ids[-max_tokens:], row + 1
             if not kept or pad_id in kept:
                 raise DataError(
-                    f"row {len(lengths) + 1} of the rows given must become at least one token and never the pad token "
+                    f"row {row} of the rows given must become at least one token and never the pad token "
                     f"{tokenizer.pad_token!r}, got {text[:60]!r}. Use a base whose tokenizer has its own pad token."
                 )
-            cut += len(ids) > max_tokens
-            lengths.append(len(kept))
-            flat.extend(kept)
-    return Tokens(np.asarray(flat, dtype=np.int32), np.cumsum(np.array(lengths, dtype=np.int64)), pad_id, cut)
+            yield kept, len(ids) > max_tokens
 
 
 def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[list[int]]:

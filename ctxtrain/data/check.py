@@ -15,14 +15,15 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ctxtrain.data.codec import Codec
+from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.drift import drift
 from ctxtrain.data.duplicates import Twins
-from ctxtrain.data.formats import WindowFile
 from ctxtrain.data.leakage import find_leaks, unchecked
 from ctxtrain.data.oversampling import by_label, class_counts, require_every_class
 from ctxtrain.data.positions import spans_of
-from ctxtrain.data.profile import Survey, extent, noticed, survey, wild_prints
+from ctxtrain.data.profile import Hashes, Survey, extent, noticed, survey, wild_prints
 from ctxtrain.data.schema import LABEL_SIDE
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 _EMBEDDED = Path(__file__).parents[1] / "assets" / "base" / "tokenizer.json"
@@ -36,11 +37,11 @@ def check_files(
 
     Tokens are counted with the tokenizer of a base, else with that of the embedded one.
     """
-    found = {name: survey(WindowFile(path, keep=True)) for name, path in paths.items() if path is not None}
-    surveys = {name: one for name, (one, _) in found.items() if one.names}
+    found = {name: survey(WindowFile(path)) for name, path in paths.items() if path is not None}
+    surveys = {name: one for name, (one, _) in found.items() if len(one)}
     faults = [fault for _, error in found.values() if error for fault in error.faults]
     total = sum(error.total for _, error in found.values() if error)
-    texts: dict[str, list[bytes]] = {}
+    texts: dict[str, Hashes] = {}
     tokens: dict[str, dict[str, int]] = {}
     if "train" in surveys and not faults:
         codec, tokenizer = surveys["train"].fields.fit("compact"), tokenizer or embedded_tokenizer()
@@ -51,14 +52,14 @@ def check_files(
                 faults, total = faults + error.faults, total + error.total
     if "train" in found and not found["train"][1]:  # faulty rows may be those that lack
         try:
-            require_every_class(class_counts(surveys["train"].class_numbers()))
+            require_every_class(class_counts(surveys["train"].labels_N))
         except DataError as error:
             faults, total = faults + error.faults, total + error.total
     ignored = {name for one, _ in found.values() for name in one.file.reading.ignored_fields}
     whole = "train" in surveys and texts.keys() == surveys.keys()
     return {
         "rows": {name: one.file.reading.rows for name, (one, _) in found.items()},
-        "classes": {name: by_label(class_counts(one.class_numbers())) for name, (one, _) in found.items()},
+        "classes": {name: by_label(class_counts(one.labels_N)) for name, (one, _) in found.items()},
         "classes_over_time": {name: _over_time(one) for name, one in surveys.items()},
         "faults": faults[:MAX_FAULTS_SHOWN],
         "fault_total": total,
@@ -70,7 +71,7 @@ def check_files(
             for name, one in surveys.items()
             if name != "train" and "train" in surveys
         },
-        "bars": {name: _spread(np.array(one.bars)) for name, one in surveys.items()},
+        "bars": {name: _spread(one.bars_N) for name, one in surveys.items()},
         "tokens": tokens,
         "times": {name: extent(one) for name, one in surveys.items()},
         "partial_fields": {name: one.fields.partial_fields() for name, one in surveys.items()},
@@ -87,14 +88,15 @@ def embedded_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(_EMBEDDED))
 
 
-def _rendered(one: Survey, codec: Codec, tokenizer: Tokenizer, max_tokens: int) -> tuple[list[bytes], dict[str, int]]:
+def _rendered(one: Survey, codec: Codec, tokenizer: Tokenizer, max_tokens: int) -> tuple[Hashes, dict[str, int]]:
     """A digest of each row's text, and how long the texts are."""
-    digests, lengths = [], []
+    digests, lengths = DiskColumn(("u8", (2,))), DiskColumn("i8")
     for text in codec.render_all(one.file):
-        digests.append(hashlib.sha256(text.encode()).digest()[:16])
+        digest = hashlib.sha256(text.encode()).digest()
+        digests.append((int.from_bytes(digest[:8]), int.from_bytes(digest[8:16])))
         lengths.append(len(tokenizer.encode(text).ids))
-    cut = int((np.array(lengths) > max_tokens).sum())
-    return digests, _spread(np.array(lengths)) | {"max_tokens": max_tokens, "rows_cut": cut}
+    cut = int((lengths.array() > max_tokens).sum())
+    return digests.array(), _spread(lengths.array()) | {"max_tokens": max_tokens, "rows_cut": cut}
 
 
 def _repeated(name: str, one: Survey) -> int:
@@ -104,7 +106,7 @@ def _repeated(name: str, one: Survey) -> int:
 
 def _over_time(one: Survey) -> list[dict[str, Any]]:
     """Classes of the rows in their order, in five parts; the first and last row of each are named."""
-    labels_N, parts = one.class_numbers(), np.array_split(np.arange(len(one.names)), min(PARTS, len(one.names)))
+    labels_N, parts = one.labels_N, np.array_split(np.arange(len(one)), min(PARTS, len(one)))
     return [
         {"first": one.names[part[0]], "last": one.names[part[-1]], **by_label(class_counts(labels_N[part]))}
         for part in parts

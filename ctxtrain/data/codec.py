@@ -23,7 +23,6 @@ rows), and `?`, the token at which the classifier reads.
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -35,6 +34,7 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.features import WindowNumbers, window_numbers
 from ctxtrain.data.schema import BAR_FIELDS, LARGEST, Window
 from ctxtrain.data.wild_prints import SAME, near_values
@@ -235,7 +235,7 @@ class CodecFitter:
         self.windows = 0
         self.is_text = False
         self.counts: Counter[str] = Counter()
-        self.values: dict[str, array[float]] = {}
+        self._values: dict[str, DiskColumn] = {}
 
     def see(self, window: Window) -> None:
         self.windows += 1
@@ -243,7 +243,9 @@ class CodecFitter:
         self.counts.update(window.bars.keys())
         self.counts.update(f"features.{name}" for name in window.features)
         for name, value in window.features.items():
-            self.values.setdefault(name, array("d")).append(value)
+            if name not in self._values:
+                self._values[name] = DiskColumn("f8")
+            self._values[name].append(value)
 
     def partial_fields(self) -> dict[str, int]:
         """Fields and features that some windows carry and others lack, with the number of windows that carry them."""
@@ -258,9 +260,9 @@ class CodecFitter:
         ]  # delta has both
         fields = [name for name in written if self.counts[name] == self.windows]
         scales = {}
-        for name in sorted(self.values):
-            if len(self.values[name]) == self.windows:
-                values = np.array(self.values[name])
+        for name in sorted(self._values):
+            if len(self._values[name]) == self.windows:
+                values = self._values[name].array()
                 low, centre, high = np.quantile(values, [0.25, 0.5, 0.75])
                 scales[name] = FeatureScale(centre=float(centre), spread=_spread(values, float(high - low)))
         return Codec(kind=kind, fields=fields, features=scales)

@@ -4,28 +4,29 @@ Comes in: paths of the splits and a tokenizer. Goes out: a `Dataset` with labels
 (`train`, `val`, and `test` where there is one), the codec, the class counts and weights, and what was found.
 
 Each file is parsed once, into a table on disk. Its windows are walked through twice, first for a `Survey`, then to
-render and tokenise; and once more where purging drops rows. Memory holds some hundred bytes of a row, not its 20,000.
+render and tokenise; and once more where purging drops rows. Windows, columns and tokens stay on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.batches import Tokens, tokenise
+from ctxtrain.data.batches import Tokens
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.drift import drift
-from ctxtrain.data.formats import WindowFile
 from ctxtrain.data.leakage import Finding, find_leaks, purged_rows, told, unchecked, unplaced
 from ctxtrain.data.notices import unit_line
 from ctxtrain.data.oversampling import by_label, class_counts, class_weights, oversampled_counts
-from ctxtrain.data.positions import spans_of
-from ctxtrain.data.profile import Survey, extent, noticed, survey, wild_line, wild_prints
+from ctxtrain.data.positions import Places, spans_of
+from ctxtrain.data.profile import RowNames, Survey, extent, noticed, readings, survey, wild_line, wild_prints
+from ctxtrain.data.tokens import TokenStore
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.labels import LABELS
 
@@ -37,7 +38,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Dataset:
-    """By split: the file, names of the rows for messages, labels of shape (rows,) and tokens.
+    """By split: its rows, their names for messages, labels of shape (rows,), places in time and tokens.
 
     `counts_C` are the training rows per class, `epoch_counts_C` the windows per class of an oversampled epoch. `leaks`
     are the findings of `leakage.py`, `drift` those of `drift.py` for train and val; `extent` and `noticed` are those of
@@ -45,8 +46,9 @@ class Dataset:
     """
 
     files: dict[str, WindowFile]
-    names: dict[str, list[str]]
+    names: dict[str, RowNames]
     labels: dict[str, Ints]
+    places: dict[str, Places]
     tokens: dict[str, Tokens]
     codec: Codec
     partial_fields: dict[str, int]
@@ -84,8 +86,8 @@ class Dataset:
             if absent:
                 notes.append(f"{name} has no {', '.join(absent)} rows; a class without rows scores 0")
         notes += [
-            f"{file.dropped:,} of {file.reading.good:,} {name} rows are dropped: they share bars with, or lie too "
-            "near to, rows that judge them"
+            f"{file.dropped:,} of {file.dropped + len(file):,} {name} rows are dropped: they share bars with, or lie "
+            "too near to, rows that judge them"
             for name, file in self.files.items()
             if file.dropped
         ]
@@ -122,16 +124,24 @@ class Dataset:
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of labels and tokens of the splits that training and selection read."""
-        return {
-            name: hashlib.sha256(
-                self.labels[name].tobytes() + self.tokens[name].ends.tobytes() + self.tokens[name].flat.tobytes()
-            ).hexdigest()
-            for name in ("train", "val")
-        }
+        return {name: self._fingerprint(name) for name in ("train", "val")}
+
+    def _fingerprint(self, name: str) -> str:
+        tokens = self.tokens[name]
+        parts = (self.labels[name], tokens.lengths, tokens.digests())
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The rows of each split, and the tokens that were made of them; several runs may share both."""
+
+    files: Mapping[str, WindowFile]
+    tokens: TokenStore = field(default_factory=TokenStore)
 
 
 def load_dataset(
-    files: Mapping[str, WindowFile],
+    inputs: Inputs,
     tokenizer: PreTrainedTokenizerBase,
     *,
     codec: Literal["compact", "json"],
@@ -143,26 +153,22 @@ def load_dataset(
     embargo: int = 0,
     allow_leakage: bool = False,
 ) -> Dataset:
-    """Read `train`, `val` and, where given, `test`; the files keep what they read, since each is walked twice or more.
+    """Read `train`, `val` and, where given, `test`.
 
     Raises one DataError with the faults of all files, or with all windows and ids that stand in two of them.
     """
-    surveys, placeless = read_splits(files, purge=purge, embargo=embargo)
+    surveys, placeless = read_splits(inputs.files, purge=purge, embargo=embargo)
     found = noticed(surveys)
     for name, one in surveys.items():
-        found[name] += [wild_line(field, wild) for field, wild in wild_prints(one).items()]
+        found.setdefault(name, []).extend(wild_line(field, wild) for field, wild in wild_prints(one).items())
     for name, count in placeless.items():
         found[name].append(f"{count:,} of the rows dropped have no place in time, so they may share bars with others")
     fitted = surveys["train"].fields.fit(codec)
-    labels = {name: one.class_numbers() for name, one in surveys.items()}
+    labels = {name: one.labels_N for name, one in surveys.items()}
     counts_C = class_counts(labels["train"])
     epoch_counts_C = oversampled_counts(counts_C, oversampling, max_repeat)
-    tokens = {name: tokenise(fitted.render_all(one.file), tokenizer, max_tokens) for name, one in surveys.items()}
-    texts = {
-        name: [hashlib.sha256(rows.row(n).tobytes()).digest()[:16] for n in range(len(rows))]
-        for name, rows in tokens.items()
-    }
-    leaks = find_leaks(surveys, texts)
+    tokens = {name: inputs.tokens.tokens(one.file, fitted, tokenizer, max_tokens) for name, one in surveys.items()}
+    leaks = find_leaks(surveys, {name: rows.digests() for name, rows in tokens.items()})
     refused = [told(leak) for leak in leaks if leak["refused"]]
     if refused and not allow_leakage:
         raise DataError(refused)
@@ -170,6 +176,7 @@ def load_dataset(
         files={name: one.file for name, one in surveys.items()},
         names={name: one.names for name, one in surveys.items()},
         labels=labels,
+        places={name: one.places for name, one in surveys.items()},
         tokens=tokens,
         codec=fitted,
         partial_fields=surveys["train"].fields.partial_fields(),
@@ -182,19 +189,17 @@ def load_dataset(
         drift=drift(surveys["train"], surveys["val"]),
         extent={name: extent(one) for name, one in surveys.items()},
         noticed=found,
-        incomplete_fields={name: one.file.reading.noticed.incomplete() for name, one in surveys.items()},
+        incomplete_fields={name: reading.noticed.incomplete() for name, reading in readings(surveys).items()},
     )
 
 
 def read_splits(
     files: Mapping[str, WindowFile], *, purge: bool = False, embargo: int = 0
 ) -> tuple[dict[str, Survey], dict[str, int]]:
-    """Walk through the files of a run; purged rows stay left out of later walks. Raises DataError with all faults.
+    """Walk through the rows of a run, and leave out the purged ones. Raises DataError with all faults.
 
     The second value counts, by split, the purged rows that say no place in time.
     """
-    for file in files.values():
-        file.drop([])  # what an earlier run with these files has purged
     surveys = _surveys(files)
     return _purged(surveys, embargo) if purge else (surveys, {})
 
@@ -221,12 +226,12 @@ def _purged(surveys: dict[str, Survey], embargo: int) -> tuple[dict[str, Survey]
             "false."
         ) from None
     for name, rows in gone.items():
-        if len(rows) == len(surveys[name].names):
+        if len(rows) == len(surveys[name]):
             raise DataError(
                 f"data.purge must leave rows, but all {len(rows):,} of {name} share bars with, or lie within "
                 f"data.embargo={embargo} bars of, rows that judge them. Split the files by time."
             )
-        surveys[name].file.drop(rows.tolist())
     spans = spans_of({name: one.places for name, one in surveys.items()})
     placeless = {name: count for name, count in unplaced(spans).items() if name in gone} if spans else {}
-    return surveys | _surveys({name: surveys[name].file for name in gone}), placeless
+    left = {name: surveys[name].file.without(rows) for name, rows in gone.items()}
+    return surveys | _surveys(left), placeless

@@ -10,9 +10,12 @@ refused. Windows in which much changes cannot be equal by chance, so they need o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from ctxtrain.data.positions import Spans
+import numpy as np
+from numpy.typing import NDArray
+
+from ctxtrain.data.positions import Bools, Spans
 from ctxtrain.data.profile import Survey
 
 ANOTHER_TIME = "same bars at another time"
@@ -20,8 +23,42 @@ LOOK_ALIKE = "quiet windows alike"
 # Bars that differ from the bar before: one tick there and back again are two, and two such ticks four.
 ENOUGH, MUCH = 5, 10
 Row = tuple[str, int]
-Keys = Mapping[str, Sequence[bytes | None]]
+Hashes = NDArray[np.uint64]
 Span = tuple[int, int]
+
+
+class Keys:
+    """A key of 16 bytes for each row of each file, of which some rows may be left out.
+
+    `halves` has by file an array of shape (rows, 2), and `used` an array of shape (rows,).
+    """
+
+    def __init__(self, halves: Mapping[str, Hashes], left_out: Mapping[str, Bools] | None = None) -> None:
+        self.halves = halves
+        self._left_out = left_out or {}
+
+    def used(self, name: str) -> Bools:
+        left_out = self._left_out.get(name)
+        return np.ones(len(self.halves[name]), dtype=np.bool_) if left_out is None else ~left_out
+
+    def without(self, name: str, rows: Bools) -> Keys:
+        """The same keys with more rows of a file left out."""
+        return Keys(self.halves, {**self._left_out, name: rows | ~self.used(name)})
+
+    def of(self, name: str, row: int) -> bytes:
+        key: bytes = self.halves[name][row].tobytes()
+        return key
+
+    def common(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Rows of two files whose keys stand in both."""
+        rows = {name: np.flatnonzero(self.used(name)) for name in (first, second)}
+        one, other = (self.halves[name][rows[name], 0] for name in (first, second))  # half a key finds candidates
+        found = (rows[first][np.isin(one, other)].tolist(), rows[second][np.isin(other, one)].tolist())
+        both = {self.of(first, row) for row in found[0]} & {self.of(second, row) for row in found[1]}
+        return (
+            [row for row in found[0] if self.of(first, row) in both],
+            [row for row in found[1] if self.of(second, row) in both],
+        )
 
 
 class Twins:
@@ -30,6 +67,7 @@ class Twins:
     def __init__(self, surveys: Mapping[str, Survey], spans: Spans | None) -> None:
         self.surveys = surveys
         self.spans = spans
+        self.contents = Keys({name: one.contents_N2 for name, one in surveys.items()})
 
     def pairs(self, files: tuple[str, str], keys: Keys) -> list[tuple[int, int]]:
         """Rows of the second file that are in the first too, each with such a row of the first."""
@@ -39,39 +77,37 @@ class Twins:
         """Rows of the second file in which something changes, but too little to call them the same window as a row of
         the first, which is the value.
         """
-        first, second = files
-        quiet = [key if self.changes((second, row)) < ENOUGH else None for row, key in enumerate(keys[second])]
-        if not any(quiet):
+        second = files[1]
+        keys = keys.without(second, self.surveys[second].changes_N >= ENOUGH)
+        if not keys.used(second).any():
             return {}
-        keys = {first: keys[first], second: quiet}
         same = {row for _, row in self.pairs(files, keys)}
         return {row: twin for twin, row in self._across(files, keys, 1) if twin is not None and row not in same}
 
-    def moved(self, files: tuple[str, str], keys: Keys) -> list[tuple[int, int]]:
+    def moved(self, files: tuple[str, str]) -> list[tuple[int, int]]:
         """Rows of the second file that are, but for their place, in the first, and in which much changes."""
         first, second = files
+        keys = self.contents
         alone = [row for twin, row in self._across(files, keys, ENOUGH) if twin is None]
-        at = {key: row for row, key in enumerate(keys[first]) if key is not None}
-        return [(at[key], row) for row in alone if (key := keys[second][row]) and self.changes((second, row)) >= MUCH]
+        if not alone:
+            return []
+        at = {keys.of(first, row): row for row in keys.common(first, second)[0]}
+        return [(at[keys.of(second, row)], row) for row in alone if self.changes((second, row)) >= MUCH]
 
     def repeated(self) -> Iterator[tuple[Row, Row]]:
         """Each row whose window an earlier row of any file holds, after that one."""
-        contents = {name: one.contents for name, one in self.surveys.items()}
-        once: set[bytes] = set()
-        twice: set[bytes] = set()
-        for keys in contents.values():
-            for key in keys:
-                (twice if key in once else once).add(key)
-        del once
+        halves = self.contents.halves
+        values, counts = np.unique(np.concatenate([keys[:, 0] for keys in halves.values()]), return_counts=True)
+        twice = values[counts > 1]  # by half of the key; the whole decides below
         earlier = _Earlier(self, ENOUGH)
-        for name, keys in contents.items():
-            for row, key in enumerate(keys):
-                if key in twice:
-                    twin = earlier.find(key, (name, row))
-                    if twin is None:
-                        earlier.add(key, (name, row))
-                    else:
-                        yield twin, (name, row)
+        for name, keys in halves.items():
+            for row in np.flatnonzero(np.isin(keys[:, 0], twice)).tolist():
+                key = self.contents.of(name, row)
+                twin = earlier.find(key, (name, row))
+                if twin is None:
+                    earlier.add(key, (name, row))
+                else:
+                    yield twin, (name, row)
 
     def _across(self, files: tuple[str, str], keys: Keys, enough: int) -> Iterator[tuple[int | None, int]]:
         """Rows of the second file whose key stands in the first, each after a row that is the same window, or None.
@@ -79,17 +115,13 @@ class Twins:
         Windows with fewer changes than `enough` are the same at one place and of one symbol only.
         """
         first, second = files
-        both = set(keys[first]) & set(keys[second]) - {None}
-        if not both:
-            return
         earlier = _Earlier(self, enough)
-        for row, key in enumerate(keys[first]):
-            if key is not None and key in both:
-                earlier.add(key, (first, row))
-        for row, key in enumerate(keys[second]):
-            if key is not None and key in both:
-                twin = earlier.find(key, (second, row))
-                yield (twin[1] if twin else None), row
+        own, others = keys.common(first, second)
+        for row in own:
+            earlier.add(keys.of(first, row), (first, row))
+        for row in others:
+            twin = earlier.find(keys.of(second, row), (second, row))
+            yield (twin[1] if twin else None), row
 
     def span(self, row: Row) -> Span | None:
         name, n = row
@@ -98,10 +130,10 @@ class Twins:
         return int(self.spans.first_N[name][n]), int(self.spans.last_N[name][n])
 
     def changes(self, row: Row) -> int:
-        return self.surveys[row[0]].changes[row[1]]
+        return int(self.surveys[row[0]].changes_N[row[1]])
 
     def symbol(self, row: Row) -> str:
-        return self.surveys[row[0]].places.symbols[row[1]]
+        return self.surveys[row[0]].places.symbol(row[1])
 
 
 class _Earlier:

@@ -1,4 +1,4 @@
-"""Files of JSONL become windows, or faults.
+"""Lines of JSON become windows, or faults.
 
 Comes in: `.jsonl` or `.jsonl.gz`, one event a line. Goes out: a `Window` per good row, one after the other, and a
 `Reading` with `file:line: reason` per fault; one pass finds all faults, and memory holds no window but the one at hand.
@@ -14,23 +14,19 @@ import io
 import os
 import select
 import sys
-import tempfile
-import weakref
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import compress, repeat
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ctxtrain.data import strict_json
 from ctxtrain.data.notices import Noticed
 from ctxtrain.data.schema import Window, parse_row, unread_fields
-from ctxtrain.data.table import TableWriter, WindowTable
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 if TYPE_CHECKING:
@@ -71,87 +67,43 @@ class Reading:
         if self.faults:
             raise DataError(self.faults, total=self.fault_total)
 
+    def to_keep(self) -> dict[str, Any]:
+        """What a kept table of faultless rows has beside it, as plain values."""
+        return {
+            "rows": self.rows,
+            "good": self.good,
+            "ignored_fields": dict(self.ignored_fields),
+            "noticed": self.noticed.to_keep(),
+        }
 
-class WindowFile:
-    """The windows of one file, so that no file has to fit into memory.
+    @classmethod
+    def kept(cls, found: Mapping[str, Any], source: str, sha256: str) -> Reading:
+        """The inverse of `to_keep`. Raises KeyError or TypeError for anything else."""
+        ignored, noticed = Counter(found["ignored_fields"]), Noticed.kept(found["noticed"])
+        return cls(source, found["rows"], found["good"], ignored_fields=ignored, sha256=sha256, noticed=noticed)
 
-    Rows with faults are left out; `reading` has what the last whole walk over the file found. With `keep`, the first
-    walk writes a `WindowTable`, and later walks read that: a row is parsed once, a pipe can be walked again, and the
-    file may change or go. `keep="lines"` keeps the lines too, for `raw_rows`. A walk raises DataError if the file
-    cannot be read at all. `drop` leaves windows out of later walks.
-    """
 
-    def __init__(self, path: str | Path, *, labelled: bool = True, keep: bool | Literal["lines"] = False) -> None:
-        self.path = Path(path)
-        self.labelled = labelled
-        self.reading = Reading(str(path))
-        self.dropped = 0
-        self._keep = keep
-        self._copy: io.FileIO | None = None
-        self._table: WindowTable | None = None
-        self._kept: Iterable[bool] = repeat(True)
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with _open(path) as source:
+        while content := source.read(_CHUNK):
+            digest.update(content)
+    return digest.hexdigest()
 
-    def drop(self, rows: Sequence[int]) -> None:
-        """Leave out these windows, by their number among those of the last walk."""
-        gone = set(rows)
-        self.dropped = len(gone)
-        self._kept = [row not in gone for row in range(self.reading.good)] if gone else repeat(True)
 
-    def __iter__(self) -> Iterator[Window]:
-        return compress(self._parsed() if self._table is None else iter(self._table), self._kept)
-
-    def _parsed(self) -> Iterator[Window]:
-        reading = Reading(str(self.path))
-        digest = hashlib.sha256()
-        with TableWriter() if self._keep else nullcontext() as writer:
-            with self._lines(digest) as lines:
-                for window in parse_lines(lines, reading, labelled=self.labelled):
-                    if writer:
-                        writer.add(int(window.place.rpartition(":")[2]), window)
-                    yield window
-            reading.sha256 = digest.hexdigest()
-            self.reading = reading
-            if writer:
-                self._table = writer.finish(str(self.path))
-
-    def raw_rows(self) -> Iterator[bytes]:
-        """The lines that hold rows, as they stand."""
-        with self._lines(hashlib.sha256()) as lines:
-            yield from (line for line in lines if not line.isspace())
-
-    def sha256(self) -> str:
-        """Of the file's own bytes, also where they are packed."""
-        if not self.reading.sha256:
-            digest = hashlib.sha256()
-            with self._lines(digest):
+@contextmanager
+def open_lines(path: Path, digest: Hash) -> Iterator[Iterable[bytes]]:
+    """The lines of a file, decompressed; `digest` sees all of its bytes, those after the end of gzip data too."""
+    with ExitStack() as stack:
+        source = stack.enter_context(_open(path))
+        stream = stack.enter_context(io.BufferedReader(_Watched(source, digest), _CHUNK))
+        try:
+            packed = stream.peek(len(_GZIP)).startswith(_GZIP) or path.suffix.lower() == ".gz"
+            yield stack.enter_context(gzip.open(stream)) if packed else stream
+            while stream.read(_CHUNK):
                 pass
-            self.reading.sha256 = digest.hexdigest()
-        return self.reading.sha256
-
-    @contextmanager
-    def _lines(self, digest: Hash) -> Iterator[Iterable[bytes]]:
-        """The lines of the file, unpacked; `digest` sees all of its bytes, those after the end of gzip data too."""
-        with ExitStack() as stack:
-            copy: IO[bytes] | None = None
-            if self._copy is not None:
-                source = stack.enter_context(io.FileIO(os.dup(self._copy.fileno())))
-                source.seek(0)
-            else:
-                source = stack.enter_context(_open(self.path))
-                if self._keep == "lines":
-                    copy = stack.enter_context(tempfile.TemporaryFile())
-            stream = stack.enter_context(io.BufferedReader(_Watched(source, digest, copy), _CHUNK))
-            try:
-                packed = stream.peek(len(_GZIP)).startswith(_GZIP) or self.path.suffix.lower() == ".gz"
-                yield stack.enter_context(gzip.open(stream)) if packed else stream
-                while stream.read(_CHUNK):
-                    pass
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise DataError(f"{self.path}: not a whole gzip file ({error}). Compress or copy it again.") from None
-            if copy is not None:
-                copy.flush()
-                self._copy = io.FileIO(os.dup(copy.fileno()))
-                weakref.finalize(self, self._copy.close)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: not a whole gzip file ({error}). Compress or copy it again.") from None
 
 
 class StandardInput:
@@ -168,35 +120,19 @@ class StandardInput:
         return parse_lines(self._lines, self.reading, labelled=False)
 
 
-def load_windows(path: str | Path, *, labelled: bool = True) -> list[Window]:
-    """All windows of a file at once. Raises DataError with the faults of every bad row."""
-    file = WindowFile(path, labelled=labelled)
-    windows = list(file)
-    file.reading.refuse_faults()
-    return windows
-
-
 class _Watched(io.RawIOBase):
-    """A file whose bytes go into a digest, and into a copy if there is one, as they are read."""
+    """A file whose bytes go into a digest as they are read."""
 
-    def __init__(self, file: io.FileIO, digest: Hash, copy: IO[bytes] | None) -> None:
+    def __init__(self, file: io.FileIO, digest: Hash) -> None:
         self._file = file
         self._digest = digest
-        self._copy = copy
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer) -> int:
         count = self._file.readinto(buffer) or 0
-        content = memoryview(buffer)[:count]
-        self._digest.update(content)
-        if self._copy is not None:
-            try:
-                self._copy.write(content)
-            except OSError as error:
-                where = f"a copy of the rows in {tempfile.gettempdir()}; TMPDIR names another folder"
-                raise OSError(error.errno, error.strerror, where) from error
+        self._digest.update(memoryview(buffer)[:count])
         return count
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.duplicates import ANOTHER_TIME, LOOK_ALIKE, Twins
+from ctxtrain.data.duplicates import ANOTHER_TIME, LOOK_ALIKE, Keys, Row, Twins
 from ctxtrain.data.positions import Spans, no_common_symbol, spans_of, why_no_spans
-from ctxtrain.data.profile import Survey
+from ctxtrain.data.profile import Hashes, Survey
 from ctxtrain.labels import LABELS
 
 Ints = NDArray[np.int64]
@@ -45,26 +45,27 @@ REMEDIES = {
 REMOVE = "Remove them from one file, or go on with data.allow_leakage=true, which marks every figure."
 
 
-def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Sequence[bytes]]) -> list[Finding]:
-    """Findings of all kinds, those that are refused first. `texts` has a digest of each row's rendered text."""
+def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Hashes]) -> list[Finding]:
+    """Findings of all kinds, those that are refused first.
+
+    `texts` has 16 bytes of a digest of each row's rendered text, of shape (rows, 2), or is empty.
+    """
     spans = _spans(surveys)
     twins = Twins(surveys, spans)
-    contents = {name: one.contents for name, one in surveys.items()}
     found: list[Finding] = []
     for pair in combinations(surveys, 2):
-        first, second = (surveys[name] for name in pair)
-        same = twins.pairs(pair, contents)
+        same = twins.pairs(pair, twins.contents)
         found += _twins(pair, "identical window", same, surveys)
-        quiet = twins.alike(pair, contents)
+        quiet = twins.alike(pair, twins.contents)
         if texts:
-            gone = {row for _, row in same}
-            told = [None if row in gone else text for row, text in enumerate(texts[pair[1]])]
-            alike = twins.pairs(pair, {pair[0]: texts[pair[0]], pair[1]: told})
-            found += _twins(pair, "identical text", alike, surveys)
-            quiet = twins.alike(pair, {pair[0]: texts[pair[0]], pair[1]: told}) | quiet
-        found += _shared(pair, "same id", first.ids, second.ids, surveys)
+            gone = np.zeros(len(surveys[pair[1]]), dtype=np.bool_)
+            gone[[row for _, row in same]] = True
+            keys = Keys(texts, {pair[1]: gone})
+            found += _twins(pair, "identical text", twins.pairs(pair, keys), surveys)
+            quiet = twins.alike(pair, keys) | quiet
+        found += _same_id(pair, surveys)
         found += _alike(pair, LOOK_ALIKE, [(twin, row) for row, twin in sorted(quiet.items())], surveys)
-        found += _alike(pair, ANOTHER_TIME, twins.moved(pair, contents), surveys)
+        found += _alike(pair, ANOTHER_TIME, twins.moved(pair), surveys)
         if spans:
             found += _shared_bars(pair, spans, surveys)
             found += _older(pair, spans, surveys)
@@ -96,12 +97,12 @@ def unchecked(surveys: Mapping[str, Survey]) -> list[str]:
             for (first, second), reason in no_common_symbol(places).items()
         ]
         for split, count in unplaced(spans).items():
-            rows = f"{count:,} of {len(surveys[split].names):,} {split} rows"
+            rows = f"{count:,} of {len(surveys[split]):,} {split} rows"
             missing.append(f"where {rows} lie: they lack {spans.scale} on their first or last bar")
     if "train" in surveys:
         labels_N, tellable_N = _tellable(surveys["train"])
         rare = [
-            label for c, label in enumerate(LABELS) if c in surveys["train"].labels and c not in labels_N[tellable_N]
+            label for c, label in enumerate(LABELS) if c in surveys["train"].labels_N and c not in labels_N[tellable_N]
         ]
         if not len(tellable_N):
             needed = f"{FEWEST_ROWS} training rows, and two classes of {FEWEST_OF_A_CLASS} each"
@@ -112,10 +113,8 @@ def unchecked(surveys: Mapping[str, Survey]) -> list[str]:
     return missing
 
 
-def overlapping(
-    spans: Spans, name: str, judges: Sequence[str], surveys: Mapping[str, Survey], embargo: int = 0
-) -> tuple[Ints, list[str]]:
-    """Rows of `name` with a bar in, or within `embargo` bars of, a window of `judges`, each with such a window's name.
+def overlapping(spans: Spans, name: str, judges: Sequence[str], embargo: int = 0) -> tuple[Ints, list[Row]]:
+    """Rows of `name` with a bar in, or within `embargo` bars of, a window of `judges`, each with such a window.
 
     An embargo of N bars is N times the usual distance of the symbol's bars, so it counts a night or a weekend as time.
     """
@@ -126,7 +125,8 @@ def overlapping(
         judging = list(zip(judges, others, strict=True))
         first = np.concatenate([spans.first_N[judge][chosen] for judge, chosen in judging])
         last = np.concatenate([spans.last_N[judge][chosen] for judge, chosen in judging])
-        names = [surveys[judge].names[row] for judge, chosen in judging for row in chosen]
+        judge_N = np.repeat(np.arange(len(judging)), [len(chosen) for chosen in others])
+        row_N = np.concatenate(others)
         if not len(first):
             continue
         order = np.argsort(first, kind="stable")
@@ -136,9 +136,9 @@ def overlapping(
         before = np.searchsorted(first[order], spans.last_N[name][own] + gap, side="right") - 1
         hit = (before >= 0) & (furthest[before] >= spans.first_N[name][own] - gap)
         rows += own[hit].tolist()
-        partners += [names[n] for n in holder[before[hit]]]
-    by_row = sorted(zip(rows, partners, strict=True))
-    return np.array([row for row, _ in by_row], dtype=np.int64), [partner for _, partner in by_row]
+        partners += [(judges[judge_N[n]], int(row_N[n])) for n in holder[before[hit]]]
+    order = np.argsort(np.array(rows, dtype=np.int64), kind="stable")
+    return np.array(rows, dtype=np.int64)[order], [partners[n] for n in order]
 
 
 def purged_rows(surveys: Mapping[str, Survey], embargo: int) -> dict[str, Ints]:
@@ -152,7 +152,7 @@ def purged_rows(surveys: Mapping[str, Survey], embargo: int) -> dict[str, Ints]:
     splits = list(surveys)
     return {
         name: np.union1d(
-            overlapping(spans, name, splits[place + 1 :], surveys, embargo)[0], np.flatnonzero(~spans.placed_N[name])
+            overlapping(spans, name, splits[place + 1 :], embargo)[0], np.flatnonzero(~spans.placed_N[name])
         )
         for place, name in enumerate(splits[:-1])
     }
@@ -197,18 +197,18 @@ def _finding(
     }
 
 
-def _shared(
-    files: tuple[str, str],
-    kind: str,
-    first: Sequence[bytes | str | None],
-    second: Sequence[bytes | str | None],
-    surveys: Mapping[str, Survey],
-) -> list[Finding]:
-    """Rows whose key stands in both files."""
-    rows = {key: row for row, key in enumerate(first) if key is not None}
-    pairs = [(rows[key], row) for row, key in enumerate(second) if key in rows]
-    names = [[surveys[files[0]].names[a], surveys[files[1]].names[b]] for a, b in pairs[:EXAMPLES]]
-    return [_finding(kind, files, len(pairs), names, REMOVE, refused=True)] if pairs else []
+def _same_id(files: tuple[str, str], surveys: Mapping[str, Survey]) -> list[Finding]:
+    """Rows whose id stands in both files."""
+    first, second = (surveys[name] for name in files)
+    rows = {first.file.id(row): row for row in _with_hash_in(first, second)}
+    pairs = [(rows[key], row) for row in _with_hash_in(second, first) if (key := second.file.id(row)) in rows]
+    names = [[first.names[a], second.names[b]] for a, b in pairs[:EXAMPLES]]
+    return [_finding("same id", files, len(pairs), names, REMOVE, refused=True)] if pairs else []
+
+
+def _with_hash_in(own: Survey, other: Survey) -> list[int]:
+    """Rows whose id may be one of the other file's."""
+    return np.flatnonzero(np.isin(own.ids_N, other.ids_N) & (own.ids_N != 0)).tolist()
 
 
 def _twins(
@@ -226,11 +226,12 @@ def _alike(
 
 
 def _shared_bars(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) -> list[Finding]:
-    rows, partners = overlapping(spans, files[0], [files[1]], surveys)
+    rows, partners = overlapping(spans, files[0], [files[1]])
     if not len(rows):
         return []
-    remedy = f"data.purge=true drops these {len(rows):,} of {len(surveys[files[0]].names):,} {files[0]} events."
-    names = [[surveys[files[0]].names[row], partner] for row, partner in zip(rows[:EXAMPLES], partners, strict=False)]
+    remedy = f"data.purge=true drops these {len(rows):,} of {len(surveys[files[0]]):,} {files[0]} events."
+    examples = zip(rows[:EXAMPLES], partners[:EXAMPLES], strict=True)
+    names = [[surveys[files[0]].names[row], surveys[other].names[twin]] for row, (other, twin) in examples]
     return [_finding("shared bars", files, len(rows), names, remedy)]
 
 
@@ -253,7 +254,7 @@ def _older(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) 
     if not count:
         return []
     remedy = (
-        f"That many of {len(surveys[first].names):,} {first} events are later than the first {second} event of their "
+        f"That many of {len(surveys[first]):,} {first} events are later than the first {second} event of their "
         f"symbol; {touching:,} of their windows start less than a bar after a {second} event. "
         "Fine where blocks of time are held out; but the market knows the past only: for that, order the files by time."
     )
@@ -265,7 +266,7 @@ def _two_labels(surveys: Mapping[str, Survey], twins: Twins) -> list[Finding]:
     files: dict[str, None] = {}
     examples = []
     for (other, twin), (name, row) in twins.repeated():
-        if surveys[other].labels[twin] != surveys[name].labels[row]:
+        if surveys[other].labels_N[twin] != surveys[name].labels_N[row]:
             files |= dict.fromkeys((other, name))
             examples.append([surveys[other].names[twin], surveys[name].names[row]])
     remedy = "One window has one outcome: keep the right label, or drop the rows."
@@ -307,7 +308,7 @@ def _telling_fields(train: Survey) -> list[Finding]:
 
 def _tellable(train: Survey) -> tuple[Ints, Ints]:
     """Labels of the sampled rows, and which of the rows have a class that is frequent enough; none if too few do."""
-    labels_N = train.class_numbers()[train.sample.rows]
+    labels_N = train.labels_N[train.sample.rows]
     counts_C = np.bincount(labels_N, minlength=len(LABELS))
     rows = np.flatnonzero(counts_C[labels_N] >= FEWEST_OF_A_CLASS)
     enough = len(rows) >= FEWEST_ROWS and (counts_C >= FEWEST_OF_A_CLASS).sum() >= 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ctxtrain.data.schema import Window
 from ctxtrain.data.time_units import NUMBER
@@ -50,6 +51,23 @@ class Noticed:
         empty = _empty_bars(window)
         self.empty_rows += empty > 0
         self.empty_bars += empty
+
+    def to_keep(self) -> dict[str, Any]:
+        """The counts as plain values, without the places of rows."""
+        return {**vars(self), "units": list(self.units)}
+
+    @classmethod
+    def kept(cls, found: Mapping[str, Any]) -> Noticed:
+        """The inverse of `to_keep`. Raises KeyError or TypeError for anything else."""
+        return cls(
+            **dict(found)
+            | {
+                "lacking": {name: (rows, bars) for name, (rows, bars) in found["lacking"].items()},
+                "units": dict.fromkeys(found["units"], ""),
+                "time_names": Counter(found["time_names"]),
+                "untimely": Counter(found["untimely"]),
+            }
+        )
 
     def unit_fault(self) -> tuple[str, list[str]] | None:
         """The place and the words, where the times of a file have two units."""

@@ -1,6 +1,6 @@
 """Where the windows of files lie, on one scale: time where the files have it, else bar_index where that is sound.
 
-Comes in: windows, one by one. Goes out: `Places` of a file, some 150 bytes a row, and `Spans` of several files.
+Comes in: windows, one by one. Goes out: `Places` of a file, as columns on disk, and `Spans` of several files.
 
 A bar_index that begins anew (each day, each contract) names different bars by one number, and would join windows that
 share nothing. So a tenth of the bars is remembered by their prices: those whose number, counted in steps of a bar, is a
@@ -12,15 +12,16 @@ Symbols are compared without regard to case and to blanks around them.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctxtrain.data.bar_order import Place, Stamps
+from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.schema import Window
 from ctxtrain.data.time_units import NUMBER
 
@@ -32,68 +33,114 @@ SYMBOLS_NAMED = 3
 SOUND = 0.05  # share of the windows that may disagree with others about a bar: a mistake, not a rule
 UNPLACED = "some rows have neither time nor bar_index on every bar"
 PRICES = ("open", "high", "low", "close")
+_PLACE = (("first", "i8"), ("last", "i8"), ("step", "i8"), ("known", "?"))
+_WINDOW = [("symbol", "i4"), *((f"{scale}.{name}", kind) for scale in ("time", "index") for name, kind in _PLACE)]
+_BAR = [("window", "i8"), ("number", "i8"), ("content", "i8")]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Track:
-    """The places of a file's windows by one scale; 0 where a window has none."""
+    """The places of a file's windows by one scale, each of shape (windows,); 0 where a window has none."""
 
-    first: array[int] = field(default_factory=lambda: array("q"))
-    last: array[int] = field(default_factory=lambda: array("q"))
-    step: array[int] = field(default_factory=lambda: array("q"))
-    known: array[int] = field(default_factory=lambda: array("b"))
-
-    def see(self, place: Place | None) -> None:
-        found = place or Place(0, 0, 0)
-        self.first.append(found.first)
-        self.last.append(found.last)
-        self.step.append(found.step)
-        self.known.append(place is not None)
+    first: Ints
+    last: Ints
+    step: Ints
+    known: Bools
 
     @property
     def share(self) -> float:
-        return sum(self.known) / max(1, len(self.known))
+        return float(self.known.sum()) / max(1, len(self.known))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Places:
-    """One entry a window, in the order of the file; `spellings` has each symbol as rows write it, oldest first."""
+    """Where the windows of a file lie, in the order of the file.
 
-    symbols: list[str] = field(default_factory=list)
-    time: Track = field(default_factory=Track)
-    index: Track = field(default_factory=Track)
-    units: set[str] = field(default_factory=set)
-    bars: array[int] = field(default_factory=lambda: array("q"))  # three a remembered bar: window, number, content
-    clock: array[int] = field(default_factory=lambda: array("q"))  # the same by times that are plain numbers
-    spellings: dict[str, list[str]] = field(default_factory=dict)
-    _keys: dict[str, str] = field(default_factory=dict)  # one object a symbol, however many rows it has
+    `symbol_N` indexes `symbols`, which has what symbols are compared by; `spellings` has each symbol as rows write it,
+    oldest first. `bars` has the remembered bars by bar_index, and `clock` by times that are plain numbers.
+    """
 
-    def see(self, window: Window) -> None:
-        key = symbol_key(window.symbol)
-        self.symbols.append(self._keys.setdefault(key, key))
-        if window.symbol and window.symbol not in (spellings := self.spellings.setdefault(key, [])):
-            spellings.append(window.symbol)
-        placed = window.placed
-        self.time.see(placed.time)
-        self.index.see(placed.index)
-        if placed.unit:
-            self.units.add(placed.unit)
-        if placed.index:
-            self._remember(self.bars, window, placed.indices, placed.index.step)
-        if placed.time and placed.unit == NUMBER:
-            self._remember(self.clock, window, placed.counts, placed.time.step)
+    symbol_N: Ints
+    symbols: list[str]
+    time: Track
+    index: Track
+    units: set[str]
+    bars: NDArray[Any]
+    clock: NDArray[Any]
+    spellings: dict[str, list[str]]
 
-    def _remember(self, bars: array[int], window: Window, numbers: Stamps, step: int) -> None:
-        """A tenth of the bars. The last one is left out: at the event it may still be open."""
-        prices = [window.bars[name] for name in PRICES]
-        for bar, number in enumerate(numbers[:-1]):
-            if number is not None and number // max(1, step) % REMEMBERED == 0:
-                bars.extend((len(self.symbols) - 1, number, hash(tuple(float(price[bar]) for price in prices))))
+    def __len__(self) -> int:
+        return len(self.symbol_N)
+
+    def symbol(self, row: int) -> str:
+        return self.symbols[int(self.symbol_N[row])]
 
     @property
     def kind(self) -> str:
         """What the times of the file are: dates, or plain numbers; "" without any."""
         return "" if not self.units else "plain numbers" if NUMBER in self.units else "dates"
+
+
+class PlacesBuilder:
+    """Sees windows one by one; then gives their `Places`."""
+
+    def __init__(self) -> None:
+        self._windows = DiskColumn(_WINDOW)
+        self._bars, self._clock = DiskColumn(_BAR), DiskColumn(_BAR)
+        self._symbols: dict[str, int] = {}
+        self._units: set[str] = set()
+        self._spellings: dict[str, list[str]] = {}
+
+    def see(self, window: Window) -> None:
+        key = symbol_key(window.symbol)
+        symbol = self._symbols.setdefault(key, len(self._symbols))
+        if window.symbol and window.symbol not in (spellings := self._spellings.setdefault(key, [])):
+            spellings.append(window.symbol)
+        placed, number = window.placed, len(self._windows)
+        self._windows.append((symbol, *_entry(placed.time), *_entry(placed.index)))
+        if placed.unit:
+            self._units.add(placed.unit)
+        if placed.index:
+            _remember(self._bars, number, window, placed.indices, placed.index.step)
+        if placed.time and placed.unit == NUMBER:
+            _remember(self._clock, number, window, placed.counts, placed.time.step)
+
+    def places(self) -> Places:
+        windows = self._windows.array()
+        time, index = (
+            Track(*(windows[f"{scale}.{name}"] for name in ("first", "last", "step", "known")))
+            for scale in ("time", "index")
+        )
+        return Places(
+            windows["symbol"],
+            list(self._symbols),
+            time,
+            index,
+            self._units,
+            self._bars.array(),
+            self._clock.array(),
+            self._spellings,
+        )
+
+
+def places_of(windows: Iterable[Window]) -> Places:
+    """Where windows lie."""
+    builder = PlacesBuilder()
+    for window in windows:
+        builder.see(window)
+    return builder.places()
+
+
+def _entry(place: Place | None) -> tuple[int, int, int, bool]:
+    return (0, 0, 0, False) if place is None else (place.first, place.last, place.step, True)
+
+
+def _remember(bars: DiskColumn, window_number: int, window: Window, numbers: Stamps, step: int) -> None:
+    """A tenth of the bars. The last one is left out: at the event it may still be open."""
+    prices = [window.bars[name] for name in PRICES]
+    for bar, number in enumerate(numbers[:-1]):
+        if number is not None and number // max(1, step) % REMEMBERED == 0:
+            bars.append((window_number, number, hash(tuple(float(price[bar]) for price in prices))))
 
 
 @dataclass(frozen=True)
@@ -143,7 +190,7 @@ def why_no_spans(files: Mapping[str, Places]) -> str:
     if kinds == {"plain numbers"} and disagreeing(files, "time"):
         return "times are plain numbers that begin anew, as those of a day do, and there is no bar_index that does not"
     if rows := disagreeing(files):
-        count = sum(len(one.symbols) for one in files.values())
+        count = sum(map(len, files.values()))
         return (
             f"bar_index begins anew ({rows:,} of {count:,} windows have other prices at a number than one before), "
             f"and {'some rows have no' if kinds else 'there is no'} time"
@@ -187,9 +234,9 @@ def symbol_lines(files: Mapping[str, Places]) -> dict[str, list[str]]:
             lines[name].append(f"symbols that differ in case alone are taken as one: {_listed(several)}")
         strange = {key: one.spellings[key] for key in one.spellings if key not in files[first].spellings}
         if strange and len(strange) < len(one.spellings):
-            count = sum(symbol in strange for symbol in one.symbols)
+            count = int(np.isin(one.symbol_N, [n for n, symbol in enumerate(one.symbols) if symbol in strange]).sum())
             lines[name].append(
-                f"{count:,} of {len(one.symbols):,} rows have a symbol that no row of {first} has "
+                f"{count:,} of {len(one):,} rows have a symbol that no row of {first} has "
                 f"({_symbols(strange)}): bars that they share with its rows are not seen"
             )
     return lines
@@ -200,16 +247,23 @@ def disagreeing(files: Mapping[str, Places], scale: str = "bar_index") -> int:
 
     With the scale `time` at the same times, where these are plain numbers: those of a day begin anew, too.
     """
-    seen: dict[tuple[str, int], int] = {}
-    found = 0
+    if not files:
+        return 0
+    symbols = {symbol: n for n, symbol in enumerate({symbol for one in files.values() for symbol in one.symbols})}
+    bars, owner, first = [], [], 0
     for one in files.values():
-        other = set()
-        bars = one.bars if scale == "bar_index" else one.clock
-        for window, number, content in zip(bars[::3], bars[1::3], bars[2::3], strict=True):
-            if seen.setdefault((one.symbols[window], number), content) != content:
-                other.add(window)
-        found += len(other)
-    return found if found > SOUND * sum(len(one.symbols) for one in files.values()) else 0
+        own = one.bars if scale == "bar_index" else one.clock
+        numbers = np.array([symbols[symbol] for symbol in one.symbols], dtype=np.int64)
+        bars.append(np.stack([numbers[one.symbol_N[own["window"]]], own["number"], own["content"]]))
+        owner.append(own["window"] + first)
+        first += len(one)
+    (symbol, number, content), window = np.concatenate(bars, axis=1), np.concatenate(owner)
+    order = np.lexsort((number, symbol))  # stable, so the first of equal ones is that of the earliest window
+    starts = np.ones(len(order), dtype=np.bool_)
+    starts[1:] = (np.diff(symbol[order]) != 0) | (np.diff(number[order]) != 0)
+    earliest = content[order][starts][np.cumsum(starts) - 1] if len(order) else content
+    found = len(np.unique(window[order][content[order] != earliest]))
+    return found if found > SOUND * sum(map(len, files.values())) else 0
 
 
 def _kinds(files: Mapping[str, Places]) -> set[str]:
@@ -227,16 +281,17 @@ def _listed(names: Sequence[str]) -> str:
 
 def _scales(one: Places) -> set[str]:
     """The fields by which some rows of a file have a place."""
-    return {name for name, track in (("time", one.time), ("bar_index", one.index)) if any(track.known)}
+    return {name for name, track in (("time", one.time), ("bar_index", one.index)) if track.known.any()}
 
 
 def _spans(scale: str, files: Mapping[str, Places], tracks: Mapping[str, Track]) -> Spans:
     numbers = {symbol: n for n, symbol in enumerate(sorted({s for one in files.values() for s in one.symbols}))}
+    own = {name: np.array([numbers[s] for s in one.symbols], dtype=np.int64) for name, one in files.items()}
     return Spans(
         scale,
-        {name: np.array([numbers[s] for s in one.symbols], dtype=np.int64) for name, one in files.items()},
-        {name: np.array(track.first, dtype=np.int64) for name, track in tracks.items()},
-        {name: np.array(track.last, dtype=np.int64) for name, track in tracks.items()},
-        {name: np.array(track.step, dtype=np.int64) for name, track in tracks.items()},
-        {name: np.array(track.known, dtype=np.bool_) for name, track in tracks.items()},
+        {name: own[name][one.symbol_N] for name, one in files.items()},
+        {name: track.first for name, track in tracks.items()},
+        {name: track.last for name, track in tracks.items()},
+        {name: track.step for name, track in tracks.items()},
+        {name: track.known for name, track in tracks.items()},
     )

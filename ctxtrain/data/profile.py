@@ -1,31 +1,33 @@
 """What is kept of a file after a walk through it: enough to find leaks and to describe the rows, not the rows.
 
-Comes in: a `WindowFile`. Goes out: a `Survey`, a few hundred bytes a row, and an evenly spaced sample of what stands at
-the events.
+Comes in: a `WindowFile`. Goes out: a `Survey`, as columns on disk, and an evenly spaced sample of what stands at the
+events.
 """
 
 from __future__ import annotations
 
 import hashlib
-from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctxtrain.data.codec import CodecFitter
+from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.features import WindowNumbers, window_numbers
-from ctxtrain.data.formats import WindowFile
-from ctxtrain.data.positions import Places, symbol_lines
+from ctxtrain.data.formats import Reading
+from ctxtrain.data.positions import Places, PlacesBuilder, symbol_lines
 from ctxtrain.data.schema import Window
 from ctxtrain.data.time_units import moment
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import DataError
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
 Values = dict[str, float]
 
 WILD_NAMED = 5
@@ -57,56 +59,117 @@ class EventSample:
         self.shape.append(_shape(window, numbers))
 
 
-@dataclass
-class Survey:
-    """One entry a good row, in the order of the file.
+class RowNames(Sequence[str]):
+    """What messages call each row of a file, looked up when it is asked for."""
 
-    `contents` is 16 bytes of a SHA-256 of all that a model could read of a window, `changes` how many bars differ from
-    the bar before in price or volume, at most 127; a text has 127. `wild` has the rows with a print that is far off.
+    def __init__(self, file: WindowFile, rows: int) -> None:
+        self._file = file
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[n] for n in range(*row.indices(self._rows))]
+        if not -self._rows <= row < self._rows:
+            raise IndexError(row)
+        return self._file.name(int(row) % self._rows)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in the rows of a file, in columns of shape (rows,), in the order of the rows.
+
+    `labels_N` are class numbers, -1 without a label, and `bars_N` bars of a window, 0 of a text. `contents_N2` is the
+    first 16 bytes of a SHA-256 of all that a model could read of a window, `changes_N` how many bars differ from the
+    bar before in price or volume, at most 127; a text has 127. `ids_N` has a hash of the row's id, and 0 without one.
+    `wild` has the rows with a print that is far off.
     """
 
     file: WindowFile
-    names: list[str] = field(default_factory=list)
-    ids: list[str | None] = field(default_factory=list)
-    labels: array[int] = field(default_factory=lambda: array("b"))
-    bars: array[int] = field(default_factory=lambda: array("b"))
-    places: Places = field(default_factory=Places)
-    contents: list[bytes] = field(default_factory=list)
-    changes: array[int] = field(default_factory=lambda: array("b"))
-    wild: dict[str, list[int]] = field(default_factory=dict)
-    fields: CodecFitter = field(default_factory=CodecFitter)
-    sample: EventSample = field(default_factory=EventSample)
+    names: RowNames
+    labels_N: Ints
+    bars_N: Ints
+    ids_N: Hashes
+    contents_N2: Hashes
+    changes_N: Ints
+    places: Places
+    wild: dict[str, list[int]]
+    fields: CodecFitter
+    sample: EventSample
 
-    def class_numbers(self) -> Ints:
-        """Labels as numbers, of shape (rows,)."""
-        return np.array(self.labels, dtype=np.int64)
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+_ROW = np.dtype([("label", "i1"), ("bars", "i2"), ("changes", "i1"), ("id", "u8"), ("content", "u8", (2,))])
+
+
+class _Surveyor:
+    """Sees windows one by one; then gives the `Survey`."""
+
+    def __init__(self) -> None:
+        self._rows = DiskColumn(_ROW)
+        self._places = PlacesBuilder()
+        self._wild: dict[str, list[int]] = {}
+        self._fields = CodecFitter()
+        self._sample = EventSample()
 
     def see(self, window: Window) -> None:
+        row = len(self._rows)
         numbers = window_numbers(window.bars) if window.text is None else None
-        self.sample.see(len(self.names), window, numbers)
-        self.fields.see(window)
-        self.names.append(window.name)
-        self.ids.append(window.id)
-        self.labels.append(-1 if window.label is None else window.label)
-        self.bars.append(len(window.bars["close"]) if window.text is None else 0)
-        self.places.see(window)
-        self.contents.append(_content(window))
-        self.changes.append(_changes(window))
+        self._sample.see(row, window, numbers)
+        self._fields.see(window)
+        self._places.see(window)
+        label = -1 if window.label is None else window.label
+        bars = len(window.bars["close"]) if window.text is None else 0
+        identity = 0 if window.id is None else int.from_bytes(_digest(window.id.encode())[:8]) or 1
+        content = _content(window)
+        halves = (int.from_bytes(content[:8]), int.from_bytes(content[8:]))
+        self._rows.append((label, bars, _changes(window), identity, halves))
         for name, is_wild in numbers.wild.items() if numbers else ():
             if is_wild.any():
-                self.wild.setdefault(name, []).append(len(self.names) - 1)
+                self._wild.setdefault(name, []).append(row)
+
+    def survey(self, file: WindowFile) -> Survey:
+        rows = self._rows.array()
+        return Survey(
+            file,
+            RowNames(file, len(rows)),
+            rows["label"].astype(np.int64),
+            rows["bars"],
+            rows["id"],
+            rows["content"],
+            rows["changes"],
+            self._places.places(),
+            self._wild,
+            self._fields,
+            self._sample,
+        )
 
 
 def survey(file: WindowFile) -> tuple[Survey, DataError | None]:
-    """Walk through a file once; what is wrong with it comes back as an error that names every fault."""
-    found = Survey(file)
+    """Walk through the rows once; what is wrong with them comes back as an error that names every fault.
+
+    A file that cannot be read to its end has a survey of no rows.
+    """
+    found = _Surveyor()
     try:
         for window in file:
             found.see(window)
+    except DataError as error:
+        return _Surveyor().survey(file), error
+    surveyed = found.survey(file)
+    try:
         file.reading.refuse_faults()
     except DataError as error:
-        return found, error
-    return found, None
+        return surveyed, error
+    return surveyed, None
 
 
 def extent(survey: Survey) -> dict[str, Any]:
@@ -118,16 +181,25 @@ def extent(survey: Survey) -> dict[str, Any]:
     dated = survey.places.kind == "dates" and time.share == 1
     return {
         "symbols": sorted(spellings[0] for spellings in survey.places.spellings.values()),
-        "first_event": moment(min(time.last)) if dated else None,
-        "last_event": moment(max(time.last)) if dated else None,
+        "first_event": moment(int(time.last.min())) if dated else None,
+        "last_event": moment(int(time.last.max())) if dated else None,
         "time_unit": survey.file.reading.noticed.time_unit(),
-        "rows_without_time": len(time.known) - sum(time.known),
+        "rows_without_time": int((~time.known).sum()),
     }
 
 
+def readings(surveys: Mapping[str, Survey]) -> dict[str, Reading]:
+    """What was found in each file by split; under `data.train` alone where all splits are cut from that file."""
+    if len(surveys) > 1 and len({one.file.whole for one in surveys.values()}) == 1:
+        return {"data.train": next(iter(surveys.values())).file.reading}
+    return {name: one.file.reading for name, one in surveys.items()}
+
+
 def noticed(surveys: Mapping[str, Survey]) -> dict[str, list[str]]:
-    """By file, what a person should know about its rows: what was dropped, guessed or put right."""
-    found = {name: list(one.file.reading.noticed.lines()) for name, one in surveys.items()}
+    """By split, what a person should know about its rows: what was dropped, guessed or put right."""
+    found: dict[str, list[str]] = {name: [] for name in surveys}
+    for name, reading in readings(surveys).items():
+        found.setdefault(name, []).extend(reading.noticed.lines())
     for name, lines in symbol_lines({name: one.places for name, one in surveys.items()}).items():
         found[name] += lines
     if "train" in surveys:
@@ -185,6 +257,10 @@ def _changes(window: Window) -> int:
         return 127
     bars = np.array([window.bars[name] for name in ("open", "high", "low", "close", "volume")])
     return min(127, int((bars[:, 1:] != bars[:, :-1]).any(axis=0).sum()))
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _content(window: Window) -> bytes:

@@ -1,7 +1,7 @@
 """Windows as Arrow columns on disk: parsed once, read back as often as needed.
 
-Comes in: windows, one after the other. Goes out: a `WindowTable`, whose columns are memory-mapped. It gives the windows
-again, in their order, without a copy of their numbers and without the file that they came from.
+Comes in: windows, one after the other. Goes out: a `WindowTable`, whose columns are memory-mapped. It gives windows
+again, all or chosen rows, without a copy of their numbers and without the file that they came from.
 
 Columns, one entry a window:
 
@@ -13,7 +13,8 @@ Columns, one entry a window:
     time.*, index.*         first, last and step of `Place`, null where the window says none
     unit, time_name, indices, counts    as in `Placed`
 
-The file has no name, so however the process ends, the system takes it back. It takes 8 bytes a number.
+A table takes 8 bytes a number. `VERSION` rises when a row would be read otherwise, so that a table that was kept by an
+earlier release is made again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import IO, Any, Self
 
 import numpy as np
@@ -29,8 +31,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ctxtrain.data.bar_order import Place, Placed
+from ctxtrain.data.columns import temporary_disk
 from ctxtrain.data.schema import BAR_FIELDS, Window
 
+Ints = NDArray[np.int64]
+
+VERSION = 1
 ROWS_OF_A_BATCH = 256
 _ENDS = ("first", "last", "step")
 _NUMBERS = pa.list_(pa.float64())
@@ -54,10 +60,14 @@ SCHEMA = pa.schema(
 
 
 class TableWriter:
-    """Writes windows into a file without a name, gone at the end of the block. Raises OSError if the disk is full."""
+    """Writes windows into a file, removed if the block ends without `finish`. Raises OSError if the disk is full.
 
-    def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # __exit__ closes it
+    Without a `folder` the file has no name, so the system removes it however the process ends.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._file = _open(folder)
         self._writer = pa.ipc.new_file(self._file, SCHEMA)
         self._windows: list[tuple[int, Window]] = []
 
@@ -66,48 +76,88 @@ class TableWriter:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if self._folder is not None:
+            Path(self._file.name).unlink(missing_ok=True)
 
     def add(self, line: int, window: Window) -> None:
         self._windows.append((line, window))
         if len(self._windows) == ROWS_OF_A_BATCH:
             self._write()
 
-    def finish(self, source: str) -> WindowTable:
-        """The table of all windows; `source` is what their places begin with."""
+    def finish(self, name: str | None = None) -> WindowTable:
+        """The table of all windows; with a `folder` its file takes this name there."""
         self._write()
-        with _disk():
+        with _disk(self._folder):
             self._writer.close()
             self._file.flush()
-        return WindowTable(self._file, source)
+            if self._folder is not None and name is not None:
+                Path(self._file.name).replace(self._folder / name)
+        return WindowTable(self._file)
 
     def _write(self) -> None:
         if self._windows:
-            with _disk():
+            with _disk(self._folder):
                 self._writer.write_batch(_batch(self._windows))
             self._windows = []
 
 
-@contextmanager
-def _disk() -> Iterator[None]:
-    """Name the folder of a table whose disk takes no more."""
-    try:
-        yield
-    except OSError as error:
-        where = f"a table of the rows in {tempfile.gettempdir()}; TMPDIR names another folder"
-        raise OSError(error.errno, error.strerror, where) from error
+def _open(folder: Path | None) -> Any:
+    if folder is None:
+        return tempfile.TemporaryFile()  # the writer closes it
+    return tempfile.NamedTemporaryFile(dir=folder, prefix=".table-", delete=False)
+
+
+def _disk(folder: Path | None) -> AbstractContextManager[None]:
+    return temporary_disk("a table of the rows") if folder is None else nullcontext()
 
 
 class WindowTable:
-    """The windows of a file, from columns on disk."""
+    """The windows of a file, from columns on disk. Rows are numbered from 0, in the order of the file."""
 
-    def __init__(self, file: IO[bytes], source: str) -> None:
-        self._source = source
+    def __init__(self, file: IO[bytes]) -> None:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # it outlives the file
         self._reader = pa.ipc.open_file(pa.py_buffer(mapped))
+        batches = self._reader.num_record_batches
+        last = len(self._reader.get_batch(batches - 1)) if batches else 0
+        self._rows: int = max(0, batches - 1) * ROWS_OF_A_BATCH + last
 
-    def __iter__(self) -> Iterator[Window]:
-        for number in range(self._reader.num_record_batches):
-            yield from _windows(self._reader.get_batch(number), self._source)
+    @classmethod
+    def open(cls, path: Path) -> WindowTable:
+        """Raises OSError or ValueError for a file that holds no whole table of this version."""
+        with path.open("rb") as file:
+            table = cls(file)
+        if table._reader.schema != SCHEMA:
+            raise ValueError("its columns are others")
+        return table
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def windows(self, source: str, rows: Ints | None = None) -> Iterator[Window]:
+        """The windows of these rows, in the order given, or of all; `source` is what their places begin with."""
+        if rows is None:
+            for number in range(self._reader.num_record_batches):
+                yield from _windows(self._reader.get_batch(number), source)
+            return
+        for some in _runs(rows):
+            number, first = divmod(int(some[0]), ROWS_OF_A_BATCH)
+            batch = self._reader.get_batch(number)
+            if len(some) == int(some[-1]) - int(some[0]) + 1:
+                yield from _windows(batch.slice(first, len(some)), source)
+            else:
+                yield from _windows(batch.take(pa.array(some - number * ROWS_OF_A_BATCH)), source)
+
+    def value(self, column: str, row: int) -> Any:
+        """One value of a column, as Python has it."""
+        number, place = divmod(row, ROWS_OF_A_BATCH)
+        return self._reader.get_batch(number).column(column)[place].as_py()
+
+
+def _runs(rows: Ints) -> Iterator[Ints]:
+    """The rows in pieces, each of rising rows of one batch."""
+    batch = rows // ROWS_OF_A_BATCH
+    ends = np.flatnonzero((np.diff(batch) != 0) | (np.diff(rows) <= 0)) + 1
+    yield from (piece for piece in np.split(rows, ends) if len(piece))
 
 
 def _batch(windows: Sequence[tuple[int, Window]]) -> pa.RecordBatch:

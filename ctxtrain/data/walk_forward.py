@@ -1,6 +1,6 @@
 """One file becomes several splits that go forward in time.
 
-Comes in: the `Survey` of a file. Goes out: row numbers of train, val and test by fold, and those rows.
+Comes in: the `Survey` of a file. Goes out: row numbers of train, val and test by fold; no row is copied.
 
 The rows, ordered by their event, are cut into folds + 1 parts of equally many. Fold k tests on part k + 1 and knows the
 parts before it only; the last fifth of those validates, that is, it chooses the epoch and the temperature. What shares
@@ -9,15 +9,13 @@ bars across a seam is purged later, when a fold's files are read (walk-forward: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.formats import WindowFile
 from ctxtrain.data.oversampling import class_counts
 from ctxtrain.data.positions import spans_of, why_no_spans
-from ctxtrain.data.profile import Survey
+from ctxtrain.data.profile import Survey, survey
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
 from ctxtrain.labels import LABELS
 
@@ -26,23 +24,34 @@ Ints = NDArray[np.int64]
 VALIDATION_SHARE = 0.2  # of the rows before a fold's test rows
 
 
-def walk_forward(survey: Survey, folds: int) -> list[dict[str, Ints]]:
+def cut_folds(file: WindowFile, folds: int) -> list[dict[str, WindowFile]]:
+    """The rows of each fold by split.
+
+    Raises DataError with the faults of the file, and ConfigError as `walk_forward` does.
+    """
+    found, error = survey(file)
+    if error:
+        raise error
+    return [{name: file.take(rows) for name, rows in fold.items()} for fold in walk_forward(found, folds)]
+
+
+def walk_forward(surveyed: Survey, folds: int) -> list[dict[str, Ints]]:
     """Row numbers by fold and split, in the order of their events.
 
     Raises ConfigError where rows cannot be ordered in time, or a fold would train on rows without some class.
     """
-    places = {"rows": survey.places}
+    places = {"rows": surveyed.places}
     spans = spans_of(places, whole=True)
     if spans is None:
-        time = survey.places.time
-        some = f"{len(time.known) - sum(time.known):,} of {len(time.known):,} have no time on their first or last bar"
+        time = surveyed.places.time
+        some = f"{(~time.known).sum():,} of {len(time.known):,} have no time on their first or last bar"
         why = some if spans_of(places) else why_no_spans(places)
         raise ConfigError(
             f"evaluation.folds orders rows by time, but {why}. Give every bar a time, or give data.val and data.test."
         )
-    labels_N = survey.class_numbers()
+    labels_N, (first_half, second_half) = surveyed.labels_N, surveyed.contents_N2.T
     # windows that end together go by what they hold: the order of the file's lines decides nothing
-    order = np.lexsort((labels_N, np.array(survey.contents), spans.last_N["rows"]))
+    order = np.lexsort((labels_N, second_half, first_half, spans.last_N["rows"]))
     parts = np.array_split(order, folds + 1)
     found, faults = [], []
     for number in range(1, folds + 1):
@@ -59,19 +68,3 @@ def walk_forward(survey: Survey, folds: int) -> list[dict[str, Ints]]:
     if faults:
         raise ConfigError(faults)
     return found
-
-
-def split_rows(source: WindowFile, splits: Mapping[str, Ints]) -> dict[str, bytes]:
-    """What a file for each split holds: rows of the source as they stand, in the order given."""
-    places = {int(row): (name, n) for name, rows in splits.items() for n, row in enumerate(rows)}
-    lines: dict[str, dict[int, bytes]] = {name: {} for name in splits}
-    for row, line in enumerate(source.raw_rows()):
-        if row in places:
-            name, n = places[row]
-            lines[name][n] = line
-    return {name: b"".join(_in_order(found)) for name, found in lines.items()}
-
-
-def _in_order(lines: Mapping[int, bytes]) -> Iterator[bytes]:
-    for n in range(len(lines)):
-        yield lines[n].rstrip(b"\r\n") + b"\n"

@@ -1,19 +1,20 @@
 """All that is said about a model on the rows that judge it: intervals, baselines, targets, sureness and mistakes.
 
-Comes in: windows and labels of the splits, the exported model's logits and scores on one of them. Goes out: plain
+Comes in: rows, places and labels of the splits, the exported model's logits and scores on one of them. Goes out: plain
 values for `training_summary.json`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.schema import Window
+from ctxtrain.data.positions import Places
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines, variants
 from ctxtrain.evaluation.blocks import FEWEST_BLOCKS, blocks_of
 from ctxtrain.evaluation.bootstrap import LEVEL, REPLICATES, score_intervals
@@ -27,7 +28,8 @@ from ctxtrain.labels import LABELS
 
 
 def assess(
-    windows: Mapping[str, Iterable[Window]],
+    files: Mapping[str, WindowFile],
+    places: Mapping[str, Places],
     labels: Mapping[str, NDArray[np.int64]],
     split: str,
     *,
@@ -43,11 +45,11 @@ def assess(
 
     `logits_NC` are uncalibrated, and `metrics` were computed from them with the temperature.
     """
-    labels_N, blocks = labels[split], blocks_of(windows[split])
+    labels_N, blocks = labels[split], blocks_of(places[split])
     model = Judged.of_logits(logits_NC, labels_N, temperature)
     probabilities_NC = model.probabilities_NC
     scores = score_intervals(model, blocks.block_N, seed)
-    found, left_out = fit_baselines(windows, labels, split, codec, seed)
+    found, left_out = fit_baselines(files, labels, split, codec, seed)
     best = best_on_validation({name: baseline.scores for name, baseline in found.items()})
     looks = variants(found) if split == "val" else 1
     return {
@@ -75,7 +77,7 @@ def assess(
             "thresholds": dict(thresholds),
             "with_thresholds": _kept(probabilities_NC, labels_N, thresholds),
         },
-        "mistakes": confident_mistakes(windows[split], labels_N, probabilities_NC),
+        "mistakes": confident_mistakes(files[split].take, labels_N, probabilities_NC),
     }
 
 

@@ -7,7 +7,7 @@ would make every interval too narrow (block bootstrap: Carlstein 1986; Künsch 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ctxtrain.data.positions import Places, spans_of, why_no_spans
-from ctxtrain.data.schema import Window
 from ctxtrain.data.time_units import DAY
 
 Floats = NDArray[np.float64]
@@ -54,7 +53,7 @@ class Blocks:
 
 
 def time_blocks(
-    symbols: Sequence[str | None], first_stamp: Ints | Floats, last_stamp: Ints | Floats, days: Days
+    symbols: Sequence[str | None] | Ints, first_stamp: Ints | Floats, last_stamp: Ints | Floats, days: Days
 ) -> Ints:
     """Numbers from 0, of shape (windows,), the same for windows that share bars or a session, directly or by a chain.
 
@@ -62,7 +61,7 @@ def time_blocks(
     touch share bars. A session is a symbol on one of `days`. A NaN stamp and a NaT day join nothing.
     """
     rows = np.arange(len(symbols))
-    symbol_N = np.unique([symbol or "" for symbol in symbols], return_inverse=True)[1]
+    symbol_N = np.unique(["" if symbol is None else symbol for symbol in symbols], return_inverse=True)[1]
     # A window starts a new chain unless its first bar lies within what the chain's windows reach.
     order = np.lexsort((first_stamp, symbol_N))
     order = order[~np.isnan(first_stamp[order]) & ~np.isnan(last_stamp[order])]
@@ -91,22 +90,19 @@ def _components(count: int, *group_N: Ints) -> Ints:
     return numbers
 
 
-def blocks_of(windows: Iterable[Window]) -> Blocks:
-    """The blocks of a split's windows, by the finest rule that their place in time allows; the note says which.
+def blocks_of(places: Places) -> Blocks:
+    """The blocks of windows, by the finest rule that their place in time allows; the note says which.
 
     Where windows on every bar chain day to day into fewer than `FEWEST_BLOCKS` blocks, days are cut at midnight UTC:
     neighbours then share some bars, as blocks of a block bootstrap do. Where one block is left, rows stand in.
     """
-    places = Places()
-    for window in windows:
-        places.see(window)
     spans = spans_of({"rows": places})
-    count = len(places.symbols)
+    count = len(places)
     if spans is None:
         note = f"single rows, taken as independent: {_unplaced(places)}"
         return Blocks(np.arange(count, dtype=np.int64), note, _doubt(count))
     known = np.flatnonzero(spans.placed_N["rows"])
-    symbols = [places.symbols[row] for row in known]
+    symbols = places.symbol_N[known]
     first, last = spans.first_N["rows"][known], spans.last_N["rows"][known]
     days = np.full(len(known), np.datetime64("NaT"), dtype="datetime64[D]")
     if spans.scale == "time" and places.kind == "dates":
@@ -132,10 +128,10 @@ def blocks_of(windows: Iterable[Window]) -> Blocks:
 
 
 def _unplaced(places: Places) -> str:
-    unknown = sum(not (time or index) for time, index in zip(places.time.known, places.index.known, strict=True))
+    unknown = int((~places.time.known & ~places.index.known).sum())
     if not unknown:
         return why_no_spans({"rows": places})
-    which = "rows" if unknown == len(places.symbols) else f"{unknown:,} of {len(places.symbols):,} rows"
+    which = "rows" if unknown == len(places) else f"{unknown:,} of {len(places):,} rows"
     return f"{which} cannot be placed by time or bar_index"
 
 

@@ -1,12 +1,12 @@
 """The windows that the model got most confidently wrong, each with what a person needs to look at it.
 
-Comes in: windows, labels and calibrated probabilities of the rows that judge a run. Goes out: plain values for
+Comes in: rows, labels and calibrated probabilities of the rows that judge a run. Goes out: plain values for
 `training_summary.json`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,15 @@ from ctxtrain.data.codec import PULSES, STATES
 from ctxtrain.data.schema import Window
 from ctxtrain.labels import LABELS
 
+Take = Callable[[NDArray[np.int64]], Iterable[Window]]  # row numbers → their windows, in that order
+
 MOST = 6
 TEXT_SHOWN = 600  # characters of a text row
 COLUMNS = ("open", "high", "low", "close", "volume")
 
 
 def confident_mistakes(
-    windows: Iterable[Window], labels_N: NDArray[np.int64], probabilities_NC: NDArray[np.float64]
+    take: Take, labels_N: NDArray[np.int64], probabilities_NC: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     """At most 6 wrongly called windows, the most confident first; equal ones in the order of the file.
 
@@ -32,15 +34,14 @@ def confident_mistakes(
     called_N, confidence_N = probabilities_NC.argmax(axis=1), probabilities_NC.max(axis=1)
     wrong = np.flatnonzero(called_N != labels_N)
     chosen = wrong[np.argsort(-confidence_N[wrong], kind="stable")][:MOST].tolist()
-    found = {row: window for row, window in enumerate(windows) if row in chosen}
     return [
         {
-            **_shown(found[row]),
+            **_shown(window),
             "label": LABELS[labels_N[row]],
             "called": LABELS[called_N[row]],
             "probabilities": dict(zip(LABELS, probabilities_NC[row].tolist(), strict=True)),
         }
-        for row in chosen
+        for row, window in zip(chosen, take(np.array(chosen, dtype=np.int64)), strict=True)
     ]
 
 

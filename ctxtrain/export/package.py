@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,8 +27,7 @@ from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from ctxtrain.data.batches import Tokens, tokenise
-from ctxtrain.data.codec import Codec
-from ctxtrain.data.schema import Window
+from ctxtrain.data.dataset import Dataset
 from ctxtrain.engine.api import Engine
 from ctxtrain.errors import DataError, ExportError, OutOfMemory
 from ctxtrain.evaluation.assess import assess
@@ -72,10 +71,8 @@ class Exported:
 def prepare_export(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    codec: Codec,
-    windows: Mapping[str, Iterable[Window]],
+    data: Dataset,
     tokens: Mapping[str, Tokens],
-    labels: Mapping[str, Ints],
     *,
     max_tokens: int,
     engine: Engine,
@@ -93,7 +90,8 @@ def prepare_export(
     Raises ExportError if the reopened model answers differently, WriteFailed if the disk takes no more.
     """
     folder = scratch / EXPORT_FOLDER
-    texts = list(codec.render_all(islice(windows["val"], CHECKED_ROWS)))
+    labels, codec = data.labels, data.codec
+    texts = list(codec.render_all(islice(data.files["val"], CHECKED_ROWS)))
     tokenizer.model_max_length = max_tokens
     trained = TrainedLogits.of(model.eval(), tokenizer, texts)
     with needing(scratch, 2 * sum(weight.nbytes for weight in model.parameters())):  # the folder, and the zip of it
@@ -104,14 +102,15 @@ def prepare_export(
             tokenizer.save_pretrained(folder)
         predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens, engine=engine)
         logits_NC, test = predictor.token_logits(tokens["val"]), None
-        blocks = blocks_of(windows["val"]).kept_whole if calibrate else None
+        blocks = blocks_of(data.places["val"]).kept_whole if calibrate else None
         calibration, thresholds = _calibrate(predictor, logits_NC, labels["val"], blocks, targets)
         scores = evaluate_logits(logits_NC, labels["val"], predictor.temperature)
         if "test" in tokens:
             logits_NC = predictor.token_logits(tokens["test"])
             test = evaluate_logits(logits_NC, labels["test"], predictor.temperature)
         assessment = assess(
-            windows,
+            data.files,
+            data.places,
             labels,
             "val" if test is None else "test",
             codec=codec,

@@ -29,8 +29,9 @@ from transformers import (
 
 from ctxtrain.data.batches import Tokens, tokenise
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.formats import StandardInput, WindowFile
+from ctxtrain.data.formats import StandardInput
 from ctxtrain.data.schema import Window, parse_row
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.engine.api import Engine, for_inference
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.evaluation.metrics import Metrics, evaluate_logits

@@ -33,7 +33,7 @@ def invented_rows(vocabulary: int, pad_id: int) -> Tokens:
     ids = np.random.default_rng(0).integers(0, vocabulary, LONGEST, dtype=np.int32)
     ids = np.where(ids == pad_id, (ids + 1) % vocabulary, ids).astype(np.int32)
     rows = [ids, ids[: LONGEST // 4]]
-    return Tokens(np.concatenate(rows), np.cumsum([len(row) for row in rows]), pad_id, 0)
+    return Tokens.of_lengths(np.concatenate(rows), np.array([len(row) for row in rows]), pad_id)
 
 
 def probe_of(model: Any) -> Tokens:

@@ -34,7 +34,7 @@ from ctxtrain.config.strict_yaml import load_yaml
 from ctxtrain.config.value_types import Place, Rate
 from ctxtrain.data.batches import Tokens, collate, tokenise
 from ctxtrain.data.codec import fit_codec
-from ctxtrain.data.formats import load_windows
+from ctxtrain.data.window_file import load_windows
 from ctxtrain.errors import ConfigError, shown
 from ctxtrain.limits import MOST_STEPS, MOST_TOKENS
 from ctxtrain.memory import needed_for

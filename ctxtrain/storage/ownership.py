@@ -12,11 +12,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
-
 from ctxtrain.config.strict_yaml import load_yaml
 from ctxtrain.errors import ConfigError
-from ctxtrain.regular_files import NotRegular, odd_kind, open_regular, read_regular
+from ctxtrain.regular_files import odd_kind, open_regular, read_regular
 from ctxtrain.storage.archive import FILES
 from ctxtrain.storage.atomic_files import MANIFEST
 from ctxtrain.storage.result_file import STANDARD_OUTPUT, try_to_write
@@ -24,14 +22,14 @@ from ctxtrain.storage.result_file import STANDARD_OUTPUT, try_to_write
 # What a run, or several of them, write below their folder.
 RUN_NAMES = frozenset({
     "config.yaml", "metrics.jsonl", "checkpoints", "best_model.safetensors", "training_summary.json", "report.html",
-    "export", "final_model.zip", "run.lock", "run.owner", "tracking.json", "runs.json", "rows", "ctxtrain", "mlflow",
+    "export", "final_model.zip", "run.lock", "run.owner", "tracking.json", "runs.json", "ctxtrain", "mlflow",
     "mlflow.db", "wandb",
 })  # fmt: skip
+SEVERAL_NAME = re.compile(r"fold_[0-9]+(-seed_[0-9]+)?|seed_[0-9]+")  # folders of several runs
 _ELSE = "Give another path"
 _MARKS = {"final_model.zip": (0, b"PK"), "best_model.safetensors": (8, b"{")}  # how these files begin, and where
 _FOLDERS = ("checkpoints", "export")
 PAGE_MARK = b"Written by ctxtrain"
-SOURCE = "source.json"  # beside the rows of folds: the files that the config named, by split
 SPLITS = ("train", "val", "test")
 SAMPLE, SAMPLE_MARK = "sample.json", b'"simulated_bars"'
 _SAMPLE_FILES = frozenset({SAMPLE, *(f"{split}.jsonl" for split in SPLITS)})
@@ -43,6 +41,13 @@ _MOST_LINKS = 40  # on the way to a file, as the system allows
 def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() and any(
         (folder / name).exists() for name in ("run.lock", "metrics.jsonl", "training_summary.json")
+    )
+
+
+def holds_runs(folder: Path) -> bool:
+    """Whether several runs, of seeds or folds, were begun in a folder."""
+    return (folder / "runs.json").exists() or any(
+        is_run(path) for path in folder.glob("*_[0-9]*") if SEVERAL_NAME.fullmatch(path.name)
     )
 
 
@@ -102,7 +107,7 @@ def _owner(place: Path) -> str | None:
             continue
         if is_run(folder):
             return f"the run {folder}"
-        if (folder / "runs.json").exists() or (folder / "rows" / SOURCE).exists():
+        if holds_runs(folder):
             return f"the runs in {folder}"
     if place.name in _SAMPLE_FILES and is_sample(place.parent):
         return f"the sample {place.parent}"
@@ -169,7 +174,7 @@ def refuse_foreign(run: Path, epochs: int = 0) -> None:
 
     `epochs` are those whose checkpoints will be written. Damaged files of a run may be written over: they begin right.
     """
-    files = sorted(RUN_NAMES - {*_FOLDERS, "run.lock", "rows", "ctxtrain", "mlflow", "wandb"})
+    files = sorted(RUN_NAMES - {*_FOLDERS, "run.lock", "ctxtrain", "mlflow", "wandb"})
     odd = {run / name: kind for name in files if (kind := odd_kind(run / name))}
     faults = [f"{path} is {kind} and not the file that a run writes" for path, kind in odd.items()]
     folders = [run / name for name in _FOLDERS]
@@ -192,13 +197,6 @@ def refuse_foreign_page(page: Path) -> None:
     """Raises ConfigError if what is to become a report is anything else now."""
     if faults := _foreign_page(page):
         raise ConfigError([f"{fault}. Move it away." for fault in faults])
-
-
-def refuse_foreign_source(rows: Path) -> None:
-    """Raises ConfigError if what is to say where rows of folds come from is anything else now."""
-    source = rows / SOURCE
-    if os.path.lexists(source) and sources_in(rows) is None:
-        raise ConfigError(f"{source} is not what several runs write under that name. Move it away.")
 
 
 def refuse_foreign_runs(report: Path) -> None:
@@ -260,7 +258,7 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def _inputs_of(run: Path) -> Iterator[Path]:
-    """The rows that a run's config names, those that the rows of a fold were taken from, and the files of its base."""
+    """The rows that a run's config names, and the files of its base."""
     try:
         config = load_yaml(run / "config.yaml")
         rows = [Path(config["data"][name]) for name in SPLITS if config["data"].get(name)]
@@ -268,20 +266,8 @@ def _inputs_of(run: Path) -> Iterator[Path]:
     except (ConfigError, KeyError, TypeError, AttributeError, OSError):  # of a damaged config; whoever reads it tells
         return
     yield from rows
-    for folder in {run.parent / "rows", *(path.parent.parent for path in rows)}:  # runs may be moved, or be links
-        yield from (sources_in(folder) or {}).values()
     if base.is_dir():
         yield from base.iterdir()
-
-
-def sources_in(rows: Path) -> dict[str, Path] | None:
-    """The files that the rows of folds were taken from, by split; None if that is not said or not to be read."""
-    try:
-        found = orjson.loads(read_regular(rows / SOURCE))
-        known = isinstance(found, dict) and "train" in found and found.keys() <= set(SPLITS)
-        return {split: Path(path) for split, path in found.items()} if known else None
-    except (OSError, NotRegular, ValueError, TypeError):
-        return None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

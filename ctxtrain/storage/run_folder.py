@@ -30,7 +30,7 @@ SOME_RUNS = 6  # as many are named in a message
 _OWNER = re.compile(r"process ([0-9]+) on (\S+) since \S+")
 _WRITTEN = (
     r"checkpoint_(epoch|step)_[0-9]+\.pt|config\.yaml|metrics\.jsonl|training_summary\.json|report\.html|run\.owner"
-    r"|tracking\.json|runs\.json|source\.json|(train|val|test)\.jsonl"
+    r"|tracking\.json|runs\.json"
 )
 _SCRATCH_FILE = re.compile(rf"\.({_WRITTEN})\.[a-z0-9_]{{8}}\.tmp")  # as tempfile makes names
 _SCRATCH_FOLDER = re.compile(r"\.export\.[a-z0-9_]{8}")

@@ -16,9 +16,12 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ctxtrain.config.overrides import required
-from ctxtrain.config.schema import Config, DataConfig
+from ctxtrain.config.schema import Config
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.formats import WindowFile
+from ctxtrain.data.dataset import Inputs
+from ctxtrain.data.table_cache import TableCache
+from ctxtrain.data.walk_forward import cut_folds
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
 from ctxtrain.labels import LABELS
 from ctxtrain.model import lora
@@ -31,7 +34,8 @@ from ctxtrain.training.step import Learner
 
 def several(config: Config) -> dict[str, object]:
     """The keys that ask for several runs, with their values."""
-    asking = {"training.seeds": config.training.seeds, "evaluation.folds": config.evaluation.folds}
+    folds = config.evaluation.folds if config.evaluation.fold is None else None
+    asking = {"training.seeds": config.training.seeds, "evaluation.folds": folds}
     return {key: value for key, value in asking.items() if value is not None}
 
 
@@ -45,14 +49,33 @@ def one_run(config: Config) -> Config:
                 for key, value in asking.items()
             ]
         )
-    if config.data.val is None:
+    if config.data.val is None and config.evaluation.folds is None:
         raise ConfigError(required("data.val"))
     return config
 
 
-def row_files(data: DataConfig) -> dict[str, WindowFile]:
-    """The file of each split that a run reads; it keeps what it read."""
-    return {split: WindowFile(path, keep=True) for split, path in split_paths(data).items()}
+def row_files(config: Config) -> dict[str, WindowFile]:
+    """The files that a config reads, by split; under folds `train` alone, which they are cut from."""
+    data = config.data
+    cache = None if data.cache == "auto" else TableCache(data.cache)
+    splits = ("train",) if config.evaluation.folds else ("train", "val", "test")
+    return {split: WindowFile(path, cache=cache) for split in splits if (path := getattr(data, split)) is not None}
+
+
+def inputs(config: Config, say: Callable[[str], None]) -> Inputs:
+    """The rows of one run; `say` shows notes. Raises ConfigError or DataError where they cannot be cut into folds."""
+    files = row_files(config)
+    if config.evaluation.folds:
+        note_unread(config, say)
+        fold = config.evaluation.fold or 1
+        return Inputs(cut_folds(files["train"], config.evaluation.folds)[fold - 1])
+    return Inputs(files)
+
+
+def note_unread(config: Config, say: Callable[[str], None]) -> None:
+    """Say which files of a config no fold reads."""
+    if config.data.val or config.data.test:
+        say("note: evaluation.folds splits data.train; data.val and data.test are not read")
 
 
 def dataset_settings(config: Config) -> dict[str, Any]:
@@ -64,15 +87,10 @@ def dataset_settings(config: Config) -> dict[str, Any]:
         "oversampling": config.oversampling.target,
         "max_repeat": config.oversampling.max_repeat,
         "weights": config.loss.class_weights,
-        "purge": data.purge,
+        "purge": data.purge or config.evaluation.folds is not None,
         "embargo": data.embargo,
         "allow_leakage": data.allow_leakage,
     }
-
-
-def split_paths(data: DataConfig) -> dict[str, str]:
-    """The path of each split that a run reads."""
-    return {split: path for split in ("train", "val", "test") if (path := getattr(data, split)) is not None}
 
 
 def base_name(config: Config) -> str:

@@ -24,10 +24,9 @@ from ctxtrain.config.schema import Config
 from ctxtrain.data import strict_json
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.check import check_files
-from ctxtrain.data.formats import WindowFile
-from ctxtrain.data.profile import survey
 from ctxtrain.data.schema import BAR_FIELDS, Bar
-from ctxtrain.data.walk_forward import split_rows, walk_forward
+from ctxtrain.data.walk_forward import cut_folds
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import build_tokenizer
@@ -463,17 +462,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 @pytest.mark.promise("E4")
 def test_the_order_of_lines_decides_nothing_about_folds(tmp_path: Path, amount: Amount, figure: Figure) -> None:
-    """The files that folds train on are equal byte for byte, so all that follows is; events of two symbols coincide."""
+    """The windows of all splits are equal byte for byte, so all that follows is; events of two symbols coincide."""
     rows = dated_rows(40, seed=1, apart=7)
     rows += [row | {"symbol": "OTHER"} for row in dated_rows(40, seed=2, apart=7)]
     shuffles = amount(4, 20)
     found: set[tuple[int, str, bytes]] = set()
     for seed in range(shuffles):
         order = np.random.default_rng(seed).permutation(len(rows))
-        surveyed, error = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", [rows[n] for n in order])))
-        assert error is None
-        for number, fold in enumerate(walk_forward(surveyed, 3)):
-            found.update((number, name, rows) for name, rows in split_rows(surveyed.file, fold).items())
+        file = WindowFile(write_rows(tmp_path / "rows.jsonl", [rows[n] for n in order]))
+        for number, fold in enumerate(cut_folds(file, 3)):
+            for name, own in fold.items():
+                content = b"".join(values.tobytes() for window in own for values in window.bars.values())
+                found.add((number, name, content))
     assert len(found) == 9
     figure("E4", "{} orders of a file, the same folds byte for byte", shuffles)
 

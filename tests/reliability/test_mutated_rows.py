@@ -16,10 +16,10 @@ from numpy.random import Generator
 
 from ctxtrain.data.check import check_files
 from ctxtrain.data.codec import CodecFitter
-from ctxtrain.data.formats import WindowFile
 from ctxtrain.data.profile import noticed, survey
 from ctxtrain.data.schema import BAR_FIELDS
 from ctxtrain.data.walk_forward import walk_forward
+from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, ConfigError
 from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
 from ctxtrain.evaluation.blocks import blocks_of
@@ -247,9 +247,9 @@ def looked_at(path: Path, rows: int) -> Counter[str]:
             table = window_inputs(windows, *input_names(codec))
             assert not np.isinf(table).any()
     if windows:
-        assert len(blocks_of(windows).block_N) == len(windows)
+        assert len(blocks_of(surveyed.places).block_N) == len(windows)
         labels_N = np.zeros(len(windows), dtype=np.int64)
-        json.dumps(confident_mistakes(windows, labels_N, np.tile([0.2, 0.5, 0.3], (len(windows), 1))))
+        json.dumps(confident_mistakes(surveyed.file.take, labels_N, np.tile([0.2, 0.5, 0.3], (len(windows), 1))))
         assert all(noticed({"rows": surveyed}))
         with suppress(ConfigError):  # rows without a place, or a class
             walk_forward(surveyed, 2)

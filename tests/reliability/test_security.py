@@ -327,7 +327,7 @@ def refuse(event, arguments):
         raise SystemExit(f"network: {event} {arguments}")
 sys.addaudithook(refuse)
 from ctxtrain import Config, TrainingPipeline, load_model
-from ctxtrain.data.formats import load_windows
+from ctxtrain.data.window_file import load_windows
 config = Config.load(sys.argv[1])
 assert TrainingPipeline(config).run()
 assert TrainingPipeline(config, resume=True).export()

@@ -56,7 +56,8 @@ class GraphPasses(InferencePasses):
 
     def _division(self, tokens: Tokens) -> tuple[int, int]:
         workers = torch.get_num_threads()
-        return workers, min(STATES_OF_A_CORE // self.width, max(FEWEST_TOKENS, -(-len(tokens.flat) // workers)))
+        share = -(-int(tokens.lengths.sum()) // workers)
+        return workers, min(STATES_OF_A_CORE // self.width, max(FEWEST_TOKENS, share))
 
 
 def for_training(
