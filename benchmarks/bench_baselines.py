@@ -22,7 +22,7 @@ from sklearn.metrics import f1_score
 
 from ctxtrain.data.codec import Codec, fit_codec
 from ctxtrain.data.oversampling import labels_of
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
 from ctxtrain.evaluation.baselines import fit_baselines

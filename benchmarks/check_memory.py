@@ -46,8 +46,8 @@ def lines(rows: int, seed: int) -> Iterator[str]:
                 f'"volume":{100 + place * 7 + number % 90}}}'
             )
             price = 2000 + (closed - 2000) * 0.99
-        label = LABELS[int(rng.integers(3))]
-        yield f'{{"id":"r{seed}-{number}","label":"{label}","context_bars":[{",".join(bars[:-1])}],"current_bar":{bars[-1]}}}\n'
+        facts = f'"id":"r{seed}-{number}","label":"{LABELS[int(rng.integers(3))]}"'
+        yield f'{{{facts},"context_bars":[{",".join(bars[:-1])}],"current_bar":{bars[-1]}}}\n'
 
 
 def anonymous_mb() -> float:

@@ -21,7 +21,7 @@ The data flows down this list; a module imports only from modules above it.
     data.time_units             the unit and the moment of a time
     data.bar_order              where the bars of a row stand
     data.wild_prints            prints that are far off are drawn near
-    data.schema                 a JSON object → a window, or faults
+    data.parse_window           a JSON object → a window, or faults
     data.notices                what was dropped, guessed or put right in a file
     data.columns                columns of numbers on disk
     data.table                  windows as Arrow columns on disk
@@ -31,7 +31,8 @@ The data flows down this list; a module imports only from modules above it.
     data.features               windows → normalised numbers
     data.codec                  windows → text
     data.positions              where the windows of files lie, on one scale
-    data.oversampling           oversampling and class weights
+    data.oversampling           which windows an epoch sees
+    data.class_weights          what an error on each class weighs
     data.profile                what is kept of a file's rows after a walk
     data.duplicates             rows that are the same window
     data.leakage                rows that know too much; purging
@@ -48,7 +49,8 @@ The data flows down this list; a module imports only from modules above it.
     model.tokenizer             its tokenizer
     model.lora                  frozen base + LoRA + head
     model.losses                class-weighted focal loss
-    model.optimizer             optimizer and schedule
+    model.optimizer             the optimizer
+    model.schedule              its learning rate over the steps
     model.agreement             does a network give transformers' logits
 
     engine.tuning               allocator, waiting threads, the first call of vector mathematics
@@ -65,7 +67,7 @@ The data flows down this list; a module imports only from modules above it.
     engine.api                  the one door: for_training, for_inference, tune_process
 
     evaluation                  metrics, temperature; intervals, baselines, targets: what may be believed
-    storage.validated, storage.archive, storage.atomic_files    files that appear whole or not at all
+    storage.validated, storage.atomic_files, storage.archive    files that appear whole or not at all
     storage.result_file         where a command's result goes
     storage.ownership           what is written is neither what is read nor anyone else's
     storage.metrics_log         metrics.jsonl

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ctxtrain.data.formats import Reading, parse_lines
-from ctxtrain.data.schema import Window, parse_row
+from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.window_file import WindowFile
 
 Row = dict[str, Any]

@@ -10,8 +10,8 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 from ctxtrain.data.codec import fit_codec
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import places_of
-from ctxtrain.data.schema import Window
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.evaluation.assess import assess
 from ctxtrain.evaluation.baselines import (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ctxtrain.data.check import embedded_tokenizer
 from ctxtrain.data.codec import PULSES, STATES, Codec, CodecFitter, fit_codec
-from ctxtrain.data.schema import Window, parse_row
+from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import DataError
 from ctxtrain.model.embedded import build_tokenizer

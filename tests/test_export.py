@@ -26,7 +26,7 @@ from ctxtrain import Config, TrainingPipeline, load_model
 from ctxtrain.cli.process import main
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.codec import RENDERED_TOGETHER
-from ctxtrain.data.schema import Window, parse_row
+from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.engine.reference import InferencePasses
 from ctxtrain.errors import ConfigError, DataError, ExportError
 from ctxtrain.export import reopen
@@ -36,7 +36,8 @@ from ctxtrain.model import lora
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.reporting.verdict import baselines_said, verdict
 from ctxtrain.storage import checkpoint
-from ctxtrain.storage.atomic_files import check_manifest, pack, sha256_file, unpack, write_manifest
+from ctxtrain.storage.archive import pack, unpack
+from ctxtrain.storage.atomic_files import check_manifest, sha256_file, write_manifest
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.tiny_models import build_tiny
 

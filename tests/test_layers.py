@@ -1,6 +1,8 @@
 """The shape of the package: imports go one way, and pieces stay small."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -144,3 +146,35 @@ def test_functions_stay_small() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
+
+
+ABSENT = """
+import importlib, sys
+for name in ("pyarrow", "catboost", "onnx", "onnxruntime", "datasets", "pandas"):  # the last two need pyarrow
+    sys.modules[name] = None
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+"""
+
+
+def test_what_trains_imports_without_tables_baselines_and_onnx() -> None:
+    """Model, engine, optimizer step, checkpoints and merge; of the engine all but what runs ONNX Runtime itself."""
+    trains = [module for module in MODULES if module.startswith(("model.", "engine."))]
+    trains.remove("engine.cpu.onnx_inference")
+    names = [f"ctxtrain.{module}" for module in (*trains, "training.step", "storage.checkpoint")]
+    done = subprocess.run([sys.executable, "-c", ABSENT, *names], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_users_own_folder_ml_changes_nothing(tmp_path: Path) -> None:
+    """A script finds the folder that it lies in first."""
+    (tmp_path / "ml").mkdir()
+    for name in ("__init__.py", "train.py"):
+        (tmp_path / "ml" / name).write_text("raise SystemExit('the wrong ml')")
+    (tmp_path / "mine.py").write_text(
+        "from ctxtrain import Config, TrainingPipeline, load_model, run_several\nprint(TrainingPipeline.__module__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "ctxtrain.train\n"), done.stderr[-2000:]

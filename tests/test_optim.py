@@ -5,7 +5,8 @@ import torch
 
 from ctxtrain.config.schema import TrainingConfig
 from ctxtrain.errors import ConfigError
-from ctxtrain.model.optimizer import Schedule, make_optimizer, make_schedule, not_finite, state_like
+from ctxtrain.model.optimizer import make_optimizer, not_finite, state_like
+from ctxtrain.model.schedule import Schedule, make_schedule
 
 
 def rates(schedule: Schedule, warmup_steps: int, total_steps: int) -> list[float]:

@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ctxtrain.data.batches import collate, tokenise
-from ctxtrain.data.schema import MAX_BARS, MIN_BARS
+from ctxtrain.data.parse_window import MAX_BARS, MIN_BARS
 from ctxtrain.errors import ConfigError
 from ctxtrain.model.embedded import base_config, build_tokenizer, embedded_base, is_close_token, token_parts
 from ctxtrain.pretraining import practice_windows as windows_module

@@ -18,7 +18,7 @@ from scipy.special import softmax
 
 import ctxtrain
 from ctxtrain.cli.process import main
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.evaluation.selective import confidence_histogram
 from ctxtrain.evaluation.worst_errors import TEXT_SHOWN, confident_mistakes

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ctxtrain.data.oversampling import class_counts, class_weights, epoch_rows, oversampled_counts
+from ctxtrain.data.class_weights import class_weights
+from ctxtrain.data.oversampling import class_counts, epoch_rows, oversampled_counts
 from ctxtrain.errors import DataError
 
 Ints = NDArray[np.int64]

@@ -35,7 +35,7 @@ from transformers import AutoTokenizer
 
 from ctxtrain import Config, TrainingPipeline
 from ctxtrain.cli.process import main
-from ctxtrain.data.schema import BAR_FIELDS, parse_row
+from ctxtrain.data.parse_window import BAR_FIELDS, parse_row
 from ctxtrain.serve.refusals import Code
 from ctxtrain.serve.server import bound
 from ctxtrain.storage.atomic_files import sha256_file, write_manifest

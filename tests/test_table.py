@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ctxtrain import TrainingPipeline, run_several
-from ctxtrain.data import batches, formats, schema, tokens
+from ctxtrain.data import batches, formats, parse_window, tokens
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import places_of
-from ctxtrain.data.schema import Window
 from ctxtrain.data.table_cache import TableCache
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
@@ -113,7 +113,7 @@ def test_rows_are_parsed_and_tokenised_once(
 ) -> None:
     """Counted in the real functions. Rows of folds have no features here, so that one codec fits all folds."""
     places: list[str] = []
-    parse, texts, tokenise = schema.parse_row, Counter[str](), batches.token_rows
+    parse, texts, tokenise = parse_window.parse_row, Counter[str](), batches.token_rows
 
     def counted(row: object, place: str, *, labelled: bool) -> tuple[Window | None, list[str]]:
         places.append(place)

@@ -12,9 +12,9 @@ import pytest
 
 from ctxtrain.data.check import check_files
 from ctxtrain.data.leakage import BY_PLACE, purged_rows
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import places_of
 from ctxtrain.data.profile import extent, survey
-from ctxtrain.data.schema import Window
 from ctxtrain.data.time_units import ISO, NAIVE, NUMBER, UNITS, nanoseconds
 from ctxtrain.data.walk_forward import walk_forward
 from ctxtrain.data.window_file import WindowFile

@@ -8,8 +8,8 @@ from scipy.stats import beta
 from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 
 from benchmarks.bench_coverage import EVEN, HIGHEST, LOWEST, RARE, SCORES, Setting, cover, independent
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import places_of
-from ctxtrain.data.schema import Window
 from ctxtrain.evaluation.blocks import FEWEST_BLOCKS, ONE_BLOCK, blocks_of, time_blocks
 from ctxtrain.evaluation.bootstrap import block_sums, difference_intervals, score_intervals, weighted_sums
 from ctxtrain.evaluation.calibration import TemperatureScaler, folds, reliability

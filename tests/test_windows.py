@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxtrain.data.schema import parse_row
+from ctxtrain.data.parse_window import parse_row
 from ctxtrain.data.window_file import WindowFile, load_windows
 from ctxtrain.errors import DataError
 from tests.helpers import Row, bars_of, make_row, make_window, read, walk, write_rows

@@ -59,8 +59,10 @@ class Tokens:
 
     def digests(self) -> NDArray[np.uint64]:
         """16 bytes of a SHA-256 of each row, of shape (rows, 2)."""
-        found = b"".join(hashlib.sha256(self.row(n).tobytes()).digest()[:16] for n in range(len(self)))
-        return np.frombuffer(found, dtype=">u8").astype(np.uint64).reshape(-1, 2)
+        found = np.empty((len(self), 2), dtype=np.uint64)
+        for n in range(len(self)):
+            found[n] = np.frombuffer(hashlib.sha256(self.row(n).tobytes()).digest()[:16], dtype=">u8")
+        return found
 
 
 @dataclass(frozen=True)

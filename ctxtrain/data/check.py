@@ -20,9 +20,9 @@ from ctxtrain.data.drift import drift
 from ctxtrain.data.duplicates import Twins
 from ctxtrain.data.leakage import find_leaks, unchecked
 from ctxtrain.data.oversampling import by_label, class_counts, require_every_class
+from ctxtrain.data.parse_window import LABEL_SIDE
 from ctxtrain.data.positions import spans_of
 from ctxtrain.data.profile import Hashes, Survey, extent, noticed, survey, wild_prints
-from ctxtrain.data.schema import LABEL_SIDE
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 

@@ -36,7 +36,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.features import WindowNumbers, window_numbers
-from ctxtrain.data.schema import BAR_FIELDS, LARGEST, Window
+from ctxtrain.data.parse_window import BAR_FIELDS, LARGEST, Window
 from ctxtrain.data.wild_prints import SAME, near_values
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 

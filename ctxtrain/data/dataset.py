@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxtrain.data.batches import Tokens
+from ctxtrain.data.class_weights import class_weights
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.drift import drift
 from ctxtrain.data.leakage import Finding, find_leaks, purged_rows, told, unchecked, unplaced
 from ctxtrain.data.notices import unit_line
-from ctxtrain.data.oversampling import by_label, class_counts, class_weights, oversampled_counts
+from ctxtrain.data.oversampling import by_label, class_counts, oversampled_counts
 from ctxtrain.data.positions import Places, spans_of
 from ctxtrain.data.profile import RowNames, Survey, extent, noticed, readings, survey, wild_line, wild_prints
 from ctxtrain.data.tokens import TokenStore

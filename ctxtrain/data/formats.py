@@ -26,7 +26,7 @@ import orjson
 
 from ctxtrain.data import strict_json
 from ctxtrain.data.notices import Noticed
-from ctxtrain.data.schema import Window, parse_row, unread_fields
+from ctxtrain.data.parse_window import Window, parse_row, unread_fields
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 if TYPE_CHECKING:

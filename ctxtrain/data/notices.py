@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.time_units import NUMBER
 
 

@@ -1,7 +1,6 @@
-"""Which windows an epoch sees, and with which class weights.
+"""Which windows an epoch sees.
 
-Comes in: the labels of the training rows. Goes out: row numbers per epoch, drawn from (seed, epoch) alone, and
-three class weights.
+Comes in: the labels of the training rows. Goes out: row numbers per epoch, drawn from (seed, epoch) alone.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.errors import DataError
 from ctxtrain.labels import LABELS
 from ctxtrain.runtime import Purpose, generator
@@ -68,17 +67,3 @@ def epoch_rows(labels_N: Ints, counts_C: Ints, seed: int, epoch: int) -> Ints:
         rows.append(rng.choice(own, size=int(wanted) - len(own), replace=True))
     shuffled: Ints = rng.permutation(np.concatenate(rows))
     return shuffled
-
-
-def class_weights(counts_C: Ints, weights: Literal["auto", "none"] | Sequence[float]) -> list[float]:
-    """Weight of each class in the loss.
-
-    `auto` is inverse frequency with mean 1, over the counts *after* oversampling, so that the two never correct the
-    same imbalance twice: fully oversampled classes weigh 1 each.
-    """
-    if weights == "none":
-        return [1.0] * len(LABELS)
-    if weights == "auto":
-        inverse = 1.0 / counts_C
-        return [float(weight) for weight in inverse / inverse.mean()]
-    return [float(weight) for weight in weights]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ctxtrain.data.bar_order import Place, Stamps
 from ctxtrain.data.columns import DiskColumn
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.time_units import NUMBER
 
 Ints = NDArray[np.int64]

@@ -18,8 +18,8 @@ from ctxtrain.data.codec import CodecFitter
 from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.features import WindowNumbers, window_numbers
 from ctxtrain.data.formats import Reading
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import Places, PlacesBuilder, symbol_lines
-from ctxtrain.data.schema import Window
 from ctxtrain.data.time_units import moment
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import DataError

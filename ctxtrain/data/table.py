@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from ctxtrain.data.bar_order import Place, Placed
 from ctxtrain.data.columns import temporary_disk
-from ctxtrain.data.schema import BAR_FIELDS, Window
+from ctxtrain.data.parse_window import BAR_FIELDS, Window
 
 Ints = NDArray[np.int64]
 

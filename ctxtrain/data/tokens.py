@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 
+_MADE = [("start", "i8"), ("length", "i8"), ("cut", "?")]
+
+
 class TokenStore:
     """Token rows by file, codec, tokenizer and longest text."""
 
@@ -56,13 +59,12 @@ class _TokenFile:
             self._is_cut = np.pad(self._is_cut, (0, more))
         missing = np.flatnonzero(self._length[rows] == 0)
         texts = codec.render_all(file.take(missing) if len(missing) < len(rows) else file)
-        made = []
+        made = DiskColumn(_MADE)
         for ids, is_cut in token_rows(texts, tokenizer, max_tokens):
             made.append((len(self._flat), len(ids), is_cut))
             self._flat.extend(ids)
-        if made:  # after all of them, since a row that cannot be rendered ends the loop
-            chosen = rows[missing]
-            self._start[chosen], self._length[chosen], self._is_cut[chosen] = zip(*made, strict=True)
+        found, chosen = made.array(), rows[missing]
+        self._start[chosen], self._length[chosen], self._is_cut[chosen] = found["start"], found["length"], found["cut"]
         starts_N = self._start[rows]
         return Tokens(
             self._flat.array(),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxtrain.data.formats import Reading, file_sha256, open_lines, parse_lines
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.data.table import TableWriter, WindowTable
 from ctxtrain.data.table_cache import TableCache
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.features import window_numbers
-from ctxtrain.data.schema import LARGEST, Window
+from ctxtrain.data.parse_window import LARGEST, Window
 
 Floats = NDArray[np.float64]
 

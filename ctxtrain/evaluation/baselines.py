@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
 from ctxtrain.evaluation.metrics import METRICS, OwnSums, class_scores, macro_f1
 from ctxtrain.evaluation.scores import Judged

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxtrain.data.codec import PULSES, STATES
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.labels import LABELS
 
 Take = Callable[[NDArray[np.int64]], Iterable[Window]]  # row numbers → their windows, in that order

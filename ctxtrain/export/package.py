@@ -41,7 +41,8 @@ from ctxtrain.export.predictor import EXPORT_FOLDER, Predictor, load_model
 from ctxtrain.memory import REMEDY, out_of_memory
 from ctxtrain.model.lora import merge
 from ctxtrain.model.tokenizer import quiet_transformers
-from ctxtrain.storage.atomic_files import needing, pack, share_or_copy, sync, to_json, write_manifest
+from ctxtrain.storage.archive import pack
+from ctxtrain.storage.atomic_files import needing, share_or_copy, sync, to_json, write_manifest
 from ctxtrain.storage.run_folder import RunFolder
 
 Ints = NDArray[np.int64]

@@ -30,7 +30,7 @@ from transformers import (
 from ctxtrain.data.batches import Tokens, tokenise
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.formats import StandardInput
-from ctxtrain.data.schema import Window, parse_row
+from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.engine.api import Engine, for_inference
 from ctxtrain.errors import ConfigError, DataError
@@ -41,7 +41,8 @@ from ctxtrain.labels import LABELS
 from ctxtrain.memory import needed_for
 from ctxtrain.model.base_config import refusing
 from ctxtrain.model.tokenizer import quiet_transformers
-from ctxtrain.storage.atomic_files import MANIFEST, check_manifest, sha256_file, unpack
+from ctxtrain.storage.archive import unpack
+from ctxtrain.storage.atomic_files import MANIFEST, check_manifest, sha256_file
 from ctxtrain.storage.run_folder import refuse_several
 from ctxtrain.storage.validated import Part, read_as
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ctxtrain.data.codec import PULSES, STATES, Codec, FeatureScale
 from ctxtrain.data.features import true_range, window_numbers
-from ctxtrain.data.schema import MAX_BARS, MIN_BARS, Window
+from ctxtrain.data.parse_window import MAX_BARS, MIN_BARS, Window
 from ctxtrain.pretraining.stack import Floats, Stack
 from ctxtrain.pretraining.statistics import bar_statistics, event_statistics
 from ctxtrain.synthetic.bars import Symbol, simulate

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ctxtrain.data.schema import Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.errors import DataError
 from ctxtrain.export.predictor import Prediction
 

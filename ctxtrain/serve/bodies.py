@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ctxtrain.data import strict_json
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.schema import Window, parse_row
+from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.errors import MAX_FAULTS_SHOWN, shown
 from ctxtrain.serve.refusals import Refusal, no_window
 

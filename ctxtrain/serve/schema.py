@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.schema import PLACE_FIELDS, TextRow, WindowRow
+from ctxtrain.data.parse_window import PLACE_FIELDS, TextRow, WindowRow
 from ctxtrain.serve.refusals import ErrorBody
 
 REFERENCE = "#/components/schemas/{model}"

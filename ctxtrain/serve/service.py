@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.schema import BAR_FIELDS, MAX_BARS, Window, parse_row
+from ctxtrain.data.parse_window import BAR_FIELDS, MAX_BARS, Window, parse_row
 from ctxtrain.errors import DataError
 from ctxtrain.export.predictor import MinConfidence, Prediction, Predictor
 from ctxtrain.serve.batching import Batcher, QueueFull

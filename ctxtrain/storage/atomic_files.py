@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their hashes, and the zip.
+"""Files that appear whole or not at all, and their hashes.
 
 A file is written under another name in the same folder, flushed to the disk, renamed into place, and the folder is
 flushed too; so a name always shows either the old content or the new one, also after a crash or a power cut. A flush
@@ -18,25 +18,21 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import struct
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ctxtrain.errors import DataError
 from ctxtrain.regular_files import odd_kind, open_regular, read_regular
-from ctxtrain.storage.archive import opened_archive
 from ctxtrain.storage.validated import reasons
 
 MANIFEST = "manifest.json"
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold; one date makes equal inputs equal bytes
 _CHUNK = 1 << 20
 _END, _END_SIGNATURE = struct.Struct("<4s16sH"), b"PK\5\6"  # a zip file's last record: its comment's length comes last
 _SEAL, _HEX = b"sha256 ", 64
@@ -254,50 +250,3 @@ def check_manifest(folder: Path) -> None:
             )
     if faults:
         raise DataError([f"{fault}, or copy the whole export." for fault in faults])
-
-
-def pack(folder: Path, target: Path) -> None:
-    """Zip a folder: names sorted, one date, one mode, nothing compressed (weights do not shrink); sealed."""
-    names = files_below(folder)
-    with replacing(target, sum((folder / name).stat().st_size for name in names)) as stream:
-        with zipfile.ZipFile(stream, "w") as archive:
-            for name in names:
-                entry = zipfile.ZipInfo(name, _ZIP_EPOCH)
-                entry.external_attr = (stat.S_IFREG | 0o644) << 16
-                entry.create_system = 3  # Unix, whatever system packs
-                entry.file_size = (folder / name).stat().st_size
-                with (folder / name).open("rb") as source, archive.open(entry, "w") as packed:
-                    shutil.copyfileobj(source, packed, _CHUNK)
-        seal(stream)
-
-
-def unpack(archive_path: Path, folder: Path) -> None:
-    """Unzip an export. Raises DataError, before anything is written, if it is not laid out as `pack` does it.
-
-    The seal is checked first; a zip without one is read, since its manifest has a digest of each file.
-    """
-    with open_regular(archive_path) as stream:
-        if seal_fits(stream) is False:
-            raise Damaged(
-                f"{archive_path}: not a whole zip file (its bytes do not have the SHA-256 that was written with them). "
-                "Copy or export it again."
-            )
-    try:
-        with opened_archive(archive_path) as archive:
-            for entry in archive.infolist():
-                target = folder / entry.filename
-                target.parent.mkdir(exist_ok=True)
-                with archive.open(entry) as packed, target.open("wb") as stream:
-                    _copy_exactly(packed, stream, entry.file_size)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise DataError(
-            f"{archive_path}: not a whole zip file of an export ({error}). Copy or export it again."
-        ) from None
-
-
-def _copy_exactly(source: IO[bytes], target: IO[Any], size: int) -> None:
-    while size > 0 and (chunk := source.read(min(_CHUNK, size))):
-        target.write(chunk)
-        size -= len(chunk)
-    if size or source.read(1):
-        raise zipfile.BadZipFile("an entry is not as long as it says")

@@ -26,7 +26,8 @@ from ctxtrain.errors import ConfigError
 from ctxtrain.labels import LABELS
 from ctxtrain.model import lora
 from ctxtrain.model.losses import make_loss
-from ctxtrain.model.optimizer import make_optimizer, make_schedule
+from ctxtrain.model.optimizer import make_optimizer
+from ctxtrain.model.schedule import make_schedule
 from ctxtrain.runtime import make_accelerator, resolve_dtype
 from ctxtrain.tracking.trackers import require_trackers
 from ctxtrain.training.step import Learner

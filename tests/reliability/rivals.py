@@ -16,7 +16,8 @@ import torch
 
 from ctxtrain.errors import RunLocked
 from ctxtrain.storage import checkpoint
-from ctxtrain.storage.atomic_files import check_manifest, pack, unpack
+from ctxtrain.storage.archive import pack, unpack
+from ctxtrain.storage.atomic_files import check_manifest
 from ctxtrain.storage.checkpoint import CheckpointFolder
 from ctxtrain.storage.run_folder import RunFolder
 

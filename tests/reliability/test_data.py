@@ -24,7 +24,7 @@ from ctxtrain.config.schema import Config
 from ctxtrain.data import strict_json
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.check import check_files
-from ctxtrain.data.schema import BAR_FIELDS, Bar
+from ctxtrain.data.parse_window import BAR_FIELDS, Bar
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError

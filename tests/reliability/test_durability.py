@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from ctxtrain.errors import DataError
 from ctxtrain.storage import checkpoint
-from ctxtrain.storage.atomic_files import Damaged, check_manifest, pack, seal, sha256_file, unpack
+from ctxtrain.storage.archive import pack, unpack
+from ctxtrain.storage.atomic_files import Damaged, check_manifest, seal, sha256_file
 from ctxtrain.storage.checkpoint import CheckpointFolder
 from ctxtrain.storage.metrics_log import MetricsLog
 from ctxtrain.storage.run_folder import RunFolder

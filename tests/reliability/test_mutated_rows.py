@@ -16,8 +16,8 @@ from numpy.random import Generator
 
 from ctxtrain.data.check import check_files
 from ctxtrain.data.codec import CodecFitter
+from ctxtrain.data.parse_window import BAR_FIELDS
 from ctxtrain.data.profile import noticed, survey
-from ctxtrain.data.schema import BAR_FIELDS
 from ctxtrain.data.walk_forward import walk_forward
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, ConfigError

@@ -24,7 +24,8 @@ from ctxtrain.cli.process import main
 from ctxtrain.config.strict_yaml import _Loader, parse_yaml
 from ctxtrain.errors import ConfigError
 from ctxtrain.storage import checkpoint
-from ctxtrain.storage.atomic_files import pack, write_manifest
+from ctxtrain.storage.archive import pack
+from ctxtrain.storage.atomic_files import write_manifest
 from ctxtrain.versions import FIRST_SAFE
 from tests.conftest import Amount, Needs
 from tests.helpers import learnable_rows, make_row, write_rows

@@ -33,7 +33,7 @@ def opener(what: str, scratch: Path) -> Callable[[Path], object]:
 
         return checkpoint.load
     if what == "unpack":
-        from ctxtrain.storage.atomic_files import unpack
+        from ctxtrain.storage.archive import unpack
 
         return lambda path: unpack(path, scratch / "unpacked")
     from ctxtrain.export.predictor import load_model
