@@ -160,6 +160,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
         config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}),
         "must not depend on the rows beside it, but rope_parameters is dynamic",
     ),
+    "dynamic rope in another key": (
+        config(partial_rotary_factor={"rope_type": "dynamic", "factor": 2.0}),
+        "but rope_parameters is dynamic",
+    ),
+    "longrope below another key": (
+        config(partial_rotary_factor={"full_attention": {"rope_type": "longrope"}}),
+        "but rope_parameters is longrope",
+    ),
     "old dynamic rope": (config(rope_scaling={"type": "dynamic", "factor": 2.0}), "but rope_scaling is dynamic"),
     "long rope": (config(rope_scaling={"rope_type": "longrope"}), "but rope_scaling is longrope"),
     "llama": (config(model_type="llama"), "model_type must be a Qwen that transformers opens as a classifier (qwen2, "),

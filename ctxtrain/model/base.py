@@ -177,7 +177,11 @@ def _look(folder: Path) -> tuple[list[str], BaseFacts | None]:
         return faults, None
     kept, dropped = clean(values)
     with refusing(ConfigError, "config.json: transformers does not take it"):
-        fault = size_fault(known_config(kept), shapes, exact=False)
+        config = known_config(kept)
+        fault = size_fault(config, shapes, exact=False)
+    # transformers moves keys: a partial_rotary_factor that is an object lands among the rope_parameters that are written
+    if faults := config_faults(config.to_dict()):
+        return faults, None
     table = next((shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight")), None)
     if table is None:
         return ["the weights must hold embed_tokens.weight, they do not. Use a whole checkpoint"], None
