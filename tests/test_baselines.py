@@ -14,12 +14,11 @@ from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import places_of
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.evaluation.assess import assess
+from ctxtrain.evaluation.baseline_models import MOST_ROWS_A_TREE, extra_trees
 from ctxtrain.evaluation.baselines import (
-    MOST_ROWS_A_TREE,
     Baseline,
     best_on_validation,
     expected_random_scores,
-    extra_trees,
     fit_baselines,
     variants,
 )

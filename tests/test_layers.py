@@ -166,6 +166,16 @@ def test_what_trains_imports_without_tables_baselines_and_onnx() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_answers_and_the_start_of_a_run_load_no_library_of_its_end() -> None:
+    """scikit-learn with pandas, and scipy.stats, take seconds, and only the baselines of a run's end need them."""
+    code = (
+        "import sys, ctxtrain.train, ctxtrain.export.predictor\n"
+        "print(sorted({'catboost', 'pandas', 'scipy.stats', 'sklearn', 'altair'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr[-2000:]
+
+
 def test_a_users_own_folder_ml_changes_nothing(tmp_path: Path) -> None:
     """A script finds the folder that it lies in first."""
     (tmp_path / "ml").mkdir()

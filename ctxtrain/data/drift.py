@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 
 from ctxtrain.data.profile import Survey, Values
 
@@ -36,7 +36,7 @@ def drift(first: Survey, second: Survey) -> list[dict[str, Any]]:
     for name in sorted(set.intersection(*map(set, mine), *map(set, theirs))):
         ours, others = (np.array([values[name] for values in rows]) for rows in (mine, theirs))
         psi, bins = population_stability(ours, others)
-        chance = float(chi2.ppf(0.999, bins - 1)) * (1 / len(ours) + 1 / len(others)) if bins > 1 else 0.0
+        chance = 2 * float(gammaincinv((bins - 1) / 2, 0.999)) * (1 / len(ours) + 1 / len(others)) if bins > 1 else 0.0
         found.append({"feature": name, "psi": psi, "chance": chance, "shifted": psi > max(SHIFTED, chance)})
     return sorted(found, key=lambda entry: -float(entry["psi"]))
 

@@ -23,12 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
-from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from scipy.special import gammaln, xlog1py, xlogy
 from threadpoolctl import threadpool_limits
 
 from ctxtrain.data.codec import Codec
@@ -44,7 +39,7 @@ Ints = NDArray[np.int64]
 LEAST_PROBABILITY = 1e-6  # a trained classifier may say 0, and one such row would make the likelihood infinite
 TEXT_ROWS = "the rows are text, and there are no bars to compute numbers from"
 WITHOUT_INPUT = ("majority", "class_prior")
-MOST_ROWS_A_TREE = 10_000  # a tree's leaves grow with its rows: 500 trees on a million rows would take 30 GB
+TRAINED = ("logistic_regression", "gradient_boosting", "extra_trees", "catboost")  # from the simplest on
 
 
 @dataclass(frozen=True)
@@ -71,9 +66,11 @@ def fit_baselines(
     """
     shares_C = np.bincount(labels["train"], minlength=len(LABELS)) / len(labels["train"])
     found = {name: _without_input(name, shares_C, labels, split) for name in _wanted(WITHOUT_INPUT, only)}
-    makers = _wanted(_MAKERS, only)
+    makers = _wanted(TRAINED, only)
     if codec.kind == "text" or not makers:
         return found, dict.fromkeys(makers, TEXT_ROWS)
+    from ctxtrain.evaluation.baseline_models import MAKERS, NotFitted  # scikit-learn takes seconds to import
+
     flags, features = input_names(codec)
     tables = {name: window_inputs(windows[name], flags, features) for name in {"train", "val", split}}
     known = ~np.isnan(tables["train"]).all(axis=0)
@@ -81,8 +78,8 @@ def fit_baselines(
     left_out = {}
     for name in makers:
         try:
-            found[name] = _trained(_MAKERS[name], tables, labels, split, seed)
-        except _Refused as error:
+            found[name] = _trained(MAKERS[name], tables, labels, split, seed)
+        except NotFitted as error:
             left_out[name] = str(error)
     return found, left_out
 
@@ -114,7 +111,7 @@ def expected_random_scores(labels_N: Ints, shares_C: Floats) -> dict[str, Any]:
     called_M = np.arange(rows + 1)
     per_class = {}
     for label, count, share in zip(LABELS, counts_C.tolist(), shares_C.tolist(), strict=True):
-        chance_M = binom.pmf(called_M, rows, share)
+        chance_M = _binomial(called_M, rows, share)
         f1_M = 2 * called_M * count / rows / np.maximum(called_M + count, 1)
         per_class[label] = {
             "precision": count / rows * (1 - float(chance_M[0])),
@@ -129,13 +126,16 @@ def expected_random_scores(labels_N: Ints, shares_C: Floats) -> dict[str, Any]:
     }
 
 
+def _binomial(hits_M: Ints, rows: int, share: float) -> Floats:
+    """The chance of each number of hits in `rows` draws; scipy.stats has it too, and takes a second to import."""
+    ways = gammaln(rows + 1) - gammaln(hits_M + 1) - gammaln(rows - hits_M + 1)
+    chances: Floats = np.exp(ways + xlogy(hits_M, share) + xlog1py(rows - hits_M, -share))
+    return chances
+
+
 def variants(names: Iterable[str]) -> int:
     """How many trained models the validation rows chose from, each with class weights and without; at least 1."""
     return max(1, 2 * len(set(names) - set(WITHOUT_INPUT)))
-
-
-class _Refused(Exception):
-    """A library will not be fitted to these rows; its reason."""
 
 
 def _wanted(names: Iterable[str], only: Collection[str] | None) -> list[str]:
@@ -200,76 +200,3 @@ def _scores(judged: Judged) -> dict[str, Any]:
 
 def _macro_f1(judged: Judged) -> float:
     return float(macro_f1(judged.confusion()))
-
-
-def _logistic_regression(balanced: bool, _seed: int, _rows: int) -> Any:
-    # A tenth of scikit-learn's default C: some 150 numbers on some hundred rows want the stronger penalty.
-    weights = "balanced" if balanced else None
-    return make_pipeline(
-        SimpleImputer(), StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, class_weight=weights)
-    )
-
-
-def _gradient_boosting(balanced: bool, seed: int, _rows: int) -> Any:
-    # Small trees on a third of the columns each, with 63 bins: the scores of the defaults, in a tenth of their time.
-    return HistGradientBoostingClassifier(
-        max_leaf_nodes=8,
-        max_features=0.3,
-        max_bins=63,
-        class_weight="balanced" if balanced else None,
-        random_state=seed,
-        early_stopping=False,
-    )
-
-
-def extra_trees(balanced: bool, seed: int, rows: int) -> Any:
-    """500 trees that see all of the rows, or 10,000 drawn for each where there are more; `rows` is their number."""
-    part = {"bootstrap": True, "max_samples": MOST_ROWS_A_TREE} if rows > MOST_ROWS_A_TREE else {}
-    return ExtraTreesClassifier(
-        500,
-        min_samples_leaf=2,
-        max_features=0.3,
-        class_weight="balanced" if balanced else None,
-        random_state=seed,
-        **part,
-    )
-
-
-class _CatBoost:
-    """CatBoost with the other baselines' two methods; it writes no files and nothing to the terminal."""
-
-    def __init__(self, balanced: bool, seed: int, _rows: int) -> None:
-        self._settings = {"auto_class_weights": "Balanced" if balanced else None, "random_seed": seed}
-        self._model: Any = None
-
-    def fit(self, table: Floats, labels_N: Ints) -> _CatBoost:
-        from catboost import CatBoostClassifier, CatBoostError  # half a second, and only the end of a run needs it
-
-        self._model = CatBoostClassifier(
-            iterations=400,
-            depth=5,
-            learning_rate=0.06,
-            rsm=0.3,
-            border_count=63,  # as the boosting above: the scores of the default 254, in half of its time
-            thread_count=1,
-            allow_writing_files=False,
-            logging_level="Silent",
-            **self._settings,
-        )
-        try:
-            self._model.fit(table, labels_N)
-        except CatBoostError as error:  # as where every window has the same numbers
-            raise _Refused(f"CatBoost cannot be fitted to these rows ({str(error).rpartition(': ')[2]})") from None
-        return self
-
-    def predict_proba(self, table: Floats) -> Floats:
-        probabilities_NC: Floats = self._model.predict_proba(table, thread_count=1)
-        return probabilities_NC
-
-
-_MAKERS: dict[str, Callable[[bool, int, int], Any]] = {
-    "logistic_regression": _logistic_regression,
-    "gradient_boosting": _gradient_boosting,
-    "extra_trees": extra_trees,
-    "catboost": _CatBoost,
-}

@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
-from scipy.stats import norm, t
+from scipy.special import expit, logit, ndtr, ndtri, stdtrit
 
 from ctxtrain.evaluation.metrics import CHIEF, METRICS, MeanOfRows, Metric, OfConfusion, OwnSums, shown
 from ctxtrain.evaluation.scores import Judged
@@ -38,7 +37,7 @@ Interval = list[float]  # low and high end
 LEVEL = 0.95
 REPLICATES = 2_000
 _TAILS = ((1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2)
-_Z = float(norm.ppf(_TAILS[2]))
+_Z = float(ndtri(_TAILS[2]))
 _CHUNK = 4_096  # blocks weighted at a time: 2,000 × 4,096 float32 are 33 MB
 _C = len(LABELS)
 _ROWS = _C * _C  # the column with the number of rows
@@ -153,7 +152,7 @@ def _score_interval(
     value, found_R = float(_score(metric, _all(sums_GK))), _score(metric, totals_RK)
     if isinstance(metric.measure, OfConfusion):
         if np.ptp(found_R) >= _TINY:
-            bias = norm.ppf(np.clip((found_R < value).mean() + (found_R == value).mean() / 2, 0.001, 0.999))
+            bias = ndtri(np.clip((found_R < value).mean() + (found_R == value).mean() / 2, 0.001, 0.999))
             ends = _function_interval(metric, sums_GK, found_R, value, bias)
         elif metric.name == CHIEF:
             ends = _hull([share for share in shares[-_C:] if share])
@@ -214,7 +213,7 @@ def _hull(intervals: Sequence[Interval]) -> Interval:
 
 def _function_interval(metric: Metric, sums_GK: Floats, found_R: Floats, value: float, bias: float) -> Interval:
     """Bias-corrected and stretched on the logit scale of the metric's range."""
-    quantiles = np.quantile(found_R, norm.cdf(2 * bias + norm.ppf(_TAILS)))
+    quantiles = np.quantile(found_R, ndtr(2 * bias + ndtri(_TAILS)))
     width = metric.highest - metric.lowest
     low, middle, high = logit(np.clip((quantiles - metric.lowest) / width, _TINY, 1 - _TINY))
     mass_GC = _class_mass(sums_GK)
@@ -257,7 +256,7 @@ def _stretch(mass_GS: Floats) -> Floats:
     """
     squares = np.maximum((mass_GS**2).sum(axis=0), _TINY)
     blocks_S = np.maximum(_all(mass_GS) ** 2 / squares, 2.0)
-    stretch: Floats = t.ppf(_TAILS[2], blocks_S - 1) / _Z * np.sqrt((blocks_S + 1) / (blocks_S - 1))
+    stretch: Floats = stdtrit(blocks_S - 1, _TAILS[2]) / _Z * np.sqrt((blocks_S + 1) / (blocks_S - 1))
     return stretch
 
 

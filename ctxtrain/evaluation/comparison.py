@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from ctxtrain.evaluation.baselines import WITHOUT_INPUT, Baseline
 from ctxtrain.evaluation.bootstrap import LEVEL, difference_intervals, difference_within
@@ -85,7 +85,7 @@ def finding(scores: Mapping[str, Any], best: str, chance: str, *, trusted: bool)
 
 
 def _widened(lead: Mapping[str, Any], looks: int) -> dict[str, Any]:
-    by = float(norm.ppf(1 - TAIL / looks) / norm.ppf(1 - TAIL))
+    by = float(ndtri(1 - TAIL / looks) / ndtri(1 - TAIL))
     ends = [lead["value"] + by * (end - lead["value"]) for end in lead["interval"]]
     chief = next(metric for metric in METRICS if metric.name == CHIEF)
     return {"value": lead["value"], "interval": difference_within(chief, ends), "looks": looks}

@@ -179,7 +179,7 @@ def _look(folder: Path) -> tuple[list[str], BaseFacts | None]:
     with refusing(ConfigError, "config.json: transformers does not take it"):
         config = known_config(kept)
         fault = size_fault(config, shapes, exact=False)
-    # transformers moves keys: a partial_rotary_factor that is an object lands among the rope_parameters that are written
+    # transformers moves keys: a partial_rotary_factor that is an object becomes a part of rope_parameters
     if faults := config_faults(config.to_dict()):
         return faults, None
     table = next((shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight")), None)
