@@ -43,6 +43,7 @@ The data flows down this list; a module imports only from modules above it.
     data.tokens                 the tokens of a file's rows, made once, on disk
     data.dataset                all of the above for the files of a run
 
+    model.base_name             what model.base may name
     model.embedded              the package's own small Qwen and its tokenizer
     model.base_config           what of a config.json a model may be made from
     model.base                  what the files of a base must be

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ctxtrain.cli.answering import least_confidence, progress, question_of
+from ctxtrain.cli.first_look import look_at_inputs, look_at_model
 from ctxtrain.engine.api import tune_process
 from ctxtrain.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
 from ctxtrain.limits import MOST_TOKENS
@@ -147,6 +148,7 @@ def train(
 
     skips = [] if skip_nonfinite is None else [f"training.skip_nonfinite={skip_nonfinite}"]
     settings = Config.load(config, [*(overrides or []), *skips])
+    look_at_inputs(settings)
     from ctxtrain.cli.console import print_runs, print_summary, stderr, stdout
     from ctxtrain.multi_run import run_several
     from ctxtrain.progress import Reporter
@@ -174,6 +176,7 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Score a model on labelled rows."""
+    look_at_model(model, str(data))
     tune_process()
     from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
@@ -204,6 +207,8 @@ def predict(
     from ctxtrain.storage.result_file import write_result
 
     refuse_target(output, model, data)
+    least = least_confidence(min_confidence)
+    look_at_model(model, data)
     tune_process()
     import orjson
 
@@ -211,7 +216,6 @@ def predict(
     from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
 
-    least = least_confidence(min_confidence)
     rows = StandardInput() if data == "-" else WindowFile(data, labelled=False, keep=False)
     question = question_of(predictor := load_model(model), rows)
     with needed_for("while predicting"), progress("predicting", len(question.ids)) as advance:
@@ -235,6 +239,7 @@ def serve(
     """Answer HTTP requests: docs/serving.md."""
     require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
     least = least_confidence(min_confidence)
+    look_at_model(model)
     tune_process()
     from ctxtrain.serve.server import serve as answer
     from ctxtrain.serve.service import Limits
@@ -248,9 +253,11 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     """Export the best epoch of a run again."""
     tune_process()
     from ctxtrain.config.schema import Config
-    from ctxtrain.storage.run_folder import RunFolder, refuse_several
+    from ctxtrain.storage.ownership import refuse_several
 
     refuse_several(run)
+    from ctxtrain.storage.run_folder import RunFolder
+
     settings = Config.of_run(RunFolder(run).read_config(), run / "config.yaml").model_copy(
         update={"output_dir": str(run)}
     )
@@ -264,11 +271,12 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write the report of a run again."""
-    from ctxtrain.reporting.report import write_report
-    from ctxtrain.storage.ownership import refuse_foreign_page
-    from ctxtrain.storage.run_folder import RunFolder, refuse_several
+    from ctxtrain.storage.ownership import refuse_foreign_page, refuse_several
 
     refuse_several(run)
+    from ctxtrain.reporting.report import write_report
+    from ctxtrain.storage.run_folder import RunFolder
+
     folder = RunFolder(run)
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")

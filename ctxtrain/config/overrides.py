@@ -18,6 +18,41 @@ from ctxtrain.config.strict_yaml import parse_yaml
 from ctxtrain.errors import ConfigError, shown
 
 SCHEMA = "configs/config.schema.json"
+# What other tools call a key, where difflib would find another one or none.
+USUAL_NAMES = {
+    "lr": "learning_rate",
+    "max_lr": "learning_rate",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "max_epochs": "epochs",
+    "bs": "batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "micro_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "accumulate_grad_batches": "gradient_accumulation",
+    "grad_clip": "max_grad_norm",
+    "gradient_clip_val": "max_grad_norm",
+    "clip_grad_norm": "max_grad_norm",
+    "lr_scheduler_type": "schedule",
+    "scheduler": "schedule",
+    "early_stopping_patience": "patience",
+    "rank": "r",
+    "lora_r": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "gamma": "focal_gamma",
+    "weights": "class_weights",
+    "max_length": "max_tokens",
+    "max_seq_length": "max_tokens",
+    "model_name_or_path": "base",
+    "checkpoint": "base",
+    "val_data": "val",
+    "validation": "val",
+    "eval": "val",
+    "save_total_limit": "keep",
+    "save_steps": "every_steps",
+    "report_to": "to",
+}
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
@@ -63,11 +98,13 @@ def required(key: str) -> str:
 def _nearest(name: str, keys: Sequence[str], listed_in: str = SCHEMA) -> str:
     """`; did you mean section.key?`, or where the keys are listed.
 
-    The nearest key has the same last part, or is most alike as a whole, or in its last part.
+    The nearest key has the same last part, or one that other tools call so, or is most alike as a whole, or in its last
+    part.
     """
     sections = {key.partition(".")[0] for key in keys if "." in key}
     known = [key for key in keys if "." not in name or key not in sections]
     leaf = name.rpartition(".")[2]
+    leaf = USUAL_NAMES.get(leaf.lower().replace("-", "_"), leaf)
     by_leaf = {key.rpartition(".")[2]: key for key in reversed(known)}
     alike = [by_leaf[leaf]] if leaf in by_leaf else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if not alike:

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import select
 import sys
 import zlib
@@ -37,6 +38,24 @@ if TYPE_CHECKING:
 WRITER_WAIT = 2000  # milliseconds for a pipe's writer to come
 _CHUNK = 1 << 17  # bytes that are asked for at once
 _GZIP = b"\x1f\x8b"  # how gzip data begins
+_START = 4096  # bytes that tell a format
+_JSON = "Write its rows as JSON lines"
+_OTHER_FORMATS = {
+    b"PK\3\4": f"a zip archive or an Excel file. Unpack it, or {_JSON[0].lower()}{_JSON[1:]}",
+    b"PAR1": f"a Parquet file. {_JSON}",
+    b"ARROW1": f"an Arrow or Feather file. {_JSON}",
+    b"\xfd7zXZ": "compressed by xz. Unpack it, or compress it by gzip",
+    b"BZh": "compressed by bzip2. Unpack it, or compress it by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd. Unpack it, or compress it by gzip",
+    b"SQLite format 3": f"a SQLite database. {_JSON}",
+    b"%PDF": f"a PDF document. {_JSON}",
+    b"\xd0\xcf\x11\xe0": f"an old Excel file. {_JSON}",
+    b"<!DOCTYPE": f"a page of HTML. {_JSON}",
+    b"<?xml": f"an XML document. {_JSON}",
+}
+_BAR_WORDS = frozenset(  # in the header of a table of bars
+    ["open", "high", "low", "close", "volume", "vol", "date", "time", "datetime", "timestamp", "o", "h", "l", "c"]
+)
 _UTF16 = "the file is UTF-16 or UTF-32 text. Save it as UTF-8."
 _NO_UTF8 = {  # how a file begins that is none
     codecs.BOM_UTF16_LE: _UTF16,
@@ -136,10 +155,34 @@ class _Watched(io.RawIOBase):
         return count
 
 
-def _open(path: Path) -> io.FileIO:
-    """A file or a pipe, for reading. A pipe that nothing writes to is empty after a while; a plain open would wait."""
+def refuse_unreadable(path: Path) -> None:
+    """Raises DataError for a path that holds no rows of JSON: no file, or one of another format, found by its start."""
     if not (path.is_file() or path.is_fifo()):
         raise DataError(f"{_no_file(path)}. Give the path of a .jsonl or .jsonl.gz file.")
+    if path.is_file():
+        with path.open("rb") as stream:
+            start = stream.read(_START)
+        if found := _other_format(start):
+            raise DataError(f"{path}: rows must be JSON objects, one a line, and this is {found}.")
+
+
+def _other_format(start: bytes) -> str | None:
+    """What a file is that is no JSON, with the remedy."""
+    line = (start.splitlines() or [b""])[0].decode("utf-8", "replace").strip().lower()
+    words = [word.strip(" \"'<>\ufeff") for word in re.split(r"[,;\t]", line)]
+    is_table = len(_BAR_WORDS.intersection(words)) > 2 or sum(map(_is_number, words)) > 3
+    if is_table and not line.startswith(("{", "[")):
+        return f"a table of {len(words)} columns, as CSV. Make windows of its bars: docs/own-windows.md has their rows"
+    return next((what for mark, what in _OTHER_FORMATS.items() if start.startswith(mark)), None)
+
+
+def _is_number(word: str) -> bool:
+    return bool(re.fullmatch(r"[-+]?\d+([.:]\d+)*", word))
+
+
+def _open(path: Path) -> io.FileIO:
+    """A file or a pipe, for reading. A pipe that nothing writes to is empty after a while; a plain open would wait."""
+    refuse_unreadable(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if path.is_fifo():
         writer = select.poll()

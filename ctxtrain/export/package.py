@@ -36,8 +36,9 @@ from ctxtrain.evaluation.calibration import TemperatureScaler
 from ctxtrain.evaluation.metrics import Metrics, evaluate_logits
 from ctxtrain.evaluation.selective import Threshold, choose_thresholds
 from ctxtrain.export import reopen
+from ctxtrain.export.locate import EXPORT_FOLDER
 from ctxtrain.export.model_card import model_card
-from ctxtrain.export.predictor import EXPORT_FOLDER, Predictor, load_model
+from ctxtrain.export.predictor import Predictor, load_model
 from ctxtrain.memory import REMEDY, out_of_memory
 from ctxtrain.model.lora import merge
 from ctxtrain.model.tokenizer import quiet_transformers

@@ -36,6 +36,7 @@ from ctxtrain.engine.api import Engine, for_inference
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.evaluation.metrics import Metrics, evaluate_logits
 from ctxtrain.evaluation.selective import abstain, least_confidences
+from ctxtrain.export.locate import find_export
 from ctxtrain.export.untrusted import check_tokenizer, open_config
 from ctxtrain.labels import LABELS
 from ctxtrain.memory import needed_for
@@ -43,12 +44,10 @@ from ctxtrain.model.base_config import refusing
 from ctxtrain.model.tokenizer import quiet_transformers
 from ctxtrain.storage.archive import unpack
 from ctxtrain.storage.atomic_files import MANIFEST, check_manifest, sha256_file
-from ctxtrain.storage.run_folder import refuse_several
 from ctxtrain.storage.validated import Part, read_as
 
 Ints = NDArray[np.int64]
 
-EXPORT_FOLDER = "export"
 VERSION_DIGITS = 16
 Rows = Iterable[Mapping[str, Any]]
 
@@ -127,19 +126,12 @@ class Predictor:
 
     @classmethod
     def load(cls, path: Path, engine: Engine = "auto") -> Predictor:
-        if path.is_file():
-            _refuse_other_file(path)
-            with tempfile.TemporaryDirectory() as scratch:
-                unpack(path, Path(scratch))
-                return cls._load_folder(Path(scratch), engine)
-        if not path.is_dir():
-            raise ConfigError(f"{path}: no such model. Give a run folder, an export folder or a final_model.zip.")
-        inner = path / EXPORT_FOLDER
-        if not inner.is_dir() and (path / "config.yaml").exists():
-            raise ConfigError(f"{path}: this run has no export yet. Finish it with train --resume, or run export.")
-        if not inner.is_dir() and not (path / MANIFEST).exists():
-            refuse_several(path)
-        return cls._load_folder(inner if inner.is_dir() else path, engine)
+        found = find_export(path)
+        if found.is_dir():
+            return cls._load_folder(found, engine)
+        with tempfile.TemporaryDirectory() as scratch:
+            unpack(found, Path(scratch))
+            return cls._load_folder(Path(scratch), engine)
 
     @classmethod
     def _load_folder(cls, folder: Path, engine: Engine) -> Predictor:
@@ -281,17 +273,6 @@ class Predictor:
         if faults:
             raise DataError(faults)
         return windows
-
-
-def _refuse_other_file(path: Path) -> None:
-    """Raises DataError for a file that neither is nor claims to be a zip, as rows in the place of the model."""
-    with path.open("rb") as stream:
-        is_zip = stream.read(4) == b"PK\3\4"
-    if not is_zip and path.suffix != ".zip":
-        raise DataError(
-            f"{path}: a model must be a run folder, an export folder or a final_model.zip, and this file is no zip. "
-            "Give MODEL first, then DATA."
-        )
 
 
 def _refuse_broken(logits_NC: NDArray[np.float64], places: Sequence[str]) -> None:

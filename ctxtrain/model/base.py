@@ -29,12 +29,12 @@ from ctxtrain.data import strict_json
 from ctxtrain.errors import ConfigError, shown
 from ctxtrain.labels import LABELS
 from ctxtrain.model.base_config import HEAD, clean, config_faults, known_config, refusing, size_fault
+from ctxtrain.model.base_name import GGUF, refuse_unknown_base
 from ctxtrain.model.embedded import embedded_base
 
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a hub's folder; no code, no pickles, no other formats
 FLOATS = ("F32", "F16", "BF16", "F64")  # types of numbers that a plain checkpoint holds
 _POINTER = b"version https://git-lfs"
-GGUF = "Use the safetensors checkpoint that it was converted from; GGUF holds quantised numbers that cannot be trained"
 OF_LABELS = ", ".join(LABELS)
 MOST_FAULTS = 10
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -66,17 +66,12 @@ class BaseFacts:
 def find_base(base: str, revision: str | None = None) -> Path:
     """The folder of a base: that of the embedded one, a folder of the user's, or the snapshot of a hub's model.
 
-    Raises ConfigError if the path is a file, OSError or ValueError if neither a folder nor a hub gives the base.
+    Raises ConfigError as `refuse_unknown_base` does, and OSError or ValueError if the hub does not give the base.
     """
+    refuse_unknown_base(base)
     if base == EMBEDDED_BASE:
         return embedded_base()
-    path = Path(base)
-    if path.is_dir():
-        return path
-    if path.exists():
-        remedy = GGUF if path.suffix == ".gguf" else "Give the folder of an unpacked checkpoint"
-        raise ConfigError(f"model.base must be the folder of a checkpoint, {base!r} is a file. {remedy}.")
-    return _snapshot(base, revision)
+    return Path(base) if Path(base).is_dir() else _snapshot(base, revision)
 
 
 @cache

@@ -30,6 +30,7 @@ _ELSE = "Give another path"
 _MARKS = {"final_model.zip": (0, b"PK"), "best_model.safetensors": (8, b"{")}  # how these files begin, and where
 _FOLDERS = ("checkpoints", "export")
 PAGE_MARK = b"Written by ctxtrain"
+SOME_RUNS = 6  # as many are named in a message
 SPLITS = ("train", "val", "test")
 SAMPLE, SAMPLE_MARK = "sample.json", b'"simulated_bars"'
 _SAMPLE_FILES = frozenset({SAMPLE, *(f"{split}.jsonl" for split in SPLITS)})
@@ -49,6 +50,18 @@ def holds_runs(folder: Path) -> bool:
     return (folder / "runs.json").exists() or any(
         is_run(path) for path in folder.glob("*_[0-9]*") if SEVERAL_NAME.fullmatch(path.name)
     )
+
+
+def refuse_several(folder: Path) -> None:
+    """Raises ConfigError if the folder is no run itself and holds runs, as that of several seeds or folds does."""
+    runs = (
+        [] if (folder / "config.yaml").exists() else sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+    )
+    if runs:
+        named = ", ".join(runs[:SOME_RUNS]) + (", …" if len(runs) > SOME_RUNS else "")
+        raise ConfigError(
+            f"{folder}: must be one run, and it is a folder of runs: {named}. Give one, as {folder / runs[0]}."
+        )
 
 
 def is_export(folder: Path) -> bool:

@@ -26,7 +26,6 @@ from ctxtrain.storage.metrics_log import MetricsLog
 from ctxtrain.storage.ownership import refuse_foreign
 from ctxtrain.storage.validated import unlike
 
-SOME_RUNS = 6  # as many are named in a message
 _OWNER = re.compile(r"process ([0-9]+) on (\S+) since \S+")
 _WRITTEN = (
     r"checkpoint_(epoch|step)_[0-9]+\.pt|config\.yaml|metrics\.jsonl|training_summary\.json|report\.html|run\.owner"
@@ -34,18 +33,6 @@ _WRITTEN = (
 )
 _SCRATCH_FILE = re.compile(rf"\.({_WRITTEN})\.[a-z0-9_]{{8}}\.tmp")  # as tempfile makes names
 _SCRATCH_FOLDER = re.compile(r"\.export\.[a-z0-9_]{8}")
-
-
-def refuse_several(folder: Path) -> None:
-    """Raises ConfigError if the folder is no run itself and holds runs, as that of several seeds or folds does."""
-    runs = (
-        [] if (folder / "config.yaml").exists() else sorted(path.parent.name for path in folder.glob("*/config.yaml"))
-    )
-    if runs:
-        named = ", ".join(runs[:SOME_RUNS]) + (", …" if len(runs) > SOME_RUNS else "")
-        raise ConfigError(
-            f"{folder}: must be one run, and it is a folder of runs: {named}. Give one, as {folder / runs[0]}."
-        )
 
 
 class RunFolder:

@@ -1,0 +1,43 @@
+"""What a command was given, looked at before seconds of imports: is it there, and is it of the right kind?
+
+Comes in: paths and names. Goes out: nothing, or one error with every fault, the one that the command would end with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctxtrain.errors import DataError
+
+if TYPE_CHECKING:
+    from ctxtrain.config.schema import Config
+
+
+def look_at_inputs(config: Config) -> None:
+    """Raises ConfigError for a base or an output folder that cannot be, DataError for files that hold no rows."""
+    from ctxtrain.data.formats import refuse_unreadable
+    from ctxtrain.model.base_name import refuse_unknown_base
+    from ctxtrain.storage.ownership import refuse_output
+
+    refuse_unknown_base(config.model.base)
+    refuse_output(Path(config.output_dir), config.model.base)
+    splits = ("train",) if config.evaluation.folds else ("train", "val", "test")
+    faults = []
+    for path in filter(None, (getattr(config.data, split) for split in splits)):
+        try:
+            refuse_unreadable(Path(path))
+        except DataError as error:
+            faults += error.faults
+    if faults:
+        raise DataError(list(dict.fromkeys(faults)))
+
+
+def look_at_model(model: Path, data: str | None = None) -> None:
+    """Raises ConfigError or DataError if there is no export at `model`, or no rows at `data`; `-` is standard input."""
+    from ctxtrain.data.formats import refuse_unreadable
+    from ctxtrain.export.locate import find_export
+
+    find_export(model)
+    if data not in (None, "-"):
+        refuse_unreadable(Path(str(data)))

@@ -1,0 +1,41 @@
+"""What `model.base` may name, looked at before anything heavy is imported.
+
+Comes in: the value of `model.base`. Goes out: nothing, or a ConfigError with the remedy.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ctxtrain.config.schema import EMBEDDED_BASE
+from ctxtrain.errors import ConfigError
+
+GGUF = "Use the safetensors checkpoint that it was converted from; GGUF holds quantised numbers that cannot be trained"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_QWEN = re.compile(r"qwen(?P<version>[\d.]*)-(?P<size>[\d.]+b)(?P<more>(-[a-z0-9]+)*)", re.IGNORECASE)
+
+
+def refuse_unknown_base(base: str) -> None:
+    """Raises ConfigError unless the value is `embedded`, a folder, or looks like the id of a model on the hub."""
+    path = Path(base)
+    if base == EMBEDDED_BASE or path.is_dir():
+        return
+    if path.exists():
+        remedy = GGUF if path.suffix == ".gguf" else "Give the folder of an unpacked checkpoint"
+        raise ConfigError(f"model.base must be the folder of a checkpoint, {base!r} is a file. {remedy}.")
+    if _HUB_ID.fullmatch(base) and not base.startswith("."):
+        return
+    likely = _hub_id(base)
+    remedy = f"Did you mean {likely}?" if likely else "Give such a folder, or an id as Qwen/Qwen2.5-0.5B."
+    rule = f"must be {EMBEDDED_BASE}, a folder with a checkpoint, or a hub id OWNER/NAME"
+    raise ConfigError(f"model.base {rule}, and there is no folder {base!r}. {remedy}")
+
+
+def _hub_id(name: str) -> str | None:
+    """qwen2.5-0.5b → Qwen/Qwen2.5-0.5B, as the hub spells it."""
+    match = _QWEN.fullmatch(name)
+    if match is None:
+        return None
+    more = "".join(f"-{part.capitalize()}" for part in match["more"].split("-")[1:])
+    return f"Qwen/Qwen{match['version']}-{match['size'].upper()}{more}"
