@@ -160,6 +160,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
         config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}),
         "must not depend on the rows beside it, but rope_parameters is dynamic",
     ),
+    "a size of zero": (config(intermediate_size=0), "intermediate_size must be a whole number of at least 1, got 0"),
+    "heads that are no number": (config(num_attention_heads="4"), "num_attention_heads must be a whole number"),
     "dynamic rope in another key": (
         config(partial_rotary_factor={"rope_type": "dynamic", "factor": 2.0}),
         "but rope_parameters is dynamic",

@@ -30,6 +30,10 @@ FAMILIES = tuple(name for name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAME
 COMPANY_DEPENDENT = ("dynamic", "longrope")
 BOUNDS = {"initializer_range": (0.0, 1.0), "rms_norm_eps": (0.0, 1.0)}
 DROPOUTS = (0.0, 0.99)
+SIZES = frozenset({
+    "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size",
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+})  # fmt: skip
 _DROPOUT = re.compile(r".*(dropout|pdrop|dropout_prob|dropout_rate)")
 OLDER = {"rope_theta", "rope_scaling", "partial_rotary_factor"}  # in files of transformers before 5
 # Keys of every config that change what a forward pass returns, or what transformers makes of labels.
@@ -157,6 +161,8 @@ def refusing(kind: type[ConfigError | DataError], rule: str, remedy: str = "Use 
 
 def _number_fault(key: str, value: object) -> str | None:
     """What is wrong with a number that no shape of a weight contradicts; null is the family's default."""
+    if key in SIZES and value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        return f"config.json: {key} must be a whole number of at least 1, got {shown(value)}. Copy config.json anew"
     low, high = BOUNDS.get(key, DROPOUTS if _DROPOUT.fullmatch(key) else (-math.inf, math.inf))
     if value is None or math.isinf(high) or (isinstance(value, int | float) and low <= value <= high):
         return None
