@@ -24,7 +24,7 @@ def make_schedule(optimizer: Optimizer, schedule: Schedule, *, warmup_steps: int
     if warmup_steps > total_steps // 2:
         raise ConfigError(
             f"training.warmup_steps must be at most half of the run, {total_steps // 2} of {total_steps} optimizer "
-            f"steps, got {warmup_steps}. Use at most {total_steps // 2}, or more epochs."
+            f"steps, got {warmup_steps}. Set training.warmup_steps={total_steps // 2}, or train for more epochs."
         )
     details: dict[str, int | str] = {}
     if schedule == "warmup_stable_decay":
