@@ -43,7 +43,8 @@ def test_other_schedules_share_the_warm_up(schedule: Schedule, end: float) -> No
 
 def test_warm_up_longer_than_half_the_run_is_refused_with_both_numbers() -> None:
     with pytest.raises(
-        ConfigError, match=r"at most half of the run, 50 of 100 optimizer steps, got 51\. Set training\.warmup_steps=50, or train for"
+        ConfigError,
+        match=r"at most half of the run, 50 of 100 optimizer steps, got 51\. Set training\.warmup_steps=50",
     ):
         rates("warmup_stable_decay", 51, 100)
 
