@@ -126,17 +126,18 @@ def prepare_export(
         codec.save(folder / "codec.json")
         (folder / "calibration.json").write_bytes(to_json({**calibration, "thresholds": thresholds}))
         example = texts[0] if codec.kind == "compact" else "your text"
-        card = model_card(
-            base_name,
-            Scores.model_validate(scores),
-            None if test is None else Scores.model_validate(test),
-            Baselines.model_validate(assessment["baselines"]),
-            example,
-            caveat,
-        )
+        card = _card(base_name, scores, test, assessment["baselines"], example, caveat)
         (folder / "README.md").write_text(card, encoding="utf-8")
         check = _check_and_pack(scratch, texts, trained, _plain_logits(merged, tokenizer, texts[:BATCH_SIZE]), engine)
     return Exported(predictor, calibration, scores, test, assessment, check)
+
+
+def _card(
+    base_name: str, scores: Metrics, test: Metrics | None, baselines: Mapping[str, Any], text: str, caveat: str
+) -> str:
+    judged = None if test is None else Scores.model_validate(test)
+    compared = Baselines.model_validate(baselines)
+    return model_card(base_name, Scores.model_validate(scores), judged, compared, text, caveat)
 
 
 def _calibrate(
