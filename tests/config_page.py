@@ -17,7 +17,7 @@ from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.storage.validated import Part
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
-SCHEMAS = {  # what is published of a file → what reads it
+SCHEMAS: dict[Path, type[Part]] = {  # what is published of a file → what reads it
     PAGE.with_name("training_summary.schema.json"): Summary,
     PAGE.with_name("runs.schema.json"): Runs,
 }

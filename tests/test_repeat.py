@@ -124,6 +124,7 @@ def assert_pooled_baselines(report: dict[str, Any], summaries: list[dict[str, An
     )
     assert {own["over_chance"]["looks"] for own in found["scores"].values() if own["over_chance"]} == {1}
     several = Runs.model_validate(report)
+    assert (several.version, several.plain()) == (1, report)
     assert verdict_of_several(several).startswith(comparison_said(report["pooled"]["macro_f1"], several.baselines))
 
 

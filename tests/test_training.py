@@ -42,6 +42,7 @@ def test_a_run_leaves_every_file_of_the_contract_and_a_summary_that_agrees(make_
     root = Path(config.output_dir)
     assert summary is not None
     assert summary == json.loads((root / "training_summary.json").read_text())
+    assert RunFolder(root).read_summary().plain() == summary
     assert {path.name for path in root.iterdir() if path.suffix != ".lock"} == {
         "config.yaml", "metrics.jsonl", "checkpoints", "best_model.safetensors", "training_summary.json",
         "report.html", "export", "final_model.zip",

@@ -58,7 +58,7 @@ def print_runs(several: Runs, output_dir: str) -> None:
     for column in ("run", "judged", *(metric.short for metric in metrics), "best baseline", "lead"):
         table.add_column(column, justify="left" if column in ("run", "best baseline") else "right", no_wrap=True)
     for run in several.runs:
-        judged = dict(run.rows)["test" if run.judged_on.startswith("test") else "val"]
+        judged = run.rows.by_file()["test" if run.judged_on.startswith("test") else "val"]
         name = run.name + (" LEAKED" if run.leaked else "")
         table.add_row(name, f"{judged:,}", *_figures(metrics, run), short(run.best_baseline), f"{run.lead:+.3f}")
     means = [f"{spread.value(metric.name).mean:.3f}" for metric in metrics]

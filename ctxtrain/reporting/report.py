@@ -74,7 +74,7 @@ def _data_rows(data: Data) -> list[list[str]]:
     """A row a file: its windows, in all and by class."""
     return [
         [name, *(f"{count:,}" for count in (rows, *(data.classes[name][label] for label in LABELS)))]
-        for name, rows in data.rows
+        for name, rows in data.rows.by_file().items()
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model
 
@@ -23,15 +23,12 @@ class Spread(Part):
 
 
 class SpreadOfMetrics(Part):
+    lead: Spread
+
     def value(self, metric: str) -> Spread:
         """That of a metric, by its name in the registry."""
         found: Spread = getattr(self, metric)
         return found
-
-
-def _spread_of_metrics() -> type[SpreadOfMetrics]:
-    fields: dict[str, Any] = {metric.name: (Spread, ...) for metric in OF_EACH_RUN}
-    return create_model("SpreadOfMetrics", __base__=SpreadOfMetrics, **fields)
 
 
 if TYPE_CHECKING:
@@ -39,7 +36,8 @@ if TYPE_CHECKING:
     Spreads = SpreadOfMetrics
 else:
     MetricsOfRun = overall(OF_EACH_RUN)
-    Spreads = _spread_of_metrics()
+    of_metrics = {metric.name: (Spread, ...) for metric in OF_EACH_RUN}
+    Spreads = create_model("Spreads", __base__=SpreadOfMetrics, **of_metrics)
 
 
 class BaselineOfRun(Part):
@@ -72,10 +70,6 @@ class PooledBaselines(Baselines):
     means: dict[str, MeanBaseline]
 
 
-class AllSpreads(Spreads):
-    lead: Spread
-
-
 class Runs(Part):
     """`version` rises when a key changes its meaning."""
 
@@ -87,4 +81,4 @@ class Runs(Part):
     intervals: BlockIntervals
     targets: Annotated[list[Target], Field(min_length=1)]
     targets_met: bool
-    spread: AllSpreads
+    spread: Spreads

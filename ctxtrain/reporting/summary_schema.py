@@ -61,6 +61,9 @@ class RowCounts(Part):
     train: PositiveInt
     val: PositiveInt
 
+    def by_file(self) -> dict[str, int]:
+        return dict(self)
+
 
 class Data(Part):
     rows: RowCounts
@@ -83,7 +86,7 @@ class Data(Part):
 
     @model_validator(mode="after")
     def _classes_of_each_file(self) -> Self:
-        missing = [name for name in ("train", "val", *(self.rows.model_extra or ())) if name not in self.classes]
+        missing = [name for name in self.rows.by_file() if name not in self.classes]
         if missing:
             raise ValueError(f"classes must have every file of rows, and lacks {', '.join(missing)}")
         return self
