@@ -74,6 +74,7 @@ The data flows down this list; a module imports only from modules above it.
     storage.metrics_log         metrics.jsonl
     storage.checkpoint          checkpoints
     reporting.summary_schema    the schema of training_summary.json
+    reporting.runs_schema       the schema of runs.json
     storage.run_folder          what lies where in a run, and who may write there
     reporting.verdict           what a run came to, in words
     reporting.charts, reporting.figures, reporting.report       report.html

@@ -28,11 +28,13 @@ from ctxtrain.evaluation.baselines import WITHOUT_INPUT, Baseline, best_on_valid
 from ctxtrain.evaluation.blocks import blocks_of
 from ctxtrain.evaluation.bootstrap import score_intervals
 from ctxtrain.evaluation.comparison import compare
-from ctxtrain.evaluation.metrics import evaluate_logits, shown
+from ctxtrain.evaluation.metrics import CHIEF, evaluate_logits
 from ctxtrain.evaluation.scores import Judged
 from ctxtrain.evaluation.targets import judge
 from ctxtrain.export.predictor import load_model
 from ctxtrain.progress import Reporter
+from ctxtrain.reporting.runs_schema import OF_EACH_RUN, RUNS_VERSION, Run, Runs
+from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import leak_mark
 from ctxtrain.storage.atomic_files import write_json
 from ctxtrain.storage.ownership import SEVERAL_NAME, refuse_foreign_runs, refuse_output
@@ -67,17 +69,21 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
             reporter.begin(f"run {number} of {len(configs)}: {name}")
             own = inputs[settings.evaluation.fold]
             summary = _finished(settings, own.files) if resume else None
-            summary = summary or TrainingPipeline(settings, resume=resume, reporter=reporter, inputs=own).run()
-            assert summary is not None, "there is one process"
-            runs.append({"name": name, "seed": settings.training.seed, **_of_run(summary)})
+            if summary is None:
+                written = TrainingPipeline(settings, resume=resume, reporter=reporter, inputs=own).run()
+                summary = Summary.model_validate(written)
+            runs.append(_of_run(name, settings.training.seed, summary))
         leaked = _leaked(runs)
         mark, targets = leak_mark(leaked), config.targets.model_dump()
-        report = {
-            "runs": runs,
-            "leaked": leaked,
-            **_pooled(list(configs.values()), inputs, runs, targets, config.training.seed, mark),
-            "spread": {name: _spread([run[name] for run in runs]) | mark for name in _spread_names(runs)},
-        }
+        report = Runs.model_validate(
+            {
+                "runs": runs,
+                "version": RUNS_VERSION,
+                "leaked": leaked,
+                **_pooled(list(configs.values()), inputs, runs, targets, config.training.seed, mark),
+                "spread": {name: _spread(values) | mark for name, values in _of_each(runs).items()},
+            }
+        ).plain()
         write_json(folder.root / REPORT, report)
     return report
 
@@ -129,52 +135,56 @@ def _inputs(config: Config) -> dict[int | None, Inputs]:
     return {fold: Inputs(cut[fold - 1], tokens) for fold in _folds(config) if fold is not None}
 
 
-def _finished(config: Config, files: Mapping[str, WindowFile]) -> dict[str, Any] | None:
+def _finished(config: Config, files: Mapping[str, WindowFile]) -> Summary | None:
     """The summary of a run that has ended, of this very config and these rows. Raises DataError if it is damaged."""
     folder = RunFolder(config.output_dir)
     if not folder.summary.exists() or folder.read_config() != config.with_absolute_paths().to_yaml():
         return None
     summary = folder.read_summary()
     now = {split: file.sha256() for split, file in files.items()}
-    ended = not summary.get("unfinished")  # an export before the end writes a summary too
-    return summary if ended and summary["data"].get("sha256") == now else None
+    ended = not summary.unfinished  # an export before the end writes a summary too
+    return summary if ended and summary.data.sha256 == now else None
 
 
-def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
-    scores, baselines = summary["test"] or summary["best"], summary["baselines"]
-    best = baselines["scores"][baselines["best"]]
-    return {
-        "rows": summary["data"]["rows"],
-        "purged": summary["data"]["purged"],
-        "epoch": summary["best"]["epoch"],
-        "skipped_steps": summary["skipped_steps"],
-        **{metric.name: scores[metric.name] for metric in shown("spread", scores)},
-        "best_baseline": baselines["best"],
-        "lead": scores["macro_f1"] - best["macro_f1"],
-        "beats_baseline": baselines["finding"] == "ahead",
-        "baselines": {
-            name: {score: own[score] for score in ("macro_f1", "validation_macro_f1")}
-            for name, own in baselines["scores"].items()
-        },
-        "baselines_left_out": baselines["left_out"],
-        "judged_on": summary["targets_judged_on"],
-        "judged_rows_chose_the_epoch": summary["judged_rows_chose_the_epoch"],
-        **leak_mark(summary["data"]["leaked"]),
-    }
+def _of_run(name: str, seed: int, summary: Summary) -> Run:
+    scores, baselines = summary.judged, summary.baselines
+    return Run.model_validate(
+        {
+            "name": name,
+            "seed": seed,
+            "rows": summary.data.rows,
+            "purged": summary.data.purged,
+            "epoch": summary.best.epoch,
+            "skipped_steps": summary.skipped_steps,
+            **{metric.name: scores.value(metric.name) for metric in OF_EACH_RUN},
+            "best_baseline": baselines.best,
+            "lead": scores.value(CHIEF) - baselines.scores[baselines.best].value(CHIEF),
+            "beats_baseline": baselines.finding == "ahead",
+            "baselines": {
+                baseline: {CHIEF: own.value(CHIEF), "validation_macro_f1": own.validation_macro_f1}
+                for baseline, own in baselines.scores.items()
+            },
+            "baselines_left_out": baselines.left_out,
+            "judged_on": summary.targets_judged_on,
+            "judged_rows_chose_the_epoch": summary.judged_rows_chose_the_epoch,
+            **leak_mark(summary.data.leaked),
+        }
+    )
 
 
-def _leaked(runs: Sequence[Mapping[str, Any]]) -> str:
+def _leaked(runs: Sequence[Run]) -> str:
     """What stands in two files of which runs, or nothing; several seeds have the same files."""
     names: dict[str, list[str]] = {}
     for run in runs:
-        if leaked := run.get("leaked"):
-            names.setdefault(leaked, []).append(run["name"])
+        if run.leaked:
+            names.setdefault(run.leaked, []).append(run.name)
     return "; ".join(f"{leaked} ({', '.join(where)})" for leaked, where in names.items())
 
 
-def _spread_names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What every run has; one that ended before a metric was added lacks it."""
-    return [*(metric.name for metric in shown("spread", *runs)), "lead"]
+def _of_each(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """The numbers of every run whose spread is told."""
+    found = {metric.name: [run.value(metric.name) for run in runs] for metric in OF_EACH_RUN}
+    return {**found, "lead": [run.lead for run in runs]}
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -190,7 +200,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 def _pooled(
     configs: Sequence[Config],
     inputs: Mapping[int | None, Inputs],
-    runs: Sequence[Mapping[str, Any]],
+    runs: Sequence[Run],
     targets: dict[str, float],
     seed: int,
     mark: dict[str, str],
@@ -215,7 +225,7 @@ def _pooled(
     metrics, intervals = evaluate_logits(logits_NC, labels_N), score_intervals(judged, blocks.block_N[row_N], seed)
     judgements = judge(metrics, targets, intervals, trusted=blocks.trusted)
     means, left_out = _mean_baselines(runs)
-    best, flatters = best_on_validation(means), any(run["judged_rows_chose_the_epoch"] for run in runs)
+    best, flatters = best_on_validation(means), any(run.judged_rows_chose_the_epoch for run in runs)
     compared = compare(
         judged,
         metrics,
@@ -235,13 +245,16 @@ def _pooled(
     }
 
 
-def _mean_baselines(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+def _mean_baselines(runs: Sequence[Run]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Mean scores of each baseline that every run has, with the model's mean `lead`; why others are left out."""
-    left_out = {name: why for run in runs for name, why in run["baselines_left_out"].items()}
+    left_out = {name: why for run in runs for name, why in run.baselines_left_out.items()}
     means = {
-        name: {score: float(np.mean([run["baselines"][name][score] for run in runs])) for score in of_first}
-        | {"lead": float(np.mean([run["macro_f1"] - run["baselines"][name]["macro_f1"] for run in runs]))}
-        for name, of_first in runs[0]["baselines"].items()
+        name: {
+            "macro_f1": float(np.mean([run.baselines[name].macro_f1 for run in runs])),
+            "validation_macro_f1": float(np.mean([run.baselines[name].validation_macro_f1 for run in runs])),
+            "lead": float(np.mean([run.value(CHIEF) - run.baselines[name].macro_f1 for run in runs])),
+        }
+        for name in runs[0].baselines
         if name not in left_out
     }
     return means, left_out

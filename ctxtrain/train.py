@@ -247,10 +247,11 @@ class TrainingPipeline:
             environment=environment,
             folder=self.folder,
         )
-        write_json(self.folder.summary, summary)
+        written = summary.plain()
+        write_json(self.folder.summary, written)
         write_report(self.folder, summary)
         self.trackers.finished(summary, self.folder)
-        return summary
+        return written
 
     @contextmanager
     def _opened(self, *, exporting: bool = False) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Write docs/config.md from the schemas of ctxtrain/config/schema.py and ctxtrain/pretraining/run.py.
+"""Write docs/config.md and the JSON Schemas beside it from the schemas of the code.
 
 python -m tests.config_page
 """
@@ -12,10 +12,15 @@ import orjson
 
 from ctxtrain.config.schema import Config
 from ctxtrain.pretraining.run import PretrainConfig
+from ctxtrain.reporting.runs_schema import Runs
 from ctxtrain.reporting.summary_schema import Summary
+from ctxtrain.storage.validated import Part
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
-SUMMARY_SCHEMA = PAGE.with_name("training_summary.schema.json")
+SCHEMAS: dict[Path, type[Part]] = {  # what is published of a file → what reads it
+    PAGE.with_name("training_summary.schema.json"): Summary,
+    PAGE.with_name("runs.schema.json"): Runs,
+}
 HEAD = """# Every key of the config
 
 `make docs` writes this page from the schemas in `ctxtrain/config/schema.py` and `ctxtrain/pretraining/run.py`, and a
@@ -45,9 +50,9 @@ LIMITS = {
 }
 
 
-def summary_schema() -> bytes:
-    """The JSON Schema of `training_summary.json`."""
-    return orjson.dumps(Summary.model_json_schema(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+def published(part: type[Part]) -> bytes:
+    """A JSON Schema, as its file holds it."""
+    return orjson.dumps(part.model_json_schema(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def page() -> str:
@@ -114,4 +119,5 @@ def _figure(value: float) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    SUMMARY_SCHEMA.write_bytes(summary_schema())
+    for file, part in SCHEMAS.items():
+        file.write_bytes(published(part))

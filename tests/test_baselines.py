@@ -26,6 +26,7 @@ from ctxtrain.evaluation.comparison import Finding, compare, finding
 from ctxtrain.evaluation.metrics import evaluate_logits
 from ctxtrain.evaluation.scores import Judged, confusion_scores, log_losses
 from ctxtrain.labels import LABELS
+from ctxtrain.reporting.summary_schema import Baselines, Best, Data, Intervals, Summary, Target
 from ctxtrain.reporting.verdict import baselines_said, verdict
 from tests.helpers import DRIFT, Row, dated_rows, learnable_rows, make_row, make_window, write_rows
 
@@ -212,12 +213,16 @@ def leads(
     """Scores of CatBoost and of random calls, with the intervals of three leads; the model has 0.7."""
 
     def lead(interval: tuple[float, float]) -> dict[str, Any]:
-        return {"value": sum(interval) / 2, "interval": interval}
+        return {"value": sum(interval) / 2, "interval": [*interval]}
 
-    return {
-        "class_prior": {"macro_f1": 0.3, "difference": {"macro_f1": lead(over_chance)}, "over_chance": None},
-        "catboost": {"macro_f1": 0.65, "difference": {"macro_f1": lead(over_best)}, "over_chance": lead(alone)},
+    others = {"accuracy": 0.5, "nll": 1.0, "validation_macro_f1": 0.5}
+    prior = {"macro_f1": 0.3, "difference": {"macro_f1": lead(over_chance)}, "over_chance": None}
+    best = {
+        "macro_f1": 0.65,
+        "difference": {"macro_f1": lead(over_best)},
+        "over_chance": lead(alone) | {"looks": 1},
     }
+    return {"class_prior": prior | others, "catboost": best | others}
 
 
 FINDINGS: dict[Finding, tuple[tuple[float, float], ...]] = {
@@ -272,28 +277,37 @@ def test_who_learned_is_seen_from_the_rows_and_the_best_of_several_needs_more(
 # Words
 
 
-def summary(expected: Finding, doubt: str | None = None) -> dict[str, Any]:
+def partly(part: Any, **values: Any) -> Any:
+    """A part of a summary with what its words are about, and no more."""
+    return part.model_construct(**values)
+
+
+def summary(expected: Finding, doubt: str | None = None, **baselines: Any) -> Summary:
+    """A summary with what a verdict reads; `baselines` are changes of that part."""
     known: Any = expected.removesuffix(", untrusted")
-    scores = leads(*FINDINGS[known])
-    verdicts = ("met", "met, but within chance", "missed")
-    return {
-        "targets": [{"metric": m, "verdict": v} for m, v in zip(("accuracy", "macro_f1", "x"), verdicts, strict=True)],
-        "unfinished": None,
-        "skipped_steps": 0,
-        "targets_judged_on": "validation rows",
-        "judged_rows_chose_the_epoch": True,
-        "test": None,
-        "data": {"leaked": ""},
-        "best": {"macro_f1": 0.7},
-        "intervals": {"trusted": doubt is None, "doubt": doubt},
-        "baselines": {
-            "finding": expected,
-            "best": "catboost",
-            "best_without_input": "class_prior",
-            "scores": scores,
-            "left_out": {},
-        },
+    verdicts = {"accuracy": "met", "macro_f1": "met, but within chance", "x": "missed"}
+    compared = {
+        "finding": expected,
+        "best": "catboost",
+        "best_without_input": "class_prior",
+        "scores": leads(*FINDINGS[known]),
+        "left_out": {},
+        "use": None,
     }
+    found: Summary = partly(
+        Summary,
+        targets=[partly(Target, metric=metric, verdict=said) for metric, said in verdicts.items()],
+        unfinished=None,
+        skipped_steps=0,
+        targets_judged_on="validation rows",
+        judged_rows_chose_the_epoch=True,
+        test=None,
+        data=partly(Data, leaked=""),
+        best=partly(Best, macro_f1=0.7),
+        intervals=partly(Intervals, trusted=doubt is None, doubt=doubt),
+        baselines=Baselines.model_validate(compared | baselines),
+    )
+    return found
 
 
 def test_the_verdict_begins_with_what_is_beaten_and_goes_on_with_the_targets() -> None:
@@ -313,30 +327,30 @@ def test_where_the_model_does_not_beat_it_the_verdict_begins_with_what_to_use_in
         "against 0.650, difference +0.035, 95 % interval -0.020 to +0.090). That baseline leads random calls (macro-F1 "
         "0.650 against 0.300, difference +0.350, 95 % interval +0.300 to +0.400); the model does too (macro-F1 "
     )
-    less = summary("not ahead")
-    less["baselines"]["scores"] = leads((-0.09, 0.01), (-0.1, 0.1), (0.3, 0.4))
+    less = summary("not ahead", scores=leads((-0.09, 0.01), (-0.1, 0.1), (0.3, 0.4)))
     assert baselines_said(less, brief=True) == (
         "Use CatBoost instead: it is the best baseline, and the model scores less, though within chance. That baseline "
         "leads random calls; the model is not shown to."
     )
-    less["baselines"]["scores"] = leads((-0.09, -0.01), (0.1, 0.2), (0.3, 0.4))
+    scores = leads((-0.09, -0.01), (0.1, 0.2), (0.3, 0.4))
+    less = summary("not ahead", scores=scores)
     assert "and the model scores less. That" in baselines_said(less, brief=True)
-    less["baselines"] |= {"best": "extra_trees"}
-    less["baselines"]["scores"]["extra_trees"] = less["baselines"]["scores"].pop("catboost")
+    scores["extra_trees"] = scores.pop("catboost")
+    less = summary("not ahead", scores=scores, best="extra_trees")
     assert verdict(less).startswith("Use extremely randomised trees instead: ")
 
 
 def test_where_nothing_is_learned_the_verdict_recommends_neither() -> None:
-    nothing = summary("nothing learned")
-    said = verdict(nothing)
+    said = verdict(summary("nothing learned"))
     assert said.startswith("Nothing is shown to have been learned: neither the model (macro-F1 0.700 against 0.300, ")
     assert ") nor the best baseline, CatBoost (macro-F1 0.650 against 0.300, difference +0.000, " in said
     assert "), beats random calls beyond chance. Use neither; before training again, look at the labels and " in said
     assert "instead" not in said
-    nothing["baselines"]["scores"]["catboost"]["over_chance"]["looks"] = 8
-    assert "95 % interval for the best of 8 -0.100 to +0.100)" in verdict(nothing)
-    nothing["baselines"] |= {"best": "class_prior", "left_out": dict.fromkeys(TRAINED, "the rows are text")}
-    said = verdict(nothing)
+    scores = leads(*FINDINGS["nothing learned"])
+    scores["catboost"]["over_chance"]["looks"] = 8
+    assert "95 % interval for the best of 8 -0.100 to +0.100)" in verdict(summary("nothing learned", scores=scores))
+    left_out = dict.fromkeys(TRAINED, "the rows are text")
+    said = verdict(summary("nothing learned", best="class_prior", left_out=left_out))
     assert said.startswith("Nothing is shown to have been learned: the model does not beat random calls beyond chance")
     assert "Do not use it; before training again, look at the labels" in said
     assert said.endswith(

@@ -24,6 +24,8 @@ from ctxtrain.config.schema import Config
 from ctxtrain.evaluation.metrics import evaluate_logits
 from ctxtrain.labels import LABELS
 from ctxtrain.progress import Reporter
+from ctxtrain.reporting.summary_schema import Summary
+from ctxtrain.storage.metrics_log import Scores
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig, short_run
@@ -191,7 +193,7 @@ def test_no_figure_of_a_table_is_cut_however_narrow_the_terminal(
     narrow_run: dict[str, Any], width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    print_summary(narrow_run, "runs/narrow")
+    print_summary(Summary.model_validate(narrow_run), "runs/narrow")
     shown, best = capsys.readouterr().out, narrow_run["best"]
     tables: list[list[tuple[str, ...]]] = [
         [(row["metric"], f"{row['value']:.3f}", interval_text(row["interval"])) for row in narrow_run["targets"]],
@@ -224,7 +226,7 @@ def test_the_verdicts_stand_under_their_name_in_words_that_are_not_mistaken(
     monkeypatch.setenv("COLUMNS", "80")
     verdicts = {"met": "met", "met, but within chance": "met (chance)", "missed": "missed"}
     targets = [row | {"verdict": list(verdicts)[n % 3]} for n, row in enumerate(narrow_run["targets"])]
-    print_summary(narrow_run | {"targets": targets}, "runs/narrow")
+    print_summary(Summary.model_validate(narrow_run | {"targets": targets}), "runs/narrow")
     shown = capsys.readouterr().out
     assert rows_shown(shown, "metric", "value", "95 %", "target", "verdict", "priority")
     for row in targets:
@@ -268,7 +270,7 @@ def test_a_score_that_is_not_defined_is_shown_as_none_and_said_to_count_0(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    print_metrics(evaluate_logits(np.eye(3)[called] * 5, np.array(labels)))
+    print_metrics(Scores.model_validate(evaluate_logits(np.eye(3)[called] * 5, np.array(labels))))
     shown = capsys.readouterr().out
     for cells in rows:
         assert rows_shown(shown, *cells), (cells, shown)

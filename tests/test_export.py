@@ -34,6 +34,7 @@ from ctxtrain.export.model_card import model_card
 from ctxtrain.export.package import TrainedLogits, check_reopened, reopened_logits
 from ctxtrain.model import lora
 from ctxtrain.model.tokenizer import load_tokenizer
+from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import baselines_said, verdict
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.archive import pack, unpack
@@ -286,13 +287,12 @@ def test_the_model_card_holds_its_scores_for_a_hub(finished: Finished) -> None:
     scores = {result.metric_name: result.metric_value for result in metadata.eval_results}
     best = finished.summary["best"]
     assert scores == {"accuracy": best["accuracy"], "macro-F1": best["macro_f1"]}
-    assert 0 < card.index(baselines_said(finished.summary)) < card.index("Scores on the validation rows")
+    summary = Summary.model_validate(finished.summary)
+    assert 0 < card.index(baselines_said(summary)) < card.index("Scores on the validation rows")
     assert next(iter(finished.summary)) == "verdict"
-    assert finished.summary["verdict"] == verdict(finished.summary)
+    assert finished.summary["verdict"] == verdict(summary)
     assert "base_model" not in metadata.to_dict()  # a folder's name is no id of a hub
-    assert "base_model: Qwen/Qwen3-0.6B" in model_card(
-        "Qwen/Qwen3-0.6B", best, None, finished.summary["baselines"], "text"
-    )
+    assert "base_model: Qwen/Qwen3-0.6B" in model_card("Qwen/Qwen3-0.6B", summary.best, None, summary.baselines, "text")
 
 
 def test_export_names_no_path_of_this_machine(finished: Finished) -> None:

@@ -19,6 +19,8 @@ from ctxtrain.data.walk_forward import cut_folds, walk_forward
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError, Interrupted, RunLocked
 from ctxtrain.multi_run import run_several
+from ctxtrain.reporting.runs_schema import Runs
+from ctxtrain.reporting.summary_schema import Baselines
 from ctxtrain.reporting.verdict import comparison_said, verdict, verdict_of_several
 from ctxtrain.storage.atomic_files import files_below, sha256_file
 from ctxtrain.storage.run_folder import RunFolder
@@ -83,12 +85,12 @@ def test_folds_times_seeds_are_runs_of_their_own_and_pooled(make_config: MakeCon
         assert [leak for leak in summary["data"]["leaks"] if leak["kind"] == "shared bars"] == []
         assert Config.load(root / run["name"] / "config.yaml").data.embargo == 5
         assert run["skipped_steps"] == summary["skipped_steps"] == 0
-    assert "skipped" not in verdict_of_several(report)
+    assert "skipped" not in verdict_of_several(Runs.model_validate(report))
     skipping = [run | {"skipped_steps": steps} for run, steps in zip(report["runs"], (2, 0, 0, 1), strict=True)]
     assert (
         "3 optimizer steps were skipped, for loss or gradient was not finite; "
         "metrics.jsonl of fold_1-seed_0 and fold_2-seed_4 has their windows."
-    ) in verdict_of_several(report | {"runs": skipping})
+    ) in verdict_of_several(Runs.model_validate(report | {"runs": skipping}))
     scores = [run["macro_f1"] for run in report["runs"]]
     assert report["spread"]["macro_f1"]["mean"] == pytest.approx(np.mean(scores))
     assert report["spread"]["macro_f1"]["deviation"] == pytest.approx(np.std(scores, ddof=1))
@@ -121,7 +123,9 @@ def assert_pooled_baselines(report: dict[str, Any], summaries: list[dict[str, An
         report["pooled"]["macro_f1"] - found["scores"][found["best"]]["macro_f1"]
     )
     assert {own["over_chance"]["looks"] for own in found["scores"].values() if own["over_chance"]} == {1}
-    assert verdict_of_several(report).startswith(comparison_said(report["pooled"]["macro_f1"], found))
+    several = Runs.model_validate(report)
+    assert (several.version, several.plain()) == (1, report)
+    assert verdict_of_several(several).startswith(comparison_said(report["pooled"]["macro_f1"], several.baselines))
 
 
 def test_seeds_alone_say_that_validation_rows_flatter(
@@ -143,11 +147,12 @@ def test_seeds_alone_say_that_validation_rows_flatter(
     assert (
         f"In {ahead} of 2 runs the model beats that run's best baseline beyond chance; in macro-F1 it leads by " in out
     )
-    assert " ".join(comparison_said(report["pooled"]["macro_f1"], report["baselines"]).split()) in out
+    found = Baselines.model_validate(report["baselines"])
+    assert " ".join(comparison_said(report["pooled"]["macro_f1"], found).split()) in out
     assert {own["over_chance"]["looks"] for own in report["baselines"]["scores"].values() if own["over_chance"]} == {8}
     assert f"{lead['mean']:+.3f} on average, {lead['lowest']:+.3f} to {lead['highest']:+.3f}." in out
     for run in report["runs"]:
-        summary = json.loads((Path(config.output_dir) / run["name"] / "training_summary.json").read_text())
+        summary = RunFolder(Path(config.output_dir) / run["name"]).read_summary()
         assert run["beats_baseline"] == ("The model beats the best baseline" in verdict(summary))
     assert "deviation" in out
 

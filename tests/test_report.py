@@ -27,6 +27,7 @@ from ctxtrain.labels import LABELS
 from ctxtrain.reporting import charts, figures
 from ctxtrain.reporting.figures import Figure
 from ctxtrain.reporting.report import write_report
+from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import baselines_said, headline, readable
 from ctxtrain.storage.run_folder import RunFolder
 from tests.helpers import make_row, make_window
@@ -101,18 +102,18 @@ def page(run: Path) -> Page:
     return Page((run / "report.html").read_text(encoding="utf-8"))
 
 
-Rewritten = Callable[[dict[str, Any]], Page]
+Rewritten = Callable[[dict[str, Any] | Summary], Page]
 
 
 @pytest.fixture
 def rewritten(run: Path, tmp_path: Path) -> Rewritten:
     """The page of the run with another summary."""
 
-    def write(summary: dict[str, Any]) -> Page:
+    def write(summary: dict[str, Any] | Summary) -> Page:
         for name in ("config.yaml", "metrics.jsonl"):
             shutil.copy(run / name, tmp_path / name)
         folder = RunFolder(tmp_path)
-        write_report(folder, summary)
+        write_report(folder, Summary.model_validate(summary))
         return Page(folder.report.read_text(encoding="utf-8"))
 
     return write
@@ -173,8 +174,9 @@ def test_targets_scores_and_confusion_are_those_of_the_summary(run: Path, page: 
     rows = page.tables["Targets"][1:]
     assert [row[2] for row in rows] == [f"{target['value']:.3f}" for target in summary["targets"]]
     assert [row[1] for row in rows] == [target["verdict"] for target in summary["targets"]]
-    assert headline(summary) in page.text
-    assert page.text.index(baselines_said(summary, brief=True)) < page.text.index(headline(summary))
+    typed = RunFolder(run).read_summary()
+    assert headline(typed) in page.text
+    assert page.text.index(baselines_said(typed, brief=True)) < page.text.index(headline(typed))
     drawn = {row["name"]: row for row in page.values("targets", "target")}
     assert drawn["LONG recall"]["value"] == summary["test"]["per_class"]["LONG"]["recall"]
     assert [drawn["macro-F1"]["low"], drawn["macro-F1"]["high"]] == summary["intervals"]["scores"]["macro_f1"]
@@ -203,9 +205,9 @@ def test_targets_scores_and_confusion_are_those_of_the_summary(run: Path, page: 
 
 def test_every_chart_is_valid_vega_lite(run: Path, page: Page) -> None:
     """Outside of a run the plotting library checks what it is given."""
-    summary = summary_of(run)
+    summary = RunFolder(run).read_summary()
     drawn: dict[str, Figure | None] = {**figures.all_figures(summary, RunFolder(run).metrics.read())}
-    drawn |= {f"mistake-{n}": figures.candles(mistake) for n, mistake in enumerate(summary["mistakes"], start=1)}
+    drawn |= {f"mistake-{n}": figures.candles(mistake) for n, mistake in enumerate(summary.mistakes, start=1)}
     assert {name: json.loads(json.dumps(figure.spec)) for name, figure in drawn.items() if figure} == page.specs()
     with pytest.raises(SchemaValidationError, match="colour"):
         charts._spec(alt.Chart(alt.Data(values=[])).mark_bar().encode(x=alt.X("a:Q", scale=alt.Scale(colour=1))), 9)
@@ -317,7 +319,7 @@ def test_the_run_folder_alone_gives_the_same_page_again(run: Path, tmp_path: Pat
     alone.mkdir()
     for name in ("config.yaml", "metrics.jsonl", "training_summary.json"):
         shutil.copy(run / name, alone / name)
-    write_report(RunFolder(alone), summary_of(alone))
+    write_report(RunFolder(alone), RunFolder(alone).read_summary())
     assert (alone / "report.html").read_bytes() == (run / "report.html").read_bytes()
 
 
@@ -395,10 +397,11 @@ def test_the_page_says_which_market_and_which_times_it_is_about(run: Path, rewri
 
 
 def test_the_page_copes_with_runs_of_every_kind(run: Path, rewritten: Rewritten) -> None:
-    summary = summary_of(run)
-    del summary["test"]["per_class"]["SKIP"]["f1"]  # a value that is not there is a fault, not a blank
-    with pytest.raises(KeyError, match="f1"):
-        rewritten(summary)
+    lacking = RunFolder(run).read_summary()
+    assert lacking.test
+    del lacking.test.per_class["SKIP"].f1  # a value that is not there is a fault, not a blank
+    with pytest.raises(AttributeError, match="f1"):
+        rewritten(lacking)
     summary = summary_of(run)
     summary["mistakes"] = []
     summary["calibration"] = {"method": "none", "temperature": 1.0}
@@ -456,7 +459,7 @@ def test_the_headline_is_the_verdict_in_one_sentence(run: Path, verdicts: list[s
         target |= {"verdict": verdict}
     if not test:
         summary |= {"test": None, "judged_rows_chose_the_epoch": True}
-    assert headline(summary) == said
+    assert headline(Summary.model_validate(summary)) == said
 
 
 def test_a_summary_of_an_older_version_is_refused_with_the_way_out(

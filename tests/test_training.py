@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from ctxtrain import Config, TrainingPipeline
 from ctxtrain.errors import ConfigError, RunLocked
+from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import verdict
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import files_below, sha256_file
@@ -41,6 +42,7 @@ def test_a_run_leaves_every_file_of_the_contract_and_a_summary_that_agrees(make_
     root = Path(config.output_dir)
     assert summary is not None
     assert summary == json.loads((root / "training_summary.json").read_text())
+    assert RunFolder(root).read_summary().plain() == summary
     assert {path.name for path in root.iterdir() if path.suffix != ".lock"} == {
         "config.yaml", "metrics.jsonl", "checkpoints", "best_model.safetensors", "training_summary.json",
         "report.html", "export", "final_model.zip",
@@ -232,7 +234,7 @@ def test_an_export_before_the_end_says_so_and_leaves_the_test_rows_for_it(
     said = "This run is unfinished, it stopped at optimizer step 7 of 14; test rows are not read before its end."
     assert early["unfinished"] == "stopped at optimizer step 7 of 14"
     assert (early["test"], early["targets_judged_on"]) == (None, "validation rows")
-    assert verdict(early).startswith(said)
+    assert verdict(Summary.model_validate(early)).startswith(said)
     root = Path(config.output_dir)
     card = (root / "export" / "README.md").read_text()
     assert f"**{said}**" in card
@@ -243,7 +245,7 @@ def test_an_export_before_the_end_says_so_and_leaves_the_test_rows_for_it(
     assert whole is not None
     assert (whole["unfinished"], whole["targets_judged_on"]) == (None, "test rows")
     card = (root / "export" / "README.md").read_text()
-    assert "unfinished" not in verdict(whole) + card
+    assert "unfinished" not in verdict(Summary.model_validate(whole)) + card
     assert "Scores on the test rows, which chose nothing:" in card
     assert f"Accuracy {whole['test']['accuracy']:.3f}, macro-F1 {whole['test']['macro_f1']:.3f}, 46 windows.\n" in card
     assert f"so they flatter: accuracy {whole['best']['accuracy']:.3f}, " in card

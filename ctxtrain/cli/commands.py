@@ -152,6 +152,8 @@ def train(
     from ctxtrain.cli.console import print_runs, print_summary, stderr, stdout
     from ctxtrain.multi_run import run_several
     from ctxtrain.progress import Reporter
+    from ctxtrain.reporting.runs_schema import Runs
+    from ctxtrain.reporting.summary_schema import Summary
     from ctxtrain.train import TrainingPipeline
     from ctxtrain.training.build import several
 
@@ -163,8 +165,10 @@ def train(
         summary = TrainingPipeline(settings, resume=resume, reporter=reporter).run()
     if summary and as_json:
         _print_json(summary)
+    elif summary and not quiet and asking:
+        print_runs(Runs.model_validate(summary), settings.output_dir)
     elif summary and not quiet:
-        (print_runs if asking else print_summary)(summary, settings.output_dir)
+        print_summary(Summary.model_validate(summary), settings.output_dir)
     if summary and require_targets and not summary["targets_met"]:
         raise typer.Exit(EXIT_TARGETS_MISSED)
 
@@ -189,8 +193,9 @@ def evaluate(
         _print_json(metrics)
     else:
         from ctxtrain.cli.console import print_metrics
+        from ctxtrain.storage.metrics_log import Scores
 
-        print_metrics(metrics)
+        print_metrics(Scores.model_validate(metrics))
 
 
 @app.command()
@@ -263,9 +268,11 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     )
     from ctxtrain.cli.console import print_summary, stdout
     from ctxtrain.progress import Reporter
+    from ctxtrain.reporting.summary_schema import Summary
     from ctxtrain.train import TrainingPipeline
 
-    print_summary(TrainingPipeline(settings, resume=True, reporter=Reporter(stdout())).export(), str(run))
+    summary = TrainingPipeline(settings, resume=True, reporter=Reporter(stdout())).export()
+    print_summary(Summary.model_validate(summary), str(run))
 
 
 @app.command()

@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from ctxtrain.evaluation.metrics import shown
+from ctxtrain.evaluation.metrics import Metric, shown
+from ctxtrain.labels import Label
+from ctxtrain.reporting.runs_schema import PooledBaselines, Runs
+from ctxtrain.reporting.summary_schema import Summary, Target
 from ctxtrain.reporting.verdict import leak_suffix, readable, short, verdict, verdict_of_several
+from ctxtrain.storage.metrics_log import Measured, Scores
 from ctxtrain.streams import Lasting
 
 UNBOUNDED = 1000  # columns, of a terminal in which every table has the room that it wants
@@ -26,19 +30,19 @@ def stderr() -> Console:
     return Console(file=Lasting(sys.stderr, results=False) if sys.stderr else None, stderr=True)  # type: ignore[arg-type]
 
 
-def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
+def print_summary(summary: Summary, output_dir: str) -> None:
     """The end of a run: targets, scores, verdict, files."""
     console = stdout()
-    _print_table(console, _targets(summary), _targets(summary, priorities=False))
-    print_metrics(summary["test"] or summary["best"])
+    _print_targets(console, summary.targets, summary.targets_judged_on)
+    print_metrics(summary.judged)
     _print_table(console, _baselines(summary), _baselines(summary, narrow=True))
-    intervals = summary["intervals"]
-    console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
+    intervals = summary.intervals
+    console.print(f"95 % intervals from {intervals.blocks:,} blocks: {intervals.block}", highlight=False)
     console.print(verdict(summary), highlight=False, soft_wrap=not console.is_terminal)
-    model, calibration, best = summary["model"], summary["calibration"], summary["best"]
+    model = summary.model
     console.print(
-        f"epoch {best['epoch']} of {len(summary['epochs'])}, temperature {calibration['temperature']:.3f}, "
-        f"{model['trainable']:,} of {model['parameters']:,} parameters trained ({model['trainable_share']:.2%})",
+        f"epoch {summary.best.epoch} of {len(summary.epochs)}, temperature {summary.calibration.temperature:.3f}, "
+        f"{model.trainable:,} of {model.parameters:,} parameters trained ({model.trainable_share:.2%})",
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
@@ -46,29 +50,28 @@ def print_summary(summary: Mapping[str, Any], output_dir: str) -> None:
         console.print(str(Path(output_dir) / name), highlight=False, markup=False, soft_wrap=True)
 
 
-def print_runs(report: Mapping[str, Any], output_dir: str) -> None:
+def print_runs(several: Runs, output_dir: str) -> None:
     """The end of several runs: each, their mean and spread, and the pooled scores with their intervals."""
-    console, leaked = stdout(), leak_suffix(report["leaked"])
+    console, leaked = stdout(), leak_suffix(several.leaked)
     table = Table(title=f"Runs{leaked}", title_justify="left")
-    metrics = shown("runs", report["spread"])
+    metrics, spread = shown("runs"), several.spread
     for column in ("run", "judged", *(metric.short for metric in metrics), "best baseline", "lead"):
         table.add_column(column, justify="left" if column in ("run", "best baseline") else "right", no_wrap=True)
-    for run in report["runs"]:
-        judged = "test" if run["judged_on"].startswith("test") else "val"
-        figures = [f"{run['rows'][judged]:,}", *(f"{run[metric.name]:.3f}" for metric in metrics)]
-        name = run["name"] + (" LEAKED" if "leaked" in run else "")
-        table.add_row(name, *figures, short(run["best_baseline"]), f"{run['lead']:+.3f}")
-    for what in ("mean", "deviation"):
-        figures = [f"{report['spread'][metric.name][what]:.3f}" for metric in metrics]
-        table.add_row(what, "", *figures, "", f"{report['spread']['lead'][what]:+.3f}".lstrip("+"), style="bold")
+    for run in several.runs:
+        judged = run.rows.by_file()["test" if run.judged_on.startswith("test") else "val"]
+        name = run.name + (" LEAKED" if run.leaked else "")
+        table.add_row(name, f"{judged:,}", *_figures(metrics, run), short(run.best_baseline), f"{run.lead:+.3f}")
+    means = [f"{spread.value(metric.name).mean:.3f}" for metric in metrics]
+    table.add_row("mean", "", *means, "", f"{spread.lead.mean:+.3f}".lstrip("+"), style="bold")
+    deviations = [f"{spread.value(metric.name).deviation:.3f}" for metric in metrics]
+    table.add_row("deviation", "", *deviations, "", f"{spread.lead.deviation:.3f}", style="bold")
     _print_table(console, table)
-    _print_table(console, _mean_baselines(report["baselines"]))
-    together = {**report, "targets_judged_on": f"the judged rows of all runs together{leaked}"}
-    _print_table(console, _targets(together), _targets(together, priorities=False))
-    print_metrics(report["pooled"])
-    intervals = report["intervals"]
-    console.print(f"95 % intervals from {intervals['blocks']:,} blocks: {intervals['block']}", highlight=False)
-    console.print(verdict_of_several(report), highlight=False, soft_wrap=not console.is_terminal)
+    _print_table(console, _mean_baselines(several.baselines))
+    _print_targets(console, several.targets, f"the judged rows of all runs together{leaked}")
+    print_metrics(several.pooled)
+    intervals = several.intervals
+    console.print(f"95 % intervals from {intervals.blocks:,} blocks: {intervals.block}", highlight=False)
+    console.print(verdict_of_several(several), highlight=False, soft_wrap=not console.is_terminal)
     console.print(str(Path(output_dir) / "runs.json"), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -97,49 +100,55 @@ def _measured(console: Console, table: Table) -> Measurement:
     return console.measure(table, options=console.options.update(width=UNBOUNDED))
 
 
-def _targets(summary: Mapping[str, Any], *, priorities: bool = True) -> Table:
-    table = Table(title=f"Targets, judged on {summary['targets_judged_on']}", title_justify="left")
+def _figures(metrics: Sequence[Metric], scores: Measured) -> list[str]:
+    return [f"{scores.value(metric.name):.3f}" for metric in metrics]
+
+
+def _print_targets(console: Console, targets: Sequence[Target], judged_on: str) -> None:
+    _print_table(console, *(_targets(targets, judged_on, priorities=priorities) for priorities in (True, False)))
+
+
+def _targets(targets: Sequence[Target], judged_on: str, *, priorities: bool) -> Table:
+    table = Table(title=f"Targets, judged on {judged_on}", title_justify="left")
     for column in ("metric", "value", "95 %", "target", "verdict", "priority")[: 6 if priorities else 5]:
         table.add_column(column, justify="right" if column in ("value", "95 %", "target") else "left")
-    for target in summary["targets"]:
+    for target in targets:
         cells = [
-            target["metric"],
-            f"{target['value']:.3f}",
-            interval_text(target["interval"]),
-            f"{target['target']:.2f}",
-            target["verdict"].replace("met, but within chance", "met (chance)"),
-            target["priority"],
+            target.metric,
+            f"{target.value:.3f}",
+            interval_text(target.interval),
+            f"{target.target:.2f}",
+            target.verdict.replace("met, but within chance", "met (chance)"),
+            target.priority,
         ]
         table.add_row(*cells[: len(table.columns)])
     return table
 
 
-def _baselines(summary: Mapping[str, Any], *, narrow: bool = False) -> Table:
+def _baselines(summary: Summary, *, narrow: bool = False) -> Table:
     """The model and the baselines on the same rows; `lead` is the model's in macro-F1, with its interval."""
-    own, found, named = summary["test"] or summary["best"], summary["baselines"], short if narrow else readable
-    title = f"On the same rows; best baseline on validation rows: {readable(found['best'])}"
+    found, named = summary.baselines, short if narrow else readable
+    title = f"On the same rows; best baseline on validation rows: {readable(found.best)}"
     table = Table(title=title, title_justify="left")
-    metrics = shown("baselines", own, *found["scores"].values())
+    metrics = shown("baselines")
     for column in ("", *(metric.narrow for metric in metrics), "lead", "95 %"):
         table.add_column(column, justify="left" if not column else "right")
-    rows = [("the model", own, ("", ""))]
-    for name, scores in found["scores"].items():
-        lead = scores["difference"]["macro_f1"]
-        rows.append((named(name), scores, (f"{lead['value']:+.3f}", interval_text(lead["interval"]))))
-    for name, scores, lead_texts in rows:
-        table.add_row(name, *(f"{scores[metric.name]:.3f}" for metric in metrics), *lead_texts)
+    table.add_row("the model", *_figures(metrics, summary.judged), "", "")
+    for name, scores in found.scores.items():
+        lead = scores.difference.macro_f1
+        table.add_row(named(name), *_figures(metrics, scores), f"{lead.value:+.3f}", interval_text(lead.interval))
     return table
 
 
-def _mean_baselines(found: Mapping[str, Any]) -> Table:
+def _mean_baselines(found: PooledBaselines) -> Table:
     """Means over the runs; the model's lead is in macro-F1."""
-    title = f"Means of the runs; best baseline on validation rows: {readable(found['best'])}"
+    title = f"Means of the runs; best baseline on validation rows: {readable(found.best)}"
     table = Table(title=title, title_justify="left")
     for column in ("", "macro-F1", "on validation", "lead"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, scores in found["means"].items():
-        figures = [f"{scores[key]:.3f}" for key in ("macro_f1", "validation_macro_f1")]
-        table.add_row(readable(name), *figures, f"{scores['lead']:+.3f}")
+    for name, mean in found.means.items():
+        figures = [f"{value:.3f}" for value in (mean.macro_f1, mean.validation_macro_f1)]
+        table.add_row(readable(name), *figures, f"{mean.lead:+.3f}")
     return table
 
 
@@ -147,7 +156,7 @@ def interval_text(interval: Sequence[float] | None) -> str:
     return "unknown" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
-def print_metrics(metrics: Mapping[str, Any]) -> None:
+def print_metrics(metrics: Scores) -> None:
     """Scores per class with the confusion matrix, and the overall figures."""
     console = stdout()
     whole = _classes(metrics, scores=True, calls=True)
@@ -156,13 +165,13 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     else:
         _print_table(console, _classes(metrics, scores=True, calls=False))
         _print_table(console, _classes(metrics, scores=False, calls=True))
-    figures = [f"{metric.short} {metrics[metric.name]:.3f}" for metric in shown("scores", metrics)]
+    figures = [f"{metric.short} {metrics.value(metric.name):.3f}" for metric in shown("scores")]
     console.print(
-        "  ".join([*figures, f"windows {metrics['rows']:,}"]),
+        "  ".join([*figures, f"windows {metrics.rows:,}"]),
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
-    absent = metrics["absent"]
+    absent = metrics.absent
     if absent:
         verbs = ("has", "counts") if len(absent) == 1 else ("have", "count")
         console.print(
@@ -173,22 +182,22 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
             console.print(f"never called: {label}; its precision counts 0", highlight=False)
 
 
-def _calls(metrics: Mapping[str, Any]) -> dict[str, int]:
+def _calls(metrics: Scores) -> dict[Label, int]:
     """How many windows were called each class."""
-    return dict(zip(metrics["per_class"], map(sum, zip(*metrics["confusion"], strict=True)), strict=True))
+    return dict(zip(metrics.per_class, map(sum, zip(*metrics.confusion, strict=True)), strict=True))
 
 
-def _classes(metrics: Mapping[str, Any], *, scores: bool, calls: bool) -> Table:
+def _classes(metrics: Scores, *, scores: bool, calls: bool) -> Table:
     """A line a class: its scores, – where no windows or calls define one, and how many windows were called what."""
     table, called = Table(), _calls(metrics)
     names = ("precision", "recall", "F1", "windows") if scores else ()
     table.add_column("class")
-    for column in (*names, *(f"→ {label}" for label in (metrics["per_class"] if calls else ()))):
+    for column in (*names, *(f"→ {label}" for label in (metrics.per_class if calls else ()))):
         table.add_column(column, justify="right")
-    for row, (label, found) in enumerate(metrics["per_class"].items()):
-        wholes = {"precision": called[label], "recall": found["support"], "f1": found["support"]}
-        figures = [f"{found[name]:.3f}" if whole else "–" for name, whole in wholes.items()] + [str(found["support"])]
-        counts = map(str, metrics["confusion"][row])
+    for row, (label, found) in enumerate(metrics.per_class.items()):
+        shares = ((found.precision, called[label]), (found.recall, found.support), (found.f1, found.support))
+        figures = [f"{share:.3f}" if whole else "–" for share, whole in shares] + [str(found.support)]
+        counts = map(str, metrics.confusion[row])
         table.add_row(label, *(figures if scores else ()), *(counts if calls else ()))
     return table
 

@@ -9,7 +9,7 @@ are also in a window that judges them are dropped from the rows that train; an e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -74,13 +74,11 @@ def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Hashes]) -> li
     return sorted(found, key=lambda finding: not finding["refused"])
 
 
-def not_found(found: Sequence[Finding], unchecked: Sequence[str]) -> list[str]:
-    """The kinds that were looked for in vain."""
+def not_found(found: Collection[str], unchecked: Sequence[str]) -> list[str]:
+    """The kinds that were looked for in vain, without those that were found."""
     left_out = [what.partition(":")[0] for what in unchecked]
     return [
-        kind
-        for kind in (*BY_CONTENT, *BY_PLACE)
-        if kind not in {finding["kind"] for finding in found} and not any(kind in what for what in left_out)
+        kind for kind in (*BY_CONTENT, *BY_PLACE) if kind not in found and not any(kind in what for what in left_out)
     ]
 
 

@@ -7,7 +7,7 @@ report take it from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -94,8 +94,7 @@ class Metric:
     narrow      how a table with many columns does
     lowest, highest     its range, which no interval leaves
     shown       "scores": the line under the table of classes; "baselines": beside the baselines, with differences;
-                "runs": the table of several runs; "spread": mean and deviation in runs.json
-    in_every_run        False for one added later: files of older runs lack it, and are read without it
+                "runs": the table of several runs; "spread": mean and deviation in runs.json, as of those of "runs"
     """
 
     name: str
@@ -106,7 +105,6 @@ class Metric:
     lowest: float
     highest: float
     shown: tuple[Place, ...] = ()
-    in_every_run: bool = False
 
     @property
     def of_calls(self) -> bool:
@@ -114,12 +112,12 @@ class Metric:
         return isinstance(self.measure, OfConfusion)
 
 
-def shown(where: Place, *scores: Mapping[str, Any]) -> list[Metric]:
-    """The metrics that are shown there, as far as all of the `scores` hold them.
+def shown(where: Place) -> list[Metric]:
+    """The metrics that are shown there.
 
     The tables of baselines and of runs, which show leads, begin with the metric of the leads.
     """
-    found = [metric for metric in METRICS if where in metric.shown and all(metric.name in own for own in scores)]
+    found = [metric for metric in METRICS if where in metric.shown]
     return sorted(found, key=lambda metric: where in ("baselines", "runs") and metric.name != CHIEF)
 
 
@@ -181,7 +179,6 @@ METRICS = (
         lowest=0.0,
         highest=1.0,
         shown=("scores", "baselines", "runs", "spread"),
-        in_every_run=True,
     ),
     Metric(
         name=CHIEF,
@@ -192,7 +189,6 @@ METRICS = (
         lowest=0.0,
         highest=1.0,
         shown=("scores", "baselines", "runs", "spread"),
-        in_every_run=True,
     ),
     Metric(
         name="nll",
@@ -203,7 +199,6 @@ METRICS = (
         lowest=0.0,
         highest=np.inf,
         shown=("scores", "baselines", "spread"),
-        in_every_run=True,
     ),
     Metric(
         name="brier",
@@ -213,7 +208,6 @@ METRICS = (
         measure=MeanOfRows(lambda judged: squared_errors(judged.probabilities_NC, judged.labels_N)),
         lowest=0.0,
         highest=2.0,
-        in_every_run=True,
     ),
     Metric(
         name="ece",
@@ -229,6 +223,5 @@ METRICS = (
         lowest=0.0,
         highest=1.0,
         shown=("scores", "spread"),
-        in_every_run=True,
     ),
 )

@@ -7,7 +7,7 @@ Comes in: rows, labels and calibrated probabilities of the rows that judge a run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ Take = Callable[[NDArray[np.int64]], Iterable[Window]]  # row numbers → their 
 
 MOST = 6
 TEXT_SHOWN = 600  # characters of a text row
-COLUMNS = ("open", "high", "low", "close", "volume")
+Column = Literal["open", "high", "low", "close", "volume"]
+COLUMNS: tuple[Column, ...] = get_args(Column)
 
 
 def confident_mistakes(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ctxtrain.evaluation.metrics import Metrics
+from ctxtrain.evaluation.metrics import CHIEF
 from ctxtrain.labels import LABELS
+from ctxtrain.reporting.summary_schema import Baselines
 from ctxtrain.reporting.verdict import comparison_said
+from ctxtrain.storage.metrics_log import Scores
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CHOSEN_ON = "validation rows, which also chose the epoch and the temperature, so they flatter"
@@ -55,7 +55,7 @@ With ctxtrain, from rows: `load_model("final_model.zip").predict(rows)`.
 
 
 def model_card(
-    base: str, validation: Metrics, test: Metrics | None, baselines: Mapping[str, Any], text: str, caveat: str = ""
+    base: str, validation: Scores, test: Scores | None, baselines: Baselines, text: str, caveat: str = ""
 ) -> str:
     """The card's text; `baselines` are those of `assess`, `text` is a rendered window for the example.
 
@@ -65,32 +65,32 @@ def model_card(
     if test is not None:
         metrics, judged = test, "test rows, which chose nothing"
         besides = (
-            f"\nOn the {CHOSEN_ON}: accuracy {validation['accuracy']:.3f}, macro-F1 {validation['macro_f1']:.3f}, "
-            f"{validation['rows']} windows."
+            f"\nOn the {CHOSEN_ON}: accuracy {validation.value('accuracy'):.3f}, "
+            f"macro-F1 {validation.value(CHIEF):.3f}, {validation.rows} windows."
         )
     rows = [
-        f"| {label} | {s['precision']:.3f} | {s['recall']:.3f} | {s['f1']:.3f} | {s['support']} |"
-        for label, s in metrics["per_class"].items()
+        f"| {label} | {s.precision:.3f} | {s.recall:.3f} | {s.f1:.3f} | {s.support} |"
+        for label, s in metrics.per_class.items()
     ]
     return _CARD.format(
         metadata=_metadata(base, metrics, judged, "validation" if test is None else "test", caveat),
         base=base,
         labels=", ".join(LABELS),
         caveat=f"**{caveat}**\n\n" if caveat else "",
-        advice=comparison_said(metrics["macro_f1"], baselines),
+        advice=comparison_said(metrics.value(CHIEF), baselines),
         judged=judged,
         rows="\n".join(rows),
-        accuracy=metrics["accuracy"],
-        macro_f1=metrics["macro_f1"],
-        count=metrics["rows"],
+        accuracy=metrics.value("accuracy"),
+        macro_f1=metrics.value(CHIEF),
+        count=metrics.rows,
         besides=besides,
         text=text.encode("unicode_escape").decode().replace('"', '\\"'),
     )
 
 
-def _metadata(base: str, metrics: Metrics, judged: str, split: str, caveat: str) -> str:
+def _metadata(base: str, metrics: Scores, judged: str, split: str, caveat: str) -> str:
     """As a hub reads it; a base is named where it could be one of the hub's."""
-    scores = (("accuracy", "accuracy", metrics["accuracy"]), ("f1", "macro-F1", metrics["macro_f1"]))
+    scores = (("accuracy", "accuracy", metrics.value("accuracy")), ("f1", "macro-F1", metrics.value(CHIEF)))
     return ModelCardData(
         base_model=base if _HUB_ID.fullmatch(base) else None,
         library_name="transformers",

@@ -42,8 +42,10 @@ from ctxtrain.export.predictor import Predictor, load_model
 from ctxtrain.memory import REMEDY, out_of_memory
 from ctxtrain.model.lora import merge
 from ctxtrain.model.tokenizer import quiet_transformers
+from ctxtrain.reporting.summary_schema import Baselines
 from ctxtrain.storage.archive import pack
 from ctxtrain.storage.atomic_files import needing, share_or_copy, sync, to_json, write_manifest
+from ctxtrain.storage.metrics_log import Scores
 from ctxtrain.storage.run_folder import RunFolder
 
 Ints = NDArray[np.int64]
@@ -126,10 +128,18 @@ def prepare_export(
         codec.save(folder / "codec.json")
         (folder / "calibration.json").write_bytes(to_json({**calibration, "thresholds": thresholds}))
         example = texts[0] if codec.kind == "compact" else "your text"
-        card = model_card(base_name, scores, test, assessment["baselines"], example, caveat)
+        card = _card(base_name, scores, test, assessment["baselines"], example, caveat)
         (folder / "README.md").write_text(card, encoding="utf-8")
         check = _check_and_pack(scratch, texts, trained, _plain_logits(merged, tokenizer, texts[:BATCH_SIZE]), engine)
     return Exported(predictor, calibration, scores, test, assessment, check)
+
+
+def _card(
+    base_name: str, scores: Metrics, test: Metrics | None, baselines: Mapping[str, Any], text: str, caveat: str
+) -> str:
+    judged = None if test is None else Scores.model_validate(test)
+    compared = Baselines.model_validate(baselines)
+    return model_card(base_name, Scores.model_validate(scores), judged, compared, text, caveat)
 
 
 def _calibrate(

@@ -9,13 +9,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ctxtrain.evaluation.metrics import METRICS, Metric, shown
-from ctxtrain.labels import LABELS
+from ctxtrain.evaluation.metrics import CHIEF, METRICS, Metric, shown
+from ctxtrain.evaluation.worst_errors import COLUMNS
+from ctxtrain.labels import LABELS, Label
 from ctxtrain.reporting import charts
+from ctxtrain.reporting.summary_schema import (
+    Baseline,
+    Calibrated,
+    Called,
+    ClassIntervals,
+    Data,
+    Interval,
+    Mistake,
+    Point,
+    Summary,
+    Tables,
+    Target,
+)
 from ctxtrain.reporting.verdict import metric_name, readable
+from ctxtrain.storage.metrics_log import ClassScores, EpochRecord, Measured, Scores
 
 CURVE_POINTS = 200  # more steps than this are drawn as means of neighbours
-CLASS_SCORES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 
 
 @dataclass(frozen=True)
@@ -29,28 +43,27 @@ class Figure:
     rows: Sequence[Sequence[str]]
 
 
-def all_figures(summary: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
+def all_figures(summary: Summary, metrics: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
     """Every figure of the page except the mistakes; `reliability` only where probabilities were calibrated."""
-    lines = list(metrics)
-    scores, trusted = summary["test"] or summary["best"], summary["intervals"]["trusted"]
-    interval = "95 % interval" if trusted else "95 % interval (not to be trusted)"
+    scores, intervals = summary.judged, summary.intervals
+    interval = "95 % interval" if intervals.trusted else "95 % interval (not to be trusted)"
     figures = {
-        "targets": targets(summary["targets"], interval),
-        "leads": leads(scores, summary["baselines"]["scores"], interval),
-        **learning(summary, [line for line in lines if line["kind"] == "step"]),
-        "confusion": confusion(scores["confusion"]),
-        "classes": classes(scores["per_class"], summary["intervals"]["scores"]["per_class"], interval),
-        "histogram": histogram(summary["selective"]["histogram"]),
-        "risk": risk(summary["selective"]["curve"]),
-        "balance": balance(summary["data"]),
+        "targets": targets(summary.targets, interval),
+        "leads": leads(scores, summary.baselines.scores, interval),
+        **learning(summary, [line for line in metrics if line["kind"] == "step"]),
+        "confusion": confusion(scores.confusion),
+        "classes": classes(scores.per_class, intervals.scores.per_class, interval),
+        "histogram": histogram(summary.selective.histogram),
+        "risk": risk(summary.selective.curve),
+        "balance": balance(summary.data),
     }
-    if "reliability" in summary["calibration"]:
-        figures["reliability"] = reliability(summary["calibration"]["reliability"])
+    if isinstance(summary.calibration, Calibrated):
+        figures["reliability"] = reliability(summary.calibration.reliability)
     return figures
 
 
-def targets(found: Sequence[Mapping[str, Any]], interval: str) -> Figure:
-    rows = [_interval(metric_name(t["metric"]), t["value"], t["interval"], t["target"]) for t in found]
+def targets(found: Sequence[Target], interval: str) -> Figure:
+    rows = [_interval(metric_name(t.metric), t.value, t.interval, t.target) for t in found]
     return Figure(
         "Each target and what was reached",
         f"The dot is the value, the line its {interval}, the orange tick the target: a target is met beyond chance "
@@ -59,22 +72,22 @@ def targets(found: Sequence[Mapping[str, Any]], interval: str) -> Figure:
         ("metric", "verdict", "value", "target", interval, "priority"),
         [
             (
-                metric_name(t["metric"]),
-                t["verdict"],
-                f"{t['value']:.3f}",
-                f"≥\N{NO-BREAK SPACE}{t['target']:.2f}",
-                span(t["interval"]),
-                t["priority"].lower(),
+                metric_name(t.metric),
+                t.verdict,
+                f"{t.value:.3f}",
+                f"≥\N{NO-BREAK SPACE}{t.target:.2f}",
+                span(t.interval),
+                t.priority.lower(),
             )
             for t in found
         ],
     )
 
 
-def leads(model: Mapping[str, Any], baselines: Mapping[str, Any], interval: str) -> Figure:
-    differences = {readable(name): scores["difference"]["macro_f1"] for name, scores in baselines.items()}
-    rows = [_interval(name, lead["value"], lead["interval"]) for name, lead in differences.items()]
-    metrics = shown("baselines", model, *baselines.values())
+def leads(model: Scores, baselines: Mapping[str, Baseline], interval: str) -> Figure:
+    metrics = shown("baselines")
+    found = [(readable(name), scores, scores.difference.macro_f1) for name, scores in baselines.items()]
+    rows = [_interval(name, lead.value, lead.interval) for name, _, lead in found]
     return Figure(
         "Lead of the model in macro-F1",
         f"The dot is the model’s macro-F1 less the other’s on the same windows, the line its {interval}: to the "
@@ -84,30 +97,25 @@ def leads(model: Mapping[str, Any], baselines: Mapping[str, Any], interval: str)
         [
             ("the model", *_figures(metrics, model), "", ""),
             *(
-                (
-                    readable(name),
-                    *_figures(metrics, scores),
-                    f"{differences[readable(name)]['value']:+.3f}",
-                    span(differences[readable(name)]["interval"], "+.3f"),
-                )
-                for name, scores in baselines.items()
+                (name, *_figures(metrics, scores), f"{lead.value:+.3f}", span(lead.interval, "+.3f"))
+                for name, scores, lead in found
             ),
         ],
     )
 
 
-def learning(summary: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+def learning(summary: Summary, steps: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     """Loss, scores and learning rate over epochs, each with the chosen epoch."""
-    epochs, chosen = summary["epochs"], summary["best"]["epoch"]
-    steps_an_epoch = epochs[0]["step"]
+    epochs, chosen = summary.epochs, summary.best.epoch
+    steps_an_epoch = epochs[0].step
     drawn = [{**step, "epoch": step["step"] / steps_an_epoch} for step in thinned(steps)]
     loss = [_point(step["epoch"], "training steps", step["loss"], dot=False) for step in drawn]
-    loss += [_point(epoch["epoch"], "training mean", epoch["train_loss"]) for epoch in epochs]
-    loss += [_point(epoch["epoch"], "validation", epoch["loss"]) for epoch in epochs]
-    names = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
-    scores = [_point(epoch["epoch"], name, epoch[key]) for key, name in names.items() for epoch in epochs]
+    loss += [_point(epoch.epoch, "training mean", epoch.train_loss) for epoch in epochs]
+    loss += [_point(epoch.epoch, "validation", epoch.loss) for epoch in epochs]
+    names = {"accuracy": "accuracy", CHIEF: "macro-F1"}
+    scores = [_point(epoch.epoch, name, epoch.value(key)) for key, name in names.items() for epoch in epochs]
     rate = [_point(step["epoch"], "learning rate", step["learning_rate"], dot=False) for step in drawn]
-    wanted = next(target["target"] for target in summary["targets"] if target["metric"] == "macro_f1")
+    wanted = next(target.target for target in summary.targets if target.metric == CHIEF)
     by_step = [
         (str(step["step"]), f"{step['epoch']:.2f}", f"{step['loss']:.4f}", f"{step['learning_rate']:.2e}")
         for step in drawn
@@ -127,7 +135,7 @@ def learning(summary: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
                 chosen=chosen,
             ),
             ("epoch", "training loss", "validation loss"),
-            [(_epoch(e, chosen), f"{e['train_loss']:.4f}", f"{e['loss']:.4f}") for e in epochs],
+            [(_epoch(e, chosen), f"{e.train_loss:.4f}", f"{e.loss:.4f}") for e in epochs],
         ),
         "scores": Figure(
             "Macro-F1 and accuracy",
@@ -140,7 +148,7 @@ def learning(summary: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
                 level=wanted,
             ),
             ("epoch", "macro-F1", "accuracy"),
-            [(_epoch(e, chosen), f"{e['macro_f1']:.4f}", f"{e['accuracy']:.4f}") for e in epochs],
+            [(_epoch(e, chosen), f"{e.value(CHIEF):.4f}", f"{e.value('accuracy'):.4f}") for e in epochs],
         ),
         "rate": Figure(
             "Learning rate",
@@ -185,53 +193,47 @@ def confusion(counts: Sequence[Sequence[int]]) -> Figure:
     )
 
 
-def classes(scores: Mapping[str, Any], ends: Mapping[str, Any], interval: str) -> Figure:
-    rows = [
-        _interval(f"{label} {name}", scores[label][key], ends[label][key])
-        for label in LABELS
-        for key, name in CLASS_SCORES.items()
-    ]
+def classes(scores: Mapping[Label, ClassScores], ends: Mapping[Label, ClassIntervals], interval: str) -> Figure:
+    found = {label: _three(scores[label], ends[label]) for label in LABELS}
+    rows = [_interval(f"{label} {name}", value, own) for label in LABELS for name, value, own in found[label]]
     return Figure(
         "Precision, recall and F1 by class",
         f"The dot is the score, the line its {interval}; precision is how often a call of the class is right, recall "
         "how many of the class’s windows are found.",
         charts.intervals(rows, "score", domain=(0, 1)),
-        ("class", *CLASS_SCORES.values(), "windows"),
+        ("class", "precision", "recall", "F1", "windows"),
         [
-            (
-                label,
-                *(f"{scores[label][key]:.3f} ({span(ends[label][key])})" for key in CLASS_SCORES),
-                f"{scores[label]['support']:,}",
-            )
+            (label, *(f"{value:.3f} ({span(own)})" for _, value, own in found[label]), f"{scores[label].support:,}")
             for label in LABELS
         ],
     )
 
 
-def reliability(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    names = {"before": "before", "after": "after temperature"}
-    rows: list[dict[str, Any]] = [{"series": name, **bin_} for key, name in names.items() for bin_ in tables[key]]
+def reliability(tables: Tables) -> Figure:
+    before, after = "before", "after temperature"
+    rows = [{"series": before, **bin_.plain()} for bin_ in tables.before]
+    rows += [{"series": after, **bin_.plain()} for bin_ in tables.after]
     return Figure(
         "Does confidence mean what it says?",
         "Each point is a like number of validation windows: on the dashed line the model is right as often as it is "
         "confident, below the line it claims too much, above it too little.",
-        charts.reliability(rows, {names["before"]: charts.GREY, names["after"]: charts.BLUE}),
+        charts.reliability(rows, {before: charts.GREY, after: charts.BLUE}),
         ("series", "confidence", "right", "windows"),
         [(row["series"], share(row["confidence"]), share(row["accuracy"]), str(row["rows"])) for row in rows],
     )
 
 
-def calibrated(before: Mapping[str, float], after: Mapping[str, float]) -> list[tuple[str, str, str]]:
+def calibrated(before: Measured, after: Measured) -> list[tuple[str, str, str]]:
     """Rows of a table: each metric of probabilities before and after the temperature."""
-    metrics = [m for m in METRICS if not m.of_calls and m.name in before and m.name in after]
-    return [(metric.title, f"{before[metric.name]:.3f}", f"{after[metric.name]:.3f}") for metric in metrics]
+    metrics = [metric for metric in METRICS if not metric.of_calls]
+    return [(metric.title, f"{before.value(metric.name):.3f}", f"{after.value(metric.name):.3f}") for metric in metrics]
 
 
-def histogram(bins: Sequence[Mapping[str, float]]) -> Figure:
+def histogram(bins: Sequence[Called]) -> Figure:
     rows = [
-        {"series": series, "from": bin_["from"], "to": bin_["to"], "rows": bin_[series]}
+        {"series": series, "from": bin_.low, "to": bin_.high, "rows": rows}
         for bin_ in bins
-        for series in ("right", "wrong")
+        for series, rows in (("right", bin_.right), ("wrong", bin_.wrong))
     ]
     return Figure(
         "How sure the model was, right and wrong",
@@ -239,22 +241,22 @@ def histogram(bins: Sequence[Mapping[str, float]]) -> Figure:
         "and those on the left.",
         charts.histogram(rows, {"right": charts.BLUE, "wrong": charts.ORANGE}),
         ("confidence", "right", "wrong"),
-        [(f"{share(b['from'], 0)} to {share(b['to'], 0)}", str(b["right"]), str(b["wrong"])) for b in bins],
+        [(f"{share(b.low, 0)} to {share(b.high, 0)}", str(b.right), str(b.wrong)) for b in bins],
     )
 
 
-def risk(curve: Sequence[Mapping[str, float]]) -> Figure:
+def risk(curve: Sequence[Point]) -> Figure:
     return Figure(
         "Errors, if only the surest windows are answered",
         "From right to left the model answers fewer windows, the surest ones: the line should fall towards the left.",
-        charts.risk(curve),
+        charts.risk([point.plain() for point in curve]),
         ("windows answered", "wrong among them", "confidence at least"),
-        [(share(p["coverage"], 0), share(p["risk"]), share(p["confidence"])) for p in curve],
+        [(share(p.coverage, 0), share(p.risk), share(p.confidence)) for p in curve],
     )
 
 
-def balance(data: Mapping[str, Any]) -> Figure:
-    before, after, weights = (data[key] for key in ("before_oversampling", "after_oversampling", "class_weights"))
+def balance(data: Data) -> Figure:
+    before, after, weights = data.before_oversampling, data.after_oversampling, data.class_weights
     names = {"before": before, "after": after}
     rows = [
         {"class": f"{label}\nweight\n{weights[label]:.2f}", "series": name, "rows": counts[label]}
@@ -271,23 +273,22 @@ def balance(data: Mapping[str, Any]) -> Figure:
     )
 
 
-def candles(mistake: Mapping[str, Any]) -> Figure | None:
+def candles(mistake: Mistake) -> Figure | None:
     """The bars of a window; None for a text row."""
-    if not mistake["bars"]:
+    if not mistake.bars:
         return None
-    names = ("open", "high", "low", "close", "volume")
-    columns = zip(*(mistake["bars"][name] for name in names), strict=True)
-    count = len(mistake["bars"]["open"])
+    columns = zip(*(mistake.bars[name] for name in COLUMNS), strict=True)
+    count = len(mistake.bars["open"])
     bars = [
-        {"bar": place - count + 1, "move": "down" if bar[3] < bar[0] else "up", **dict(zip(names, bar, strict=True))}
+        {"bar": place - count + 1, "move": "down" if bar[3] < bar[0] else "up", **dict(zip(COLUMNS, bar, strict=True))}
         for place, bar in enumerate(columns)
     ]
     return Figure(
         f"{count} bars up to the event",
         "A blue body closed at or above its open, an orange one below; the shaded column is the event.",
         charts.candles(bars),
-        ("bar", *names),
-        [(str(bar["bar"]), *(f"{bar[name]:,.10g}" for name in names)) for bar in bars],
+        ("bar", *COLUMNS),
+        [(str(bar["bar"]), *(f"{bar[name]:,.10g}" for name in COLUMNS)) for bar in bars],
     )
 
 
@@ -308,13 +309,21 @@ def _interval(
     return {"name": name, "value": value, "low": low, "high": high, "target": target}
 
 
-def _figures(metrics: Sequence[Metric], scores: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{scores[metric.name]:.3f}" for metric in metrics)
+def _three(own: ClassScores, ends: ClassIntervals) -> list[tuple[str, float, Interval | None]]:
+    return [
+        ("precision", own.precision, ends.precision),
+        ("recall", own.recall, ends.recall),
+        ("F1", own.f1, ends.f1),
+    ]
+
+
+def _figures(metrics: Sequence[Metric], scores: Measured) -> tuple[str, ...]:
+    return tuple(f"{scores.value(metric.name):.3f}" for metric in metrics)
 
 
 def _point(epoch: float, series: str, value: float, *, dot: bool = True) -> dict[str, Any]:
     return {"epoch": epoch, "series": series, "value": value, "dot": dot}
 
 
-def _epoch(record: Mapping[str, Any], chosen: int) -> str:
-    return f"{record['epoch']} (chosen)" if record["epoch"] == chosen else str(record["epoch"])
+def _epoch(record: EpochRecord, chosen: int) -> str:
+    return f"{record.epoch} (chosen)" if record.epoch == chosen else str(record.epoch)

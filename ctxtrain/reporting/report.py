@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from ctxtrain.data.codec import PULSES
 from ctxtrain.data.leakage import not_found
 from ctxtrain.labels import LABELS, SIMULATED
+from ctxtrain.reporting.summary_schema import Data, Summary
 from ctxtrain.reporting.verdict import baselines_said, doubts_said, headline, readable, warnings
 from ctxtrain.storage.atomic_files import write_bytes
 from ctxtrain.storage.run_folder import RunFolder, private_files
 
 
-def write_report(
-    folder: RunFolder, summary: Mapping[str, Any], say: Callable[[str], None] = lambda _note: None
-) -> None:
+def write_report(folder: RunFolder, summary: Summary, say: Callable[[str], None] = lambda _note: None) -> None:
     """Write the page of a finished run; all values are escaped. `say` is told if steps are missing from its curves."""
     from altair.utils.schemapi import debug_mode  # the plotting library takes a second, and only this needs it
 
@@ -33,7 +31,7 @@ def write_report(
     with debug_mode(False):  # tests hold each part of a chart to the schema of Vega-Lite, which is half of the work
         lines = folder.metrics.read()
         shown = figures.all_figures(summary, lines)
-        mistakes = [(mistake, figures.candles(mistake)) for mistake in summary["mistakes"]]
+        mistakes = [(mistake, figures.candles(mistake)) for mistake in summary.mistakes]
     specs = {name: figure.spec for name, figure in shown.items()}
     specs |= {f"mistake-{number}": figure.spec for number, (_, figure) in enumerate(mistakes, 1) if figure}
     script = charts.script(_text("report.js"))
@@ -41,7 +39,7 @@ def write_report(
     environment.filters |= {"share": figures.share, "span": figures.span, "readable": readable}
     page = environment.from_string(_text("report.html.j2")).render(
         summary=summary,
-        scores=summary["test"] or summary["best"],
+        scores=summary.judged,
         headline=headline(summary),
         baselines_said=baselines_said(summary),
         baselines_in_brief=baselines_said(summary, brief=True),
@@ -50,13 +48,13 @@ def write_report(
         mistakes=mistakes,
         calibrated=figures.calibrated,
         pulses=PULSES,
-        data_rows=_data_rows(summary["data"]),
-        extent_rows=_extent_rows(summary["data"]),
-        drift_rows=_drift_rows(summary["data"]),
-        warnings=warnings(summary["data"]["leaked"], summary["unfinished"]),
-        looked_for=not_found(summary["data"]["leaks"], summary["data"]["unchecked"]),
-        simulated=_simulated(summary["data"]["extent"]),
-        commonest=max(LABELS, key=lambda label: summary["data"]["classes"]["train"][label]),
+        data_rows=_data_rows(summary.data),
+        extent_rows=_extent_rows(summary.data),
+        drift_rows=_drift_rows(summary.data),
+        warnings=warnings(summary.data.leaked, summary.unfinished),
+        looked_for=not_found({leak.kind for leak in summary.data.leaks}, summary.data.unchecked),
+        simulated=_simulated(summary.data),
+        commonest=max(LABELS, key=lambda label: summary.data.classes["train"][label]),
         charts={"config": charts.CONFIG, "specs": specs},
         script=script,
         script_hash=_hash(script),
@@ -66,39 +64,42 @@ def write_report(
     )
     with private_files():
         write_bytes(folder.report, page.encode())
-    last = summary["epochs"][-1]["step"]
+    last = summary.epochs[-1].step
     lost = last - len({line["step"] for line in lines if line["kind"] != "epoch" and line["step"] <= last})
     if lost:
         say(f"note: {folder.metrics.path} lacks {lost:,} of {last:,} optimizer steps; the curves are without them")
 
 
-def _data_rows(data: Mapping[str, Any]) -> list[list[str]]:
+def _data_rows(data: Data) -> list[list[str]]:
     """A row a file: its windows, in all and by class."""
     return [
-        [name, *(f"{count:,}" for count in (rows, *(data["classes"][name][label] for label in LABELS)))]
-        for name, rows in data["rows"].items()
+        [name, *(f"{count:,}" for count in (rows, *(data.classes[name][label] for label in LABELS)))]
+        for name, rows in data.rows.by_file().items()
     ]
 
 
-def _extent_rows(data: Mapping[str, Any]) -> list[list[str]]:
+def _extent_rows(data: Data) -> list[list[str]]:
     """A row a file: its symbols, first and last event."""
     return [
-        [name, ", ".join(found["symbols"]) or "not said"]
-        + [(found[end] or "not said").replace("T", " ").replace("+00:00", "") for end in ("first_event", "last_event")]
-        for name, found in data["extent"].items()
+        [name, ", ".join(found.symbols) or "not said"]
+        + [
+            (moment or "not said").replace("T", " ").replace("+00:00", "")
+            for moment in (found.first_event, found.last_event)
+        ]
+        for name, found in data.extent.items()
     ]
 
 
-def _simulated(extent: Mapping[str, Any]) -> bool:
-    symbols = {symbol for found in extent.values() for symbol in found["symbols"]}
+def _simulated(data: Data) -> bool:
+    symbols = {symbol for found in data.extent.values() for symbol in found.symbols}
     return bool(symbols) and all(symbol.endswith(SIMULATED) for symbol in symbols)
 
 
-def _drift_rows(data: Mapping[str, Any]) -> list[list[str]]:
+def _drift_rows(data: Data) -> list[list[str]]:
     """A row for each of the ten numbers that moved most from train to val."""
     return [
-        [entry["feature"], f"{entry['psi']:.2f}", f"{entry['chance']:.2f}", "yes" if entry["shifted"] else "no"]
-        for entry in data["drift"][:10]
+        [entry.feature, f"{entry.psi:.2f}", f"{entry.chance:.2f}", "yes" if entry.shifted else "no"]
+        for entry in data.drift[:10]
     ]
 
 

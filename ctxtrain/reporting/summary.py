@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctxtrain.export.package import Exported
-from ctxtrain.reporting.summary_schema import SUMMARY_VERSION
+from ctxtrain.reporting.summary_schema import SUMMARY_VERSION, Summary
 from ctxtrain.reporting.verdict import leak_mark, leak_suffix, verdict
 from ctxtrain.storage.atomic_files import files_below, sha256_file
 from ctxtrain.storage.run_folder import RunFolder
@@ -23,7 +23,7 @@ def make_summary(
     exported: Exported,
     environment: Mapping[str, Any],
     folder: RunFolder,
-) -> dict[str, Any]:
+) -> Summary:
     """Everything a reader needs to believe or doubt the run, the verdict in words first."""
     test, assessment = exported.test, exported.assessment
     leaked = data["leaked"]
@@ -57,4 +57,5 @@ def make_summary(
             )
         },
     }
-    return {"verdict": verdict(found), "version": SUMMARY_VERSION, **found}
+    summary = Summary.model_validate({"verdict": "", "version": SUMMARY_VERSION, **found})
+    return summary.model_copy(update={"verdict": verdict(summary)})

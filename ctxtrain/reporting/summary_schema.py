@@ -1,4 +1,4 @@
-"""The schema of `training_summary.json`: what its readers, the report and the tables, count on.
+"""The schema of `training_summary.json`: the run summary as the report, the tables and the trackers read it.
 
 A summary may hold more than stands here. What stands here must be there and of its type, so that a file that was cut,
 edited or made by another version is named with its key and not met half-way through a page.
@@ -12,11 +12,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ctxtrain.evaluation.comparison import Finding
 from ctxtrain.evaluation.metrics import METRICS, shown
-from ctxtrain.storage.metrics_log import EpochRecord, Scores, Share, overall
+from ctxtrain.evaluation.worst_errors import COLUMNS, Column
+from ctxtrain.labels import Label
+from ctxtrain.storage.metrics_log import EpochRecord, Measured, Scores, Share, overall
 from ctxtrain.storage.validated import Part
 
 SUMMARY_VERSION: Literal[1] = 1
-Label = Literal["LONG", "SHORT", "SKIP"]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 Counts = Annotated[dict[Label, NonNegativeInt], Field(min_length=3, max_length=3)]
 Floats = Annotated[dict[Label, float], Field(min_length=3, max_length=3)]
@@ -55,8 +56,13 @@ class Drift(Part):
 
 
 class RowCounts(Part):
+    __pydantic_extra__: dict[str, PositiveInt]  # other files, as test
+
     train: PositiveInt
     val: PositiveInt
+
+    def by_file(self) -> dict[str, int]:
+        return dict(self)
 
 
 class Data(Part):
@@ -69,6 +75,7 @@ class Data(Part):
     class_weights: Floats
     codec: str
     partial_fields: dict[str, NonNegativeInt]
+    noticed: dict[str, list[str]]
     longest_text_tokens: Annotated[dict[str, NonNegativeInt], Field(min_length=1)]
     rows_cut_to_max_tokens: dict[str, NonNegativeInt]
     leaks: list[Leak]
@@ -79,7 +86,7 @@ class Data(Part):
 
     @model_validator(mode="after")
     def _classes_of_each_file(self) -> Self:
-        missing = [name for name in ("train", "val", *(self.rows.model_extra or ())) if name not in self.classes]
+        missing = [name for name in self.rows.by_file() if name not in self.classes]
         if missing:
             raise ValueError(f"classes must have every file of rows, and lacks {', '.join(missing)}")
         return self
@@ -112,17 +119,20 @@ class ScoreIntervals(Part):
     per_class: Annotated[dict[Label, ClassIntervals], Field(min_length=3, max_length=3)]
 
 
-class Intervals(Part):
+class BlockIntervals(Part):
     blocks: PositiveInt
     block: str
-    trusted: bool
     doubt: str | None
     scores: ScoreIntervals
 
 
+class Intervals(BlockIntervals):
+    trusted: bool
+
+
 if TYPE_CHECKING:
-    BesideBaselines = Part  # mypy does not take a class that is made
-    Probabilistic = Part
+    BesideBaselines = Measured  # mypy does not take a class that is made
+    Probabilistic = Measured
 else:
     BesideBaselines = overall(shown("baselines"))
     Probabilistic = overall(metric for metric in METRICS if not metric.of_calls)
@@ -133,13 +143,20 @@ class Lead(Part):
     interval: Interval
 
 
+class LeadOverChance(Lead):
+    """Where the leader was chosen from several by the judged rows, `looks` is their number and the interval wider."""
+
+    looks: PositiveInt
+
+
 class Leads(Part):
     macro_f1: Lead
 
 
 class Baseline(BesideBaselines):
+    validation_macro_f1: Share
     difference: Leads
-    over_chance: Lead | None
+    over_chance: LeadOverChance | None
 
 
 class Baselines(Part):
@@ -217,7 +234,7 @@ class Mistake(Part):
     symbol: str | None
     time: str | None
     text: str | None
-    bars: dict[Literal["open", "high", "low", "close", "volume"], list[float]]
+    bars: dict[Column, list[float]]
     event: dict[str, float]
     label: Label
     called: Label
@@ -225,7 +242,7 @@ class Mistake(Part):
 
     @model_validator(mode="after")
     def _whole_bars(self) -> Self:
-        if self.bars and (len(self.bars) < 5 or len(set(map(len, self.bars.values()))) > 1):
+        if self.bars and (len(self.bars) < len(COLUMNS) or len(set(map(len, self.bars.values()))) > 1):
             raise ValueError("bars must have open, high, low, close and volume, equally many of each")
         return self
 
@@ -261,6 +278,11 @@ class Summary(Part):
     export_check: ExportCheck
     environment: dict[str, str | int]
     files: dict[str, str]
+
+    @property
+    def judged(self) -> Scores:
+        """The scores on the rows that judge the run."""
+        return self.test or self.best
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

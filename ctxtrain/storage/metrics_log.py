@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeA
 
 from ctxtrain.errors import DataError
 from ctxtrain.evaluation.metrics import METRICS, Metric
-from ctxtrain.labels import LABELS
+from ctxtrain.labels import LABELS, Label
 from ctxtrain.regular_files import read_regular
 from ctxtrain.storage.atomic_files import needing, sync, write_bytes
 from ctxtrain.storage.validated import Part, refuse_unlike
@@ -39,20 +39,24 @@ class ClassScores(Part):
     support: NonNegativeInt
 
 
-def overall(metrics: Iterable[Metric]) -> type[Part]:
-    """A schema with a number for each metric, in its range; files of older runs may lack one that was added later."""
+class Measured(Part):
+    """A number for each of some metrics."""
+
+    def value(self, metric: str) -> float:
+        """That of a metric, by its name in the registry."""
+        return float(getattr(self, metric))
+
+
+def overall(metrics: Iterable[Metric]) -> type[Measured]:
+    """A schema with a number for each metric, in its range."""
     fields: dict[str, Any] = {
-        metric.name: (
-            Annotated[float, Field(ge=metric.lowest, le=metric.highest)],
-            ... if metric.in_every_run else None,
-        )
-        for metric in metrics
+        metric.name: (Annotated[float, Field(ge=metric.lowest, le=metric.highest)], ...) for metric in metrics
     }
-    return create_model("Overall", __base__=Part, **fields)
+    return create_model("Overall", __base__=Measured, **fields)
 
 
 if TYPE_CHECKING:
-    Overall = Part  # mypy does not take a class that is made
+    Overall = Measured  # mypy does not take a class that is made
 else:
     Overall = overall(METRICS)
 
@@ -60,14 +64,12 @@ else:
 class Scores(Overall):
     """What `evaluate_logits` of `metrics.py` gives."""
 
-    per_class: dict[Literal["LONG", "SHORT", "SKIP"], ClassScores] = Field(
-        min_length=len(LABELS), max_length=len(LABELS)
-    )
+    per_class: dict[Label, ClassScores] = Field(min_length=len(LABELS), max_length=len(LABELS))
     confusion: list[Annotated[list[NonNegativeInt], Field(min_length=len(LABELS), max_length=len(LABELS))]] = Field(
         min_length=len(LABELS), max_length=len(LABELS)
     )
     rows: PositiveInt
-    absent: list[Literal["LONG", "SHORT", "SKIP"]]
+    absent: list[Label]
 
 
 class EpochRecord(Scores):

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import orjson
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from ctxtrain.errors import ConfigError, DataError, RunLocked
 from ctxtrain.regular_files import NotRegular, read_regular
@@ -24,7 +24,7 @@ from ctxtrain.storage.atomic_files import make_folder, write_bytes
 from ctxtrain.storage.checkpoint import CheckpointFolder, TrainState
 from ctxtrain.storage.metrics_log import MetricsLog
 from ctxtrain.storage.ownership import refuse_foreign
-from ctxtrain.storage.validated import unlike
+from ctxtrain.storage.validated import reasons
 
 _OWNER = re.compile(r"process ([0-9]+) on (\S+) since \S+")
 _WRITTEN = (
@@ -106,21 +106,19 @@ class RunFolder:
         with tempfile.TemporaryDirectory(prefix=".export.", dir=self.root, ignore_cleanup_errors=True) as name:
             yield Path(name)
 
-    def read_summary(self) -> dict[str, Any]:
+    def read_summary(self) -> Summary:
         """What the run ended with. Raises DataError if the file is not that any more."""
         content = read_regular(self.summary)
-        summary: dict[str, Any] = {}
         try:
-            summary = orjson.loads(content)
-            faults = unlike(Summary, summary)
+            return Summary.model_validate(orjson.loads(content))
         except orjson.JSONDecodeError as error:
             faults = [f"is not valid JSON: {error}"]
-        if faults:
-            raise DataError(
-                f"{self.summary}: must be the JSON object that a run ends with, but it {'; '.join(faults)}. "
-                f"Run ctxtrain export {self.root}, which writes it again."
-            )
-        return summary
+        except ValidationError as error:
+            faults = reasons(error)
+        raise DataError(
+            f"{self.summary}: must be the JSON object that a run ends with, but it {'; '.join(faults)}. "
+            f"Run ctxtrain export {self.root}, which writes it again."
+        )
 
     def read_config(self) -> str:
         """The text of the run's config. Raises DataError if it is none, and ConfigError if there is none."""

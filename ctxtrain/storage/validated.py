@@ -24,6 +24,10 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
+    def plain(self) -> dict[str, Any]:
+        """As it stands in the file: keys that were not given stay away."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
 
 def reasons(error: ValidationError) -> list[str]:
     """Each fault as `lacks key` or `key must …, got value`."""

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from ctxtrain.errors import ConfigError, Interrupted
-from ctxtrain.reporting.verdict import verdict
+from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.storage.atomic_files import write_json
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.tracking.backends import Outcome, Tool, open_tool
@@ -53,14 +53,14 @@ class Trackers:
         if "confusion" in record:
             self._all(lambda tool: tool.confusion(record["confusion"], record["epoch"], step))
 
-    def finished(self, summary: Mapping[str, Any], folder: RunFolder) -> None:
+    def finished(self, summary: Summary, folder: RunFolder) -> None:
         """Send the exported model's scores, the verdict and the files of a run that has come to its end."""
-        step = summary["epochs"][-1]["step"]
-        for kind in ("best", "test"):
-            if summary[kind]:
-                self._all(partial(_send, kind, numbers(summary[kind]), step))
+        step = summary.epochs[-1].step
+        for kind, scores in (("best", summary.best), ("test", summary.test)):
+            if scores:
+                self._all(partial(_send, kind, numbers(scores.plain()), step))
         files = [folder.summary, folder.report, folder.zip]
-        self._all(lambda tool: tool.final(verdict(summary), files, step))
+        self._all(lambda tool: tool.final(summary.verdict, files, step))
 
     def close(self, outcome: Outcome) -> None:
         self._all(lambda tool: tool.close(outcome))
