@@ -27,7 +27,7 @@ import torch
 import ctxtrain.train
 import ctxtrain.training.build
 from ctxtrain.cli import process
-from ctxtrain.data import dataset, formats
+from ctxtrain.data import formats, tokens
 from ctxtrain.evaluation.calibration import TemperatureScaler
 from ctxtrain.export import package, reopen
 from ctxtrain.export.package import BATCH_SIZE
@@ -42,7 +42,7 @@ HANGS_AFTER = 300
 # Where a signal can be sent from, besides the calls of calls.py: a function, on entry.
 PHASES: dict[str, tuple[Any, str]] = {
     "reading": (formats, "parse_row"),
-    "tokenising": (dataset, "tokenise"),
+    "tokenising": (tokens, "token_rows"),
     "building": (ctxtrain.training.build, "build_learner"),
     "resuming": (checkpoint, "check_same_run"),
     "training": (Learner, "_loss_sum"),
