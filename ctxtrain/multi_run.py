@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ctxtrain.config.schema import Config
+from ctxtrain.config.strict_yaml import parse_yaml
 from ctxtrain.data.dataset import Inputs, read_splits
 from ctxtrain.data.positions import places_of
 from ctxtrain.data.tokens import TokenStore
@@ -138,12 +139,25 @@ def _inputs(config: Config) -> dict[int | None, Inputs]:
 def _finished(config: Config, files: Mapping[str, WindowFile]) -> Summary | None:
     """The summary of a run that has ended, of this very config and these rows. Raises DataError if it is damaged."""
     folder = RunFolder(config.output_dir)
-    if not folder.summary.exists() or folder.read_config() != config.with_absolute_paths().to_yaml():
+    if not folder.summary.exists() or _what_counts(folder.read_config()) != _what_counts(_written(config)):
         return None
     summary = folder.read_summary()
     now = {split: file.sha256() for split, file in files.items()}
     ended = not summary.unfinished  # an export before the end writes a summary too
     return summary if ended and summary.data.sha256 == now else None
+
+
+def _written(config: Config) -> str:
+    return config.with_absolute_paths().to_yaml()
+
+
+def _what_counts(config: str) -> object:
+    """The values of a config that a run was made with, less where its tables are kept."""
+    try:
+        values = parse_yaml(config, "config.yaml")
+        return {**values, "data": {**values["data"], "cache": None}}
+    except (ConfigError, KeyError, TypeError):  # damaged: no run of this config
+        return None
 
 
 def _of_run(name: str, seed: int, summary: Summary) -> Run:

@@ -3,6 +3,7 @@
 Each mistake ends with the rule, the value and the remedy, and loads neither torch nor transformers.
 """
 
+import gzip
 import json
 import subprocess
 import sys
@@ -77,6 +78,12 @@ OTHER_FORMATS: dict[str, tuple[bytes, str]] = {
     "metatrader": (b"<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\n", "a table of 6 columns, as CSV"),
     "quoted": (b'"Date";"Open";"High";"Low";"Close"\n"01.02.2025";"1,5"', "a table of 5 columns, as CSV"),
     "ninjatrader": (b"20250102 100000;1.5;2.5;1.0;2.0;17\n", "a table of 6 columns, as CSV"),
+    "decimal commas": (b"01.02.2025;1,5;2,5;1,0;2,0\n", "a table of 5 columns, as CSV"),
+    "bars": (b"Date|Open price|High price|Low price|Close price\n", "a table of 5 columns, as CSV"),
+    "after a comment": (b"sep=;\n\n# bars\ntime;open;high;low\n", "a table of 4 columns, as CSV"),
+    "exponents": (b"1e5,2e5,1e5,2E5\n", "a table of 4 columns, as CSV"),
+    "gzip": (gzip.compress(b"time,open,high,low,close\n" * 2000), "a table of 5 columns, as CSV"),
+    "html in lower case": (b"<!doctype html>", "a page of HTML"),
     "parquet": (b"PAR1\x15\x04", "a Parquet file. Write its rows as JSON lines"),
     "feather": (b"ARROW1\0\0", "an Arrow or Feather file"),
     "excel": (b"PK\3\4\x14\0", "a zip archive or an Excel file. Unpack it, or write its rows as JSON lines"),
@@ -100,6 +107,8 @@ def test_a_file_of_another_format_is_named_once_with_the_remedy(name: str, tmp_p
 WRITE: dict[str, Callable[[Path], object]] = {
     "numbers in a text": lambda path: path.write_text('{"context": "1, 2, 3, 4, 5, 6", "label": "LONG"}\n'),
     "names of bar fields first": lambda path: path.write_text('{"open": 1, "high": 2, "low": 3, "close": 4}\n'),
+    "a byte order mark": lambda path: path.write_text('\ufeff{"x": [1, 2, 3, 4, 5, 6]}\n', encoding="utf-8"),
+    "a text": lambda path: path.write_text('"2024-01-01,open,high,low,close"\n'),
     "an array": lambda path: path.write_text("[1, 2, 3, 4, 5, 6]\n"),
     "nothing": lambda path: path.write_bytes(b""),
     "blank lines": lambda path: path.write_bytes(b"\n\n{}\n"),
@@ -119,6 +128,7 @@ def test_json_is_never_taken_for_another_format(name: str, tmp_path: Path) -> No
         ("Qwen3-1.7B-base", "Qwen/Qwen3-1.7B-Base"),
         ("qwen2.5-7b-instruct", "Qwen/Qwen2.5-7B-Instruct"),
         ("QWEN3-8B", "Qwen/Qwen3-8B"),
+        ("qwen3-30b-a3b", "Qwen/Qwen3-30B-A3B"),
     ],
 )
 def test_a_qwen_without_its_owner_is_recognised(given: str, meant: str) -> None:
@@ -129,6 +139,8 @@ def test_a_qwen_without_its_owner_is_recognised(given: str, meant: str) -> None:
 def test_what_a_base_may_be_passes(tmp_path: Path) -> None:
     for base in ("embedded", str(tmp_path), "Qwen/Qwen2.5-0.5B", "someone/my_qwen.v2"):
         refuse_unknown_base(base)
+    with pytest.raises(ConfigError, match=r"there is no file 'models/q\.gguf'\. Use the safetensors checkpoint"):
+        refuse_unknown_base("models/q.gguf")
     for base in ("./models/qwen", "/nowhere/qwen", "models/qwen/x", "embeded"):
         with pytest.raises(ConfigError, match=r"Give such a folder, or an id as Qwen/Qwen2\.5-0\.5B\.$"):
             refuse_unknown_base(base)

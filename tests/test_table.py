@@ -1,6 +1,10 @@
 """A table gives back the windows that were written, and a run parses each row once."""
 
+import hashlib
 import json
+import os
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -186,7 +190,9 @@ def test_a_changed_file_and_unlabelled_rows_are_not_taken_for_the_kept_table(tmp
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 3
 
 
-@pytest.mark.parametrize("how", ["cut", "other", "no note", "cut note"])
+@pytest.mark.parametrize(
+    "how", ["cut", "other", "a page of zeros", "no note", "cut note", "null note", "more in the note"]
+)
 def test_a_kept_table_that_is_not_whole_is_made_again(how: str, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", unlike(5)[:5])
     first, _ = cached(path, tmp_path / "cache")
@@ -197,8 +203,16 @@ def test_a_kept_table_that_is_not_whole_is_made_again(how: str, tmp_path: Path) 
         table.write_bytes(whole[:-100])
     elif how == "other":
         table.write_bytes(b"x" * len(whole))
+    elif how == "a page of zeros":
+        table.write_bytes(whole[:4096] + bytes(4096) + whole[8192:])
     elif how == "no note":
         note.unlink()
+    elif how == "null note":
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"reading": None}))
+    elif how == "more in the note":
+        beside = json.loads(note.read_text())
+        beside["reading"]["noticed"]["more"] = 1
+        note.write_text(json.dumps(beside))
     else:
         note.write_bytes(note.read_bytes()[:20])
     assert cached(path, tmp_path / "cache")[0] == first
@@ -212,6 +226,63 @@ def test_faulty_rows_are_named_each_time_and_no_table_of_them_is_kept(tmp_path: 
         _, file = cached(path, tmp_path / "cache")
         assert file.reading.fault_total > 0
         assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_rows_of_a_pipe_are_read_and_not_kept(tmp_path: Path) -> None:
+    content = write_rows(tmp_path / "rows.jsonl", unlike(5)[:5]).read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["/bin/sh", "-c", f"cat > {tmp_path / 'pipe'}"], stdin=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        with (tmp_path / "pipe").open("rb"):
+            writer.stdin.write(content)
+            writer.stdin.close()
+            file = WindowFile(tmp_path / "pipe", cache=TableCache(tmp_path / "cache"))
+            digest = file.sha256()  # asked first, as where a run that has ended is looked for
+            assert len(list(file)) == 5
+    assert digest == hashlib.sha256(content).hexdigest()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_tables_have_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    cached(write_rows(tmp_path / "rows.jsonl", [make_row(seed=1)]), tmp_path / "cache")
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "cache").iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
+@pytest.mark.parametrize("place", ["run", "run/tables", "run/export", "base", "runs", "output"])
+def test_tables_lie_in_no_run_no_export_and_no_base(
+    place: str, make_config: MakeConfig, tmp_path: Path, tiny_base: Path
+) -> None:
+    folder = tmp_path / "x"
+    if place.startswith("run/") or place == "run":
+        (folder / "run").mkdir(parents=True)
+        (folder / "run" / "config.yaml").touch()
+        (folder / "run" / "run.lock").touch()
+        (folder / "run" / "export").mkdir()
+        (folder / "run" / "tables").mkdir()
+    elif place == "base":
+        shutil.copytree(tiny_base, folder / "base")
+    elif place == "runs":
+        (folder / "runs").mkdir(parents=True)
+        (folder / "runs" / "runs.json").touch()
+    config = make_config(f"data.cache={folder / place}")
+    if place == "output":
+        config = config.model_copy(update={"output_dir": str(folder / "output")})
+    with pytest.raises(
+        ConfigError, match=r"^data\.cache must be a folder of its own, and .* lies in .*\. Give another"
+    ):
+        TrainingPipeline(config).run()
+    assert not list(folder.rglob("*.arrow"))
+
+
+def test_a_run_that_has_ended_is_not_made_again_for_another_cache(make_config: MakeConfig, tmp_path: Path) -> None:
+    keys = ("training.seeds=[1,2]", "training.epochs=1")
+    report = run_several(make_config(*keys))
+    config = make_config(*keys, f"data.cache={tmp_path / 'cache'}")
+    finished = (Path(config.output_dir) / "seed_1" / "final_model.zip").stat()
+    assert run_several(config, resume=True) == report
+    assert (Path(config.output_dir) / "seed_1" / "final_model.zip").stat() == finished
 
 
 def test_a_run_with_data_cache_is_the_same_run(

@@ -18,10 +18,12 @@ def look_at_inputs(config: Config) -> None:
     """Raises ConfigError for a base or an output folder that cannot be, DataError for files that hold no rows."""
     from ctxtrain.data.formats import refuse_unreadable
     from ctxtrain.model.base_name import refuse_unknown_base
-    from ctxtrain.storage.ownership import refuse_output
+    from ctxtrain.storage.ownership import refuse_cache, refuse_output
 
     refuse_unknown_base(config.model.base)
     refuse_output(Path(config.output_dir), config.model.base)
+    if config.data.cache != "auto":
+        refuse_cache(Path(config.data.cache), Path(config.output_dir))
     splits = ("train",) if config.evaluation.folds else ("train", "val", "test")
     faults = []
     for path in filter(None, (getattr(config.data, split) for split in splits)):

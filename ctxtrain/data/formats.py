@@ -50,7 +50,8 @@ _OTHER_FORMATS = {
     b"SQLite format 3": f"a SQLite database. {_JSON}",
     b"%PDF": f"a PDF document. {_JSON}",
     b"\xd0\xcf\x11\xe0": f"an old Excel file. {_JSON}",
-    b"<!DOCTYPE": f"a page of HTML. {_JSON}",
+    b"<!doctype": f"a page of HTML. {_JSON}",
+    b"<html": f"a page of HTML. {_JSON}",
     b"<?xml": f"an XML document. {_JSON}",
 }
 _BAR_WORDS = frozenset(  # in the header of a table of bars
@@ -159,25 +160,37 @@ def refuse_unreadable(path: Path) -> None:
     """Raises DataError for a path that holds no rows of JSON: no file, or one of another format, found by its start."""
     if not (path.is_file() or path.is_fifo()):
         raise DataError(f"{_no_file(path)}. Give the path of a .jsonl or .jsonl.gz file.")
-    if path.is_file():
-        with path.open("rb") as stream:
-            start = stream.read(_START)
-        if found := _other_format(start):
-            raise DataError(f"{path}: rows must be JSON objects, one a line, and this is {found}.")
+    if path.is_file() and (found := _other_format(_start_of(path))):
+        raise DataError(f"{path}: rows must be JSON objects, one a line, and this is {found}.")
+
+
+def _start_of(path: Path) -> bytes:
+    """The first bytes of a file, decompressed where it is gzip."""
+    with path.open("rb") as stream:
+        start = stream.read(_START)
+        if not start.startswith(_GZIP):
+            return start
+        try:
+            return gzip.GzipFile(fileobj=io.BytesIO(start + stream.read(_START))).read1(_START)
+        except (EOFError, OSError, zlib.error):  # whoever reads the whole file says so
+            return b""
 
 
 def _other_format(start: bytes) -> str | None:
     """What a file is that is no JSON, with the remedy."""
-    line = (start.splitlines() or [b""])[0].decode("utf-8", "replace").strip().lower()
-    words = [word.strip(" \"'<>\ufeff") for word in re.split(r"[,;\t]", line)]
-    is_table = len(_BAR_WORDS.intersection(words)) > 2 or sum(map(_is_number, words)) > 3
-    if is_table and not line.startswith(("{", "[")):
+    lines = (line.strip("\ufeff\0 \t\r") for line in start.decode("utf-8", "replace").lower().split("\n"))
+    line = next((line for line in lines if line and not line.startswith(("#", "sep="))), "")
+    words = max((line.split(mark) for mark in ";\t|,"), key=lambda found: len(found) > 2)
+    words = [word.strip(" \"'<>") for word in words]
+    named = _BAR_WORDS.intersection(word.partition(" ")[0] for word in words)
+    is_json = line.startswith(("{", "[")) or (line.startswith('"') and line.count('"') < 3)
+    if not is_json and (len(named) > 2 or sum(map(_is_number, words)) > 3):
         return f"a table of {len(words)} columns, as CSV. Make windows of its bars: docs/own-windows.md has their rows"
-    return next((what for mark, what in _OTHER_FORMATS.items() if start.startswith(mark)), None)
+    return next((what for mark, what in _OTHER_FORMATS.items() if start.lower().startswith(mark.lower())), None)
 
 
 def _is_number(word: str) -> bool:
-    return bool(re.fullmatch(r"[-+]?\d+([.:]\d+)*", word))
+    return bool(re.fullmatch(r"[-+]?\d+([.,:]\d+)*(e[-+]?\d+)?", word))
 
 
 def _open(path: Path) -> io.FileIO:

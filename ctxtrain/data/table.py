@@ -62,12 +62,12 @@ SCHEMA = pa.schema(
 class TableWriter:
     """Writes windows into a file, removed if the block ends without `finish`. Raises OSError if the disk is full.
 
-    Without a `folder` the file has no name, so the system removes it however the process ends.
+    Without a `path` the file has no name, so the system removes it however the process ends.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
-        self._file = _open(folder)
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._file: Any = tempfile.TemporaryFile() if path is None else path.open("x+b")  # noqa: SIM115  # __exit__ closes
         self._writer = pa.ipc.new_file(self._file, SCHEMA)
         self._windows: list[tuple[int, Window]] = []
 
@@ -76,39 +76,32 @@ class TableWriter:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._folder is not None:
-            Path(self._file.name).unlink(missing_ok=True)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def add(self, line: int, window: Window) -> None:
         self._windows.append((line, window))
         if len(self._windows) == ROWS_OF_A_BATCH:
             self._write()
 
-    def finish(self, name: str | None = None) -> WindowTable:
-        """The table of all windows; with a `folder` its file takes this name there."""
+    def finish(self, path: Path | None = None) -> WindowTable:
+        """The table of all windows; a file that has a name takes this one."""
         self._write()
-        with _disk(self._folder):
+        with self._disk():
             self._writer.close()
             self._file.flush()
-            if self._folder is not None and name is not None:
-                Path(self._file.name).replace(self._folder / name)
+            if self._path is not None and path is not None:
+                self._path.replace(path)
         return WindowTable(self._file)
 
     def _write(self) -> None:
         if self._windows:
-            with _disk(self._folder):
+            with self._disk():
                 self._writer.write_batch(_batch(self._windows))
             self._windows = []
 
-
-def _open(folder: Path | None) -> Any:
-    if folder is None:
-        return tempfile.TemporaryFile()  # the writer closes it
-    return tempfile.NamedTemporaryFile(dir=folder, prefix=".table-", delete=False)
-
-
-def _disk(folder: Path | None) -> AbstractContextManager[None]:
-    return temporary_disk("a table of the rows") if folder is None else nullcontext()
+    def _disk(self) -> AbstractContextManager[None]:
+        return temporary_disk("a table of the rows") if self._path is None else nullcontext()
 
 
 class WindowTable:

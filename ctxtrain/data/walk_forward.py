@@ -46,8 +46,9 @@ def walk_forward(surveyed: Survey, folds: int) -> list[dict[str, Ints]]:
         time = surveyed.places.time
         some = f"{(~time.known).sum():,} of {len(time.known):,} have no time on their first or last bar"
         why = some if spans_of(places) else why_no_spans(places)
+        remedy = "Text rows have none: " if surveyed.fields.is_text else "Give every bar a time, or "
         raise ConfigError(
-            f"evaluation.folds orders rows by time, but {why}. Give every bar a time, or give data.val and data.test."
+            f"evaluation.folds orders rows by time, but {why}. {remedy}give data.val and data.test without folds."
         )
     labels_N, (first_half, second_half) = surveyed.labels_N, surveyed.contents_N2.T
     # windows that end together go by what they hold: the order of the file's lines decides nothing

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,10 @@ class WindowFile:
         return found
 
     def sha256(self) -> str:
-        """Of the file's own bytes, also where they are compressed."""
+        """Of the file's own bytes, also where they are compressed. A pipe is walked for it, as it gives them once."""
+        if not self.reading.sha256 and self._keep and not self.path.is_file():
+            for _ in self:
+                pass
         if not self.reading.sha256:
             self.reading.sha256 = file_sha256(self.path)
         return self.reading.sha256
@@ -115,13 +118,17 @@ class WindowFile:
         if found is None:
             return None
         table, kept = found
-        self._parsed.reading = Reading.kept(kept, str(self.path), self.sha256())
+        try:
+            self._parsed.reading = Reading.kept(kept, str(self.path), self.sha256())
+        except (KeyError, TypeError, ValueError, AttributeError):  # beside the table stands something else
+            return None
         return table
 
     def _parse(self) -> Iterator[Window]:
         reading = Reading(str(self.path))
         digest = hashlib.sha256()
-        with self._writer() as writer:
+        cache = self._cache if self.path.is_file() else None
+        with (TableWriter() if cache is None else cache.writer()) if self._keep else nullcontext() as writer:
             with open_lines(self.path, digest) as lines:
                 for window in parse_lines(lines, reading, labelled=self.labelled):
                     if writer:
@@ -129,15 +136,10 @@ class WindowFile:
                     yield window
             reading.sha256 = digest.hexdigest()
             self._parsed.reading = reading
-            if writer and self._cache and not reading.faults:
-                self._parsed.table = self._cache.keep(writer, reading.to_keep(), reading.sha256, labelled=self.labelled)
+            if writer and cache and not reading.faults:
+                self._parsed.table = cache.keep(writer, reading.to_keep(), reading.sha256, labelled=self.labelled)
             elif writer:
                 self._parsed.table = writer.finish()
-
-    def _writer(self) -> AbstractContextManager[TableWriter | None]:
-        if not self._keep:
-            return nullcontext()
-        return self._cache.writer() if self._cache and self.path.is_file() else TableWriter()
 
 
 def load_windows(path: str | Path, *, labelled: bool = True) -> list[Window]:

@@ -14,6 +14,7 @@ from ctxtrain.errors import ConfigError
 GGUF = "Use the safetensors checkpoint that it was converted from; GGUF holds quantised numbers that cannot be trained"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _QWEN = re.compile(r"qwen(?P<version>[\d.]*)-(?P<size>[\d.]+b)(?P<more>(-[a-z0-9]+)*)", re.IGNORECASE)
+_ACTIVE = re.compile(r"a[\d.]+b", re.IGNORECASE)  # parameters that are active in a mixture of experts
 
 
 def refuse_unknown_base(base: str) -> None:
@@ -21,6 +22,8 @@ def refuse_unknown_base(base: str) -> None:
     path = Path(base)
     if base == EMBEDDED_BASE or path.is_dir():
         return
+    if path.suffix == ".gguf" and not path.exists():
+        raise ConfigError(f"model.base must be the folder of a checkpoint, and there is no file {base!r}. {GGUF}.")
     if path.exists():
         remedy = GGUF if path.suffix == ".gguf" else "Give the folder of an unpacked checkpoint"
         raise ConfigError(f"model.base must be the folder of a checkpoint, {base!r} is a file. {remedy}.")
@@ -37,5 +40,6 @@ def _hub_id(name: str) -> str | None:
     match = _QWEN.fullmatch(name)
     if match is None:
         return None
-    more = "".join(f"-{part.capitalize()}" for part in match["more"].split("-")[1:])
+    parts = match["more"].split("-")[1:]
+    more = "".join(f"-{part.upper() if _ACTIVE.fullmatch(part) else part.capitalize()}" for part in parts)
     return f"Qwen/Qwen{match['version']}-{match['size'].upper()}{more}"

@@ -170,6 +170,18 @@ def refuse_output(output_dir: Path, base: str) -> None:
         raise ConfigError(f"output_dir must not lie in {owner}, got {output_dir}. Use another output_dir.")
 
 
+def refuse_cache(cache: Path, output_dir: Path) -> None:
+    """Raises ConfigError if tables would lie in a run, an export or a base, or where the run writes."""
+    place, output = ways_to(cache)[-1], ways_to(output_dir)[-1]
+    owner = owner_of(cache)
+    for folder in (place, *place.parents):
+        kinds = {"the run": is_run, "the runs in": holds_runs, "the base": is_base, "output_dir": output.__eq__}
+        owner = owner or next((f"{what} {folder}" for what, is_one in kinds.items() if is_one(folder)), None)
+    if owner:
+        rule = "data.cache must be a folder of its own"
+        raise ConfigError(f"{rule}, and {cache} lies in {owner}. Give another folder, or auto.")
+
+
 def refuse_taken(output_dir: Path, base: str) -> None:
     """Raises ConfigError unless `output_dir` is a new or an empty folder, outside of any base, export or run."""
     refuse_output(output_dir, base)

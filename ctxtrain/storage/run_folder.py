@@ -93,7 +93,7 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Delete what a killed process left under scratch names of this class; only the owner may."""
-        places = (".*", "checkpoints/.*", "rows/.*", "rows/fold_*/.*")
+        places = (".*", "checkpoints/.*")
         for path in [path for place in places for path in self.root.glob(place)]:
             if _SCRATCH_FOLDER.fullmatch(path.name):
                 shutil.rmtree(path)

@@ -29,6 +29,7 @@ from ctxtrain.model.losses import make_loss
 from ctxtrain.model.optimizer import make_optimizer
 from ctxtrain.model.schedule import make_schedule
 from ctxtrain.runtime import make_accelerator, resolve_dtype
+from ctxtrain.storage.ownership import refuse_cache
 from ctxtrain.tracking.trackers import require_trackers
 from ctxtrain.training.step import Learner
 
@@ -58,7 +59,10 @@ def one_run(config: Config) -> Config:
 def row_files(config: Config) -> dict[str, WindowFile]:
     """The files that a config reads, by split; under folds `train` alone, which they are cut from."""
     data = config.data
-    cache = None if data.cache == "auto" else TableCache(data.cache)
+    cache = None
+    if data.cache != "auto":
+        refuse_cache(Path(data.cache), Path(config.output_dir))
+        cache = TableCache(data.cache)
     splits = ("train",) if config.evaluation.folds else ("train", "val", "test")
     return {split: WindowFile(path, cache=cache) for split in splits if (path := getattr(data, split)) is not None}
 

@@ -475,10 +475,9 @@ def test_strays_of_a_killed_run_go_at_its_next_start_and_nothing_else(tmp_path: 
         "checkpoints/.checkpoint_epoch_2.pt.abcd_234.tmp",
         ".export.abcd1234/export/x",
         ".runs.json.abcd1234.tmp",
-        "rows/fold_12/.train.jsonl.abcd1234.tmp",
     ]
     others = [".config.yaml.swp", ".notes.tmp", "checkpoints/.mine.pt.abcd1234.tmp", ".exported.abcd1234/x"]
-    others += ["rows/mine/.train.jsonl.abcd1234.tmp", "rows/fold_1/.mine.jsonl.abcd1234.tmp"]
+    others += ["rows/.train.jsonl.abcd1234.tmp", "fold_1/.config.yaml.abcd1234.tmp"]
     for name in strays + others:
         (folder.root / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.root / name).write_text("x")
