@@ -18,6 +18,8 @@ from ctxtrain.model.tokenizer import load_tokenizer
 
 USED = (
     "ctxtrain.evaluation.assess",
+    "ctxtrain.evaluation.baseline_models",
+    "sklearn.model_selection",
     "ctxtrain.reporting.charts",
     "ctxtrain.export.predictor",
     "ctxtrain.pretraining.run",

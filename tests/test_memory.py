@@ -77,7 +77,7 @@ def test_pretraining_without_enough_memory_says_so_and_leaves_nothing(tmp_path: 
 
 
 # In bytes of address space: numpy, regex and torch are each mapped in part and then no more.
-SMALL = {"check": 300 << 20, "evaluate": 700 << 20, "export": 700 << 20}
+SMALL = {"check": 120 << 20, "evaluate": 700 << 20, "export": 700 << 20}
 
 
 @pytest.mark.promise("D7")

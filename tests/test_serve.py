@@ -704,10 +704,11 @@ def test_what_cannot_be_served_ends_with_2(
 
 
 def test_of_two_servers_on_one_port_the_second_ends_at_once_before_it_opens_a_model(tmp_path: Path) -> None:
-    missing = tmp_path / "missing.zip"
+    empty = tmp_path / "empty.zip"
+    empty.write_bytes(b"PK\3\4")  # looks like a model until it is opened
     with bound("127.0.0.1", 0) as first:  # as a server that is still opening its model holds it
         port = first.getsockname()[1]
-        command = [sys.executable, "-m", "ctxtrain", "serve", str(missing), "--port", str(port)]
+        command = [sys.executable, "-m", "ctxtrain", "serve", str(empty), "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     said = f"error: 127.0.0.1:{port} cannot be taken (Address already in use). Give another --port or --host.\n"
     assert (done.returncode, done.stderr) == (2, said)

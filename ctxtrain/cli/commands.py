@@ -213,15 +213,17 @@ def predict(
 
     refuse_target(output, model, data)
     least = least_confidence(min_confidence)
+    from ctxtrain.data.formats import StandardInput
+
+    piped = StandardInput() if data == "-" else None
     look_at_model(model, data)
     tune_process()
     import orjson
 
-    from ctxtrain.data.formats import StandardInput
     from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
 
-    rows = StandardInput() if data == "-" else WindowFile(data, labelled=False, keep=False)
+    rows = piped or WindowFile(data, labelled=False, keep=False)
     question = question_of(predictor := load_model(model), rows)
     with needed_for("while predicting"), progress("predicting", len(question.ids)) as advance:
         answers = predictor.answers(question, advance, min_confidence=least)
