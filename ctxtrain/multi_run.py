@@ -227,7 +227,8 @@ def _pooled(
         fold = config.evaluation.fold
         if fold not in judging:
             starts[fold] = sum(map(len, judging.values()))
-            judging[fold] = inputs[fold].files.get("test") or inputs[fold].files["val"]
+            files = inputs[fold].files
+            judging[fold] = files["test" if "test" in files else "val"]
         model = load_model(RunFolder(config.output_dir).zip, engine=config.model.engine)
         question = model.read(judging[fold])
         rows.append(starts[fold] + np.arange(len(question.labels_N)))

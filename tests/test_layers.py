@@ -166,8 +166,8 @@ def test_what_trains_imports_without_tables_baselines_and_onnx() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_answers_and_the_start_of_a_run_load_no_library_of_its_end() -> None:
-    """scikit-learn with pandas, and scipy.stats, take seconds, and only the baselines of a run's end need them."""
+def test_imports_of_answers_and_of_the_pipeline_load_no_library_of_baselines() -> None:
+    """scikit-learn with pandas takes seconds; the leak check and the baselines of a run import it where they begin."""
     code = (
         "import sys, ctxtrain.train, ctxtrain.export.predictor\n"
         "print(sorted({'catboost', 'pandas', 'scipy.stats', 'sklearn', 'altair'} & sys.modules.keys()))"

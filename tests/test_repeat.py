@@ -223,6 +223,15 @@ def test_runs_on_packed_rows_that_have_ended_are_not_done_again(make_config: Mak
     assert json.loads(early.read_text())["unfinished"] is None
 
 
+def test_test_rows_judge_runs_that_have_ended_too(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Nothing has been read by then, and a file that was not walked must not count as missing."""
+    test = write_rows(tmp_path / "test.jsonl", learnable_rows(14, seed=3))
+    config = make_config("training.seeds=[1,2]", "training.epochs=1", f"data.test={test}")
+    report = run_several(config)
+    assert report["pooled"]["rows"] == 2 * 14
+    assert run_several(config, resume=True) == report
+
+
 def test_a_damaged_summary_of_a_run_that_has_ended_is_named_and_can_be_written_again(make_config: MakeConfig) -> None:
     config = make_config("training.seeds=[1,2]", "training.epochs=1")
     report = run_several(config)

@@ -168,13 +168,14 @@ def load_dataset(
     labels = {name: one.labels_N for name, one in surveys.items()}
     counts_C = class_counts(labels["train"])
     epoch_counts_C = oversampled_counts(counts_C, oversampling, max_repeat)
-    tokens = {name: inputs.tokens.tokens(one.file, fitted, tokenizer, max_tokens) for name, one in surveys.items()}
+    walked = {name: one.file for name, one in surveys.items()}
+    tokens = inputs.tokens.tokens(walked, fitted, tokenizer, max_tokens)
     leaks = find_leaks(surveys, {name: rows.digests() for name, rows in tokens.items()})
     refused = [told(leak) for leak in leaks if leak["refused"]]
     if refused and not allow_leakage:
         raise DataError(refused)
     return Dataset(
-        files={name: one.file for name, one in surveys.items()},
+        files=walked,
         names={name: one.names for name, one in surveys.items()},
         labels=labels,
         places={name: one.places for name, one in surveys.items()},

@@ -7,6 +7,7 @@ differ, as those of rows with `features` do, have texts and tokens of their own.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
-
 _MADE = [("start", "i8"), ("length", "i8"), ("cut", "?")]
 
 
@@ -32,14 +32,16 @@ class TokenStore:
     def __init__(self) -> None:
         self._files: dict[tuple[object, bytes], _TokenFile] = {}
 
-    def tokens(self, file: WindowFile, codec: Codec, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokens:
-        """The tokens of a file's rows, which was walked before. Raises DataError for rows that the codec refuses."""
+    def tokens(
+        self, files: Mapping[str, WindowFile], codec: Codec, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    ) -> dict[str, Tokens]:
+        """The tokens of files that were walked before. Raises DataError for rows that the codec refuses."""
         backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
         how = hashlib.sha256(codec.to_json() + f"{max_tokens} {tokenizer.pad_token_id} {backend}".encode()).digest()
-        key = (file.whole, how)
-        if key not in self._files:
-            self._files[key] = _TokenFile()
-        return self._files[key].tokens(file, codec, tokenizer, max_tokens)
+        return {
+            name: self._files.setdefault((file.whole, how), _TokenFile()).tokens(file, codec, tokenizer, max_tokens)
+            for name, file in files.items()
+        }
 
 
 class _TokenFile:

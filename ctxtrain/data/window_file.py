@@ -28,6 +28,7 @@ class _Parsed:
 
     def __init__(self, path: Path) -> None:
         self.reading = Reading(str(path))
+        self.walked = False
         self.table: WindowTable | None = None
 
 
@@ -73,15 +74,16 @@ class WindowFile:
         return left
 
     def __len__(self) -> int:
-        """Windows, known after the first walk."""
+        """Windows, known after the first walk; before it the file has no length, and no truth value either."""
+        assert self._parsed.walked, "the file is walked first"
         return self.reading.good if self._rows is None else len(self._rows)
 
     def __iter__(self) -> Iterator[Window]:
-        table = self._parsed.table or self._cached()
-        if table is None:
+        if self._parsed.table is None:
+            self._parsed.table = self._cached()
+        if self._parsed.table is None:
             return self._parse()
-        self._parsed.table = table
-        return table.windows(str(self.path), self._rows)
+        return self._parsed.table.windows(str(self.path), self._rows)
 
     def row_numbers(self) -> Ints:
         """The number of each window among all of the file."""
@@ -122,6 +124,7 @@ class WindowFile:
             self._parsed.reading = Reading.kept(kept, str(self.path), self.sha256())
         except (KeyError, TypeError, ValueError, AttributeError):  # beside the table stands something else
             return None
+        self._parsed.walked = True
         return table
 
     def _parse(self) -> Iterator[Window]:
@@ -135,7 +138,7 @@ class WindowFile:
                         writer.add(int(window.place.rpartition(":")[2]), window)
                     yield window
             reading.sha256 = digest.hexdigest()
-            self._parsed.reading = reading
+            self._parsed.reading, self._parsed.walked = reading, True
             if writer and cache and not reading.faults:
                 self._parsed.table = cache.keep(writer, reading.to_keep(), reading.sha256, labelled=self.labelled)
             elif writer:

@@ -72,8 +72,8 @@ def inputs(config: Config, say: Callable[[str], None]) -> Inputs:
     files = row_files(config)
     if config.evaluation.folds:
         note_unread(config, say)
-        fold = config.evaluation.fold or 1
-        return Inputs(cut_folds(files["train"], config.evaluation.folds)[fold - 1])
+        assert config.evaluation.fold is not None, "one_run refuses a config of several folds"
+        return Inputs(cut_folds(files["train"], config.evaluation.folds)[config.evaluation.fold - 1])
     return Inputs(files)
 
 
