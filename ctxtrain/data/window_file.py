@@ -74,8 +74,9 @@ class WindowFile:
         return left
 
     def __len__(self) -> int:
-        """Windows, known after the first walk; before it the file has no length, and no truth value either."""
-        assert self._parsed.walked, "the file is walked first"
+        """Windows, known after the first walk. Before it, TypeError is raised, which `list` takes for no hint."""
+        if not self._parsed.walked:
+            raise TypeError(f"the length of {self.path} is known only after its first walk")
         return self.reading.good if self._rows is None else len(self._rows)
 
     def __iter__(self) -> Iterator[Window]:
