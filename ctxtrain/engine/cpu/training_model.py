@@ -6,7 +6,7 @@ holds for a merged model, too.
 
 What is spared: padding, gradients of frozen weights and of embeddings, the mask tensor of causal attention and the
 scores above its diagonal, three of four dropout masks of a layer, and in the last layer all but the pooled token of
-each window. Backward passes are written out, so that little is kept between the two; docs/performance.md has the
+each window. Backward passes are written out, so that little is kept between the two; docs/development-log.md has the
 measurements.
 
 Legend: B windows, T tokens of the longest, N rows: the tokens of all windows, one window after the other, and a few
