@@ -26,7 +26,7 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 from ctxtrain.evaluation.bootstrap import REPLICATES, block_sums, difference_intervals, score_intervals
-from ctxtrain.evaluation.scores import Judged, confusion_scores, log_losses
+from ctxtrain.evaluation.scores import ScoredRows, confusion_scores, log_losses
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
@@ -69,7 +69,7 @@ REALISTIC = [
 FEW = [Setting(400, blocks, mix) for blocks in (3, 5, 8, 10, 12, 15, 20) for mix in (EVEN, RARE)]
 
 
-def simulate(setting: Setting, rng: np.random.Generator, times: int = 1) -> tuple[Judged, Judged, Ints]:
+def simulate(setting: Setting, rng: np.random.Generator, times: int = 1) -> tuple[ScoredRows, ScoredRows, Ints]:
     """Model, baseline and block numbers of `times` data sets of the setting, one after another."""
     sizes = [block_sizes(setting, rng) for _ in range(times)]
     block_N = np.repeat(np.arange(setting.blocks * times), np.concatenate(sizes))
@@ -81,8 +81,8 @@ def simulate(setting: Setting, rng: np.random.Generator, times: int = 1) -> tupl
     for signal in (setting.signal, setting.baseline_signal):
         logits_NC = signal * np.eye(len(LABELS))[labels_N] + 0.7 * np.log(setting.mix)
         logits_NC += shared_NC + rng.normal(0, np.sqrt(0.5), shape_N) + rng.normal(0, setting.own, shape_G)[block_N]
-        called_NC = np.eye(len(LABELS))[logits_NC.argmax(axis=1)]
-        judged.append(Judged(labels_N, softmax(logits_NC, axis=1), called_NC, log_losses(logits_NC, labels_N)))
+        predicted_NC = np.eye(len(LABELS))[logits_NC.argmax(axis=1)]
+        judged.append(ScoredRows(labels_N, softmax(logits_NC, axis=1), predicted_NC, log_losses(logits_NC, labels_N)))
     return judged[0], judged[1], block_N
 
 
@@ -112,7 +112,7 @@ def truth_of(setting: Setting) -> Floats:
     return scores_of(np.asarray(total))
 
 
-def product(model: Judged, other: Judged, block_N: Ints, seed: int) -> Floats:
+def product(model: ScoredRows, other: ScoredRows, block_N: Ints, seed: int) -> Floats:
     """The intervals of a run, of shape (2, scores); unknown is everything."""
     found = score_intervals(model, block_N, seed)
     shares = [found["per_class"][label][name] for name in ("precision", "recall") for label in LABELS]
@@ -121,7 +121,7 @@ def product(model: Judged, other: Judged, block_N: Ints, seed: int) -> Floats:
     return np.array([(-np.inf, np.inf) if pair is None else pair for pair in ends]).T
 
 
-def plain(model: Judged, other: Judged, block_N: Ints, seed: int) -> tuple[Floats, Floats]:
+def plain(model: ScoredRows, other: ScoredRows, block_N: Ints, seed: int) -> tuple[Floats, Floats]:
     """Percentile and BCa intervals from draws of whole blocks."""
     sums_GK = np.concatenate([block_sums(model, block_N), block_sums(other, block_N)], axis=1)
     count = len(sums_GK)

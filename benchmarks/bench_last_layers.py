@@ -97,8 +97,8 @@ class Side:
             )
 
     def kept_bytes(self) -> int:
-        trunk = self.run.learner.trunk
-        return os.fstat(trunk.file.fileno()).st_size if trunk is not None and trunk.file is not None else 0
+        cache = getattr(self.run.learner.engine, "frozen_cache", None)
+        return os.fstat(cache.file.fileno()).st_size if cache is not None and cache.file is not None else 0
 
 
 def compare(seed: int, rate: float, rates: list[float]) -> dict[str, Any]:

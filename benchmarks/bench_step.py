@@ -47,7 +47,7 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Confi
 
 from ctxtrain.config.schema import LoraConfig
 from ctxtrain.data.batches import MicroBatch, StepPlan, Tokens, collate
-from ctxtrain.engine.cpu.layer_parts import times
+from ctxtrain.engine.cpu.layer_parts import matmul_t
 from ctxtrain.engine.tuning import keep_freed_memory
 from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import embedded_base
@@ -94,7 +94,7 @@ def make_rows(shape: str) -> tuple[Tokens, np.ndarray]:
     rng = np.random.default_rng(0)
     lengths = np.full(4, 512) if shape == "0.5b" else np.sort(rng.integers(124, 132, 16))
     flat = rng.integers(1, 16000, lengths.sum()).astype(np.int32)
-    return Tokens.of_lengths(flat, lengths, 0), rng.integers(0, len(LABELS), len(lengths))
+    return Tokens.from_lengths(flat, lengths, 0), rng.integers(0, len(LABELS), len(lengths))
 
 
 def our_step(model: PeftModel, tokens: Tokens, labels_N: np.ndarray) -> Any:
@@ -161,7 +161,7 @@ def live_matmul(pipe: Any, threads: int) -> None:
     keep_freed_memory()  # and the next: the settings of a run
     make_accelerator("float32")
     a, b = torch.randn(2048, 896), torch.randn(4864, 896)
-    products = dict(zip(ROUTES, (lambda: torch.mm(a, b.t()), lambda: times(a, b)), strict=True))
+    products = dict(zip(ROUTES, (lambda: torch.mm(a, b.t()), lambda: matmul_t(a, b)), strict=True))
     while pipe.recv() != "end":
         seconds: dict[str, list[float]] = {name: [] for name in ROUTES}
         for _ in range(3):

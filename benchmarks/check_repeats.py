@@ -38,10 +38,10 @@ def child(*, plain_first: bool) -> None:
 
     torch.set_num_threads(int(THREADS))
     from ctxtrain.engine.cpu.training_model import FastClassifier
-    from ctxtrain.engine.tuning import enter_vector_math
+    from ctxtrain.engine.tuning import warm_up_vector_math
     from ctxtrain.model.lora import add_lora, load_classifier, logits
 
-    enter_vector_math()
+    warm_up_vector_math()
     base = load_classifier("embedded", 0)
     model = add_lora(base, r=8, alpha=16, dropout=0.0, target_modules=["q_proj", "v_proj"]).eval()
     batch = {"input_ids": torch.randint(1, 16_000, (16, 400), generator=torch.Generator().manual_seed(0))}

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ctxtrain.engine.tuning import settle_waiting
+from ctxtrain.engine.tuning import set_thread_waiting
 
 
 @contextmanager
 def our_environment() -> Iterator[None]:
     """Processes that are started inside have what `ctxtrain` sets before libraries are imported."""
     before = dict(os.environ)
-    settle_waiting()
+    set_thread_waiting()
     try:
         yield
     finally:

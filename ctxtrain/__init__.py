@@ -1,95 +1,95 @@
-"""ctxtrain: windows of market bars, labelled LONG, SHORT or SKIP, become a calibrated Qwen classifier.
+"""ctxtrain: fine-tune a Qwen classifier of market windows, labelled LONG, SHORT or SKIP, with calibrated probabilities.
 
-The data flows down this list; a module imports only from modules above it.
+Modules from the bottom layer to the top; each imports only from modules above it in this list.
 
-    errors                      what can go wrong, with exit codes
-    regular_files               pipes and devices where a file should be
-    memory                      memory that runs out, told as such
-    streams                     standard output that nobody takes
+    errors                      exceptions and exit codes
+    regular_files               open regular files only, not pipes or devices
+    memory                      out-of-memory errors of any library
+    streams                     standard output and standard error that survive write errors
     labels                      the three classes
-    limits                      upper bounds of numbers that users give
-    versions                    libraries with known holes are refused
-    runtime                     seeds, device, processes, signals
-    progress                    what a person sees meanwhile
+    limits                      bounds of user-supplied numbers
+    versions                    checks of library versions and optional packages
+    runtime                     device, processes, seeds, signals
+    progress                    progress output
 
-    config.strict_yaml          YAML → plain values, with places
-    config.overrides            names of keys; what is said of a wrong one
-    config.value_types          kinds of values that keys take
+    config.strict_yaml          YAML → plain values, with line and column
+    config.overrides            overrides of keys, and messages about wrong keys
+    config.value_types          value types of config keys
     config.schema               the typed config of a run
 
-    data.strict_json            one line of JSON, no key twice
-    data.time_units             the unit and the moment of a time
-    data.bar_order              where the bars of a row stand
-    data.wild_prints            prints that are far off are drawn near
-    data.parse_window           a JSON object → a window, or faults
-    data.notices                what was dropped, guessed or put right in a file
-    data.columns                columns of numbers on disk
+    data.strict_json            one line of JSON without duplicate keys
+    data.time_units             units and parsing of times
+    data.bar_order              the position of a row's bars in time
+    data.outliers               outlying prints, moved closer to the others
+    data.parse_window           JSON object → window, or faults
+    data.notices                notices about what was dropped, assumed or corrected
+    data.columns                growing columns of numbers on disk
     data.table                  windows as Arrow columns on disk
-    data.formats                lines of JSON → windows, faults
-    data.table_cache            tables kept between runs, by content
+    data.formats                JSON lines → windows or faults
+    data.table_cache            tables kept between runs, by content hash
     data.window_file            the windows of a file, parsed once
     data.features               windows → normalised numbers
     data.codec                  windows → text
-    data.positions              where the windows of files lie, on one scale
-    data.oversampling           which windows an epoch sees
-    data.class_weights          what an error on each class weighs
-    data.profile                what is kept of a file's rows after a walk
+    data.positions              positions of windows on a common scale
+    data.oversampling           the windows of an epoch
+    data.class_weights          class weights of the loss
+    data.profile                statistics of a file from one pass
     data.duplicates             rows that are the same window
-    data.leakage                rows that know too much; purging
-    data.drift                  does validation look like training
-    data.walk_forward           one file → splits that go forward in time
-    data.check                  a report on rows, before training
-    data.batches                text → tokens → steps of micro-batches
-    data.tokens                 the tokens of a file's rows, made once, on disk
-    data.dataset                all of the above for the files of a run
+    data.leakage                leakage checks, purge and embargo
+    data.drift                  drift between splits
+    data.walk_forward           one file → walk-forward folds
+    data.check                  the report of `ctxtrain check`
+    data.batches                texts → tokens → steps of micro-batches
+    data.tokens                 tokens of a file's rows on disk, computed once
+    data.dataset                the rows of a run, ready for training
 
-    model.base_name             what model.base may name
-    model.embedded              the package's own small Qwen and its tokenizer
-    model.base_config           what of a config.json a model may be made from
-    model.base                  what the files of a base must be
-    model.tokenizer             its tokenizer
-    model.lora                  frozen base + LoRA + head
+    model.base_name             checks of the value of model.base
+    model.embedded              the small Qwen that ships with the package
+    model.base_config           checks of config.json
+    model.base                  checks of the files of a base model
+    model.tokenizer             the tokenizer of a base model
+    model.lora                  frozen base model + LoRA + head
     model.losses                class-weighted focal loss
     model.optimizer             the optimizer
-    model.schedule              its learning rate over the steps
-    model.agreement             does a network give transformers' logits
+    model.schedule              the learning rate schedule
+    model.agreement             comparison of an engine's logits with transformers
 
-    engine.tuning               allocator, waiting threads, the first call of vector mathematics
-    engine.reference            passes by transformers and PEFT
-    engine.cpu.dropout          masks of dropout
-    engine.cpu.rope_tables      the table of rotary embeddings
-    engine.cpu.layer_parts      parts of a layer with their backward passes written out
-    engine.cpu.attention        the same of attention, for windows one after the other
-    engine.cpu.training_model   the model of them: the same results, sooner
-    engine.cpu.wide_inference   the merged model of them, for answers alone
-    engine.cpu.onnx_inference   the same of a narrow model, by ONNX Runtime
-    engine.cpu.frozen_layers    what frozen layers give, computed once a row
-    engine.cpu.select           which of these fit a model
-    engine.api                  the one door: for_training, for_inference, tune_process
+    engine.tuning               memory allocator, waiting threads, vector math
+    engine.reference            the reference engine: transformers and PEFT
+    engine.cpu.dropout          dropout masks
+    engine.cpu.rope_tables      rotary position embeddings
+    engine.cpu.layer_parts      parts of a layer, with hand-written backward passes
+    engine.cpu.attention        attention, with a hand-written backward pass
+    engine.cpu.training_model   the training model of the fast engine
+    engine.cpu.wide_inference   prediction with a wide merged model
+    engine.cpu.onnx_inference   prediction with a narrow merged model, by ONNX Runtime
+    engine.cpu.frozen_layers    cached outputs of the frozen layers
+    engine.cpu.select           the fast engine that fits a model
+    engine.api                  entry point: make_training_engine, make_inference_engine, tune_process
 
-    evaluation                  metrics, temperature; intervals, baselines, targets: what may be believed
-    storage.validated, storage.atomic_files, storage.archive    files that appear whole or not at all
-    storage.result_file         where a command's result goes
-    storage.ownership           what is written is neither what is read nor anyone else's
+    evaluation                  metrics, intervals, baselines, targets, calibration, thresholds
+    storage.validated, storage.atomic_files, storage.archive    schemas of stored files, atomic writes, final_model.zip
+    storage.result_file         the result of a command, to a file or standard output
+    storage.ownership           checks that no command overwrites inputs or foreign files
     storage.metrics_log         metrics.jsonl
     storage.checkpoint          checkpoints
     reporting.summary_schema    the schema of training_summary.json
     reporting.runs_schema       the schema of runs.json
-    storage.run_folder          what lies where in a run, and who may write there
-    reporting.verdict           what a run came to, in words
+    storage.run_folder          layout and lock of a run folder
+    reporting.verdict           the verdict of a run in plain sentences
     reporting.charts, reporting.figures, reporting.report       report.html
     tracking                    TensorBoard, MLflow, Weights & Biases
-    training                    one optimizer step; the config of a run → its model and learner
+    training                    the learner of a run, one optimizer step, checks of a checkpoint
 
     export                      best adapters → merged model → checked zip → predictions
     reporting.summary           training_summary.json
-    train                       TrainingPipeline: the run
+    train                       TrainingPipeline: one run
     multi_run                   several runs: walk-forward folds, seeds
 
-    synthetic                   structure flags, simulated bars with them, sample files
-    pretraining                 what the embedded base learns, from which windows, and how
+    synthetic                   simulated bars, structure flags, sample files
+    pretraining                 pre-training of the embedded base model
     serve                       predictions over HTTP
-    cli                         what a user types; errors, exit codes
+    cli                         the command line
     __main__                    python -m ctxtrain
 """
 
@@ -106,7 +106,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "TrainingPipeline", "load_model", "run_several"]
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Config": "ctxtrain.config.schema",
     "TrainingPipeline": "ctxtrain.train",
     "load_model": "ctxtrain.export.predictor",
@@ -116,8 +116,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `ctxtrain --help` starts without torch."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'ctxtrain' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,16 +1,16 @@
-"""What can go wrong, by whose fault, and with which exit code the program then ends.
+"""Exceptions and their exit codes.
 
     CtxtrainError
-    ├── ConfigError        2    a config key, an override or a command-line argument
-    ├── DataError         65    rows, or a model file, that do not hold what they should
-    ├── TrainingDiverged  70    a loss or gradient that is not finite
-    ├── ExportError       70    the exported model does not answer as the trained one did
-    ├── OutOfMemory       70    the system gave no more memory
-    ├── RunLocked         75    another process trains in the same run folder
+    ├── ConfigError        2    invalid config key, override or command-line argument
+    ├── DataError         65    invalid rows or model file
+    ├── TrainingDiverged  70    non-finite loss or gradient
+    ├── ExportError       70    the logits of the export differ from those of the trained model
+    ├── OutOfMemory       70    a memory allocation failed
+    ├── RunLocked         75    another process holds the run folder
     └── Interrupted  128 + n    signal n arrived; a checkpoint is on disk
 
-`OSError` (disk full, read-only folder) is left as it is and ends with 74. Every message states the rule,
-the value found and the remedy. Whatever else escapes is our own fault and ends with 70.
+`OSError` (disk full, read-only folder) is not wrapped; its exit code is 74. Any other exception is a bug in ctxtrain;
+its exit code is 70. Every message gives the rule, the value found and the remedy.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ EXIT_IO = 74
 MAX_FAULTS_SHOWN = 100
 
 
-def shown(value: object) -> str:
-    """A value that was found, as JSON of at most 60 characters, for a message."""
+def short_repr(value: object) -> str:
+    """Format a value for an error message: JSON, cut to 60 characters."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True)
     except RecursionError:
         text = "a value nested too deeply to show"
-    except ValueError:  # it holds itself, or a number of thousands of digits
+    except ValueError:  # a circular reference, or an integer above Python's limit of digits
         text = "a value that cannot be shown"
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 class CtxtrainError(Exception):
-    """Base of the errors a user can act on; `exit_code` is the process's exit code."""
+    """Base class of errors that a user can act on; `exit_code` is the exit code of the process."""
 
     exit_code = EXIT_INTERNAL
 
 
 class FaultsError(CtxtrainError):
-    """Several faults found in one pass, shown together so that they can be mended together.
+    """Several faults of one pass over the input, reported together so that a user can fix all of them at once.
 
-    `faults` holds at most the first `MAX_FAULTS_SHOWN`; `total` counts all of them.
+    `faults` has at most the first `MAX_FAULTS_SHOWN`; `total` counts all of them.
     """
 
     def __init__(self, faults: str | Sequence[str], *, total: int | None = None) -> None:
@@ -58,37 +58,37 @@ class FaultsError(CtxtrainError):
 
 
 class ConfigError(FaultsError):
-    """A key, value or argument breaks the schema of `config/schema.py` or contradicts the data."""
+    """A key, value or argument violates the schema of `config/schema.py` or contradicts the data."""
 
     exit_code = 2
 
 
 class DataError(FaultsError):
-    """Rows, or a model file, break the format; each fault names its place."""
+    """Rows or a model file violate the format; each fault names its location."""
 
     exit_code = 65
 
 
 class TrainingDiverged(CtxtrainError):
-    """A loss or gradient was not finite; weights and checkpoints are as they were before the step."""
+    """A loss or gradient was not finite. Weights and checkpoints keep their state from before the step."""
 
 
 class ExportError(CtxtrainError):
-    """The exported folder, read by plain transformers, does not give the trained model's logits."""
+    """The exported folder, opened by transformers, does not reproduce the logits of the trained model."""
 
 
 class OutOfMemory(CtxtrainError):
-    """The system gave no more memory; says what for, and what would need less."""
+    """A memory allocation failed. The message names the operation and what would need less memory."""
 
 
 class RunLocked(CtxtrainError):
-    """Another process owns the run folder."""
+    """Another process holds the lock of the run folder."""
 
     exit_code = 75
 
 
 class Interrupted(CtxtrainError):
-    """A signal asked for the end; whatever was trained is in a checkpoint, and no export was left half done."""
+    """A signal ended the run. A checkpoint holds the training so far, and no partial export is left behind."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
-"""The three classes, in the order that they have everywhere: LONG = 0, SHORT = 1, SKIP = 2."""
+"""The three classes. Their order is the same everywhere: LONG = 0, SHORT = 1, SKIP = 2."""
 
 from typing import Literal
 
 Label = Literal["LONG", "SHORT", "SKIP"]
 LABELS: tuple[Label, Label, Label] = ("LONG", "SHORT", "SKIP")
-SIMULATED = "-SIM"  # ends the symbols of `ctxtrain sample`
+SIMULATED_SUFFIX = "-SIM"  # suffix of the symbols in simulated data (`ctxtrain sample`)

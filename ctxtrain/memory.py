@@ -1,7 +1,7 @@
-"""Memory that runs out is told as such, whichever library notices it.
+"""Recognise out-of-memory errors of any library and raise them as OutOfMemory.
 
-Comes in: what a block of work does and what would make it need less. Goes out: an OutOfMemory that says both, and how
-much was asked for where the library says so.
+Input: what a block of code does, and a remedy that lowers its memory use. Output: an OutOfMemory whose message has
+both, and the size of the failed allocation where the library reports one.
 """
 
 from __future__ import annotations
@@ -13,64 +13,64 @@ from contextlib import contextmanager
 
 from ctxtrain.errors import CtxtrainError, OutOfMemory
 
-REMEDY = "Close what else takes memory, or give less at a time, and run again; what was finished is whole"
-SMALLER = (
-    "Close what else takes memory and go on with --resume, or start again, in another output_dir, with a smaller "
+REMEDY = "Free memory, or process fewer rows at a time, and run again; files that were finished are complete"
+TRAINING_REMEDY = (
+    "Free memory and continue with --resume, or start again in another output_dir with a smaller "
     "training.batch_size, model.max_tokens or model.base"
 )
-# torch on a CPU, CUDA, C++ and ONNX Runtime, the system's own words, Python's threads; then the loader of libraries,
-# which says the same where a file system lets nothing run, and of its own small room for thread-local data.
-_SAID = re.compile(
+# In order: torch on a CPU, CUDA, C++ and ONNX Runtime, the C library, Python's threads, the dynamic linker. The
+# lookaheads exclude linker errors with the same text but another cause: a noexec file system, a full static TLS block.
+_OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|DefaultCPUAllocator|CUDA out of memory|bad_alloc|bad allocation|"
     r"[Cc]annot allocate memory(?! in static TLS block)|[Ff]ailed to allocate memory|[Uu]nable to allocate|"
     r"can't start new thread|"
     r"failed to map segment from shared object(?!: (?:Operation not permitted|Permission denied))|"
     r"cannot (?:map zero-fill pages|create shared object descriptor|allocate (?:TLS|dependency|symbol search))"
 )
-_ASKED = re.compile(
+_ALLOCATION_SIZE = re.compile(
     r"(?:[Tt]ried to allocate|[Uu]nable to allocate|buffer of size) ([0-9.,]+)(?: ?([KMGTPE]i?B|bytes))?"
 )
 
 
-def ran_out(error: BaseException | None) -> bool:
-    """Whether an error, or the one behind it, says that there was no memory."""
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or an error in its chain of causes, reports a failed memory allocation."""
     while error is not None:
         if isinstance(error, CtxtrainError):
             return isinstance(error, OutOfMemory)
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return True
-        if (isinstance(error, OSError) and error.errno == errno.ENOMEM) or _SAID.search(str(error)):
+        if (isinstance(error, OSError) and error.errno == errno.ENOMEM) or _OUT_OF_MEMORY.search(str(error)):
             return True
         error = error.__cause__
     return False
 
 
-def out_of_memory(traceback: str) -> bool:
-    """The same of what another process said at its end."""
-    return bool(_SAID.search(traceback)) or "MemoryError" in traceback
+def mentions_out_of_memory(traceback: str) -> bool:
+    """Whether the traceback of another process reports a failed memory allocation."""
+    return bool(_OUT_OF_MEMORY.search(traceback)) or "MemoryError" in traceback
 
 
-def told(error: BaseException, doing: str, remedy: str = REMEDY) -> str:
-    """The message: what was being done, what was asked for where that is known, and the remedy."""
-    found = _ASKED.search(str(error))
-    asked = f", which asked for {_size(found[1], found[2])} more" if found else ""
-    return f"memory ran out {doing}{asked}. {remedy}."
+def out_of_memory_message(error: BaseException, doing: str, remedy: str = REMEDY) -> str:
+    """Build the message: the operation, the size of the failed allocation if it is known, and the remedy."""
+    match = _ALLOCATION_SIZE.search(str(error))
+    allocation = f" (an allocation of {_format_size(match[1], match[2])} failed)" if match else ""
+    return f"memory ran out {doing}{allocation}. {remedy}."
 
 
 @contextmanager
-def needed_for(doing: str, remedy: str = REMEDY) -> Iterator[None]:
-    """Turn what a library raises for want of memory in the block into an OutOfMemory."""
+def annotate_memory_errors(doing: str, remedy: str = REMEDY) -> Iterator[None]:
+    """Convert out-of-memory errors of libraries in the block to OutOfMemory; other errors pass unchanged."""
     try:
         yield
     except CtxtrainError:
         raise
     except Exception as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(told(error, doing, remedy)) from error
+        raise OutOfMemory(out_of_memory_message(error, doing, remedy)) from error
 
 
-def _size(number: str, unit: str | None) -> str:
+def _format_size(number: str, unit: str | None) -> str:
     if unit not in (None, "bytes"):
         return f"{number} {unit}"
     count = number.rstrip(".,").replace(",", "")

@@ -1,6 +1,7 @@
-"""Files that must be regular: a pipe, a socket, a device or a folder in the place of one is refused, never waited for.
+"""Open and read regular files only.
 
-Opening a named pipe waits until somebody writes to it, which may be never.
+A pipe, socket, device or folder raises NotRegularFile at once. Opening a named pipe would block until a writer opens
+it, possibly forever.
 """
 
 from __future__ import annotations
@@ -22,42 +23,45 @@ _KINDS = {
 }
 
 
-class NotRegular(DataError):
-    """Something else than a regular file stands where one is read; `kind` says what."""
+class NotRegularFile(DataError):
+    """The path of an input file is not a regular file; `kind` names what it is."""
 
     def __init__(self, path: Path, kind: str) -> None:
-        super().__init__(f"{path}: must be a regular file, and this is {kind}. Move it away or give another path.")
+        super().__init__(f"{path}: must be a regular file, got {kind}. Move it away or give another path.")
         self.kind = kind
 
 
-def odd_kind(path: Path) -> str | None:
-    """What stands at `path`, links followed, if it is there and no regular file."""
+def non_regular_kind(path: Path) -> str | None:
+    """The kind of a path that is not a regular file, such as "a folder"; None for a regular or a missing file.
+
+    Symbolic links are followed.
+    """
     try:
         mode = path.stat().st_mode
-    except OSError:  # nothing is there, or nothing that can be looked at: opening it will say so
+    except OSError:  # missing or inaccessible: opening the path raises the right error
         return None
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file to read bytes, without waiting. Raises NotRegular, and OSError as `open` does."""
-    if kind := odd_kind(path):
-        raise NotRegular(path, kind)
+    """Open a file for reading in binary mode without blocking. Raises NotRegularFile, and OSError as `open` does."""
+    if kind := non_regular_kind(path):
+        raise NotRegularFile(path, kind)
     stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)), "rb")
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # it has changed since it was looked at
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # the path was replaced after the check
         stream.close()
-        raise NotRegular(path, "no regular file any more")
+        raise NotRegularFile(path, "a file that was replaced while it was opened")
     return stream
 
 
 def read_regular(path: Path) -> bytes:
-    """All bytes of a file. Raises NotRegular, and OSError as `open` does."""
+    """Read all bytes of a file. Raises NotRegularFile, and OSError as `open` does."""
     with open_regular(path) as stream:
         return stream.read()
 
 
 def refuse_special(paths: Iterable[Path]) -> None:
-    """Raises NotRegular for the first path that is a pipe, a socket or a device; folders pass."""
+    """Raise NotRegularFile for the first path that is a pipe, a socket or a device; folders are allowed."""
     for path in paths:
-        if (kind := odd_kind(path)) and not path.is_dir():
-            raise NotRegular(path, kind)
+        if (kind := non_regular_kind(path)) and not path.is_dir():
+            raise NotRegularFile(path, kind)

@@ -1,7 +1,7 @@
-"""Device, processes, seeds and signals: the ground that a run stands on.
+"""Device, processes, seeds and signals of a run.
 
-Randomness is stateless: whatever needs random numbers seeds its own generator from (seed, purpose, epoch, step, …),
-so that nothing depends on what ran before and no generator state has to be saved.
+Randomness is stateless: code that needs random numbers seeds a new generator from (seed, purpose, epoch, step, …).
+Results therefore do not depend on what ran before, and checkpoints need no generator state.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what batch systems send before the end
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # batch systems send SIGUSR1 before the time limit
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for; no two purposes share one."""
+    """The use of a stream of random numbers. Each purpose has a separate stream."""
 
     HEAD = 1
     SAMPLING = 2
@@ -39,31 +39,31 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:
-    """A numpy generator that depends on its arguments alone."""
+    """A numpy generator whose state depends only on the arguments."""
     return np.random.default_rng(np.random.SeedSequence([seed, purpose, *position]))
 
 
 def seed_torch(seed: int, purpose: Purpose, *position: int) -> None:
-    """Put torch's global generators into a state that depends on the arguments alone."""
+    """Seed torch's global generators with a number that depends only on the arguments."""
     import torch
 
     words = np.random.SeedSequence([seed, purpose, *position]).generate_state(1, np.uint64)
     number = int(words[0]) & (2**63 - 1)
-    torch.default_generator.manual_seed(number)  # torch.manual_seed looks for every kind of device, at each call
+    torch.default_generator.manual_seed(number)  # torch.manual_seed is slower: it probes every device type
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(number)
 
 
 def is_main_process() -> bool:
-    """Whether this process writes: the only one, or the first of those that torchrun started."""
+    """Whether this process writes files: it is the only process, or rank 0 under torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def make_accelerator(dtype: str) -> Accelerator:
-    """The process group, device and precision of a training run.
+    """Set up the process group, device and precision of a training run.
 
-    Under torchrun every process gets its own; CPU processes talk through gloo. GPUs (bfloat16, several devices)
-    take the same path but were not run on the machine where this was written.
+    Under torchrun each process has one accelerator; CPU processes communicate through gloo. GPUs (bfloat16, several
+    devices) use the same code but were not tested on the development machine.
     """
     import torch
     from accelerate import Accelerator
@@ -71,11 +71,11 @@ def make_accelerator(dtype: str) -> Accelerator:
 
     on_cpu = not torch.cuda.is_available()
     torch.use_deterministic_algorithms(True)
-    # Nothing here reads memory that it has not written; filling it first costs a pass over each tensor.
+    # No code here reads uninitialised memory, and filling it costs one pass over each new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by torch at run time
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic cuBLAS
     precision = resolve_dtype(dtype)
-    AcceleratorState._reset_state(reset_partial_state=False)  # the process's last run may have had another precision
+    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run in this process may differ in precision
     return Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if precision == torch.bfloat16 else "no",
@@ -83,40 +83,43 @@ def make_accelerator(dtype: str) -> Accelerator:
 
 
 @contextmanager
-def side_by_side(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A `map` whose calls run in threads of their own, which divide this thread's threads of torch between them.
+def thread_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yield a `map` that runs calls in `workers` threads, which share the torch threads of the calling thread equally.
 
-    Calls that have not begun when the block ends are forgotten. A single worker is this thread.
+    Calls that have not started when the block ends are cancelled. With one worker, calls run in the calling thread.
     """
     import torch
 
     if workers == 1:
         yield map
         return
-    threads, all_here = torch.get_num_threads(), threading.Barrier(workers + 1)
+    threads, all_started = torch.get_num_threads(), threading.Barrier(workers + 1)
 
-    def begin() -> None:
-        torch.get_num_threads()  # a thread's first call gives it the process's number, over what was set before it
-        torch.set_num_threads(max(1, threads // workers))  # of this thread and of the process
+    def start_worker() -> None:
+        torch.get_num_threads()  # a thread's first call resets its number to that of the process, so call it before set
+        torch.set_num_threads(max(1, threads // workers))  # sets the number of this thread and of the process
         with suppress(threading.BrokenBarrierError):
-            all_here.wait()
+            all_started.wait()
 
-    pool = ThreadPoolExecutor(workers, "worker", initializer=begin)
+    pool = ThreadPoolExecutor(workers, "worker", initializer=start_worker)
     try:
         try:
             for _ in range(workers):
                 pool.submit(int)
-            all_here.wait()
+            all_started.wait()
         finally:
             torch.set_num_threads(threads)
         yield pool.map
     finally:
-        all_here.abort()
+        all_started.abort()
         pool.shutdown(cancel_futures=True)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that computes in it and float32 elsewhere: CPUs mostly lack fast bfloat16."""
+    """The torch dtype of a name. `auto` is bfloat16 on a GPU that supports it, else float32.
+
+    Most CPUs have no fast bfloat16.
+    """
     import torch
 
     if name == "auto":
@@ -126,7 +129,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def environment() -> dict[str, str | int]:
-    """What bit-exact resume depends on besides the inputs."""
+    """The software, device and thread count that a bit-exact resume depends on, besides the inputs."""
     import accelerate
     import peft
     import torch
@@ -134,7 +137,7 @@ def environment() -> dict[str, str | int]:
 
     return {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a subclass of str, which a checkpoint may not hold
+        "torch": str(torch.__version__),  # a str subclass, which a checkpoint must not contain
         "transformers": transformers.__version__,
         "peft": peft.__version__,
         "accelerate": accelerate.__version__,
@@ -145,51 +148,50 @@ def environment() -> dict[str, str | int]:
 
 
 class StopRequest:
-    """Remembers the first signal that asked the run to end, so that the loop can end at a safe point.
+    """Records the first stop signal, so that the training loop can end at a safe point.
 
-    Later signals change nothing: whoever is impatient must not cost the run its checkpoint.
+    Later signals are ignored: pressing Ctrl-C twice must not interrupt the write of a checkpoint.
     """
 
     def __init__(self) -> None:
         self.signal_number = 0
-        self._strikes = False
+        self._interrupts_immediately = False
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Let a signal raise Interrupted wherever the block is.
+    def interrupt_immediately(self) -> Iterator[None]:
+        """Let a signal raise Interrupted at any point of the block.
 
-        For work whose only traces are in memory and in scratch files: reading, building, and an export before it takes
-        its name. A library may swallow the exception, or raise one of its own for it; the block ends with it all the
-        same.
+        Use it for work that only changes memory and scratch files: reading rows, building a model, preparing an export.
+        A library may swallow the exception or replace it; the end of the block raises Interrupted in any case.
         """
         try:
-            self._strikes = True
-            self._end_if_asked()
+            self._interrupts_immediately = True
+            self._raise_if_requested()
             yield
         finally:
-            self._strikes = False
-            self._end_if_asked()
+            self._interrupts_immediately = False
+            self._raise_if_requested()
 
     def _remember(self, signal_number: int, _frame: FrameType | None) -> None:
         if not self.signal_number:
             self.signal_number = signal_number
-            if self._strikes:
-                self._end_if_asked()
+            if self._interrupts_immediately:
+                self._raise_if_requested()
 
-    def _end_if_asked(self) -> None:
+    def _raise_if_requested(self) -> None:
         if self.signal_number:
             raise Interrupted(self.signal_number, "stopped between two checkpoints; continue with train --resume")
 
 
 @contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a `StopRequest` while the block runs, and let SIGHUP pass.
+    """Record SIGINT, SIGTERM and SIGUSR1 in a `StopRequest` while the block runs, and ignore SIGHUP.
 
-    So a run outlives its terminal. Only a program's first thread can set handlers; in another one signals stay as
-    they are.
+    A run therefore survives its terminal. Python allows signal handlers only in the main thread; in another thread the
+    handlers stay unchanged.
     """
     request = StopRequest()
-    handlers: dict[signal.Signals, Any] = dict.fromkeys(STOPPING, request._remember)
+    handlers: dict[signal.Signals, Any] = dict.fromkeys(STOP_SIGNALS, request._remember)
     if hasattr(signal, "SIGHUP"):
         handlers[signal.SIGHUP] = signal.SIG_IGN
     if threading.current_thread() is not threading.main_thread():
@@ -202,18 +204,18 @@ def catch_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-_KEPT: list[object] = []
+_kept_groups: list[object] = []
 
 
 def leave_process_group() -> None:
-    """Before the group of processes ends: give gloo's threads the moment they need, then keep the group for good.
+    """Let gloo's threads finish, then keep the process group alive until the process exits.
 
-    A thread of gloo that has finished an exchange wants the interpreter's lock to let go of its tensors. It would wait
-    for ever if the group's destructor, which joins the threads, ran first and held the lock; and at the interpreter's
-    exit it would abort the process. While this process sleeps the lock is free.
+    After an exchange, a gloo thread needs the GIL to release its tensors. The group's destructor joins these threads
+    while it holds the GIL, so it would deadlock; at interpreter exit it would abort the process. The sleep frees the
+    GIL, and the kept reference prevents the destructor from running.
     """
     import torch.distributed
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         time.sleep(0.2)
-        _KEPT.append(torch.distributed.group.WORLD)
+        _kept_groups.append(torch.distributed.group.WORLD)

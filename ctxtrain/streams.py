@@ -1,7 +1,7 @@
-"""Standard output and error: a reader that goes away costs nothing, and a result that a disk does not take is told.
+"""Standard output and standard error that survive write errors.
 
-A run goes on when nobody sees its progress. So a failure to write is noted here, the rest goes nowhere, and the process
-says at its end, by `refuse_lost`, that its result was not written.
+A closed terminal or pipe must not end a training run. A write error is therefore recorded, and later output goes to
+/dev/null. At the end of the process, `raise_lost_write` raises the recorded error if a result was lost.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-_lost: list[OSError] = []  # of standard output, since the last look
+_lost_writes: list[OSError] = []  # errors on standard output since the last `raise_lost_write`
 
 
-class Lasting:
-    """A text stream whose failures end nothing. With `results`, those that are no reader's going are kept in mind."""
+class ResilientStream:
+    """A text stream that suppresses write errors.
+
+    With `results`, an error is recorded for `raise_lost_write`, unless the reader closed the stream.
+    """
 
     def __init__(self, stream: TextIO, *, results: bool) -> None:
         self._stream = stream
@@ -28,44 +31,44 @@ class Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with self._kept():
+        with self._suppress_write_errors():
             self._stream.write(text)
         return len(text)
 
     def write_bytes(self, content: bytes) -> None:
-        with self._kept():
+        with self._suppress_write_errors():
             self._stream.flush()
             self._stream.buffer.write(content)
             self._stream.buffer.flush()
 
     def flush(self) -> None:
-        with self._kept():
+        with self._suppress_write_errors():
             self._stream.flush()
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _suppress_write_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             number = self._stream.fileno()
-            if self._results and not _reader_went(error, number):
-                _lost.append(error)
-            nowhere = os.open(os.devnull, os.O_WRONLY)  # also for what waits in the buffer until the process ends
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+            if self._results and not _is_reader_gone(error, number):
+                _lost_writes.append(error)
+            devnull = os.open(os.devnull, os.O_WRONLY)  # buffered text is flushed to it at exit without an error
+            os.dup2(devnull, number)
+            os.close(devnull)
 
 
-def _reader_went(error: OSError, number: int) -> bool:
-    """A pipe or a socket that is closed at the other end, or a terminal that is gone."""
+def _is_reader_gone(error: OSError, number: int) -> bool:
+    """Whether the other end closed the pipe or socket, or the terminal is gone."""
     hung_up = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(number).st_mode)
     return hung_up or error.errno in (errno.EPIPE, errno.ECONNRESET)
 
 
-def write_out(content: bytes | str) -> None:
-    """Write a result to standard output. Raises OSError if that is closed."""
+def write_stdout(content: bytes | str) -> None:
+    """Write a result to standard output. Raises OSError if standard output is closed."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
-    stream = Lasting(sys.stdout, results=True)
+    stream = ResilientStream(sys.stdout, results=True)
     if isinstance(content, str):
         stream.write(content)
         stream.flush()
@@ -73,17 +76,17 @@ def write_out(content: bytes | str) -> None:
         stream.write_bytes(content)
 
 
-def tell(line: str) -> None:
-    """Say something on standard output that is no result: if nobody can read it, nothing is lost."""
+def print_notice(line: str) -> None:
+    """Print a line that is not a result to standard output, and ignore write errors."""
     if sys.stdout is not None:
-        stream = Lasting(sys.stdout, results=False)
+        stream = ResilientStream(sys.stdout, results=False)
         stream.write(f"{line}\n")
         stream.flush()
 
 
-def refuse_lost() -> None:
-    """Raises the OSError, once, that a part of what was written to standard output since the last look met."""
-    if _lost:
-        error = _lost[0]
-        _lost.clear()
+def raise_lost_write() -> None:
+    """Raise the first write error on standard output since the last call, if there was one."""
+    if _lost_writes:
+        error = _lost_writes[0]
+        _lost_writes.clear()
         raise OSError(error.errno, error.strerror, "standard output")

@@ -1,1 +1,1 @@
-"""The folder that the specification names; the code is in `ctxtrain/`."""
+"""The folder that the specification requires; the code is in `ctxtrain/`."""

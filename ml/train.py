@@ -1,7 +1,7 @@
-"""The specification's door: section 10 names `ml/train.py` with a `TrainingPipeline`.
+"""Entry point of the specification: section 10 requires `ml/train.py` with a `TrainingPipeline`.
 
-This file is in the repository alone, not in the wheel, and nothing in `ctxtrain` imports it. Which method is which box
-of the specification's diagrams (sections 2.1 and 2.2):
+This file is only in the repository, not in the wheel, and nothing in `ctxtrain` imports it. Methods and the boxes of
+the specification's diagrams (sections 2.1 and 2.2) that they implement:
 
 __init__           section 10: `config`, `model`, `optimizer`, `loss_fn`
 load_data          Load Dataset, Parse CTX Windows, Extract Features, Oversample Classes, Tokenize Context, Create

@@ -14,10 +14,10 @@ from ctxtrain.config.schema import Config
 from ctxtrain.pretraining.run import PretrainConfig
 from ctxtrain.reporting.runs_schema import Runs
 from ctxtrain.reporting.summary_schema import Summary
-from ctxtrain.storage.validated import Part
+from ctxtrain.storage.validated import StoredModel
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
-SCHEMAS: dict[Path, type[Part]] = {  # what is published of a file → what reads it
+SCHEMAS: dict[Path, type[StoredModel]] = {  # what is published of a file → what reads it
     PAGE.with_name("training_summary.schema.json"): Summary,
     PAGE.with_name("runs.schema.json"): Runs,
 }
@@ -50,7 +50,7 @@ LIMITS = {
 }
 
 
-def published(part: type[Part]) -> bytes:
+def published(part: type[StoredModel]) -> bytes:
     """A JSON Schema, as its file holds it."""
     return orjson.dumps(part.model_json_schema(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 

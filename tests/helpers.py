@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ctxtrain.data.formats import Reading, parse_lines
+from ctxtrain.data.formats import ParseReport, parse_lines
 from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.window_file import WindowFile
 
@@ -102,15 +102,33 @@ def make_window(row: Row | None = None) -> Window:
     return window
 
 
-def read(lines: Iterable[bytes], *, labelled: bool = True) -> Reading:
+def read(lines: Iterable[bytes], *, labelled: bool = True) -> ParseReport:
     """What a walk through the lines of a file finds."""
-    reading = Reading("rows.jsonl")
+    reading = ParseReport("rows.jsonl")
     assert len(list(parse_lines(lines, reading, labelled=labelled))) == reading.good
     return reading
 
 
-def walk(path: Path) -> Reading:
+def errors(stderr: str) -> list[str]:
+    """The lines of an error without their prefix; all other lines must say what a command is doing."""
+    lines = stderr.splitlines()
+    progress = (
+        "loading ",
+        "reading ",
+        "checking ",
+        "scoring ",
+        "predicting ",
+        "training ",
+        "exporting ",
+        "writing ",
+        "note: ",
+    )
+    assert all(line.startswith(("error: ", *progress)) for line in lines), stderr
+    return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+
+
+def walk(path: Path) -> ParseReport:
     """What a walk through a file finds."""
     file = WindowFile(path)
-    assert len(list(file)) == file.reading.good
-    return file.reading
+    assert len(list(file)) == file.report.good
+    return file.report

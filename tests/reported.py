@@ -8,7 +8,7 @@ import orjson
 
 from ctxtrain.config.schema import Config
 from ctxtrain.train import TrainingPipeline
-from tests.helpers import DRIFT, Row, make_row, write_rows
+from tests.helpers import DRIFT, Row, bars_of, make_row, write_rows
 from tests.tiny_models import build_tiny
 
 SECTIONS = [
@@ -20,14 +20,21 @@ HOSTILE = "</script><script>window.taken = 1</script><img src=x onerror='window.
 
 
 def hostile_rows(count: int, seed: int) -> list[Row]:
-    """Learnable rows with flags, three LONG to two SHORT to one SKIP; each id and symbol would break out of a page."""
+    """Learnable rows with flags, on twenty days, three LONG to two SHORT to one SKIP.
+
+    Each id and symbol would break out of a page.
+    """
     rng = np.random.default_rng(seed)
     mix = {"LONG": count // 2, "SHORT": count // 3, "SKIP": count // 6}
     labels = rng.permutation([label for label, rows in mix.items() for _ in range(rows)]).tolist()
-    return [
+    rows = [
         make_row(label, seed=1000 * seed + i, drift=DRIFT[label] / 2, id=f"{HOSTILE} {seed}-{i}", symbol=HOSTILE)
         for i, label in enumerate(labels)
     ]
+    for i, row in enumerate(rows):
+        for bar in bars_of(row):
+            bar["time"] = bar["time"].replace("2025-03-03", f"2025-03-{3 + i % 20:02d}")
+    return rows
 
 
 def finished_run(folder: Path) -> Path:

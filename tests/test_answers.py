@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from ctxtrain.data.batches import Tokens, collate
 from ctxtrain.engine.cpu import select
-from ctxtrain.engine.cpu.select import GraphPasses
-from ctxtrain.engine.cpu.training_model import why_plain
+from ctxtrain.engine.cpu.select import OnnxInferenceEngine
+from ctxtrain.engine.cpu.training_model import unsupported_reason
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
-from ctxtrain.engine.reference import InferencePasses, batches_that_fit
+from ctxtrain.engine.reference import InferenceEngine, batches_by_length
 from ctxtrain.model import lora
-from ctxtrain.runtime import side_by_side
+from ctxtrain.runtime import thread_map
 from tests.tiny_models import build_tiny
 
 PAD = 0
@@ -31,13 +31,13 @@ def two_threads() -> Iterator[None]:
 
 def rows_of(lengths: np.ndarray) -> Tokens:
     flat = np.random.default_rng(0).integers(1, 500, lengths.sum()).astype(np.int32)
-    return Tokens.of_lengths(flat, np.array(lengths), PAD)
+    return Tokens.from_lengths(flat, np.array(lengths), PAD)
 
 
 def classifier(folder: Path) -> PreTrainedModel:
     build_tiny(folder, "qwen3")
     model = lora.load_classifier(str(folder), PAD).eval()
-    assert why_plain(model, torch.device("cpu")) is None
+    assert unsupported_reason(model, torch.device("cpu")) is None
     return model
 
 
@@ -60,8 +60,8 @@ def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(
     tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokens = classifier(tmp_path), rows_of(np.random.default_rng(1).integers(20, 200, 120))
-    passes = GraphPasses(model)
-    monkeypatch.setattr(select, "STATES_OF_A_CORE", 1000 * passes.width)
+    passes = OnnxInferenceEngine(model)
+    monkeypatch.setattr(select, "STATES_PER_CORE", 1000 * passes.width)
     seen, done, sizes = threads_of_passes(passes.network), list[int](), list[int]()
     passes.network.register_forward_pre_hook(
         lambda _, __, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
@@ -82,9 +82,9 @@ def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(
 @pytest.mark.parametrize("what", ["few rows", "one thread", "a wide model", "plain modules"])
 def test_other_rows_are_answered_by_the_thread_that_asks(what: str, tmp_path: Path, two_threads: None) -> None:
     model = classifier(tmp_path)
-    passes: InferencePasses = GraphPasses(model)
+    passes: InferenceEngine = OnnxInferenceEngine(model)
     if what in ("a wide model", "plain modules"):
-        passes = InferencePasses(MergedClassifier(model).eval() if what == "a wide model" else model)
+        passes = InferenceEngine(MergedClassifier(model).eval() if what == "a wide model" else model)
     if what == "one thread":
         torch.set_num_threads(1)
     tokens, seen = rows_of(np.full(4 if what == "few rows" else 100, 120)), threads_of_passes(passes.network)
@@ -93,7 +93,7 @@ def test_other_rows_are_answered_by_the_thread_that_asks(what: str, tmp_path: Pa
 
 
 def test_no_rows_have_no_logits(tmp_path: Path) -> None:
-    assert GraphPasses(classifier(tmp_path)).token_logits(rows_of(np.empty(0, dtype=np.int64))).shape == (0, 3)
+    assert OnnxInferenceEngine(classifier(tmp_path)).token_logits(rows_of(np.empty(0, dtype=np.int64))).shape == (0, 3)
 
 
 def test_what_a_call_raises_ends_the_others_and_leaves_the_threads_as_they_were(two_threads: None) -> None:
@@ -103,7 +103,7 @@ def test_what_a_call_raises_ends_the_others_and_leaves_the_threads_as_they_were(
         begun.append(number)
         raise ValueError(number)
 
-    with pytest.raises(ValueError, match="0"), side_by_side(2) as run:  # noqa: PT012
+    with pytest.raises(ValueError, match="0"), thread_map(2) as run:  # noqa: PT012
         for _ in run(fail, range(100_000)):
             pytest.fail("the first call has no result")
     assert len(begun) < 100_000
@@ -114,7 +114,7 @@ def test_what_a_call_raises_ends_the_others_and_leaves_the_threads_as_they_were(
 def test_threads_of_torch_are_divided_between_workers() -> None:
     torch.set_num_threads(5)
     try:
-        with side_by_side(2) as run:
+        with thread_map(2) as run:
             assert list(run(lambda _: torch.get_num_threads(), range(6))) == [2] * 6
     finally:
         torch.set_num_threads(1)
@@ -123,7 +123,7 @@ def test_threads_of_torch_are_divided_between_workers() -> None:
 def test_batches_hold_every_row_once_and_no_more_tokens_than_they_may() -> None:
     lengths = np.random.default_rng(0).integers(1, 700, 300)
     lengths[7] = 5000
-    batches = batches_that_fit(lengths, 1000)
+    batches = batches_by_length(lengths, 1000)
     assert sorted(np.concatenate(batches).tolist()) == list(range(300))
     assert all(len(rows) * lengths[rows].max() <= 1000 for rows in batches if len(rows) > 1)
     assert all((len(rows) + 1) * lengths[rows].max() > 1000 for rows in batches[:-1]), (

@@ -17,7 +17,7 @@ from ctxtrain import TrainingPipeline, load_model
 from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora
-from ctxtrain.model.agreement import invented_rows, try_base, why_engine_differs
+from ctxtrain.model.agreement import engine_mismatch, probe_rows, try_base
 from ctxtrain.model.base import check_base
 from ctxtrain.model.lora import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer, open_base, quiet_transformers, tokenizer_and_notes
@@ -179,12 +179,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "more layers": (config(num_hidden_layers=3, layer_types=None), "lacks 12, first model.layers.2.input_layernorm"),
     "a million layers": (
         config(num_hidden_layers=10**6, layer_types=None),
-        "config.json describes more layers than numbers, the files",
+        "config.json describes more layers than there are weights, the files hold",
     ),
-    "wider": (config(hidden_size=10**6), "numbers, the files hold"),
+    "wider": (config(hidden_size=10**6), "parameters, the files hold"),
     "fewer layers": (
         config(num_hidden_layers=1, layer_types=None),
-        "has none for 12 weights, first model.layers.1.input_layernorm.weight. Use the config.json and the weights",
+        "has no layer for 12 weights, first model.layers.1.input_layernorm.weight. Use the config.json and the weights",
     ),
     "deeply nested": (
         content("config.json", lambda old: b'{"x":' + b"[" * 900 + b"]" * 900 + b"," + old.lstrip()[1:]),
@@ -196,7 +196,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "no tokenizer": (
         lambda folder: (folder / "tokenizer.json").unlink(),
-        "the tokenizer must give letters, digits, - and ? tokens of their own",
+        "the tokenizer must have distinct tokens for letters, digits, - and ?, it confuses or drops",
     ),
     "dropout beyond 1": (config(attention_dropout=5), "attention_dropout must be a number from 0 to 0.99, got 5. Copy"),
     "dropout below 0": (config(attention_dropout=-1.0), "attention_dropout must be a number from 0 to 0.99, got -1.0"),
@@ -264,11 +264,11 @@ def test_what_a_base_brings_along_is_left_out_and_said(base: Path, make_config: 
     notes = open_base(str(base)).notes()
     assert notes == [
         (
-            "config.json of the base names code or places under auto_map, license_url, _attn_implementation_autoset, "
-            "attn_implementation; nothing reads them, and the export is without them"
+            "config.json of the base model has references to code or URLs under auto_map, license_url, "
+            "_attn_implementation_autoset, attn_implementation; they are ignored and removed from the export"
         ),
         (
-            "the base brings a head of 3 classes (negative, neutral, positive); training starts from it as LONG, "
+            "the base model has a head of 3 classes (negative, neutral, positive); training starts from it as LONG, "
             "SHORT, SKIP"
         ),
     ]
@@ -371,7 +371,7 @@ def test_weights_without_a_place_are_said_but_those_of_other_parts_are_not(tmp_p
     put("model.norm.bias", torch.zeros(32))(base)
     put("value_head.weight", torch.zeros(1, 32))(base)
     assert try_base(str(base))[1] == [
-        "2 weights of the base have no place in its classifier and are left out, first model.norm.bias"
+        "2 weights of the base model are not part of its classifier and are ignored, first model.norm.bias"
     ]
 
 
@@ -401,9 +401,9 @@ def models(folder: Path) -> Iterator[Any]:
 
 def test_an_engine_that_gives_other_logits_is_not_used(base: Path) -> None:
     (model,) = models(base)
-    probe = invented_rows(16827, 0)
-    assert why_engine_differs(model, FastClassifier(model), probe) is None
-    assert "its logits on two rows differ by" in str(why_engine_differs(model, Skewed(model), probe))
+    probe = probe_rows(16827, 0)
+    assert engine_mismatch(model, FastClassifier(model), probe) is None
+    assert "its logits on two rows differ by" in str(engine_mismatch(model, Skewed(model), probe))
     assert model.training
 
 
@@ -411,5 +411,5 @@ def test_a_model_that_reads_what_comes_after_a_row_is_refused_without_a_word_of_
     """Bidirectional in what it computes, under any name: here set on the opened model."""
     (model,) = models(base)
     model.config.is_causal = False
-    with pytest.raises(ConfigError, match="what pads a row changes its logits by"):
-        why_engine_differs(model, model, invented_rows(16827, 0))
+    with pytest.raises(ConfigError, match="padding after a row changes its logits by"):
+        engine_mismatch(model, model, probe_rows(16827, 0))

@@ -11,23 +11,24 @@ from scipy.stats import norm
 
 from ctxtrain.data.codec import fit_codec
 from ctxtrain.data.parse_window import Window
-from ctxtrain.data.positions import places_of
+from ctxtrain.data.positions import collect_positions
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.evaluation.assess import assess
-from ctxtrain.evaluation.baseline_models import MOST_ROWS_A_TREE, extra_trees
+from ctxtrain.evaluation.baseline_models import MAX_ROWS_PER_TREE, extra_trees
 from ctxtrain.evaluation.baselines import (
     Baseline,
     best_on_validation,
+    count_variants,
     expected_random_scores,
     fit_baselines,
-    variants,
 )
+from ctxtrain.evaluation.blocks import Blocks
 from ctxtrain.evaluation.comparison import Finding, compare, finding
 from ctxtrain.evaluation.metrics import evaluate_logits
-from ctxtrain.evaluation.scores import Judged, confusion_scores, log_losses
+from ctxtrain.evaluation.scores import ScoredRows, confusion_scores, log_losses
 from ctxtrain.labels import LABELS
 from ctxtrain.reporting.summary_schema import Baselines, Best, Data, Intervals, Summary, Target
-from ctxtrain.reporting.verdict import baselines_said, verdict
+from ctxtrain.reporting.verdict import advice, verdict
 from tests.helpers import DRIFT, Row, dated_rows, learnable_rows, make_row, make_window, write_rows
 
 Floats = NDArray[np.float64]
@@ -75,11 +76,11 @@ def test_baselines_learn_what_is_there_and_come_out_the_same_each_time(
     again, _ = fit_baselines(windows, labels, "test", codec, seed=0)
     for name, baseline in fitted.items():
         assert baseline.scores == again[name].scores
-        assert (baseline.judged.probabilities_NC == again[name].judged.probabilities_NC).all()
+        assert (baseline.scored_rows.probabilities_NC == again[name].scored_rows.probabilities_NC).all()
     other, _ = fit_baselines(windows, labels, "test", codec, seed=1, only={"extra_trees", "catboost"})
     assert list(other) == ["extra_trees", "catboost"]
     for name, baseline in other.items():
-        assert (baseline.judged.probabilities_NC != fitted[name].judged.probabilities_NC).any()
+        assert (baseline.scored_rows.probabilities_NC != fitted[name].scored_rows.probabilities_NC).any()
     assert list(tmp_path.iterdir()) == []  # CatBoost would keep its logs in the working directory
     assert capfd.readouterr() == ("", "")
 
@@ -107,13 +108,13 @@ def test_text_rows_get_the_two_baselines_that_need_no_bars() -> None:
     labels = dict.fromkeys(text, np.array([0, 1, 2, 2, 2, 0]))
     found, left_out = fit_baselines(text, labels, "val", fit_codec("compact", text["train"]), seed=0)
     assert list(found) == ["majority", "class_prior"]
-    assert left_out == dict.fromkeys(TRAINED, "the rows are text, and there are no bars to compute numbers from")
+    assert left_out == dict.fromkeys(TRAINED, "text rows have no bars to compute features from")
     assert found["majority"].scores["accuracy"] == 0.5
     assert found["majority"].scores["per_class"]["SKIP"]["recall"] == 1
     judged = answers(labels["val"], labels["val"])
     metrics = evaluate_logits(3.0 * np.eye(3)[labels["val"]], labels["val"])
-    looks = variants(found)
-    against = compare(judged, metrics, found, "class_prior", np.arange(6), trusted=True, seed=0, looks=looks)
+    looks = count_variants(found)
+    against = compare(judged, metrics, found, "class_prior", rows_as_blocks(6), seed=0, candidate_count=looks)
     assert (looks, against["finding"]) == (1, "ahead")
 
 
@@ -125,7 +126,8 @@ def test_no_interval_of_a_lead_leaves_its_range_however_few_the_rows(rows: int, 
     found, _ = fit_baselines(text, labels, "val", fit_codec("compact", text["train"]), seed=0)
     metrics = evaluate_logits(3.0 * np.eye(3)[labels["val"]], labels["val"])
     judged = answers(labels["val"], labels["val"])
-    scores = compare(judged, metrics, found, "majority", np.arange(rows), trusted=True, seed=0, looks=looks)["scores"]
+    compared = compare(judged, metrics, found, "majority", rows_as_blocks(rows), seed=0, candidate_count=looks)
+    scores = compared["scores"]
     leads = [own["difference"][name] for own in scores.values() for name in ("macro_f1", "accuracy")]
     leads += [own["over_chance"] for own in scores.values() if own["over_chance"]]
     assert all(-1 <= lead["interval"][0] <= lead["value"] <= lead["interval"][1] <= 1 for lead in leads)
@@ -159,7 +161,7 @@ def test_the_one_to_beat_is_the_best_on_validation_rows_also_where_test_rows_wou
     metrics = evaluate_logits(np.eye(3)[turned["test"]], turned["test"])
     found = assess(
         files,
-        {name: places_of(file) for name, file in files.items()},
+        {name: collect_positions(file) for name, file in files.items()},
         turned,
         "test",
         codec=fit_codec("compact", windows["train"]),
@@ -183,7 +185,7 @@ def test_of_equal_baselines_the_simpler_one_is_to_be_beaten() -> None:
 
 
 def test_a_tree_sees_no_more_rows_than_fit_into_memory_by_the_hundred() -> None:
-    for rows, most in {30: 30, 3 * MOST_ROWS_A_TREE: MOST_ROWS_A_TREE}.items():
+    for rows, most in {30: 30, 3 * MAX_ROWS_PER_TREE: MAX_ROWS_PER_TREE}.items():
         labels_N = np.arange(rows) % 3
         trees = extra_trees(False, 0, rows).set_params(n_estimators=5)
         trees.fit((labels_N == 1)[:, None].astype(float), labels_N)
@@ -236,37 +238,40 @@ FINDINGS: dict[Finding, tuple[tuple[float, float], ...]] = {
 @pytest.mark.parametrize("expected", FINDINGS)
 def test_what_is_found_follows_from_three_intervals(expected: Finding) -> None:
     scores = leads(*FINDINGS[expected])
-    assert finding(scores, "catboost", "class_prior", trusted=True) == expected
-    untrusted = f"{expected}, untrusted" if expected in ("ahead", "not ahead") else expected
-    assert finding(scores, "catboost", "class_prior", trusted=False) == untrusted
+    assert finding(scores, "catboost", "class_prior") == expected
 
 
 def test_where_no_baseline_was_trained_the_model_has_to_beat_chance() -> None:
     for interval, expected in {(0.1, 0.2): "ahead", (-0.1, 0.2): "nothing learned"}.items():
         scores = {"class_prior": leads((0, 0), interval, (0, 0))["class_prior"]}
-        assert finding(scores, "class_prior", "class_prior", trusted=True) == expected
+        assert finding(scores, "class_prior", "class_prior") == expected
 
 
-def answers(called_N: Ints, labels_N: Ints) -> Judged:
+def rows_as_blocks(rows: int) -> Blocks:
+    return Blocks(np.arange(rows), "single rows", None)
+
+
+def answers(called_N: Ints, labels_N: Ints) -> ScoredRows:
     logits_NC = 3.0 * np.eye(3)[called_N]
-    return Judged(labels_N, softmax(logits_NC, axis=1), np.eye(3)[called_N], log_losses(logits_NC, labels_N))
+    return ScoredRows(labels_N, softmax(logits_NC, axis=1), np.eye(3)[called_N], log_losses(logits_NC, labels_N))
 
 
 def test_who_learned_is_seen_from_the_rows_and_the_best_of_several_needs_more(
     learnable: Splits, fitted: dict[str, Baseline]
 ) -> None:
     best = best_on_validation({name: own.scores for name, own in fitted.items()})
-    labels_N, block_N = learnable[1]["test"], np.arange(40)
+    labels_N, blocks = learnable[1]["test"], rows_as_blocks(40)
 
     def against(called_N: Ints, looks: int = 1) -> dict[str, Any]:
         metrics = evaluate_logits(3.0 * np.eye(3)[called_N], labels_N)
         model = answers(called_N, labels_N)
-        return compare(model, metrics, fitted, best, block_N, trusted=True, seed=0, looks=looks)
+        return compare(model, metrics, fitted, best, blocks, seed=0, candidate_count=looks)
 
     blind = against(np.zeros(40, dtype=np.int64))
     assert (blind["finding"], blind["use"]) == ("not ahead", best)
     assert blind["best_without_input"] == "class_prior"
-    one, eight = (against(labels_N, looks)["scores"]["catboost"]["over_chance"] for looks in (1, variants(fitted)))
+    counts = (1, count_variants(fitted))
+    one, eight = (against(labels_N, looks)["scores"]["catboost"]["over_chance"] for looks in counts)
     assert eight["looks"] == 8
     assert np.ptp(eight["interval"]) / np.ptp(one["interval"]) == pytest.approx(
         norm.ppf(1 - 0.025 / 8) / 1.96, rel=1e-4
@@ -284,13 +289,12 @@ def partly(part: Any, **values: Any) -> Any:
 
 def summary(expected: Finding, doubt: str | None = None, **baselines: Any) -> Summary:
     """A summary with what a verdict reads; `baselines` are changes of that part."""
-    known: Any = expected.removesuffix(", untrusted")
-    verdicts = {"accuracy": "met", "macro_f1": "met, but within chance", "x": "missed"}
+    verdicts = {"accuracy": "met", "macro_f1": "met, may be luck", "long_recall": "missed"}
     compared = {
         "finding": expected,
         "best": "catboost",
         "best_without_input": "class_prior",
-        "scores": leads(*FINDINGS[known]),
+        "scores": leads(*FINDINGS.get(expected, FINDINGS["ahead"])),
         "left_out": {},
         "use": None,
     }
@@ -303,77 +307,90 @@ def summary(expected: Finding, doubt: str | None = None, **baselines: Any) -> Su
         judged_rows_chose_the_epoch=True,
         test=None,
         data=partly(Data, leaked=""),
-        best=partly(Best, macro_f1=0.7),
+        best=partly(Best, macro_f1=0.7, rows=60),
         intervals=partly(Intervals, trusted=doubt is None, doubt=doubt),
         baselines=Baselines.model_validate(compared | baselines),
     )
     return found
 
 
-def test_the_verdict_begins_with_what_is_beaten_and_goes_on_with_the_targets() -> None:
-    said = verdict(summary("ahead"))
-    assert said.startswith(
-        "The model beats the best baseline, CatBoost, beyond chance (macro-F1 0.700 against 0.650, difference +0.050, "
-        "95 % interval +0.010 to +0.090). 1 of 3 targets is missed on the validation rows, which also chose the epoch "
-        "and so flatter: x. Met, but within chance: macro_f1."
+def in_brief(summary: Summary) -> str:
+    return advice(summary, brief=True)
+
+
+def test_the_verdict_begins_with_usable_and_goes_on_with_the_targets() -> None:
+    assert verdict(summary("ahead")) == (
+        "Usable: the model clearly beats the best baseline, CatBoost (macro-F1 0.700 against 0.650, difference +0.050, "
+        "95 % interval +0.010 to +0.090). Next: score it on newer windows before you trade on it. 1 of 3 targets "
+        "missed on 60 validation windows: LONG recall; macro-F1 may be luck. These rows were also used to choose the "
+        "epoch, so the scores are optimistic."
     )
-    assert baselines_said(summary("ahead"), brief=True) == "The model beats the best baseline, CatBoost, beyond chance."
+    assert in_brief(summary("ahead")).startswith("Usable: the model clearly beats the best baseline, CatBoost. Next: ")
 
 
-def test_where_the_model_does_not_beat_it_the_verdict_begins_with_what_to_use_instead() -> None:
+def test_where_the_model_does_not_beat_the_best_baseline_the_verdict_names_it_and_the_next_step() -> None:
     said = verdict(summary("not ahead"))
     assert said.startswith(
-        "Use CatBoost instead: it is the best baseline, and the model does not beat it beyond chance (macro-F1 0.700 "
-        "against 0.650, difference +0.035, 95 % interval -0.020 to +0.090). That baseline leads random calls (macro-F1 "
-        "0.650 against 0.300, difference +0.350, 95 % interval +0.300 to +0.400); the model does too (macro-F1 "
+        "Not shown to beat the best baseline, CatBoost: the model scores higher, and the gap may be noise (macro-F1 "
+        "0.700 against 0.650, difference +0.035, 95 % interval -0.020 to +0.090). That baseline clearly beats random "
+        "predictions (macro-F1 0.650 against 0.300, difference +0.350, 95 % interval +0.300 to +0.400); the model does "
+        "too (macro-F1 "
     )
+    assert "Next: use CatBoost, or train on more windows." in said
     less = summary("not ahead", scores=leads((-0.09, 0.01), (-0.1, 0.1), (0.3, 0.4)))
-    assert baselines_said(less, brief=True) == (
-        "Use CatBoost instead: it is the best baseline, and the model scores less, though within chance. That baseline "
-        "leads random calls; the model is not shown to."
+    assert in_brief(less) == (
+        "Not shown to beat the best baseline, CatBoost: the model scores lower, and the gap may be noise. That "
+        "baseline clearly beats random predictions; the model is not shown to. Next: use CatBoost, or train on "
+        "more windows."
     )
     scores = leads((-0.09, -0.01), (0.1, 0.2), (0.3, 0.4))
-    less = summary("not ahead", scores=scores)
-    assert "and the model scores less. That" in baselines_said(less, brief=True)
     scores["extra_trees"] = scores.pop("catboost")
     less = summary("not ahead", scores=scores, best="extra_trees")
-    assert verdict(less).startswith("Use extremely randomised trees instead: ")
+    assert verdict(less).startswith("Beaten by the best baseline, extremely randomised trees (macro-F1 ")
 
 
 def test_where_nothing_is_learned_the_verdict_recommends_neither() -> None:
     said = verdict(summary("nothing learned"))
-    assert said.startswith("Nothing is shown to have been learned: neither the model (macro-F1 0.700 against 0.300, ")
+    assert said.startswith(
+        "No evidence that the model learned anything: do not use it. Neither the model (macro-F1 0.700 against 0.300, "
+    )
     assert ") nor the best baseline, CatBoost (macro-F1 0.650 against 0.300, difference +0.000, " in said
-    assert "), beats random calls beyond chance. Use neither; before training again, look at the labels and " in said
-    assert "instead" not in said
+    assert "), clearly beats random predictions. Next: check the labels, and what the windows carry." in said
     scores = leads(*FINDINGS["nothing learned"])
     scores["catboost"]["over_chance"]["looks"] = 8
     assert "95 % interval for the best of 8 -0.100 to +0.100)" in verdict(summary("nothing learned", scores=scores))
     left_out = dict.fromkeys(TRAINED, "the rows are text")
     said = verdict(summary("nothing learned", best="class_prior", left_out=left_out))
-    assert said.startswith("Nothing is shown to have been learned: the model does not beat random calls beyond chance")
-    assert "Do not use it; before training again, look at the labels" in said
+    assert "do not use it. It does not clearly beat random predictions (macro-F1 0.700 against 0.300, " in said
     assert said.endswith(
-        "Left out: logistic regression, gradient boosting, extremely randomised trees and CatBoost; the rows are text."
+        "Baselines left out: logistic regression, gradient boosting, extremely randomised trees and CatBoost; the rows "
+        "are text."
     )
 
 
 def test_where_only_the_model_is_ahead_of_chance_neither_is_recommended_yet() -> None:
-    said = baselines_said(summary("undecided"), brief=True)
-    assert said == (
-        "The model does not beat the best baseline, CatBoost, beyond chance. Nor does that baseline beat random calls, "
-        "which the model does. Before using either, judge both on more windows."
+    assert in_brief(summary("undecided")) == (
+        "Not shown to beat the best baseline, CatBoost: the model scores higher, and the gap may be noise. The model "
+        "clearly beats random predictions; that baseline is not shown to. Next: score both on more windows."
     )
 
 
-def test_the_verdict_claims_nothing_from_intervals_that_are_not_to_be_trusted() -> None:
-    said = verdict(summary("ahead, untrusted", doubt="3 blocks are fewer than 10"))
-    assert said.startswith(
-        "The model is not shown to beat the best baseline, CatBoost: it scores more, but intervals that are not to be "
-        "trusted cannot show that this is beyond chance (macro-F1"
+def test_with_too_few_blocks_there_are_no_intervals_and_the_verdict_claims_nothing(
+    learnable: Splits, fitted: dict[str, Baseline]
+) -> None:
+    labels_N = learnable[1]["test"]
+    model, metrics = answers(labels_N, labels_N), evaluate_logits(3.0 * np.eye(3)[labels_N], labels_N)
+    doubt = "the windows cover 2 independent periods; use 10 or more"
+    compared = compare(model, metrics, fitted, "catboost", Blocks(np.arange(40) // 20, "days", doubt), seed=0)
+    assert (compared["finding"], compared["use"]) == ("too few blocks", None)
+    baselines = compared["scores"].values()
+    assert {lead["interval"] for own in baselines for lead in own["difference"].values()} == {None}
+    assert {own["over_chance"]["interval"] for own in baselines if own["over_chance"]} == {None}
+    assert compared["scores"]["majority"]["difference"]["macro_f1"]["value"] > 0
+    scores = leads(*FINDINGS["ahead"])
+    scores["catboost"]["difference"]["macro_f1"]["interval"] = None
+    assert verdict(summary("too few blocks", doubt, scores=scores)).startswith(
+        "Not shown whether the model is useful: the windows cover 2 independent periods; use 10 or more. The best "
+        "baseline is CatBoost (macro-F1 0.700 against 0.650, difference +0.050). Next: score both on 10 or more days "
+        "of windows. 1 of 3 targets missed"
     )
-    assert "Before using it, judge it on 10 blocks of windows or more, such as days." in said
-    assert said.endswith("The intervals are not to be trusted: 3 blocks are fewer than 10.")
-    said = verdict(summary("not ahead, untrusted", doubt="3 blocks are fewer than 10"))
-    assert said.startswith("Which to use is not shown: the model does not beat the best baseline, CatBoost (macro-F1")
-    assert "Before using either, judge both on 10 blocks of windows or more, such as days." in said

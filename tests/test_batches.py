@@ -26,7 +26,7 @@ def plans(order: Ints, lengths: Ints, batch: int, accumulation: int, processes: 
     return [
         [
             plan_step(
-                order, lengths, step, batch_size=batch, accumulation=accumulation, process=process, processes=processes
+                order, lengths, step, batch_size=batch, accumulation=accumulation, rank=process, world_size=processes
             )
             for process in range(processes)
         ]
@@ -40,7 +40,7 @@ def plans(order: Ints, lengths: Ints, batch: int, accumulation: int, processes: 
 def test_each_row_has_the_tokens_of_its_text(tokenizer: PreTrainedTokenizerFast) -> None:
     tokens = tokenise(TEXTS, tokenizer, max_tokens=100)
     assert len(tokens) == len(TEXTS)
-    assert tokens.cut == 0
+    assert tokens.truncated == 0
     for number, text in enumerate(TEXTS):
         assert tokens.row(number).tolist() == tokenizer(text)["input_ids"]
         assert tokens.lengths[number] == len(tokens.row(number))
@@ -67,7 +67,7 @@ def test_a_tokenizer_that_is_written_in_python_serves() -> None:
 def test_too_long_rows_keep_their_newest_tokens_and_are_counted(tokenizer: PreTrainedTokenizerFast) -> None:
     whole, cut = (tokenise(TEXTS, tokenizer, max_tokens=limit) for limit in (100, 6))
     assert cut.lengths.tolist() == [min(6, length) for length in whole.lengths]
-    assert cut.cut == (whole.lengths > 6).sum() == 2
+    assert cut.truncated == (whole.lengths > 6).sum() == 2
     for number in range(len(TEXTS)):
         assert cut.row(number).tolist() == whole.row(number).tolist()[-6:]
 
@@ -92,7 +92,7 @@ def test_a_text_that_holds_the_pad_token_is_refused() -> None:
     tokenizer = build_tokenizer()
     tokenizer.pad_token = "?"
     with pytest.raises(
-        DataError, match=r"row 2 .* never the pad token '\?', got 'Long\?'\. Use a base whose tokenizer"
+        DataError, match=r"row 2 .* none of them the pad token '\?', got 'Long\?'\. Use a base whose tokenizer"
     ):
         tokenise(["Long", "Long?"], tokenizer, max_tokens=100)
 
@@ -134,7 +134,7 @@ def test_an_epoch_covers_each_window_of_the_order_exactly_once(epoch: tuple[Ints
     for batch, accumulation, processes in SIZES:
         trained: list[int] = []
         for step in plans(order, lengths, batch, accumulation, processes):
-            counted = [rows for plan in step for micro in plan.micro_batches if micro.counts for rows in micro.rows]
+            counted = [rows for plan in step for micro in plan.micro_batches if micro.is_counted for rows in micro.rows]
             assert sorted(counted) == sorted(step[0].windows)
             trained += counted
         assert sorted(trained) == sorted(order), (batch, accumulation, processes)
@@ -156,7 +156,7 @@ def test_micro_batches_are_the_same_for_any_number_of_processes(epoch: tuple[Int
         alone = plans(order, lengths, batch, accumulation, 1)
         for (single,), step in zip(alone, plans(order, lengths, batch, accumulation, processes), strict=True):
             counted = {
-                micro.index: micro.rows.tolist() for plan in step for micro in plan.micro_batches if micro.counts
+                micro.index: micro.rows.tolist() for plan in step for micro in plan.micro_batches if micro.is_counted
             }
             assert counted == {micro.index: micro.rows.tolist() for micro in single.micro_batches}
             assert all(len(rows) <= batch for rows in counted.values())
@@ -173,7 +173,7 @@ def test_all_processes_have_as_many_rounds_and_only_repeats_that_do_not_count(ep
             for process, plan in enumerate(step):
                 for micro in plan.micro_batches:
                     assert micro.index % processes == process
-                    assert micro.counts == (micro.index < needed)
+                    assert micro.is_counted == (micro.index < needed)
                     assert len(micro.rows) > 0
 
 

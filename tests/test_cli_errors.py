@@ -17,7 +17,7 @@ import pytest
 
 from ctxtrain.cli.process import main
 from ctxtrain.labels import LABELS
-from tests.helpers import bars_of, learnable_rows, make_row, write_rows
+from tests.helpers import bars_of, errors, learnable_rows, make_row, write_rows
 
 OK, USAGE, BAD_DATA, IO_FAULT, INTERRUPTED = 0, 2, 65, 74, 130
 Capture = pytest.CaptureFixture[str]
@@ -36,10 +36,9 @@ def refused(capsys: Capture, code: int, *words: object) -> list[str]:
     ended, out, err = run(capsys, *words)
     assert ended == code, err
     assert "Traceback" not in out + err
-    lines = err.splitlines()
-    assert lines
-    assert all(line.startswith("error: ") for line in lines), err
-    return [line.removeprefix("error: ") for line in lines]
+    lines = errors(err)
+    assert lines, err
+    return lines
 
 
 def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -80,7 +79,7 @@ def config(tmp_path: Path, files: dict[str, Path]) -> Path:
         ("training.epoch=3", "training.epoch is not a config key; did you mean training.epochs?"),
         ("training.epochs=many", 'training.epochs must be a valid integer, got "many".'),
         ("training.learning_rate=-1e-4", "training.learning_rate must be greater than 0, got -0.0001."),
-        ("epochs", "An override must read section.key=value, got 'epochs'."),
+        ("epochs", "An override must have the form section.key=value, got 'epochs'."),
     ],
 )
 def test_a_config_fault_is_named_with_its_key(capsys: Capture, config: Path, override: str, message: str) -> None:
@@ -107,10 +106,10 @@ def test_a_missing_config_and_a_folder_that_is_no_run_are_refused(capsys: Captur
 
 def test_a_folder_where_a_file_is_wanted_is_named_as_one(capsys: Capture, tmp_path: Path, config: Path) -> None:
     assert refused(capsys, USAGE, "train", tmp_path) == [
-        f"{tmp_path}: a config must be a file, and this is a folder. Give the path of a YAML file."
+        f"{tmp_path}: a config must be a regular file, got a folder. Give the path of a YAML file."
     ]
     assert refused(capsys, BAD_DATA, "train", config, f"data.val={tmp_path}") == [
-        f"{tmp_path}: rows must be in a file, and this is a folder. Give the path of a .jsonl or .jsonl.gz file."
+        f"{tmp_path}: rows must be in a file, but this is a folder. Give the path of a .jsonl or .jsonl.gz file."
     ]
 
 
@@ -125,8 +124,8 @@ def test_a_folder_of_several_runs_is_named_as_one(
     rows = [files["good"]] if command in ("evaluate", "predict") else []
     (line,) = refused(capsys, USAGE, command, tmp_path / "runs", *rows)
     assert line == (
-        f"{tmp_path}/runs: must be one run, and it is a folder of runs: seed_0, seed_1. "
-        f"Give one, as {tmp_path}/runs/seed_0."
+        f"{tmp_path}/runs: must be one run, got a folder of runs: seed_0, seed_1. "
+        f"Give one of them, such as {tmp_path}/runs/seed_0."
     )
 
 
@@ -137,7 +136,7 @@ def test_check_looks_for_faults_of_a_base(
     (base / "config.json").write_text((base / "config.json").read_text().replace("{", '{"url": "https://a.b",', 1))
     ended, out, _ = run(capsys, "check", files["good"], "--base", base)
     assert ended == 0
-    assert "look: config.json of the base names code or places under url" in out
+    assert "warning: config.json of the base model has references to code or URLs under url" in out
     (base / "tokenizer.json").write_text("{}")
     (line,) = refused(capsys, USAGE, "check", files["good"], "--base", base)
     assert line.startswith("model.base must be a Qwen checkpoint that transformers opens")
@@ -163,7 +162,8 @@ def test_a_sample_takes_the_place_of_a_sample_but_of_no_rows_of_ones_own(capsys:
     words = ("sample", tmp_path, "--train", 10, "--val", 3, "--test", 3)
     own = (tmp_path / "val.jsonl").write_text("mine")
     (line,) = refused(capsys, USAGE, *words)
-    assert line.startswith(f"folder must hold no rows but those of a sample, got val.jsonl in {tmp_path} without ")
+    rule = "folder must contain no rows except those of a sample"
+    assert line.startswith(f"{rule}, but sample.json does not list the SHA-256 of val.jsonl in {tmp_path}. ")
     assert (tmp_path / "val.jsonl").stat().st_size == own
     (tmp_path / "val.jsonl").unlink()
     assert [run(capsys, *words)[0] for _ in range(2)] == [0, 0]
@@ -196,7 +196,7 @@ def test_a_usage_error_shows_the_usage(capsys: Capture, words: list[str], messag
         ("broken", ":6:30", "not valid JSON: "),
         ("unknown_label", ":3", 'label must be LONG, SHORT, SKIP in any case, got "HOLD"'),
         ("backwards", ":2", "bars must run oldest first, but bar_index goes from 1028 to 1027 at context_bars[1]"),
-        ("empty", "", "the file has no rows; it needs at least one"),
+        ("empty", "", "the file has no rows; at least one is required"),
     ],
 )
 def test_bad_rows_are_refused_with_their_place(
@@ -207,11 +207,11 @@ def test_bad_rows_are_refused_with_their_place(
     assert trained[0].startswith(f"{path}{place}: {message}")
 
     code, out, err = run(capsys, "check", files["good"], path)
-    assert (code, err) == (BAD_DATA, "")
+    assert (code, errors(err)) == (BAD_DATA, [])
     assert f"{path}{place}: {message}" in out
 
     code, out, err = run(capsys, "check", files["good"], path, "--json")
-    assert (code, err) == (BAD_DATA, "")
+    assert (code, errors(err)) == (BAD_DATA, [])
     assert json.loads(out)["faults"] == trained
 
 
@@ -222,7 +222,7 @@ def test_a_missing_file_with_a_relative_path_is_named_with_the_folder_where_it_w
     monkeypatch.chdir(tmp_path / "elsewhere")
     (line,) = refused(capsys, BAD_DATA, "train", config, "data.val=good.jsonl")  # it lies beside the config
     assert line == (
-        f"good.jsonl: no such file in {tmp_path}/elsewhere, from which relative paths count. "
+        f"good.jsonl: no such file in {tmp_path}/elsewhere, the current folder. "
         "Give the path of a .jsonl or .jsonl.gz file."
     )
 
@@ -240,12 +240,12 @@ def test_training_rows_of_one_class_are_refused_and_a_check_says_so(
     (line,) = refused(capsys, BAD_DATA, "train", config, f"data.train={files['one_class']}")
     assert line == "the training rows must have every class, got LONG 0, SHORT 0, SKIP 4. Add rows of LONG, SHORT."
     code, out, err = run(capsys, "check", files["one_class"], files["good"])
-    assert (code, err) == (BAD_DATA, "")
+    assert (code, errors(err)) == (BAD_DATA, [])
     assert line in out.splitlines()
     assert out.splitlines()[-1].startswith("1 fault, ")
     skips = write_rows(tmp_path / "skips.jsonl", [make_row("SKIP", seed=seed, flags=False) for seed in range(50, 54)])
     code, out, err = run(capsys, "check", files["good"], skips)
-    assert (code, err) == (OK, "")  # where rows only judge, a class may lack
+    assert (code, errors(err)) == (OK, [])  # where rows only judge, a class may lack
 
 
 def test_a_run_refused_for_its_rows_starts_with_the_same_command_once_they_are_mended(
@@ -270,7 +270,7 @@ def test_a_file_that_is_no_model_is_refused_with_the_order_of_the_arguments(
     for command, path in (("predict", files["good"]), ("evaluate", files["good"]), ("predict", config)):
         (line,) = refused(capsys, BAD_DATA, command, path, tmp_path)
         assert line == (
-            f"{path}: a model must be a run folder, an export folder or a final_model.zip, and this file is no zip. "
+            f"{path}: a model must be a run folder, an export folder or a final_model.zip, but this file is not a zip. "
             "Give MODEL first, then DATA."
         )
 
@@ -279,10 +279,7 @@ def test_standard_input_is_read_by_predict_alone(capsys: Capture, files: dict[st
     code, out, _ = run(capsys, "check", files["good"], "-", "--json")
     assert code == BAD_DATA
     (fault,) = json.loads(out)["faults"]
-    assert fault == (
-        "-: rows must be in a file; of the commands only predict reads standard input. "
-        "Give the path of a .jsonl or .jsonl.gz file."
-    )
+    assert fault == ("-: only predict reads rows from standard input. Give the path of a .jsonl or .jsonl.gz file.")
 
 
 # A good check
@@ -297,7 +294,7 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     rows[2]["context_bars"][0]["label_reason"] = "a"
     (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(write_rows(tmp_path / "val.jsonl", rows).read_bytes()))
     code, out, err = run(capsys, "check", files["good"], tmp_path / "val.jsonl.gz", "--json")
-    assert (code, err) == (BAD_DATA, "")  # a run would refuse the leaks
+    assert (code, errors(err)) == (BAD_DATA, [])  # a run would refuse the leaks
     report = json.loads(out)
     assert report["rows"] == {"train": 12, "val": 11}
     assert report["classes"]["train"] == {"LONG": 4, "SHORT": 4, "SKIP": 4}
@@ -319,13 +316,15 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     assert (found["shared bars"]["count"], found["shared bars"]["refused"]) == (12, False)
 
     code, out, err = run(capsys, "check", files["good"], tmp_path / "val.jsonl.gz", "--max-tokens", "70")
-    assert (code, err) == (BAD_DATA, "")
+    assert (code, errors(err)) == (BAD_DATA, [])
     assert f"leak: 1 × identical window in train and val: {' and '.join(pair)}. Remove them from one file" in out
     assert "data.purge=true drops these 12 of 12 train events." in out
-    assert "unused, no model reads them: bars.label_reason (label-side), conditions_met (label-side), mood" in out
+    assert (
+        "fields that the model does not read: bars.label_reason (label-side), conditions_met (label-side), mood" in out
+    )
     assert re.search(r"^train: 30 to 30 bars, \d+ to \d+ tokens \(median \d+\); \d+ rows longer than 70$", out, re.M)
-    assert "look: not checked: label told by one field: it takes 30 training rows" in out
-    assert out.splitlines()[-1] == "0 faults, 2 leaks that training refuses, 2 things to look at"
+    assert "warning: not checked: single-field leakage: too few rows, needs 30 training rows" in out
+    assert out.splitlines()[-1] == "0 faults, 2 leaks that training refuses, 2 warnings"
 
 
 def test_a_check_counts_rows_that_stand_twice_in_a_file(capsys: Capture, tmp_path: Path) -> None:
@@ -333,9 +332,9 @@ def test_a_check_counts_rows_that_stand_twice_in_a_file(capsys: Capture, tmp_pat
     again = [row | {"id": f"again-{n}"} for n, row in enumerate(rows[:3])]
     code, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", [*rows, *again]))
     assert code == OK
-    assert "look: train: 3 rows with a window that an earlier row of the file holds" in out
+    assert "warning: train: 3 rows with the same window as an earlier row of the file" in out
     _, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", [*rows, *again[:1]]))
-    assert "look: train: 1 row with a window that an earlier row of the file holds" in out
+    assert "warning: train: 1 row with the same window as an earlier row of the file" in out
 
 
 def test_a_check_counts_all_that_it_tells_its_reader_to_look_at(capsys: Capture, tmp_path: Path) -> None:
@@ -348,15 +347,15 @@ def test_a_check_counts_all_that_it_tells_its_reader_to_look_at(capsys: Capture,
     code, out, _ = run(capsys, "check", tmp_path / "train.jsonl", write_rows(tmp_path / "val.jsonl", val))
     assert code == OK
     *lines, total = out.splitlines()
-    looks = [line.removeprefix("look: ") for line in lines if line.startswith("look: ")]
+    looks = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
     assert [look.split(": ")[0].split(" (")[0] for look in looks] == [
         "not checked",
         "train",
-        "val differs from train",
+        "val drifts from train",
         "train",
     ]
-    assert "train: delta is in 60 rows only; a model reads what every row has" in looks
-    assert total == f"0 faults, 0 leaks that training refuses, {len(looks)} things to look at"
+    assert "train: delta is in 60 rows only; the model reads fields that every row has" in looks
+    assert total == f"0 faults, 0 leaks that training refuses, {len(looks)} warnings"
 
 
 def test_a_check_names_what_later_files_lack(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
@@ -365,7 +364,7 @@ def test_a_check_names_what_later_files_lack(capsys: Capture, tmp_path: Path, fi
     code, out, _ = run(capsys, "check", files["good"], write_rows(tmp_path / "val.jsonl", rows))
     assert code == BAD_DATA
     assert f"{tmp_path}/val.jsonl:1: lacks delta, which the model was trained on" in out
-    assert "look: val: delta is in 9 rows only; a model reads what every row has" in out
+    assert "warning: val: delta is in 9 rows only; the model reads fields that every row has" in out
     assert out.splitlines()[-1].startswith("1 fault, 0 leaks that training refuses, ")
 
 
@@ -374,7 +373,7 @@ def test_a_check_counts_the_faults_that_it_does_not_show(capsys: Capture, tmp_pa
     assert code == BAD_DATA
     assert out.splitlines()[-2:] == [
         "… and 30 more faults",
-        "130 faults, 0 leaks that training refuses, 0 things to look at",
+        "130 faults, 0 leaks that training refuses, 0 warnings",
     ]
     _, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["[]"] * 101))
     assert out.splitlines()[-2] == "… and 1 more fault"

@@ -180,7 +180,7 @@ def test_a_field_that_some_training_rows_lack_is_read_in_none(field: str) -> Non
     assert field not in codec.fields
     fitter = CodecFitter()
     for row in (full, lacking):
-        fitter.see(make_window(row))
+        fitter.add(make_window(row))
     assert fitter.partial_fields() == {field: 1}
     assert render(full, codec) == render(change_bars(full, lambda bar: {field: None}), codec)
 
@@ -248,10 +248,12 @@ def test_a_saved_codec_renders_as_the_fitted_one(tmp_path: Path) -> None:
 def test_a_codec_of_another_version_is_refused(tmp_path: Path, change: Row, named: str) -> None:
     path = tmp_path / "codec.json"
     path.write_bytes(orjson.dumps(orjson.loads(fitted(make_row()).to_json()) | change))
-    with pytest.raises(DataError, match=rf"codec\.json: not a codec that this version reads \({named}: .*\)\. Export"):
+    with pytest.raises(
+        DataError, match=rf"codec\.json: not a codec that this version can read \({named}: .*\)\. Export"
+    ):
         Codec.load(path)
     path.write_text("{")
-    with pytest.raises(DataError, match="not a codec that this version reads"):
+    with pytest.raises(DataError, match="not a codec that this version can read"):
         Codec.load(path)
 
 

@@ -18,7 +18,7 @@ from ctxtrain.config.strict_yaml import parse_yaml
 from ctxtrain.data.parse_window import ROW_FIELDS, Bar
 from ctxtrain.pretraining.run import PretrainConfig
 from ctxtrain.storage import checkpoint
-from ctxtrain.storage.atomic_files import files_below
+from ctxtrain.storage.atomic_files import list_files
 from tests import config_page
 from tests.documented import PAGES, ROOT, blocks, commands, run, typed, write_working_folder
 from tests.helpers import dated_rows, learnable_rows, write_rows
@@ -75,7 +75,7 @@ def test_the_formats_page_lists_what_a_run_leaves(tutorial: Path, capfdbinary: p
         "step key": next(line for line in lines if line["kind"] == "step"),
         "epoch key": next(line for line in lines if line["kind"] == "epoch"),
         "checkpoint key": checkpoint.load(newest),
-        "file of the export": files_below(root / "export"),
+        "file of the export": list_files(root / "export"),
         "calibration key": load(root / "export" / "calibration.json"),
         "codec key": load(root / "export" / "codec.json"),
         "prediction key": sure,

@@ -11,7 +11,7 @@ import pytest
 
 import ctxtrain
 from ctxtrain import Config, TrainingPipeline, load_model
-from ctxtrain.engine.reference import InferencePasses, TrainingPasses
+from ctxtrain.engine.reference import InferenceEngine, TrainingEngine
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows
 
@@ -34,9 +34,9 @@ def test_the_reference_is_plain_transformers_and_says_why(make_config: MakeConfi
     pipeline = TrainingPipeline(make_config("model.engine=reference"))
     pipeline.load_data()
     pipeline.setup_model()
-    assert type(pipeline.learner.passes) is TrainingPasses
-    assert pipeline.learner.passes.network is pipeline.model
-    assert pipeline.learner.passes.unsupported_reason == "model.engine is reference"
+    assert type(pipeline.learner.engine) is TrainingEngine
+    assert pipeline.learner.engine.network is pipeline.model
+    assert pipeline.learner.engine.unsupported_reason == "model.engine is reference"
 
 
 def test_the_reference_runs_from_rows_to_answers_where_the_engine_is_gone(
@@ -56,8 +56,8 @@ def test_the_reference_runs_from_rows_to_answers_where_the_engine_is_gone(
     done = subprocess.run(words, cwd=tmp_path / "copy", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     fast, plain = load_model(config.output_dir), load_model(config.output_dir, engine="reference")
-    assert type(plain.passes) is InferencePasses
-    assert type(fast.passes) is not InferencePasses
+    assert type(plain.engine) is InferenceEngine
+    assert type(fast.engine) is not InferenceEngine
     assert np.array(json.loads(done.stdout.splitlines()[-1])) == pytest.approx(plain.logits(rows), abs=1e-6)
     assert fast.logits(rows) == pytest.approx(plain.logits(rows), abs=1e-5)
 
@@ -74,7 +74,7 @@ def test_without_onnx_runtime_answers_come_from_the_other_engine_and_say_so_once
         "sys.modules['onnxruntime'] = sys.modules['onnx'] = None\n"
         "from ctxtrain import Config, TrainingPipeline, load_model\n"
         "assert TrainingPipeline(Config.load(sys.argv[1])).run()\n"
-        "print(type(load_model(sys.argv[2]).passes.network).__name__)"
+        "print(type(load_model(sys.argv[2]).engine.network).__name__)"
     )
     words = [sys.executable, "-c", code, str(tmp_path / "config.yaml"), config.output_dir]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

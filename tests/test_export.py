@@ -25,9 +25,9 @@ from transformers import AutoModelForSequenceClassification
 from ctxtrain import Config, TrainingPipeline, load_model
 from ctxtrain.cli.process import main
 from ctxtrain.data.batches import tokenise
-from ctxtrain.data.codec import RENDERED_TOGETHER
+from ctxtrain.data.codec import RENDER_CHUNK
 from ctxtrain.data.parse_window import Window, parse_row
-from ctxtrain.engine.reference import InferencePasses
+from ctxtrain.engine.reference import InferenceEngine
 from ctxtrain.errors import ConfigError, DataError, ExportError
 from ctxtrain.export import reopen
 from ctxtrain.export.model_card import model_card
@@ -35,7 +35,7 @@ from ctxtrain.export.package import TrainedLogits, check_reopened, reopened_logi
 from ctxtrain.model import lora
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.reporting.summary_schema import Summary
-from ctxtrain.reporting.verdict import baselines_said, verdict
+from ctxtrain.reporting.verdict import advice, verdict
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.archive import pack, unpack
 from ctxtrain.storage.atomic_files import check_manifest, sha256_file, write_manifest
@@ -74,7 +74,7 @@ class Finished:
         model = lora.add_lora(base, **self.config.lora.model_dump())
         name = f"checkpoint_epoch_{self.summary['best']['epoch']}.pt"
         lora.load_trainable_state(model, checkpoint.load(self.root / "checkpoints" / name)["learner"]["weights"])
-        return InferencePasses(model.eval()).token_logits(tokenise(map(predictor.render, self.rows), tokenizer, 512))
+        return InferenceEngine(model.eval()).token_logits(tokenise(map(predictor.render, self.rows), tokenizer, 512))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_peft_opens_the_adapter(finished: Finished) -> None:
     base = lora.load_classifier(finished.config.model.base, tokenizer.pad_token_id, seed=7)
     model = PeftModel.from_pretrained(base, finished.root / "export" / "adapter").eval()
     predictor = load_model(finished.root)
-    logits_NC = InferencePasses(model).token_logits(tokenise(map(predictor.render, finished.rows), tokenizer, 512))
+    logits_NC = InferenceEngine(model).token_logits(tokenise(map(predictor.render, finished.rows), tokenizer, 512))
     assert np.abs(logits_NC - finished.trained_logits()).max() <= 1e-5
 
 
@@ -184,7 +184,7 @@ def test_predictions_go_where_they_are_sent_and_replace_nothing_that_is_read(
 
     (tmp_path / "same.jsonl").symlink_to(rows)
     for output in (rows, tmp_path / "same.jsonl", model):
-        assert f"output must not be what is read, got {output} for both." in predict(output, 2)
+        assert f"output must not be an input, got {output} for both." in predict(output, 2)
     assert f"there is no folder {tmp_path}/none. Give another path." in predict(tmp_path / "none" / "out.jsonl", 2)
     assert f"{tmp_path} is a folder. Give another path." in predict(tmp_path, 2)
     assert rows.read_bytes() == before
@@ -233,12 +233,12 @@ def test_what_is_asked_is_read_without_keeping_the_windows(finished: Finished) -
                 most = max(most, sum(there() is not None for there in seen))
             yield window
 
-    question = load_model(finished.root).read(windows(4 * RENDERED_TOGETHER))
-    assert len(question.tokens) == 4 * RENDERED_TOGETHER
-    assert question.ids[7] == "event 7"
-    assert question.places[7] == "row 7"
-    assert question.labels_N.tolist() == [0] * len(question.tokens)
-    assert most <= 2 * RENDERED_TOGETHER  # those rendered, and those that are next
+    batch = load_model(finished.root).encode(windows(4 * RENDER_CHUNK))
+    assert len(batch.tokens) == 4 * RENDER_CHUNK
+    assert batch.ids[7] == "event 7"
+    assert batch.locations[7] == "row 7"
+    assert batch.labels_N.tolist() == [0] * len(batch.tokens)
+    assert most <= 2 * RENDER_CHUNK  # those rendered, and those that are next
 
 
 @pytest.mark.parametrize("source", ["file", "standard input"])
@@ -288,11 +288,11 @@ def test_the_model_card_holds_its_scores_for_a_hub(finished: Finished) -> None:
     best = finished.summary["best"]
     assert scores == {"accuracy": best["accuracy"], "macro-F1": best["macro_f1"]}
     summary = Summary.model_validate(finished.summary)
-    assert 0 < card.index(baselines_said(summary)) < card.index("Scores on the validation rows")
+    assert 0 < card.index(advice(summary)) < card.index("Scores on the validation rows")
     assert next(iter(finished.summary)) == "verdict"
     assert finished.summary["verdict"] == verdict(summary)
     assert "base_model" not in metadata.to_dict()  # a folder's name is no id of a hub
-    assert "base_model: Qwen/Qwen3-0.6B" in model_card("Qwen/Qwen3-0.6B", summary.best, None, summary.baselines, "text")
+    assert "base_model: Qwen/Qwen3-0.6B" in model_card("Qwen/Qwen3-0.6B", summary.best, None, "advice", "text")
 
 
 def test_export_names_no_path_of_this_machine(finished: Finished) -> None:

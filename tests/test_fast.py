@@ -23,10 +23,10 @@ from ctxtrain.engine.cpu import layer_parts
 from ctxtrain.engine.cpu import onnx_inference as graph_module
 from ctxtrain.engine.cpu import training_model as fast_module
 from ctxtrain.engine.cpu import wide_inference as merged_module
-from ctxtrain.engine.cpu.dropout import Masks
+from ctxtrain.engine.cpu.dropout import DropoutMasks
 from ctxtrain.engine.cpu.layer_parts import ADAPTER
-from ctxtrain.engine.cpu.onnx_inference import GraphClassifier
-from ctxtrain.engine.cpu.training_model import FastClassifier, why_plain
+from ctxtrain.engine.cpu.onnx_inference import OnnxClassifier
+from ctxtrain.engine.cpu.training_model import FastClassifier, unsupported_reason
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
 from ctxtrain.export.predictor import Predictor
 from ctxtrain.model import lora
@@ -43,7 +43,7 @@ PAD = 0
 LENGTHS = (150, 97, 81, 80, 2, 1)  # more and fewer than a block of queries, and a single token
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Faster = Callable[[PreTrainedModel], nn.Module]
-FASTER: tuple[Faster, ...] = (MergedClassifier, GraphClassifier.of)
+FASTER: tuple[Faster, ...] = (MergedClassifier, OnnxClassifier.from_model)
 ONE_LAYER = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
 YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -97,7 +97,7 @@ def assert_same(fast: tuple[Any, ...], plain: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "embedded"])
 def test_logits_loss_and_every_gradient_are_those_of_plain_peft(family: str, setting: str, tmp_path: Path) -> None:
     model = build(embedded_base() if family == "embedded" else build_tiny(tmp_path, family), **SETTINGS[setting])
-    assert why_plain(model, CPU) is None
+    assert unsupported_reason(model, CPU) is None
     fast = FastClassifier(model)
     for ids_BT in (ragged(), ragged((3, 2))):
         assert_same(results(model, fast, ids_BT), results(model, model, ids_BT))
@@ -113,10 +113,10 @@ def test_long_windows_whose_attention_is_computed_twice_are_the_same_too(family:
 
 
 def test_rows_are_filled_up_to_few_counts_by_a_32nd_at_most() -> None:
-    filled = {rows: len(fast_module.filled(torch.ones(rows, 2))) for rows in range(1, 5000)}
+    filled = {rows: len(fast_module.pad_rows(torch.ones(rows, 2))) for rows in range(1, 5000)}
     assert all(rows <= more <= rows + rows / 32 for rows, more in filled.items())
     assert len({filled[rows] for rows in range(2048, 4096)}) <= 33
-    assert fast_module.filled(torch.ones(65, 2))[65:].tolist() == [[0.0, 0.0]]
+    assert fast_module.pad_rows(torch.ones(65, 2))[65:].tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -127,8 +127,8 @@ def test_norms_and_masks_that_are_made_again_and_not_kept_give_the_same_bits(
     model = build(build_tiny(tmp_path), **SETTINGS[setting], dropout=dropout)
     network, found = FastClassifier(model), []
     monkeypatch.setattr(layer_parts, "MKL_IS_WIDE", False)  # or large products would be multiplied in another way
-    for most in (layer_parts.LARGE, 0):  # the constant is for models of millions of numbers
-        monkeypatch.setattr(layer_parts, "LARGE", most)
+    for most in (layer_parts.LARGE_NUMEL, 0):  # the constant is for models of millions of numbers
+        monkeypatch.setattr(layer_parts, "LARGE_NUMEL", most)
         torch.manual_seed(5)
         found.append((kept_bytes(model, network, ragged()), results(model, network, ragged())))
     assert found[1][0] < found[0][0]
@@ -136,24 +136,24 @@ def test_norms_and_masks_that_are_made_again_and_not_kept_give_the_same_bits(
 
 
 def test_large_tensors_of_the_mlp_are_those_of_the_step_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_parts, "LARGE", 0)
+    monkeypatch.setattr(layer_parts, "LARGE_NUMEL", 0)
     monkeypatch.setattr(layer_parts, "MKL_IS_WIDE", True)
-    monkeypatch.setattr(layer_parts, "THIN", 0)
+    monkeypatch.setattr(layer_parts, "ONEDNN_MAX_COLUMNS", 0)
     model = build(build_tiny(tmp_path))
     fast, memory = FastClassifier(model), []
-    shelf = fast.shelf._free
+    free_buffers = fast.mlp_buffers._free
     lora.logits(fast, {"input_ids": ragged()})  # nothing comes back from a step that has no backward pass
     for lengths in (LENGTHS, LENGTHS, (3, 2), (200, *LENGTHS), LENGTHS):
         ids_BT = ragged(lengths)
         assert_same(results(model, fast, ids_BT), results(model, model, ids_BT))
-        memory.append({of.data_ptr() for of in shelf})
+        memory.append({of.data_ptr() for of in free_buffers})
     first, second, shorter, longer, after = memory
     layers = len(model.get_base_model().model.layers)
     assert len(first) == 2 * (layers - 1) + 1  # gate and up of all but the last, and one for what is read at once
     assert first == second == shorter
     assert len(longer) == len(first)
     assert longer == after
-    assert max(of.nbytes for of in shelf) < 1.1 * (sum(LENGTHS) + 200) * model.config.intermediate_size * 4
+    assert max(of.nbytes for of in free_buffers) < 1.1 * (sum(LENGTHS) + 200) * model.config.intermediate_size * 4
 
 
 @pytest.mark.parametrize("mkl_is_wide", [True, False])
@@ -162,7 +162,7 @@ def test_products_are_the_same_by_mkl_and_by_onednn(
     setting: str, mkl_is_wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layer_parts, "MKL_IS_WIDE", mkl_is_wide)
-    monkeypatch.setattr(layer_parts, "THIN", 0)
+    monkeypatch.setattr(layer_parts, "ONEDNN_MAX_COLUMNS", 0)
     model = build(build_tiny(tmp_path), **SETTINGS[setting])
     assert_same(results(model, FastClassifier(model), ragged()), results(model, model, ragged()))
 
@@ -197,17 +197,17 @@ def test_dropout_is_that_of_plain_peft_with_the_same_masks(family: str, tmp_path
 
     torch.manual_seed(5)
     batch, tokens, width = *ids_BT.shape, 32
-    last_B, drawn = torch.tensor(LENGTHS) - 1, Masks()
+    last_B, drawn = torch.tensor(LENGTHS) - 1, DropoutMasks()
 
     def draw(rows: int) -> Tensor:
-        return drawn.next((rows, width), share, torch.float32)[0] / (1 - share)
+        return drawn.draw((rows, width), share, torch.float32)[0] / (1 - share)
 
     attentions = [layer.self_attn for layer in model.get_base_model().model.layers]
     # In the order of the draws: layer 0 with q, k, v and o; layer 1 with k and v, and at the pooled tokens q and o.
     read_BT = torch.arange(tokens) <= last_B[:, None]  # padding has no mask, but rows that fill up the products have
     masks = [torch.ones(batch, tokens, width) for _ in range(3)]
     for mask in masks:
-        mask[read_BT] = draw(len(fast_module.filled(torch.ones(sum(LENGTHS)))))[: sum(LENGTHS)]
+        mask[read_BT] = draw(len(fast_module.pad_rows(torch.ones(sum(LENGTHS)))))[: sum(LENGTHS)]
     pooled = [masks[2].clone(), torch.ones_like(masks[2])]
     for mask in pooled:
         mask[torch.arange(batch), last_B] = draw(batch)
@@ -226,9 +226,9 @@ def test_masks_have_the_right_share_and_depend_on_the_seed_alone(dropout: float)
     masks = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        drawn = Masks()
+        drawn = DropoutMasks()
         for shape in ((7, 3), (999, 1001)):  # the second is drawn in parts, from where the first has ended
-            mask, again = drawn.next(shape, dropout, torch.float32)
+            mask, again = drawn.draw(shape, dropout, torch.float32)
             assert torch.equal(again(), mask)
         masks.append(mask)
     assert torch.equal(masks[0], masks[1])
@@ -239,7 +239,7 @@ def test_masks_have_the_right_share_and_depend_on_the_seed_alone(dropout: float)
     for axis in (0, 1):  # no row and no column is favoured
         shares = masks[0].double().mean(dim=axis)
         assert float(shares.std()) == pytest.approx((dropout * (1 - dropout) / 1000) ** 0.5, rel=0.2)
-    first, second = (drawn.next((300, 300), dropout, torch.float32)[0] for _ in range(2))
+    first, second = (drawn.draw((300, 300), dropout, torch.float32)[0] for _ in range(2))
     assert not torch.equal(first, second)
 
 
@@ -336,9 +336,9 @@ def test_other_families_take_the_plain_path_and_a_run_says_so_once(
     pipeline.load_data()
     pipeline.setup_model()
     pipeline.train_epoch()
-    note = f"note: training takes the slower path of transformers and PEFT: {family} is neither a dense Qwen2 nor"
+    note = f"note: training uses the slower reference engine: {family} is neither a dense Qwen2 nor"
     assert said.getvalue().count(note) == 1
-    assert not isinstance(pipeline.learner.passes.network, FastClassifier)
+    assert not isinstance(pipeline.learner.engine.network, FastClassifier)
 
 
 def test_a_run_on_a_dense_family_takes_the_fast_path_and_says_nothing(make_config: MakeConfig) -> None:
@@ -346,7 +346,7 @@ def test_a_run_on_a_dense_family_takes_the_fast_path_and_says_nothing(make_confi
     pipeline = TrainingPipeline(make_config(), reporter=Reporter(Console(file=said, width=400)))
     pipeline.load_data()
     pipeline.setup_model()
-    assert isinstance(pipeline.learner.passes.network, FastClassifier)
+    assert isinstance(pipeline.learner.engine.network, FastClassifier)
     assert "slower" not in said.getvalue()
 
 
@@ -358,17 +358,20 @@ def test_what_it_was_not_made_for_is_named(tmp_path: Path) -> None:
         model: PeftModel = get_peft_model(lora.load_classifier(str(folder), PAD), PeftConfig(**(settings | changes)))
         return model
 
-    assert why_plain(adapted(), CPU) is None
-    assert why_plain(adapted(use_rslora=True), CPU) is None  # another scale, nothing else
-    assert why_plain(adapted(), torch.device("cuda")) == "it was measured on a CPU only, and the model is on cuda"
-    assert "q_proj has a variant of LoRA" in str(why_plain(adapted(use_dora=True), CPU))
-    assert "embed_tokens" in str(why_plain(adapted(target_modules=["q_proj", "embed_tokens"]), CPU))
+    assert unsupported_reason(adapted(), CPU) is None
+    assert unsupported_reason(adapted(use_rslora=True), CPU) is None  # another scale, nothing else
+    assert (
+        unsupported_reason(adapted(), torch.device("cuda"))
+        == "the fast engine was measured on CPUs only, and the model is on cuda"
+    )
+    assert "q_proj has a variant of LoRA" in str(unsupported_reason(adapted(use_dora=True), CPU))
+    assert "embed_tokens" in str(unsupported_reason(adapted(target_modules=["q_proj", "embed_tokens"]), CPU))
     two = adapted()
     two.add_adapter("second", PeftConfig(task_type="SEQ_CLS", target_modules=["q_proj"]))
-    assert why_plain(two, CPU) == "the model has other adapters than one LoRA"
+    assert unsupported_reason(two, CPU) == "the model has other adapters than one LoRA"
     trained = adapted()
     trained.get_base_model().model.norm.weight.requires_grad_(True)
-    assert str(why_plain(trained, CPU)).endswith("model.norm.weight is trained")
+    assert str(unsupported_reason(trained, CPU)).endswith("model.norm.weight is trained")
     config = json.loads((folder / "config.json").read_text())
     sliding = config | {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2}
     for changed, reason in (
@@ -377,7 +380,7 @@ def test_what_it_was_not_made_for_is_named(tmp_path: Path) -> None:
         (config | {"attention_dropout": 0.1}, "dropout in its attention"),
     ):
         (folder / "config.json").write_text(json.dumps(changed))
-        assert reason in str(why_plain(adapted(), CPU))
+        assert reason in str(unsupported_reason(adapted(), CPU))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -388,7 +391,7 @@ def test_a_merged_model_answers_as_plain_transformers(
 ) -> None:
     model = build(embedded_base() if family == "embedded" else build_tiny(tmp_path, family), target_modules=ALL)
     merged = lora.merge(model).eval()
-    assert why_plain(merged, CPU) is None
+    assert unsupported_reason(merged, CPU) is None
     fast = faster(merged).eval()
     kept: list[Tensor] = []
     for ids_BT in (ragged(), ragged((1,)), ragged((3, 2)), ragged((79, 80, 81)), ragged((600, 411))):
@@ -428,8 +431,8 @@ def test_a_graph_computes_what_a_large_vocabulary_needs_when_it_is_asked(
     tables, answers = [], []
     for largest in (graph_module.LARGEST_TABLE, 0):
         monkeypatch.setattr(graph_module, "LARGEST_TABLE", largest)
-        tables.append(sum(node.op_type == "Gather" for node in graph_module.Graph(merged).whole().node))
-        answers.append(GraphClassifier.of(merged)(ids_BT).logits)
+        tables.append(sum(node.op_type == "Gather" for node in graph_module.GraphBuilder(merged).build().node))
+        answers.append(OnnxClassifier.from_model(merged)(ids_BT).logits)
     assert tables == [4, 1]  # states, queries, keys and values; states alone
     torch.testing.assert_close(*answers, atol=1e-5, rtol=0)
 
@@ -440,13 +443,13 @@ def test_a_graph_adds_what_all_its_layers_add(tmp_path: Path) -> None:
         for linear in (layer.self_attn.o_proj, layer.self_attn.v_proj):
             linear.bias = nn.Parameter(torch.randn(linear.out_features))  # o_proj's as with `attention_bias` in Qwen3
     expected = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
-    torch.testing.assert_close(GraphClassifier.of(merged)(ids_BT).logits, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(OnnxClassifier.from_model(merged)(ids_BT).logits, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("changes", "max_tokens", "faster"),
     [
-        ({}, 2048, GraphClassifier),
+        ({}, 2048, OnnxClassifier),
         ({}, 2049, MergedClassifier),
         ({"hidden_size": 512}, 900, MergedClassifier),
     ],
@@ -463,7 +466,7 @@ def test_narrow_models_with_short_texts_answer_by_a_graph(
         AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder, num_labels=3)).float().eval()
     )
     codec = Codec(kind="text", fields=[], features={})
-    assert type(Predictor(model, tokenizer, codec, 1.0, max_tokens).passes.network) is faster
+    assert type(Predictor(model, tokenizer, codec, 1.0, max_tokens).engine.network) is faster
 
 
 @pytest.mark.parametrize("mkl_is_wide", [True, False])
@@ -476,17 +479,17 @@ def test_a_merged_model_answers_the_same_in_blocks_of_rows(
     output.bias = nn.Parameter(torch.randn(output.out_features))  # as with `attention_bias` in Qwen3's config
     expected = merged(input_ids=ids_BT, attention_mask=(ids_BT != PAD).long()).logits
     width = merged.config.intermediate_size
-    monkeypatch.setattr(merged_module, "CACHED", 17 * width)
+    monkeypatch.setattr(merged_module, "CACHE_NUMEL", 17 * width)
     for fewest, rows in ((17, 17), (18, sys.maxsize)):
-        monkeypatch.setattr(merged_module, "FEWEST", fewest)
-        assert merged_module._rows_at_a_time(width) == rows
+        monkeypatch.setattr(merged_module, "MIN_BLOCK_ROWS", fewest)
+        assert merged_module._block_rows(width) == rows
         with torch.inference_mode():
             torch.testing.assert_close(MergedClassifier(merged)(ids_BT).logits, expected, atol=1e-5, rtol=0)
 
 
 def test_a_merged_model_in_another_precision_keeps_its_own_forward_pass(tmp_path: Path) -> None:
     merged = lora.merge(build(build_tiny(tmp_path), dtype=torch.bfloat16)).eval()
-    assert why_plain(merged, CPU) == "the merged model is in torch.bfloat16, not in float32"
+    assert unsupported_reason(merged, CPU) == "the merged model is in torch.bfloat16, not in float32"
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -494,7 +497,7 @@ def test_a_predictor_answers_as_the_plain_model_for_short_and_long_texts(family:
     folder = build_tiny(tmp_path, family)
     model, tokenizer = lora.load_classifier(str(folder), PAD).eval(), load_tokenizer(str(folder))
     predictor = Predictor(model, tokenizer, Codec(kind="text", fields=[], features={}), 1.0, 900)
-    assert isinstance(predictor.passes.network, GraphClassifier) == (family in ("qwen2", "qwen3"))
+    assert isinstance(predictor.engine.network, OnnxClassifier) == (family in ("qwen2", "qwen3"))
     lengths = [3, 850, 20, 40, 900, 700, 1, *range(1, 40)]
     texts = ["".join("abcdefghij"[(place * length + place // 7) % 10] for place in range(length)) for length in lengths]
     answers = predictor.logits([{"context": text} for text in texts])

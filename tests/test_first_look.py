@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxtrain.data.formats import refuse_unreadable
+from ctxtrain.data.formats import require_readable
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.model.base_name import refuse_unknown_base
@@ -47,7 +47,7 @@ def test_mistakes_end_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
         f"error: {tmp_path}/none.yaml: no such config": (["train", f"{tmp_path}/none.yaml"], 2),
         "error: training.lr is not a config key; did you mean training.learning_rate?": ([*train, "training.lr=1"], 2),
         f"error: {tmp_path}/no.jsonl: no such file. Give the path": ([*train, f"data.val={tmp_path}/no.jsonl"], 65),
-        f"error: {csv}: rows must be JSON objects, one a line, and this is a table of 6 columns": (
+        f"error: {csv}: rows must be JSON objects, one per line, but this is a table with 6 columns": (
             [*train, f"data.train={csv}"], 65
         ),
         "error: model.base must be embedded, a folder with a checkpoint, or a hub id OWNER/NAME, and there is no "
@@ -74,22 +74,25 @@ def test_mistakes_end_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
 
 
 OTHER_FORMATS: dict[str, tuple[bytes, str]] = {
-    "binance": (b"1499040000000,0.01634,0.8,0.0157,0.0158,148976.1,1499644799999,2434.2,308\n", "a table of 9 columns"),
-    "metatrader": (b"<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\n", "a table of 6 columns, as CSV"),
-    "quoted": (b'"Date";"Open";"High";"Low";"Close"\n"01.02.2025";"1,5"', "a table of 5 columns, as CSV"),
-    "ninjatrader": (b"20250102 100000;1.5;2.5;1.0;2.0;17\n", "a table of 6 columns, as CSV"),
-    "decimal commas": (b"01.02.2025;1,5;2,5;1,0;2,0\n", "a table of 5 columns, as CSV"),
-    "bars": (b"Date|Open price|High price|Low price|Close price\n", "a table of 5 columns, as CSV"),
-    "after a comment": (b"sep=;\n\n# bars\ntime;open;high;low\n", "a table of 4 columns, as CSV"),
-    "exponents": (b"1e5,2e5,1e5,2E5\n", "a table of 4 columns, as CSV"),
-    "gzip": (gzip.compress(b"time,open,high,low,close\n" * 2000), "a table of 5 columns, as CSV"),
-    "html in lower case": (b"<!doctype html>", "a page of HTML"),
+    "binance": (
+        b"1499040000000,0.01634,0.8,0.0157,0.0158,148976.1,1499644799999,2434.2,308\n",
+        "a table with 9 columns",
+    ),
+    "metatrader": (b"<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\n", "a table with 6 columns, like CSV"),
+    "quoted": (b'"Date";"Open";"High";"Low";"Close"\n"01.02.2025";"1,5"', "a table with 5 columns, like CSV"),
+    "ninjatrader": (b"20250102 100000;1.5;2.5;1.0;2.0;17\n", "a table with 6 columns, like CSV"),
+    "decimal commas": (b"01.02.2025;1,5;2,5;1,0;2,0\n", "a table with 5 columns, like CSV"),
+    "bars": (b"Date|Open price|High price|Low price|Close price\n", "a table with 5 columns, like CSV"),
+    "after a comment": (b"sep=;\n\n# bars\ntime;open;high;low\n", "a table with 4 columns, like CSV"),
+    "exponents": (b"1e5,2e5,1e5,2E5\n", "a table with 4 columns, like CSV"),
+    "gzip": (gzip.compress(b"time,open,high,low,close\n" * 2000), "a table with 5 columns, like CSV"),
+    "html in lower case": (b"<!doctype html>", "an HTML page"),
     "parquet": (b"PAR1\x15\x04", "a Parquet file. Write its rows as JSON lines"),
     "feather": (b"ARROW1\0\0", "an Arrow or Feather file"),
     "excel": (b"PK\3\4\x14\0", "a zip archive or an Excel file. Unpack it, or write its rows as JSON lines"),
     "xz": (b"\xfd7zXZ\0", "compressed by xz. Unpack it, or compress it by gzip"),
     "zstd": (b"\x28\xb5\x2f\xfd\x24", "compressed by zstd"),
-    "html": (b"<!DOCTYPE html>", "a page of HTML"),
+    "html": (b"<!DOCTYPE html>", "an HTML page"),
 }
 
 
@@ -101,7 +104,7 @@ def test_a_file_of_another_format_is_named_once_with_the_remedy(name: str, tmp_p
     with pytest.raises(DataError) as refused:
         load_windows(path)
     (fault,) = refused.value.faults
-    assert fault.startswith(f"{path}: rows must be JSON objects, one a line, and this is {what}")
+    assert fault.startswith(f"{path}: rows must be JSON objects, one per line, but this is {what}")
 
 
 WRITE: dict[str, Callable[[Path], object]] = {
@@ -118,7 +121,7 @@ WRITE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", WRITE)
 def test_json_is_never_taken_for_another_format(name: str, tmp_path: Path) -> None:
     WRITE[name](tmp_path / "rows")
-    refuse_unreadable(tmp_path / "rows")
+    require_readable(tmp_path / "rows")
 
 
 @pytest.mark.parametrize(

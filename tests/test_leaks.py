@@ -14,10 +14,10 @@ from ctxtrain import TrainingPipeline
 from ctxtrain.data.check import check_files
 from ctxtrain.data.dataset import Inputs, load_dataset
 from ctxtrain.data.drift import drift, population_stability
-from ctxtrain.data.duplicates import ANOTHER_TIME, LOOK_ALIKE
-from ctxtrain.data.leakage import BY_CONTENT, BY_PLACE, not_found, overlapping, purged_rows
-from ctxtrain.data.positions import Spans, spans_of
-from ctxtrain.data.profile import MOST_SAMPLED, Survey, extent, survey
+from ctxtrain.data.duplicates import DIFFERENT_TIME, LOOK_ALIKES
+from ctxtrain.data.leakage import CONTENT_KINDS, POSITION_KINDS, kinds_not_found, overlapping, purged_rows
+from ctxtrain.data.positions import Spans, common_spans
+from ctxtrain.data.profile import MAX_SAMPLED_ROWS, Survey, extent, survey
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.labels import LABELS
@@ -25,7 +25,7 @@ from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import verdict
 from ctxtrain.synthetic.sample import write_sample
-from ctxtrain.training.build import row_files
+from ctxtrain.training.build import window_files
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import Row, bars_of, dated_rows, learnable_rows, make_row, write_rows
 
@@ -49,7 +49,7 @@ def kinds(folder: Path, files: Files) -> set[str]:
     report = check_files(write(folder, files))
     found = {leak["kind"] for leak in report["leaks"]} | set(report["unchecked"])
     return found | (
-        {"bars after the event"} if any("after the event" in fault for fault in report["faults"]) else set()
+        {"bars after the event"} if any("later than the event" in fault for fault in report["faults"]) else set()
     )
 
 
@@ -139,9 +139,9 @@ PLANTED: dict[str, tuple[Plant, ...]] = {
     "identical text": (plant_identical_text,),
     "same id": (plant_same_id,),
     "shared bars": (plant_shared_bars,),
-    "judged on older rows": (plant_older_rows,),
+    "training on later rows": (plant_older_rows,),
     "two labels for one window": (plant_two_labels,),
-    "label told by one field": (plant_telling_feature, plant_telling_flag),
+    "single-field leakage": (plant_telling_feature, plant_telling_flag),
     "bars after the event": (plant_later_bar,),
 }
 
@@ -173,7 +173,7 @@ def test_a_rare_class_and_a_field_that_says_little_raise_no_alarm(tmp_path: Path
 def test_a_prompt_that_spells_its_label_is_found(tmp_path: Path) -> None:
     rows = [{"context": f"window {n}: {LABELS[n % 3].lower()}", "label": LABELS[n % 3]} for n in range(60)]
     (leak,) = check_files({"train": write_rows(tmp_path / "train.jsonl", rows)})["leaks"][:1]
-    assert (leak["kind"], leak["field"]) == ("label told by one field", "the word LONG in context")
+    assert (leak["kind"], leak["field"]) == ("single-field leakage", "the word LONG in context")
 
 
 def still(row: Row, price: float = 2.0, *, trades: int = 0) -> Row:
@@ -191,7 +191,7 @@ def anonymous(rows: list[Row]) -> list[Row]:
 
 def by_content(folder: Path, files: Files) -> dict[str, int]:
     report = check_files(write(folder, {name: anonymous(rows) for name, rows in files.items()}))
-    kinds = (*BY_CONTENT[:-1], ANOTHER_TIME)
+    kinds = (*CONTENT_KINDS[:-1], DIFFERENT_TIME)
     return {leak["kind"]: leak["count"] for leak in report["leaks"] if leak["kind"] in kinds}
 
 
@@ -229,7 +229,9 @@ def test_windows_that_move_are_the_same_where_one_does_not_say_when(placeless: s
     assert by_content(tmp_path, {"train": rows[:8], "val": [*rows[8:], twin]}) == {"identical window": 1}
 
 
-@pytest.mark.parametrize(("minutes", "kind"), [(1, "identical window"), (29, "identical window"), (300, ANOTHER_TIME)])
+@pytest.mark.parametrize(
+    ("minutes", "kind"), [(1, "identical window"), (29, "identical window"), (300, DIFFERENT_TIME)]
+)
 def test_busy_windows_that_are_equal_are_the_same_unless_a_clock_puts_them_far_apart(
     minutes: int, kind: str, tmp_path: Path
 ) -> None:
@@ -244,7 +246,7 @@ def test_busy_windows_that_are_equal_are_the_same_unless_a_clock_puts_them_far_a
         leak["refused"]
         for leak in check_files(write(tmp_path, {name: anonymous(rows) for name, rows in files.items()}))["leaks"]
         if leak["kind"] == kind
-    ] == [kind != ANOTHER_TIME]
+    ] == [kind != DIFFERENT_TIME]
 
 
 def ticked(row: Row, *ticks: int, price: float = 1.0) -> Row:
@@ -269,7 +271,7 @@ def test_quiet_windows_that_are_equal_by_chance_are_told_and_not_refused(
         files["val"][3] = ticked(rows[7], *ticks) | {"symbol": "DAI"}
     report = check_files(write(tmp_path, {name: anonymous(rows) for name, rows in files.items()}))
     (leak,) = report["leaks"]
-    assert (leak["kind"], leak["count"], leak["refused"]) == (LOOK_ALIKE, 1, False)
+    assert (leak["kind"], leak["count"], leak["refused"]) == (LOOK_ALIKES, 1, False)
     assert "train.jsonl:8" in leak["examples"][0][0]
     assert "val.jsonl:4" in leak["examples"][0][1]
     assert report["duplicates"] == {"train": 0, "val": 0}
@@ -287,7 +289,7 @@ def test_quiet_windows_of_one_text_alone_are_told_and_not_refused_either(tmp_pat
         bar |= {"low": 2 * bar["low"], "close": 2 * bar["close"]}
     files = {"train": [*rows[:7], ticked(rows[7], 7)], "val": [*rows[8:11], twin]}
     (leak,) = check_files(write(tmp_path, {name: anonymous(rows) for name, rows in files.items()}))["leaks"]
-    assert (leak["kind"], leak["count"], leak["refused"]) == (LOOK_ALIKE, 1, False)
+    assert (leak["kind"], leak["count"], leak["refused"]) == (LOOK_ALIKES, 1, False)
 
 
 def overlapped(folder: Path, **symbols: Any) -> dict[str, Any]:
@@ -305,7 +307,7 @@ def test_a_symbol_is_one_however_it_is_spelt(train: str | None, val: str | None,
     assert {leak["kind"]: leak["count"] for leak in report["leaks"]}["shared bars"] == 2
     assert [what for what in report["unchecked"] if "symbol" in what] == []
     one, other = (train or "").strip(), (val or "").strip()
-    told = [f"symbols that differ in case alone are taken as one: {one} = {other}"] if one != other else []
+    told = [f"symbols that differ only in case are treated as one: {one} = {other}"] if one != other else []
     assert report["noticed"]["val"] == told
 
 
@@ -313,24 +315,27 @@ def test_a_symbol_is_one_however_it_is_spelt(train: str | None, val: str | None,
     ("train", "val", "reason"),
     [
         (["GC"], ["GCZ5"], "no symbol is in both (train: GC; val: GCZ5)"),
-        (["GC"], [None], "no row of val has a symbol, and rows of train have (GC)"),
-        ([" "], ["ES", "GC"], "no row of train has a symbol, and rows of val have (ES, GC)"),
+        (["GC"], [None], "no row of val has a symbol, but rows of train have (GC)"),
+        ([" "], ["ES", "GC"], "no row of train has a symbol, but rows of val have (ES, GC)"),
     ],
 )
 def test_files_without_a_common_symbol_are_said_to_hide_shared_bars(
     train: list[str | None], val: list[str | None], reason: str, tmp_path: Path
 ) -> None:
     report = overlapped(tmp_path, train=train, val=val)
-    assert not {leak["kind"] for leak in report["leaks"]} & set(BY_PLACE)
-    said = f"shared bars, judged on older rows between train and val: {reason}. Give one market the same symbol"
+    assert not {leak["kind"] for leak in report["leaks"]} & set(POSITION_KINDS)
+    said = f"shared bars, training on later rows between train and val: {reason}. Use the same symbol for a market"
     assert [what for what in report["unchecked"] if what.startswith(said)]
-    assert set(not_found([], report["unchecked"])) & {"shared bars", "judged on older rows"} == set()
+    assert set(kinds_not_found([], report["unchecked"])) & {"shared bars", "training on later rows"} == set()
 
 
 def test_a_symbol_that_training_rows_do_not_have_is_said(tmp_path: Path) -> None:
     report = overlapped(tmp_path, train=["GC"], val=["GC", "GC", "GCZ5"])
     assert report["noticed"]["val"] == [
-        "3 of 10 rows have a symbol that no row of train has (GCZ5): bars that they share with its rows are not seen"
+        (
+            "3 of 10 rows have a symbol that no row of train has (GCZ5): "
+            "bars that they share with its rows are not detected"
+        )
     ]
 
 
@@ -340,8 +345,8 @@ def test_files_that_are_placed_by_different_fields_are_told_apart(tmp_path: Path
         for bar in bars_of(row):
             del bar["bar_index" if n < 8 else "time"]
     paths = write(tmp_path, {"train": rows[:8], "val": rows[8:]})
-    why = "no field places rows of every file: train has time; val has bar_index"
-    assert check_files(paths)["unchecked"][0] == f"shared bars, judged on older rows: {why}"
+    why = "no field gives positions in every file: train has time; val has bar_index"
+    assert check_files(paths)["unchecked"][0] == f"shared bars, training on later rows: {why}"
     with pytest.raises(ValueError, match=why):
         purged_rows({name: survey(WindowFile(path))[0] for name, path in paths.items() if path}, 0)
 
@@ -363,10 +368,10 @@ def test_what_cannot_be_looked_for_is_said(tmp_path: Path) -> None:
     files = {name: [make_row(place=False, seed=n) for n in rows] for name, rows in (("train", (1, 2)), ("val", (3,)))}
     report = check_files(write(tmp_path, files))
     assert report["unchecked"] == [
-        "shared bars, judged on older rows: some rows have neither time nor bar_index on every bar",
-        "label told by one field: it takes 30 training rows, and two classes of 5 each",
+        "shared bars, training on later rows: some rows have neither time nor bar_index on every bar",
+        "single-field leakage: too few rows, needs 30 training rows and two classes of at least 5",
     ]
-    assert not_found([], report["unchecked"]) == list(BY_CONTENT[:-1])
+    assert kinds_not_found([], report["unchecked"]) == list(CONTENT_KINDS[:-1])
 
 
 def test_a_field_that_tells_the_label_is_found_beside_a_class_too_rare_to_look_at(tmp_path: Path) -> None:
@@ -374,10 +379,8 @@ def test_a_field_that_tells_the_label_is_found_beside_a_class_too_rare_to_look_a
     for row in rows:
         row["features"] = {"signal": float(LABELS.index(row["label"]))}
     report = check_files({"train": write_rows(tmp_path / "train.jsonl", rows)})
-    assert [(leak["kind"], leak["field"]) for leak in report["leaks"]] == [
-        ("label told by one field", "features.signal")
-    ]
-    assert report["unchecked"] == ["whether a field tells LONG: fewer than 5 of the 120 training rows looked at"]
+    assert [(leak["kind"], leak["field"]) for leak in report["leaks"]] == [("single-field leakage", "features.signal")]
+    assert report["unchecked"] == ["fields that reveal LONG: fewer than 5 of the 120 examined training rows"]
 
 
 def placed(symbol: str, first: int, bars: int, seed: int, day: int = 0) -> Row:
@@ -390,7 +393,7 @@ def placed(symbol: str, first: int, bars: int, seed: int, day: int = 0) -> Row:
 
 
 def spans(surveys: dict[str, Survey]) -> Spans:
-    found = spans_of({name: one.places for name, one in surveys.items()})
+    found = common_spans({name: one.positions for name, one in surveys.items()})
     assert found is not None
     return found
 
@@ -453,7 +456,7 @@ def test_a_window_inside_a_longer_one_does_not_hide_it(tmp_path: Path) -> None:
 
 def tokenised(config: Any, **changes: Any) -> Any:
     tokenizer = load_tokenizer("embedded", None)
-    inputs = Inputs(row_files(config))
+    inputs = Inputs(window_files(config))
     settings: Any = {"codec": "compact", "max_tokens": 512, "oversampling": "auto"}
     settings |= {"max_repeat": None, "weights": "auto"}
     return load_dataset(inputs, tokenizer, **settings, **changes)
@@ -493,7 +496,7 @@ def test_purging_needs_places_and_leaves_rows(make_config: MakeConfig, tmp_path:
         tokenised(config, purge=True)
     rows = [make_row(LABELS[n % 3], seed=n, place=False) for n in range(12)]
     write_rows(tmp_path / "a", rows)
-    with pytest.raises(ConfigError, match=r"data\.purge needs to know where windows lie"):
+    with pytest.raises(ConfigError, match=r"data\.purge needs the position of each window"):
         tokenised(config, purge=True)
 
 
@@ -516,12 +519,12 @@ def test_leaked_rows_are_refused_or_mark_every_figure(make_config: MakeConfig, t
         assert figures["leaked"] == leaked
     assert summary["targets_judged_on"] == f"validation rows (LEAKED: {leaked})"
     card = Path(config.output_dir, "export", "README.md").read_text()
-    assert f"**No figure here is to be believed, for rows are in two files: {leaked}.**" in card
+    assert f"**Do not believe any figure here: rows are in two files ({leaked}).**" in card
     assert (
         f"rows are in two files: {leaked}."
         in yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["dataset"]["name"]
     )
-    said = f"No figure here is to be believed, for rows are in two files: {leaked}."
+    said = f"Do not believe any figure here: rows are in two files ({leaked})."
     assert summary["verdict"] == verdict(Summary.model_validate(summary))
     assert summary["verdict"].startswith(said)
 
@@ -556,8 +559,8 @@ def test_drift_names_the_features_that_moved(tmp_path: Path) -> None:
 
 
 def test_a_sample_of_events_stays_small_and_even(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("ctxtrain.data.profile.MOST_SAMPLED", 8)
-    assert MOST_SAMPLED > 8
+    monkeypatch.setattr("ctxtrain.data.profile.MAX_SAMPLED_ROWS", 8)
+    assert MAX_SAMPLED_ROWS > 8
     path = write_rows(tmp_path / "rows.jsonl", [make_row(bars=30, seed=n) for n in range(37)])
     sample = survey(WindowFile(path))[0].sample
     assert sample.rows == list(range(0, 37, sample.stride))

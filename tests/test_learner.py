@@ -10,7 +10,7 @@ from ctxtrain.data.batches import plan_step
 from ctxtrain.errors import TrainingDiverged
 from ctxtrain.model import lora
 from ctxtrain.train import TrainingPipeline
-from ctxtrain.training.step import NonFinite
+from ctxtrain.training.step import NonFiniteStep
 from tests.conftest import MakeConfig
 
 
@@ -122,7 +122,7 @@ def test_a_gradient_that_is_not_finite_stops_the_step_too(make_config: MakeConfi
     weight.register_hook(lambda grad: grad * math.inf)
     before = pipeline.learner.state_dict()["weights"]
     plan = plan_step(np.arange(8), tokens.lengths, 0, batch_size=4, accumulation=2)
-    with pytest.raises(NonFinite, match="gradient norm"):
+    with pytest.raises(NonFiniteStep, match="gradient norm"):
         pipeline.learner.step(tokens, labels_N, plan, (0, 0))
     after = pipeline.learner.state_dict()["weights"]
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -18,7 +18,7 @@ import torch
 from ctxtrain import TrainingPipeline, memory
 from ctxtrain.config.schema import Config
 from ctxtrain.errors import DataError, OutOfMemory
-from ctxtrain.model.base_config import refusing
+from ctxtrain.model.base_config import convert_errors
 from ctxtrain.storage import checkpoint
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
@@ -61,7 +61,7 @@ def test_a_run_without_enough_memory_says_so(rows: dict[str, str], tmp_path: Pat
     assert code == 70, said
     assert said.startswith("error: memory ran out in a run with batches of 300 windows of at most 512 tokens"), said
     assert said.endswith("with a smaller training.batch_size, model.max_tokens or model.base.")
-    assert "which asked for " in said
+    assert "(an allocation of " in said
 
 
 @pytest.mark.promise("D7")
@@ -140,7 +140,7 @@ def test_each_library_s_way_to_say_it_is_known() -> None:
         ImportError("libx.so: cannot create shared object descriptor: Cannot allocate memory"),
     ]
     for error in (*found.values(), *more):
-        assert memory.ran_out(error), error
+        assert memory.is_out_of_memory(error), error
     others = [
         *(RuntimeError("shapes differ"), OSError(errno.ENOSPC, "full"), DataError("bad_alloc in a row")),
         ImportError("libgomp.so.1: cannot allocate memory in static TLS block"),  # which has a size of its own
@@ -149,35 +149,47 @@ def test_each_library_s_way_to_say_it_is_known() -> None:
         ImportError("libx.so: cannot open shared object file: No such file or directory"),
     ]
     for error in others:
-        assert not memory.ran_out(error), error
+        assert not memory.is_out_of_memory(error), error
 
 
 def test_the_message_has_what_was_asked_for_where_the_library_says_it() -> None:
     found = real_errors()
-    assert f"which asked for {TOO_MUCH:,} bytes more" in memory.told(found["torch"], "while reading")
-    assert "which asked for 1.00 EiB more" in memory.told(found["numpy"], "while reading")
-    assert memory.told(found["python"], "while reading", "Read less") == "memory ran out while reading. Read less."
+    assert f"(an allocation of {TOO_MUCH:,} bytes failed)" in memory.out_of_memory_message(
+        found["torch"], "while reading"
+    )
+    assert "(an allocation of 1.00 EiB failed)" in memory.out_of_memory_message(found["numpy"], "while reading")
+    assert (
+        memory.out_of_memory_message(found["python"], "while reading", "Read less")
+        == "memory ran out while reading. Read less."
+    )
     cuda = torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 1 GiB"
     )
-    assert "which asked for 20.00 MiB more" in memory.told(cuda, "while training")
+    assert "(an allocation of 20.00 MiB failed)" in memory.out_of_memory_message(cuda, "while training")
 
 
 def test_only_want_of_memory_becomes_an_out_of_memory() -> None:
-    with pytest.raises(OutOfMemory, match="memory ran out while reading"), memory.needed_for("while reading"):
+    with (
+        pytest.raises(OutOfMemory, match="memory ran out while reading"),
+        memory.annotate_memory_errors("while reading"),
+    ):
         torch.empty(TOO_MUCH, dtype=torch.uint8)
-    with pytest.raises(OutOfMemory), memory.needed_for("while opening"), refusing(DataError, "an export must open"):
+    with (
+        pytest.raises(OutOfMemory),
+        memory.annotate_memory_errors("while opening"),
+        convert_errors(DataError, "an export must open"),
+    ):
         torch.empty(TOO_MUCH, dtype=torch.uint8)
-    with pytest.raises(DataError, match="as it was"), memory.needed_for("while reading"):
+    with pytest.raises(DataError, match="as it was"), memory.annotate_memory_errors("while reading"):
         raise DataError("as it was")
-    with pytest.raises(ZeroDivisionError), memory.needed_for("while reading"):
+    with pytest.raises(ZeroDivisionError), memory.annotate_memory_errors("while reading"):
         print(1 / 0)
 
 
 LOADING = """
 import resource, sys, torch
 from pathlib import Path
-from ctxtrain.memory import ran_out
+from ctxtrain.memory import is_out_of_memory
 from ctxtrain.storage import checkpoint
 from tests.limited import held
 torch.set_num_threads(1)
@@ -187,7 +199,7 @@ resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
     checkpoint.load(Path(sys.argv[2]))
 except Exception as error:
-    print(type(error).__name__, ran_out(error))
+    print(type(error).__name__, is_out_of_memory(error))
 """
 
 

@@ -20,14 +20,14 @@ from sklearn.metrics import (
 from ctxtrain.config.schema import TargetsConfig
 from ctxtrain.evaluation import bootstrap
 from ctxtrain.evaluation import metrics as metrics_module
-from ctxtrain.evaluation.bootstrap import difference_intervals, score_intervals
-from ctxtrain.evaluation.calibration import FOLDS, HIGHEST, LOWEST, TemperatureScaler, best_temperature
-from ctxtrain.evaluation.metrics import METRICS, MeanOfRows, Metric, OfConfusion, Place, evaluate_logits, shown
-from ctxtrain.evaluation.scores import Judged, expected_calibration_error, negative_log_likelihood
-from ctxtrain.evaluation.targets import judge
+from ctxtrain.evaluation.bootstrap import NO_INTERVALS, difference_intervals, score_intervals
+from ctxtrain.evaluation.calibration import FOLDS, MAX_TEMPERATURE, MIN_TEMPERATURE, TemperatureScaler, fit_temperature
+from ctxtrain.evaluation.metrics import METRICS, FromConfusion, MeanOverRows, Metric, View, evaluate_logits, metrics_for
+from ctxtrain.evaluation.scores import ScoredRows, expected_calibration_error, negative_log_likelihood
+from ctxtrain.evaluation.targets import evaluate_targets
 from ctxtrain.labels import LABELS
-from ctxtrain.storage.metrics_log import overall
-from ctxtrain.storage.validated import unlike
+from ctxtrain.storage.metrics_log import metric_schema
+from ctxtrain.storage.validated import schema_faults
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -111,14 +111,14 @@ def kappa(confusion_CC: Floats) -> Floats:
 
 
 KAPPA = Metric(
-    "kappa", "Cohen’s kappa", "kappa", "kappa", OfConfusion(kappa), -1.0, 1.0, ("scores", "baselines", "runs")
+    "kappa", "Cohen’s kappa", "kappa", "kappa", FromConfusion(kappa), -1.0, 1.0, ("scores", "baselines", "runs")
 )
 MARGIN = Metric(  # how far the likeliest class lies above the true one
     name="margin",
     title="mean margin",
     short="margin",
     narrow="margin",
-    measure=MeanOfRows(
+    measure=MeanOverRows(
         lambda judged: (
             judged.probabilities_NC.max(axis=1)
             - np.take_along_axis(judged.probabilities_NC, judged.labels_N[:, None], 1)[:, 0]
@@ -126,7 +126,7 @@ MARGIN = Metric(  # how far the likeliest class lies above the true one
     ),
     lowest=0.0,
     highest=1.0,
-    shown=("scores", "spread"),
+    views=("scores", "spread"),
 )
 
 
@@ -144,16 +144,18 @@ def test_names_are_unique_and_functions_of_the_confusion_matrix_have_a_finite_ra
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     for metric in METRICS:
         assert metric.lowest < metric.highest
-        assert not metric.of_calls or np.isfinite([metric.lowest, metric.highest]).all()
+        assert not metric.depends_only_on_predictions or np.isfinite([metric.lowest, metric.highest]).all()
 
 
 def test_every_metric_of_the_registry_is_a_key_of_the_scores_and_has_an_interval(added: None) -> None:
     logits_NC, labels_N = drawn(200, 0)
     scores = evaluate_logits(logits_NC, labels_N)
-    of_calls, others = ([m.name for m in (*METRICS, KAPPA, MARGIN) if m.of_calls is of] for of in (True, False))
-    assert list(scores) == [*of_calls, "per_class", "confusion", *others, "rows", "absent"]
+    metrics = (*METRICS, KAPPA, MARGIN)
+    of_predictions = [metric.name for metric in metrics if metric.depends_only_on_predictions]
+    others = [metric.name for metric in metrics if not metric.depends_only_on_predictions]
+    assert list(scores) == [*of_predictions, "per_class", "confusion", *others, "rows", "absent"]
     assert scores["kappa"] == pytest.approx(cohen_kappa_score(labels_N, logits_NC.argmax(axis=1)), abs=1e-12)
-    found = score_intervals(Judged.of_logits(logits_NC, labels_N), np.arange(200))
+    found = score_intervals(ScoredRows.from_logits(logits_NC, labels_N), np.arange(200))
     assert list(found) == [*(metric.name for metric in (*METRICS, KAPPA, MARGIN)), "per_class"]
     for name in ("kappa", "margin"):
         assert found[name][0] < scores[name] < found[name][1]
@@ -162,7 +164,7 @@ def test_every_metric_of_the_registry_is_a_key_of_the_scores_and_has_an_interval
 def test_a_metric_of_the_confusion_matrix_leaves_the_other_intervals_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    judged, block_N = Judged.of_logits(*drawn(120, 1)), np.arange(120) // 3
+    judged, block_N = ScoredRows.from_logits(*drawn(120, 1)), np.arange(120) // 3
     before = score_intervals(judged, block_N)
     for module in (metrics_module, bootstrap):
         monkeypatch.setattr(module, "METRICS", (*METRICS, KAPPA))
@@ -172,14 +174,14 @@ def test_a_metric_of_the_confusion_matrix_leaves_the_other_intervals_as_they_are
 
 def test_intervals_of_an_added_metric_are_as_wide_as_redrawing_the_rows_says(added: None) -> None:
     logits_NC, labels_N = drawn(400, 2)
-    judged = Judged.of_logits(logits_NC, labels_N)
+    judged = ScoredRows.from_logits(logits_NC, labels_N)
     found = score_intervals(judged, np.arange(400))
     rng = np.random.default_rng(0)
     for metric in (KAPPA, MARGIN):
         values = []
         for _ in range(1000):
             rows = rng.integers(0, 400, 400)
-            values.append(metric.measure.value(Judged.of_logits(logits_NC[rows], labels_N[rows])))
+            values.append(metric.measure.value(ScoredRows.from_logits(logits_NC[rows], labels_N[rows])))
         assert found[metric.name] == pytest.approx(
             np.quantile(values, [0.025, 0.975]), abs=0.15 * np.ptp(found[metric.name])
         )
@@ -187,7 +189,7 @@ def test_intervals_of_an_added_metric_are_as_wide_as_redrawing_the_rows_says(add
 
 def test_an_added_metric_keeps_an_interval_where_no_replicate_differs(added: None) -> None:
     labels_N = np.arange(90) % 3
-    low, high = score_intervals(Judged.of_logits(9.0 * np.eye(3)[labels_N], labels_N), np.arange(90))["kappa"]
+    low, high = score_intervals(ScoredRows.from_logits(9.0 * np.eye(3)[labels_N], labels_N), np.arange(90))["kappa"]
     assert 0.85 < low < 0.99
     assert high == 1
 
@@ -200,25 +202,25 @@ def test_no_interval_leaves_the_range_of_its_metric(added: None, rows: int, sign
         rng = np.random.default_rng(seed)
         labels_N, block_N = rng.integers(0, 3, rows), np.arange(rows) // size
         logits_NC = signal * np.eye(3)[labels_N] + rng.normal(0, 1, (rows, 3))
-        model = Judged.of_logits(logits_NC, labels_N)
-        other = Judged.of_logits(np.eye(3)[labels_N] + rng.normal(0, 1, (rows, 3)), labels_N)
+        model = ScoredRows.from_logits(logits_NC, labels_N)
+        other = ScoredRows.from_logits(np.eye(3)[labels_N] + rng.normal(0, 1, (rows, 3)), labels_N)
         found = score_intervals(model, block_N, seed)
         assert [m.name for m in (*METRICS, KAPPA, MARGIN) if not within(found[m.name], m.lowest, m.highest)] == []
         shares = [ends for own in found["per_class"].values() for ends in own.values() if ends]
         assert all(within(ends, 0, 1) for ends in shares)
         differences = difference_intervals(model, other, block_N, seed)
-        widest = {metric.name: metric.highest - metric.lowest for metric in shown("baselines")}
+        widest = {metric.name: metric.highest - metric.lowest for metric in metrics_for("baselines")}
         assert differences.keys() == widest.keys() >= {"macro_f1", "accuracy", "nll", "kappa"}
         assert all(within(differences[name]["interval"], -most, most) for name, most in widest.items())
 
 
 def test_an_exact_difference_moves_its_interval_before_the_range_ends_it() -> None:
     labels_N = np.array([0, 1, 2, 0])
-    model, other = (Judged.of_logits(sign * 9.0 * np.eye(3)[labels_N], labels_N) for sign in (1, -1))
-    few = Judged.of_logits(9.0 * np.eye(3)[[0, 1, 0, 1]], labels_N)
+    model, other = (ScoredRows.from_logits(sign * 9.0 * np.eye(3)[labels_N], labels_N) for sign in (1, -1))
+    few = ScoredRows.from_logits(9.0 * np.eye(3)[[0, 1, 0, 1]], labels_N)
     plain = difference_intervals(model, few, np.arange(4))["accuracy"]
     assert plain == {"value": 0.5, "interval": [pytest.approx(-0.5, abs=0.5), 1.0]}
-    exact = {metric.name: 0.2 for metric in shown("baselines")}
+    exact = {metric.name: 0.2 for metric in metrics_for("baselines")}
     moved = difference_intervals(model, few, np.arange(4), exact=exact)["accuracy"]
     assert moved["value"] == 0.2
     assert moved["interval"][1] == 1.0  # not 1 less the 0.3 that it moved by
@@ -227,7 +229,7 @@ def test_an_exact_difference_moves_its_interval_before_the_range_ends_it() -> No
 
 
 def test_tables_of_leads_begin_with_the_metric_of_the_leads(added: None) -> None:
-    names = {place: [metric.name for metric in shown(place)] for place in get_args(Place)}
+    names = {place: [metric.name for metric in metrics_for(place)] for place in get_args(View)}
     assert names["scores"][:4] == names["spread"][:4] == ["accuracy", "macro_f1", "nll", "ece"]
     assert (names["baselines"][:3], names["runs"][:2]) == (["macro_f1", "accuracy", "nll"], ["macro_f1", "accuracy"])
     assert [place for place, found in names.items() if "kappa" in found] == ["scores", "baselines", "runs"]
@@ -243,12 +245,12 @@ def test_tables_of_leads_begin_with_the_metric_of_the_leads(added: None) -> None
     ],
 )
 def test_files_hold_each_metric_in_its_range_and_lack_none(change: dict[str, Any], fault: str | None) -> None:
-    schema = overall((*METRICS, KAPPA))
+    schema = metric_schema((*METRICS, KAPPA))
     value = {**dict.fromkeys(("accuracy", "macro_f1", "nll", "brier", "ece", "kappa"), 0.5), **change}
-    assert unlike(schema, value) == [fault] * (fault is not None)
+    assert schema_faults(schema, value) == [fault] * (fault is not None)
     for name in ("accuracy", "kappa"):
         del value[name]
-        assert f"lacks {name}" in unlike(schema, value)
+        assert f"lacks {name}" in schema_faults(schema, value)
 
 
 # Expected calibration error
@@ -292,7 +294,7 @@ def test_fewer_rows_than_bins_make_one_bin_a_row() -> None:
 
 def test_targets_carry_the_specifications_values_and_priorities() -> None:
     metrics = evaluate_logits(*drawn(100, 0))
-    verdicts = judge(metrics, TargetsConfig().model_dump(), UNKNOWN, trusted=True)
+    verdicts = evaluate_targets(metrics, TargetsConfig().model_dump(), UNKNOWN)
     assert [(v["metric"], v["target"], v["priority"]) for v in verdicts] == [
         ("accuracy", 0.65, "HIGH"),
         ("macro_f1", 0.60, "CRITICAL"),
@@ -313,11 +315,11 @@ def test_a_value_that_equals_its_target_meets_it() -> None:
     metrics = evaluate_logits(*drawn(100, 0))
     values = {
         verdict["metric"]: verdict["value"]
-        for verdict in judge(metrics, TargetsConfig().model_dump(), UNKNOWN, trusted=True)
+        for verdict in evaluate_targets(metrics, TargetsConfig().model_dump(), UNKNOWN)
     }
-    assert all(verdict["met"] for verdict in judge(metrics, values, UNKNOWN, trusted=True))
+    assert all(verdict["met"] for verdict in evaluate_targets(metrics, values, UNKNOWN))
     above = {name: np.nextafter(value, 2) for name, value in values.items()}
-    assert not any(verdict["met"] for verdict in judge(metrics, above, UNKNOWN, trusted=True))
+    assert not any(verdict["met"] for verdict in evaluate_targets(metrics, above, UNKNOWN))
 
 
 def intervals(low: float, high: float) -> dict[str, Any]:
@@ -326,22 +328,19 @@ def intervals(low: float, high: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("target", "low", "trusted", "verdict"),
-    [
-        (0.6, 0.6, True, "met"),
-        (0.6, 0.59, True, "met, but within chance"),
-        (0.6, 0.6, False, "met, but within chance"),
-        (0.95, 0.6, True, "missed"),
-    ],
+    ("target", "low", "verdict"), [(0.6, 0.6, "met"), (0.6, 0.59, "met, may be luck"), (0.95, 0.6, "missed")]
 )
-def test_a_target_is_met_beyond_chance_if_the_lower_end_of_a_trusted_interval_meets_it(
-    target: float, low: float, trusted: bool, verdict: str
+def test_a_target_is_met_without_luck_if_the_lower_end_of_the_interval_reaches_it(
+    target: float, low: float, verdict: str
 ) -> None:
     metrics = evaluate_logits(4 * np.eye(3)[[0, 1, 2, 0, 1, 0, 0, 1, 1, 2]], np.array([0, 1, 2, 0, 1, 0, 0, 1, 1, 0]))
-    judged = judge(metrics, dict.fromkeys(TargetsConfig().model_dump(), target), intervals(low, 1), trusted=trusted)
+    targets = dict.fromkeys(TargetsConfig().model_dump(), target)
+    judged = evaluate_targets(metrics, targets, intervals(low, 1))
     assert {
         (v["verdict"], v["met"], *(v["interval"] or ())) for v in judged if v["metric"] in ("accuracy", "long_recall")
     } == {(verdict, verdict != "missed", low, 1)}
+    without = {v["verdict"] for v in evaluate_targets(metrics, targets, NO_INTERVALS) if v["metric"] == "accuracy"}
+    assert without == {"missed" if verdict == "missed" else "met, may be luck"}
 
 
 # Temperature
@@ -360,8 +359,9 @@ def test_a_known_temperature_is_recovered(temperature: float) -> None:
 
 def test_the_found_temperature_is_the_best_of_a_grid() -> None:
     logits_NC, labels_N = drawn(400, 8, scale=3.0)
-    least = negative_log_likelihood(logits_NC / best_temperature(logits_NC, labels_N), labels_N)
-    assert all(negative_log_likelihood(logits_NC / t, labels_N) >= least for t in np.geomspace(LOWEST, HIGHEST, 400))
+    least = negative_log_likelihood(logits_NC / fit_temperature(logits_NC, labels_N), labels_N)
+    grid = np.geomspace(MIN_TEMPERATURE, MAX_TEMPERATURE, 400)
+    assert all(negative_log_likelihood(logits_NC / t, labels_N) >= least for t in grid)
 
 
 def test_scores_after_calibration_are_judged_on_rows_that_did_not_fit_it() -> None:
@@ -385,7 +385,7 @@ def test_the_temperature_stays_1_where_it_does_not_help() -> None:
     scaler = TemperatureScaler().fit(np.zeros((60, 3)), np.arange(60) % 3)
     assert scaler.temperature_ == 1
     assert scaler.after_ == scaler.before_
-    assert scaler.reason_ == "no temperature lowered the negative log-likelihood of rows that it was not fitted on"
+    assert scaler.reason_ == "no temperature lowered the negative log-likelihood of rows it was not fitted on"
     assert scaler.summary()["reason"] == scaler.reason_
 
 
@@ -414,7 +414,7 @@ def test_any_finite_logits_give_a_temperature_within_bounds_that_does_no_harm(
     logits_NC: Floats = size * (rng.integers(-2, 3, (rows, 3)).astype(float) if ties else rng.normal(0, 1, (rows, 3)))
     labels_N = rng.integers(0, 3, rows)
     scaler = TemperatureScaler().fit(logits_NC, labels_N)
-    assert LOWEST <= scaler.temperature_ <= HIGHEST
+    assert MIN_TEMPERATURE <= scaler.temperature_ <= MAX_TEMPERATURE
     assert (scaler.reason_ is None) == (scaler.after_["nll"] < scaler.before_["nll"])
     assert scaler.after_["nll"] <= scaler.before_["nll"]
     probabilities_NC = scaler.predict_proba(logits_NC)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ctxtrain.cli.process import main
 from ctxtrain.data.check import check_files
 from ctxtrain.data.dataset import Inputs, load_dataset
-from ctxtrain.data.notices import unit_line
+from ctxtrain.data.notices import time_unit_message
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.model.tokenizer import load_tokenizer
 from tests.helpers import Row, bars_of, dated_rows, make_window, read, write_rows
@@ -24,7 +24,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def said(rows: list[Row]) -> list[str]:
     reading = read([json.dumps(row).encode() for row in rows])
     assert reading.faults == []
-    return list(reading.noticed.lines())
+    return list(reading.notices.lines())
 
 
 def lacking(rows: list[Row], field: str, *bars: int) -> list[Row]:
@@ -48,8 +48,8 @@ def test_a_field_that_one_bar_of_every_row_lacks_is_counted_and_said(
     report = check_files({"train": path, "val": val})
     assert report["incomplete_fields"]["train"] == {field: {"rows": 9, "bars": 9 * len(bars)}}
     line = (
-        f"{field} is missing on {9 * len(bars)} bars in 9 of 9 rows, and is dropped from these rows: a model reads "
-        "what every bar of every row has. Fill it in, or leave these bars out"
+        f"{field} is missing on {9 * len(bars)} bars in 9 of 9 rows, and is dropped from these rows: the model reads "
+        "only fields that every bar of every row has. Fill it in, or omit these bars"
     )
     assert report["noticed"]["train"] == [line]
     data = load_dataset(
@@ -91,8 +91,8 @@ def test_null_features_count_as_not_given_and_are_said(tmp_path: Path) -> None:
     assert report["faults"] == []
     assert report["partial_fields"] == {"train": {"features.rsi": 9}}
     assert report["noticed"]["train"] == [
-        "features.rsi is null in 3 of 12 rows, and counts as not given there",
-        "features.spread is null in 12 of 12 rows, and counts as not given there",
+        "features.rsi is null in 3 of 12 rows, and treated as missing there",
+        "features.spread is null in 12 of 12 rows, and treated as missing there",
     ]
 
 
@@ -100,9 +100,9 @@ def test_rows_without_a_symbol_among_others_and_blank_lines_are_said() -> None:
     rows = dated_rows(4, seed=1, apart=60)
     del rows[2]["symbol"]
     lines = [line for row in rows for line in (json.dumps(row).encode(), b" \n")]
-    market, blank = read(lines).noticed.lines()
-    assert market.startswith("1 of 4 rows have no symbol and are taken as a market of their own")
-    assert blank == "4 blank lines left out"
+    market, blank = read(lines).notices.lines()
+    assert market.startswith("1 of 4 rows have no symbol and are treated as a separate market")
+    assert blank == "4 blank lines ignored"
     assert said([row | {"symbol": None} for row in rows]) == []
 
 
@@ -112,7 +112,7 @@ def test_a_blank_symbol_is_none(blank: str, tmp_path: Path) -> None:
     for row in rows[::2]:
         row["symbol"] = blank
     (line,) = said(rows)
-    assert line.startswith("2 of 4 rows have no symbol and are taken as a market of their own")
+    assert line.startswith("2 of 4 rows have no symbol and are treated as a separate market")
     assert make_window(rows[0]).symbol is None
     assert check_files({"train": write_rows(tmp_path / "rows.jsonl", rows)})["times"]["train"]["symbols"] == ["GC"]
 
@@ -135,8 +135,8 @@ def test_bars_without_a_trade_that_are_written_as_zeros_are_counted_and_said(
     paths = {"train": write_rows(tmp_path / "a.jsonl", rows[:9]), "val": write_rows(tmp_path / "b.jsonl", rows[9:])}
     report = check_files(dict(paths))
     line = (
-        f"all prices and the volume are 0 on {5 * len(range(0, 29, every))} bars in 5 of 9 rows, beside bars that are "
-        "not: where a bar has no trade, repeat the close before as its prices, or leave it out"
+        f"all prices and the volume are 0 on {5 * len(range(0, 29, every))} bars in 5 of 9 rows, but not on all "
+        "bars: for a bar without trades, repeat the previous close as its prices, or omit the bar"
     )
     assert report["noticed"] == {"train": [line], "val": []}
     assert report["wild_prints"]["train"]["price"]["rows"] == 5
@@ -145,7 +145,7 @@ def test_bars_without_a_trade_that_are_written_as_zeros_are_counted_and_said(
         oversampling="none", max_repeat=None, weights="none", allow_leakage=True,
     )  # fmt: skip
     assert f"train: {line}" in data.notes()
-    assert [note for note in data.notes() if note.startswith("train: 5 rows have a price far off all others")]
+    assert [note for note in data.notes() if note.startswith("train: 5 rows have a price outlier")]
     assert said([json.loads(json.dumps(row)) for row in rows[9:]]) == []
 
 
@@ -159,7 +159,7 @@ def test_fields_that_training_rows_do_not_have_are_said(tmp_path: Path) -> None:
     report = check_files(dict(paths))
     assert report["noticed"] == {
         "train": [],
-        "val": ["no model reads atr_14, features.rsi, which the training rows do not have"],
+        "val": ["the model does not read atr_14, features.rsi, which the training rows lack"],
     }
 
 
@@ -173,7 +173,7 @@ def test_prices_that_are_off_by_rounding_are_put_right_and_counted(factor: float
     assert (window.bars["high"] >= window.bars["open"]).all()
     (line,) = said([row])
     assert (
-        line == "high or low was off by rounding (at most one part in 10⁹) on 4 bars in 1 of 1 rows, and was put right"
+        line == "high or low had a rounding error (at most one part in 10⁹) on 4 bars in 1 of 1 rows and was corrected"
     )
 
 
@@ -202,10 +202,10 @@ def test_windows_with_a_print_that_is_far_off_are_named(tmp_path: Path, capsys: 
     with pytest.raises(SystemExit) as ended:
         main(["check", str(path)])
     assert ended.value.code == 0
-    told = "It is drawn near and marked in the text; mend it if it is an error."
+    told = "It is moved closer and marked in the text; correct it if it is an error."
     out = capsys.readouterr().out
-    assert f"look: train: 2 rows have a price far off all others of their window: {', '.join(names)}. {told}" in out
-    assert f"look: train: 1 row has a volume far off all others of its window: {names[1]}. {told}" in out
+    assert f"warning: train: 2 rows have a price outlier within the window: {', '.join(names)}. {told}" in out
+    assert f"warning: train: 1 row has a volume outlier within the window: {names[1]}. {told}" in out
     assert "train: times are ISO 8601 text, events from 2025-03-03T00:29:00+00:00 to 2025-03-03T11:29:00+00:00" in out
 
 
@@ -223,4 +223,4 @@ def test_a_run_says_the_unit_of_each_file_once(tmp_path: Path, tokenizer: PreTra
         "times are read as ISO 8601 text in train; milliseconds since 1970 in val"
     ]
     alike = dict.fromkeys(("train", "val", "test"), "ISO 8601 text")
-    assert unit_line(alike) == "times are read as ISO 8601 text in train, val and test"
+    assert time_unit_message(alike) == "times are read as ISO 8601 text in train, val and test"

@@ -5,7 +5,7 @@ import torch
 
 from ctxtrain.config.schema import TrainingConfig
 from ctxtrain.errors import ConfigError
-from ctxtrain.model.optimizer import make_optimizer, not_finite, state_like
+from ctxtrain.model.optimizer import expected_state, find_non_finite, make_optimizer
 from ctxtrain.model.schedule import Schedule, make_schedule
 
 
@@ -68,7 +68,7 @@ def test_what_a_checkpoint_must_hold_of_a_weight_is_what_the_optimizer_keeps_of_
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     kept = {name: (value.shape, value.dtype) for name, value in optimizer.state[weight].items()}
-    assert kept == {name: (value.shape, value.dtype) for name, value in state_like(optimizer, weight).items()}
+    assert kept == {name: (value.shape, value.dtype) for name, value in expected_state(optimizer, weight).items()}
 
 
 @pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq"])
@@ -78,8 +78,8 @@ def test_what_is_not_finite_is_named_with_its_weight(moment: str) -> None:
     for weight in weights.values():
         weight.grad = torch.ones(3)
     optimizer.step()
-    assert not_finite(weights, optimizer) is None
+    assert find_non_finite(weights, optimizer) is None
     optimizer.state[weights["adapter"]][moment][1] = torch.inf
-    assert not_finite(weights, optimizer) == f"{moment} of adapter"
+    assert find_non_finite(weights, optimizer) == f"{moment} of adapter"
     weights["head"].data[0] = torch.nan
-    assert not_finite(weights, optimizer) == "head"
+    assert find_non_finite(weights, optimizer) == "head"

@@ -26,7 +26,7 @@ from ctxtrain.cli.process import main
 from ctxtrain.config.schema import Config
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.storage import checkpoint
-from ctxtrain.storage.atomic_files import seal, sha256_file
+from ctxtrain.storage.atomic_files import append_checksum, sha256_file
 from ctxtrain.storage.checkpoint import CheckpointFolder
 from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import short_run
@@ -128,7 +128,7 @@ def test_predictions_go_into_nothing_of_another_run_or_base_nor_over_what_is_pip
         done = subprocess.run(command, stdin=stream, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        f"error: output must not be what is read, got {rows} for both. Give another path.\n",
+        f"error: output must not be an input, got {rows} for both. Give another path.\n",
     )
 
 
@@ -219,7 +219,7 @@ def test_predictions_go_over_no_file_of_a_sample(run: Path, capsys: Capture, tmp
     (folder / "val.jsonl").unlink()
     with unchanged(tmp_path):
         for name in ("sample.json", "train.jsonl", "val.jsonl", "test.jsonl"):
-            assert f"is of the sample {folder}" in refused(capsys, run, rows, folder / name)
+            assert f"belongs to the sample {folder}" in refused(capsys, run, rows, folder / name)
     assert ends(capsys, "predict", run, rows, "-o", folder / "predictions.jsonl")[0] == 0
     assert ends(capsys, *words)[0] == 0
 
@@ -314,7 +314,7 @@ def test_a_sample_writes_over_nothing_but_itself(name: str, how: str, capsys: Ca
         code, err = ends(capsys, *words)
     assert code == 2, err
     assert name in err
-    assert "Give another folder." in err
+    assert "Use another folder." in err
 
 
 def test_a_damaged_sample_json_is_named_and_a_sample_in_a_run_or_export_refused(
@@ -332,7 +332,7 @@ def test_a_damaged_sample_json_is_named_and_a_sample_in_a_run_or_export_refused(
         assert (code, f"{folder}/sample.json" in err, said in err) == (65, True, True), err
     for place in (run / "export", run / "checkpoints" / "new"):
         code, err = ends(capsys, "sample", place)
-        assert (code, err.startswith("error: folder must not lie in the ")) == (2, True), err
+        assert (code, err.startswith("error: folder must not be inside the ")) == (2, True), err
 
 
 FOREIGN = ("final_model.zip", "best_model.safetensors", "report.html", "export/notes.txt")
@@ -395,7 +395,7 @@ def test_a_history_that_is_not_the_run_s_is_refused_and_nothing_changes(how: str
     with unchanged(run):
         code, err = resumed(capsys, run)
     assert (code, f"error: {run}/metrics.jsonl:" in err) == (65, True), err
-    assert "or move it away: then the run goes on" in err
+    assert "or move it away to resume without the earlier lines" in err
 
 
 @pytest.mark.promise("B8")
@@ -513,7 +513,7 @@ def resealed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     change(payload)
     buffer = io.BytesIO()
     torch.save(payload, buffer)
-    seal(buffer)
+    append_checksum(buffer)
     path.write_bytes(buffer.getvalue())
 
 
@@ -705,10 +705,10 @@ def test_what_only_has_a_checkpoint_s_name_is_passed_over_with_a_note(kind: str,
     odd = run / "checkpoints" / "checkpoint_epoch_77.pt"
     ODD[kind](odd)
     said: list[str] = []
-    found = CheckpointFolder(run / "checkpoints", 2).resume_point(7, said.append)
+    found = CheckpointFolder(run / "checkpoints", 2).find_resume_point(7, said.append)
     assert found == run / "checkpoints" / "checkpoint_epoch_2.pt"
     (note,) = said
-    assert note.startswith(f"note: {odd} is passed over, for it is a {kind if kind != 'pipe' else 'named pipe'} ")
+    assert note.startswith(f"note: {odd} is skipped: it is a {kind if kind != 'pipe' else 'named pipe'}, not a file.")
     assert odd.exists()
 
 
@@ -720,7 +720,7 @@ def test_a_run_goes_on_past_a_pipe_and_a_folder_of_a_checkpoint_s_name(
     unfinished(run)
     code, err = in_time(capsys, "train", run.parent / "config.yaml", "--resume", "--json")
     assert code == 0, err
-    assert err.count("is passed over") == 2
+    assert err.count("is skipped: it is") == 2
     assert sha256_file(run / "final_model.zip") == sha256_file(Path(finished.output_dir) / "final_model.zip")
 
 
@@ -763,11 +763,11 @@ def test_a_pipe_in_the_folder_of_a_base_is_refused(run: Path, tiny_base: Path, c
         words = (tmp_path / "config.yaml", f"model.base={base}", f"output_dir={tmp_path}/other")
         code, err = in_time(capsys, "train", *words)
         assert code == 65, err
-        assert f"{base}/{name}: must be a regular file, and this is a named pipe." in err
+        assert f"{base}/{name}: must be a regular file, got a named pipe." in err
         if name != "tokenizer.json":
             (base / name).unlink()
     code, err = in_time(capsys, "check", Config.load(run / "config.yaml").data.train, "--base", base)
-    assert (code, f"{base}/tokenizer.json: must be a regular file, and this is a named pipe." in err) == (65, True)
+    assert (code, f"{base}/tokenizer.json: must be a regular file, got a named pipe." in err) == (65, True)
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -777,7 +777,7 @@ def test_a_config_that_is_no_file_is_refused(kind: str, capsys: Capture, tmp_pat
     for command in ("train", "pretrain"):
         code, err = ends(capsys, command, tmp_path / "config.yaml")
         assert code == 2
-        assert err.startswith(f"error: {tmp_path}/config.yaml: a config must be a file, and this is a "), err
+        assert err.startswith(f"error: {tmp_path}/config.yaml: a config must be a regular file, got a "), err
 
 
 # A resume that cannot go on changes nothing
@@ -811,7 +811,7 @@ def test_the_python_door_refuses_as_the_command_does(run: Path, finished: Config
     config = Config.load(run / "config.yaml")
     (run / "checkpoints" / "checkpoint_epoch_2.pt").rename(run / "checkpoints" / "kept.bin")
     (run / "metrics.jsonl").write_bytes(b"".join(lines_of(run) * 2))
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="is a duplicate"):
         TrainingPipeline(config, resume=True).run()
     with pytest.raises(ConfigError, match="must not lie in the base"):
         TrainingPipeline(config.model_copy(update={"output_dir": finished.model.base})).run()
@@ -829,4 +829,4 @@ def test_a_summary_of_another_version_is_refused_with_the_remedy(
     code, err = in_time(capsys, "report", run)
     assert code == 65
     assert "version must be 1, got" in err
-    assert f"Run ctxtrain export {run}, which writes it again." in err
+    assert f"Run ctxtrain export {run} to write it again." in err

@@ -15,19 +15,19 @@ from ctxtrain.errors import ConfigError
 from ctxtrain.model.embedded import base_config, build_tokenizer, embedded_base, is_close_token, token_parts
 from ctxtrain.pretraining import practice_windows as windows_module
 from ctxtrain.pretraining import run as pretrain_module
-from ctxtrain.pretraining.muon import orthogonal
-from ctxtrain.pretraining.practice_windows import FLAGS, Practice, practice_windows
-from ctxtrain.pretraining.reader import Reader
+from ctxtrain.pretraining.muon import orthogonalize
+from ctxtrain.pretraining.practice_windows import FLAGS, PracticeWindows, practice_windows
 from ctxtrain.pretraining.run import PretrainConfig, pretrain
-from ctxtrain.pretraining.stack import Stack
 from ctxtrain.pretraining.statistics import bar_statistics, event_statistics
+from ctxtrain.pretraining.statistics_model import StatisticsModel
+from ctxtrain.pretraining.window_arrays import WindowArrays
 from ctxtrain.progress import Reporter
 from ctxtrain.synthetic.bars import SYMBOLS, simulate
 
 TINY = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "intermediate": 16}
 
 
-def random_stack(seed: int, bars: tuple[int, ...]) -> Stack:
+def random_stack(seed: int, bars: tuple[int, ...]) -> WindowArrays:
     """Windows of the given lengths, of any shape, with all flags drawn at random."""
     rng = np.random.default_rng(seed)
     shape = (len(bars), MAX_BARS)
@@ -41,11 +41,11 @@ def random_stack(seed: int, bars: tuple[int, ...]) -> Stack:
     prices = {name: np.where(exists, path, first) for name, path in paths.items()}
     flow = {name: np.where(exists, rng.standard_normal(shape), 0.0) for name in ("volume", "delta")}
     flags = {name: np.where(exists, rng.integers(0, 2, shape), 0).astype(float) for name in FLAGS}
-    return Stack(**prices, **flow, exists=exists, flags=flags, bar_range_W=np.full(len(bars), 0.05))
+    return WindowArrays(**prices, **flow, exists=exists, flags=flags, bar_range_W=np.full(len(bars), 0.05))
 
 
 @pytest.fixture(scope="module")
-def practice() -> Practice:
+def practice() -> PracticeWindows:
     return practice_windows(np.random.default_rng(0), 64)
 
 
@@ -63,7 +63,7 @@ def test_statistics_at_a_bar_depend_on_no_later_bar() -> None:
         for name, values in stack.flags.items()
     }
     names = ("open", "high", "low", "close", "volume", "delta")
-    mixed = Stack(
+    mixed = WindowArrays(
         **{name: spliced(name) for name in names}, exists=stack.exists, flags=flags, bar_range_W=stack.bar_range_W
     )
     before, after = bar_statistics(stack), bar_statistics(mixed)
@@ -73,7 +73,7 @@ def test_statistics_at_a_bar_depend_on_no_later_bar() -> None:
 
 def test_statistics_at_a_bar_do_not_depend_on_the_length_of_other_windows() -> None:
     together, alone = random_stack(3, (50, 31)), random_stack(3, (50, 31))
-    row = Stack(
+    row = WindowArrays(
         **{name: getattr(alone, name)[1:] for name in ("open", "high", "low", "close", "volume", "delta", "exists")},
         flags={name: values[1:] for name, values in alone.flags.items()},
         bar_range_W=alone.bar_range_W[1:],
@@ -128,8 +128,8 @@ def test_legs_turn_at_their_extremes() -> None:
     still = np.zeros_like(close)
     flags = dict.fromkeys(FLAGS, still)
     exists = np.ones(close.shape, dtype=np.bool_)
-    legs = bar_statistics(Stack(close, close, close, close, still, still, exists, flags, np.array([0.05])))
-    assert legs["way_1.5"][0, -4:].tolist() == [-1, -1, 1, 1]
+    legs = bar_statistics(WindowArrays(close, close, close, close, still, still, exists, flags, np.array([0.05])))
+    assert legs["direction_1.5"][0, -4:].tolist() == [-1, -1, 1, 1]
     assert legs["leg_1.5"][0, -1] == pytest.approx(0.15)
     assert legs["leg_before_1.5"][0, -1] == pytest.approx(-0.5)
     assert legs["retraced_1.5"][0, -1] == pytest.approx(-0.15 / 0.5)
@@ -138,14 +138,14 @@ def test_legs_turn_at_their_extremes() -> None:
 # Windows
 
 
-def test_practice_windows_repeat_with_their_seed(practice: Practice) -> None:
+def test_practice_windows_repeat_with_their_seed(practice: PracticeWindows) -> None:
     again = practice_windows(np.random.default_rng(0), 64)
     assert again.texts == practice.texts
     np.testing.assert_array_equal(again.bar_WLP, practice.bar_WLP)
     assert practice_windows(np.random.default_rng(1), 64).texts != practice.texts
 
 
-def test_practice_windows_differ_in_length_and_in_what_they_show(practice: Practice) -> None:
+def test_practice_windows_differ_in_length_and_in_what_they_show(practice: PracticeWindows) -> None:
     tokenizer = build_tokenizer()
     ends_bar = is_close_token(tokenizer)
     bars = np.array([ends_bar[ids].sum() for ids in tokenizer(practice.texts)["input_ids"]])
@@ -160,11 +160,13 @@ def test_practice_windows_differ_in_length_and_in_what_they_show(practice: Pract
 
 def test_flags_from_elsewhere_are_all_shown_or_unknown() -> None:
     """A question about a flag that neither the text nor the prices can answer would teach the base to guess."""
-    windows = windows_module._cut(np.random.default_rng(0), simulate(np.random.default_rng(0), 600, SYMBOLS[0]), 200)
-    foreign = [window for window in windows if window.place == windows_module.FOREIGN]
-    shown = [set(windows_module._codec(np.random.default_rng(1), window).fields) for window in foreign]
+    windows = windows_module._cut_windows(
+        np.random.default_rng(0), simulate(np.random.default_rng(0), 600, SYMBOLS[0]), 200
+    )
+    foreign = [window for window in windows if window.location == windows_module.FOREIGN]
+    shown = [set(windows_module._random_codec(np.random.default_rng(1), window).fields) for window in foreign]
     assert all(fields == set(window.bars) for fields, window in zip(shown, foreign, strict=True))
-    stack = windows_module._stack(foreign)
+    stack = windows_module._to_arrays(foreign)
     for name in FLAGS:
         unknown = np.isnan(stack.flags[name][:, -1])
         assert unknown.tolist() == [name not in fields for fields in shown]
@@ -180,11 +182,11 @@ def test_every_token_but_the_empty_part_has_an_embedding_of_its_own() -> None:
     assert len(np.unique(parts, axis=0)) == len(parts)
 
 
-def test_the_plain_model_reads_as_the_reader_does(practice: Practice) -> None:
+def test_the_plain_model_reads_as_the_reader_does(practice: PracticeWindows) -> None:
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
-    reader = Reader(tokenizer, base_config(tokenizer, **TINY), 3, 5).eval()
-    plain = reader.plain().eval()
+    reader = StatisticsModel(tokenizer, base_config(tokenizer, **TINY), 3, 5).eval()
+    plain = reader.to_qwen().eval()
     long, short = tokenizer(practice.texts[:2])["input_ids"]
     lengths = torch.tensor([len(long), len(short)])
     ids = torch.zeros(2, int(lengths.max()), dtype=torch.long)
@@ -198,7 +200,7 @@ def test_the_plain_model_reads_as_the_reader_does(practice: Practice) -> None:
 @pytest.mark.parametrize("shape", [(16, 16), (16, 48), (48, 16)])
 def test_orthogonal_evens_out_singular_values(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonal(torch.randn(3, *shape)))
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, *shape)))
     assert values.min() > 0.3
     assert values.max() < 1.3
 
@@ -282,8 +284,8 @@ def test_sizes_that_make_no_qwen_are_refused(sizes: dict[str, int], tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "faults"),
     [
-        ("", ["{path}: must hold keys of pretrain, got null. configs/pretrain.yaml is one."]),
-        ("- 1", ["{path}: must hold keys of pretrain, got [1]. configs/pretrain.yaml is one."]),
+        ("", ["{path}: must hold keys of pretrain, got null. See configs/pretrain.yaml."]),
+        ("- 1", ["{path}: must hold keys of pretrain, got [1]. See configs/pretrain.yaml."]),
         ("steps: 3", ["output_dir is required. Set it in the config."]),
         (
             "{output_dir: a, batch: 4, steps: many, zzz: 1, architecture: {head: 2, layers: 0}}",
@@ -301,7 +303,7 @@ def test_sizes_that_make_no_qwen_are_refused(sizes: dict[str, int], tmp_path: Pa
         ),
         (
             "{data: {train: a, val: b}, model: {base: embedded}, output_dir: a}",
-            ["{path}: must hold keys of pretrain, got sections of train: data, model. configs/pretrain.yaml is one."],
+            ["{path}: must hold keys of pretrain, got sections of train: data, model. See configs/pretrain.yaml."],
         ),
     ],
 )

@@ -21,8 +21,8 @@ from ctxtrain.errors import ConfigError, DataError, Interrupted, RunLocked
 from ctxtrain.multi_run import run_several
 from ctxtrain.reporting.runs_schema import Runs
 from ctxtrain.reporting.summary_schema import Baselines
-from ctxtrain.reporting.verdict import comparison_said, verdict, verdict_of_several
-from ctxtrain.storage.atomic_files import files_below, sha256_file
+from ctxtrain.reporting.verdict import recommendation, verdict, verdict_of_several
+from ctxtrain.storage.atomic_files import list_files, sha256_file
 from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
@@ -36,7 +36,7 @@ def test_folds_go_forward_and_test_every_later_row_once(tmp_path: Path) -> None:
     shuffled = [rows[n] for n in np.random.default_rng(0).permutation(50)]
     found = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", shuffled)))[0]
     folds = walk_forward(found, 4)
-    events = np.array(found.places.time.last)
+    events = np.array(found.positions.time.last)
     for fold in folds:
         train, val, test = (events[fold[name]] for name in ("train", "val", "test"))
         assert train.max() < val.min() <= val.max() < test.min()
@@ -124,11 +124,12 @@ def assert_pooled_baselines(report: dict[str, Any], summaries: list[dict[str, An
     )
     assert {own["over_chance"]["looks"] for own in found["scores"].values() if own["over_chance"]} == {1}
     several = Runs.model_validate(report)
-    assert (several.version, several.plain()) == (1, report)
-    assert verdict_of_several(several).startswith(comparison_said(report["pooled"]["macro_f1"], several.baselines))
+    assert (several.version, several.to_dict()) == (1, report)
+    advice = recommendation(report["pooled"]["macro_f1"], several.baselines, several.intervals.doubt)
+    assert verdict_of_several(several).startswith(advice)
 
 
-def test_seeds_alone_say_that_validation_rows_flatter(
+def test_seeds_alone_say_that_scores_on_validation_rows_are_optimistic(
     make_config: MakeConfig, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     config = make_config("training.seeds=[1,2]", "training.epochs=1")
@@ -142,15 +143,16 @@ def test_seeds_alone_say_that_validation_rows_flatter(
     assert report["pooled"]["rows"] == 40
     assert report["intervals"]["blocks"] == 20  # rows, each answered by two seeds
     out = " ".join(out.split())
-    assert "on the judged rows of all runs together, which also chose the epoch and so flatter" in out
+    assert "reached on the pooled rows" in out or "missed on the pooled rows" in out
+    assert "These rows were also used to choose the epoch, so the scores are optimistic." in out
     ahead, lead = sum(run["beats_baseline"] for run in report["runs"]), report["spread"]["lead"]
     assert (
-        f"In {ahead} of 2 runs the model beats that run's best baseline beyond chance; in macro-F1 it leads by " in out
+        f"{ahead} of 2 runs clearly beat their best baseline; the mean lead in macro-F1 is {lead['mean']:+.3f} (" in out
     )
+    assert f"({lead['lowest']:+.3f} to {lead['highest']:+.3f})." in out
     found = Baselines.model_validate(report["baselines"])
-    assert " ".join(comparison_said(report["pooled"]["macro_f1"], found).split()) in out
+    assert recommendation(report["pooled"]["macro_f1"], found, report["intervals"]["doubt"]) in out
     assert {own["over_chance"]["looks"] for own in report["baselines"]["scores"].values() if own["over_chance"]} == {8}
-    assert f"{lead['mean']:+.3f} on average, {lead['lowest']:+.3f} to {lead['highest']:+.3f}." in out
     for run in report["runs"]:
         summary = RunFolder(Path(config.output_dir) / run["name"]).read_summary()
         assert run["beats_baseline"] == ("The model beats the best baseline" in verdict(summary))
@@ -182,7 +184,7 @@ def test_leaked_rows_mark_every_figure_of_several_runs(
     assert "seed_1 LEAKED" in shown
     assert "seed_2 LEAKED" in shown
     assert f"Targets, judged on the judged rows of all runs together (LEAKED: {pooled})" in shown
-    assert f"No figure here is to be believed, for rows are in two files: {pooled}." in shown
+    assert f"Do not believe any figure here: rows are in two files ({pooled})." in shown
 
 
 def test_runs_that_were_stopped_go_on_where_they_were(make_config: MakeConfig, dated: str) -> None:
@@ -247,7 +249,7 @@ def test_a_damaged_summary_of_a_run_that_has_ended_is_named_and_can_be_written_a
 
 
 def digests(root: Path) -> dict[str, str]:
-    return {name: sha256_file(root / name) for name in files_below(root)}
+    return {name: sha256_file(root / name) for name in list_files(root)}
 
 
 def test_a_start_that_is_refused_changes_no_file_of_the_runs_before_it(
@@ -315,18 +317,18 @@ def test_a_folder_that_holds_an_ordinary_run_is_refused_and_folders_of_others_ar
 
 def test_two_processes_cannot_share_the_folder_of_several_runs(make_config: MakeConfig, dated: str) -> None:
     config = several(make_config, dated)
-    with RunFolder(config.output_dir).owned(), pytest.raises(RunLocked):
+    with RunFolder(config.output_dir).lock(), pytest.raises(RunLocked):
         run_several(config)
 
 
 def test_a_pipeline_makes_one_run_and_says_what_makes_several(make_config: MakeConfig, dated: str) -> None:
     for override, asked in (
-        ("training.seeds=[3,4]", r"makes one run, but training\.seeds=\[3, 4\] asks for several"),
-        ("evaluation.folds=2", r"makes one run, but evaluation\.folds=2 asks for several"),
+        ("training.seeds=[3,4]", r"makes one run, but training\.seeds=\[3, 4\] requests several"),
+        ("evaluation.folds=2", r"makes one run, but evaluation\.folds=2 requests several"),
     ):
         config = make_config(override)
         with pytest.raises(
-            ConfigError, match=rf"^A TrainingPipeline {asked}\. Give the config to ctxtrain\.run_several"
+            ConfigError, match=rf"^A TrainingPipeline {asked}\. Pass the config to ctxtrain\.run_several"
         ):
             TrainingPipeline(config)
         assert not Path(config.output_dir).exists()

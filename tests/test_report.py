@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,14 +22,14 @@ from ctxtrain.cli.process import main
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.evaluation.selective import confidence_histogram
-from ctxtrain.evaluation.worst_errors import TEXT_SHOWN, confident_mistakes
+from ctxtrain.evaluation.worst_errors import MAX_TEXT_CHARS, confident_mistakes
 from ctxtrain.export.predictor import load_model
 from ctxtrain.labels import LABELS
 from ctxtrain.reporting import charts, figures
 from ctxtrain.reporting.figures import Figure
 from ctxtrain.reporting.report import write_report
 from ctxtrain.reporting.summary_schema import Summary
-from ctxtrain.reporting.verdict import baselines_said, headline, readable
+from ctxtrain.reporting.verdict import advice, headline, readable
 from ctxtrain.storage.run_folder import RunFolder
 from tests.helpers import make_row, make_window
 from tests.reported import CHARTS, HOSTILE, SECTIONS, finished_run, summary_of
@@ -176,7 +177,7 @@ def test_targets_scores_and_confusion_are_those_of_the_summary(run: Path, page: 
     assert [row[1] for row in rows] == [target["verdict"] for target in summary["targets"]]
     typed = RunFolder(run).read_summary()
     assert headline(typed) in page.text
-    assert page.text.index(baselines_said(typed, brief=True)) < page.text.index(headline(typed))
+    assert page.text.index(advice(typed, brief=True)) < page.text.index(headline(typed))
     drawn = {row["name"]: row for row in page.values("targets", "target")}
     assert drawn["LONG recall"]["value"] == summary["test"]["per_class"]["LONG"]["recall"]
     assert [drawn["macro-F1"]["low"], drawn["macro-F1"]["high"]] == summary["intervals"]["scores"]["macro_f1"]
@@ -184,7 +185,7 @@ def test_targets_scores_and_confusion_are_those_of_the_summary(run: Path, page: 
     assert [[counts[label, called] for called in LABELS] for label in LABELS] == summary["test"]["confusion"]
     judged = summary["test"]["rows"]
     right = round(summary["test"]["accuracy"] * judged)
-    assert f"{right} of {judged} windows were called right." in page.text
+    assert f"{right} of {judged} windows were predicted right." in page.text
     shares = {(row["label"], row["called"]): row["share"] for row in page.values("confusion", "share")}
     assert shares["SHORT", "SHORT"] == pytest.approx(summary["test"]["per_class"]["SHORT"]["recall"])
     low, high = summary["intervals"]["scores"]["per_class"]["SKIP"]["f1"]
@@ -193,13 +194,12 @@ def test_targets_scores_and_confusion_are_those_of_the_summary(run: Path, page: 
     leads = page.tables["The model and what it is compared with, on the same windows"]
     differences = [scores["difference"]["macro_f1"] for scores in summary["baselines"]["scores"].values()]
     assert [row[0] for row in leads[1:]] == [
-        *("the model", "the commonest class", "random calls", "logistic regression", "gradient boosting"),
+        *("the model", "the most common class", "random predictions", "logistic regression", "gradient boosting"),
         *("extremely randomised trees", "CatBoost"),
     ]
     assert [row["name"] for row in page.values("leads", "low")] == [row[0] for row in leads[2:]]
-    assert (
-        f"The one to beat is the best on the validation windows: {readable(summary['baselines']['best'])}." in page.text
-    )
+    best = readable(summary["baselines"]["best"])
+    assert f"The one to beat has the best score on the validation windows: {best}." in page.text
     assert [row[4] for row in leads[2:]] == [f"{difference['value']:+.3f}" for difference in differences]
 
 
@@ -256,7 +256,7 @@ def test_mistakes_are_the_surest_wrong_calls_of_the_exported_model_with_their_ba
     windows = load_windows(file)
     calls = load_model(run).predict([json.loads(line) for line in file.read_text().splitlines()])
     wrong = [
-        (call["confidence"], window.place, window)
+        (call["confidence"], window.location, window)
         for call, window in zip(calls, windows, strict=True)
         if call["label"] != LABELS[window.label or 0]
     ]
@@ -271,7 +271,7 @@ def test_mistakes_are_the_surest_wrong_calls_of_the_exported_model_with_their_ba
         for name in ("open", "high", "low", "close", "volume"):
             assert [candle[name] for candle in candles] == window.bars[name].tolist()
         assert mistake["event"]["ext_dir"] == window.bars["ext_dir"][-1]
-        assert mistake["time"] == "2025-03-03T10:29:00+00:00"
+        assert re.fullmatch(r"2025-03-\d\dT10:29:00\+00:00", mistake["time"])
 
 
 def window_of(**changes: Any) -> Window:
@@ -293,13 +293,13 @@ def test_numbers_that_are_no_moment_and_text_rows_are_no_fault() -> None:
     row = make_row()
     for i, bar in enumerate([*row["context_bars"], row["current_bar"]]):
         bar["time"] = 7e7 + i
-    text = make_window({"context": "up " * TEXT_SHOWN, "id": "t"})
+    text = make_window({"context": "up " * MAX_TEXT_CHARS, "id": "t"})
     windows = [make_window(row), text]
     found = confident_mistakes(
         lambda rows: [windows[n] for n in rows], np.array([1, 1]), np.tile([0.6, 0.3, 0.1], (2, 1))
     )
     assert [mistake["time"] for mistake in found] == [None, None]
-    assert (found[1]["bars"], found[1]["event"], len(found[1]["text"])) == ({}, {}, TEXT_SHOWN)
+    assert (found[1]["bars"], found[1]["event"], len(found[1]["text"])) == ({}, {}, MAX_TEXT_CHARS)
 
 
 def test_the_histogram_counts_every_row_once() -> None:
@@ -342,14 +342,16 @@ def imported_names(node: ast.Import | ast.ImportFrom) -> set[str]:
 
 def test_leaks_are_shown_with_what_to_do(run: Path, rewritten: Rewritten) -> None:
     summary = summary_of(run)
-    (found,) = [leak for leak in summary["data"]["leaks"] if leak["files"] == ["train", "val"]]
+    leaks = {leak["kind"]: leak for leak in summary["data"]["leaks"] if leak["files"] == ["train", "val"]}
+    found = leaks["shared bars"]
     page = rewritten(summary)
     assert f"shared bars in train and val: {found['count']}. {found['remedy']}" in page.text
-    assert "No figure here is to be believed" not in page.text
-    assert "Looked for in vain: identical window; identical text; same id; two labels for one window;" in page.text
+    assert "Do not believe any figure here" not in page.text
+    checked = "Checked without a finding: "
+    assert f"{checked}identical window; identical text; same id; two labels for one window" in page.text
     summary["data"]["leaks"] = []
-    assert "Looked for in vain: identical window;" in (text := rewritten(summary).text)
-    assert "shared bars; judged on older rows." in text
+    assert f"{checked}identical window;" in (text := rewritten(summary).text)
+    assert "shared bars; training on later rows." in text
     summary["data"]["leaks"] = [
         {
             "kind": "identical window",
@@ -361,7 +363,7 @@ def test_leaks_are_shown_with_what_to_do(run: Path, rewritten: Rewritten) -> Non
         }
     ]
     summary["data"]["leaked"] = "1,234 × identical window in train and test"
-    summary["data"]["unchecked"] = ["shared bars, judged on older rows: the rest"]
+    summary["data"]["unchecked"] = ["shared bars, training on later rows: the rest"]
     summary["data"]["purged"] = {"train": 17, "val": 0}
     summary["data"]["drift"] = [
         {"feature": "range", "psi": 0.5, "chance": 0.125, "shifted": True},
@@ -370,11 +372,9 @@ def test_leaks_are_shown_with_what_to_do(run: Path, rewritten: Rewritten) -> Non
     page = rewritten(summary)
     assert "identical window in train and test: 1,234. Delete them from train." in page.text
     assert f"train.jsonl:1{HOSTILE} and test.jsonl:9" in page.text
-    assert "No figure here is to be believed, for rows are in two files: 1,234 × identical window" in page.text
-    assert "Not looked for: shared bars, judged on older rows: the rest." in page.text
-    assert (
-        "Looked for in vain: identical text; same id; two labels for one window; label told by one field." in page.text
-    )
+    assert "Do not believe any figure here: rows are in two files (1,234 × identical window" in page.text
+    assert "Not looked for: shared bars, training on later rows: the rest." in page.text
+    assert "Looked for in vain: identical text; same id; two labels for one window; single-field leakage." in page.text
     assert "17 train windows are dropped" in page.text
     assert "1 of 2 numbers of the windows differ between training and validation" in page.text
     assert ["range", "0.50", "0.12", "yes"] in page.tables["The numbers that differ most"]
@@ -388,12 +388,12 @@ def test_the_page_says_which_market_and_which_times_it_is_about(run: Path, rewri
     extent = summary["data"]["extent"]["train"]
     symbols = ", ".join(extent["symbols"])
     assert row == ["train", symbols, *(extent[end].replace("T", " ")[:19] for end in ("first_event", "last_event"))]
-    assert "simulated: nothing here" not in page.text
+    assert "simulated: no figure here" not in page.text
     for found in summary["data"]["extent"].values():
         found |= {"symbols": ["ES-SIM", "GC-SIM"], "first_event": None}
     page = rewritten(summary)
-    assert "The windows are simulated: nothing here is about a real market." in page.text
-    assert page.tables["Symbols and times"][1][1:3] == ["ES-SIM, GC-SIM", "not said"]
+    assert "The windows are simulated: no figure here is about a real market, and none counts profit." in page.text
+    assert page.tables["Symbols and times"][1][1:3] == ["ES-SIM, GC-SIM", "unknown"]
 
 
 def test_the_page_copes_with_runs_of_every_kind(run: Path, rewritten: Rewritten) -> None:
@@ -407,18 +407,17 @@ def test_the_page_copes_with_runs_of_every_kind(run: Path, rewritten: Rewritten)
     summary["calibration"] = {"method": "none", "temperature": 1.0}
     summary["test"]["absent"] = ["SKIP"]
     summary["intervals"]["scores"]["per_class"]["SKIP"]["recall"] = None
-    summary["intervals"]["doubt"] = "3 blocks are fewer than 10"
+    summary["intervals"] |= {"trusted": False, "doubt": "the windows cover 3 independent periods; use 10 or more"}
     summary["data"]["partial_fields"] = {"delta": 12}
     summary["data"]["rows_cut_to_max_tokens"]["val"] = 7
     text = rewritten(summary).text
     for said in (
-        "every test window was called right",
-        "this run was not calibrated",
-        "Without windows, and scored 0: SKIP.",
-        "(unknown)",
-        "not to be trusted: 3 blocks are fewer than 10.",
+        "every test window was predicted right",
+        "This run was not calibrated",
+        "No windows of SKIP: the F1 counts as 0.",
+        "there is no interval: the windows cover 3 independent periods; use 10 or more.",
         "delta is in 12 of 48 training windows",
-        "7 val windows are longer than the model reads",
+        "7 val windows were longer than model.max_tokens",
     ):
         assert said in text
     summary = summary_of(run)
@@ -432,28 +431,27 @@ def test_the_page_copes_with_runs_of_every_kind(run: Path, rewritten: Rewritten)
 @pytest.mark.parametrize(
     ("verdicts", "test", "said"),
     [
-        (["met"] * 6, True, "All 6 targets are met on 60 test windows, beyond chance."),
+        (["met"] * 6, True, "All 6 targets reached on 60 test windows."),
+        (["met, may be luck"] * 6, True, "All 6 targets reached on 60 test windows; all of them may be luck."),
         (
-            ["met", "met, but within chance", "met", "met", "met", "met, but within chance"],
+            ["met", "met, may be luck", "met", "met", "met", "met, may be luck"],
             True,
-            "All 6 targets are met on 60 test windows, but within chance: macro-F1 and SHORT recall.",
+            "All 6 targets reached on 60 test windows; macro-F1 and SHORT recall may be luck.",
         ),
+        (["missed", *["met"] * 5], True, "1 of 6 targets missed on 60 test windows: accuracy."),
         (
-            ["missed", *["met"] * 5],
-            True,
-            "1 of 6 targets is missed on 60 test windows: accuracy.",
-        ),
-        (
-            ["missed", "missed", "missed", "met", "met, but within chance", "met"],
+            ["missed", "missed", "missed", "met", "met, may be luck", "met"],
             False,
             (
-                "3 of 6 targets are missed on 30 validation windows: accuracy, macro-F1 and LONG precision; "
-                "1 is met, but within chance; these windows also chose the epoch, so the figures flatter."
+                "3 of 6 targets missed on 30 validation windows: accuracy, macro-F1 and LONG precision; LONG recall "
+                "may be luck. These rows were also used to choose the epoch, so the scores are optimistic."
             ),
         ),
     ],
 )
-def test_the_headline_is_the_verdict_in_one_sentence(run: Path, verdicts: list[str], test: bool, said: str) -> None:
+def test_the_headline_names_targets_missed_and_those_that_may_be_luck(
+    run: Path, verdicts: list[str], test: bool, said: str
+) -> None:
     summary = summary_of(run)
     for target, verdict in zip(summary["targets"], verdicts, strict=True):
         target |= {"verdict": verdict}
@@ -472,9 +470,9 @@ def test_a_summary_of_an_older_version_is_refused_with_the_way_out(
         main(["report", str(tmp_path)])
     assert ended.value.code == 65
     assert capfd.readouterr().err == (
-        f"error: {tmp_path}/training_summary.json: must be the JSON object that a run ends with, "
+        f"error: {tmp_path}/training_summary.json: must be the summary of a finished run, "
         "but it lacks data.extent. "
-        f"Run ctxtrain export {tmp_path}, which writes it again.\n"
+        f"Run ctxtrain export {tmp_path} to write it again.\n"
     )
 
 
@@ -487,5 +485,5 @@ def test_a_summary_that_is_damaged_is_refused_by_its_name(
         main(["report", str(tmp_path)])
     assert ended.value.code == 65
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path}/training_summary.json: must be the JSON object that a run ends with, ")
-    assert line.endswith(f"Run ctxtrain export {tmp_path}, which writes it again.")
+    assert line.startswith(f"error: {tmp_path}/training_summary.json: must be the summary of a finished run, ")
+    assert line.endswith(f"Run ctxtrain export {tmp_path} to write it again.")

@@ -108,7 +108,8 @@ def test_a_whole_process_ends_as_the_command_does(stdout: str, code: int, comman
         done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code
     said = "error: standard output: No space left on device. Make room or give access and run again; "
-    assert done.stderr == (f"{said}what was finished is whole.\n" if code else "")
+    last = f"{said}what was finished is whole.\n" if code else ""
+    assert done.stderr == f"checking {', '.join(map(str, commands['check'][1:]))}\n{last}"
 
 
 def in_shell(words: Sequence[object], redirection: str) -> tuple[int, str]:
@@ -126,7 +127,7 @@ def test_closed_streams_of_a_whole_process(commands: dict[str, list[object]], tm
     code, err = in_shell(["predict", model, "-", "-o", tmp_path / "out.jsonl"], "<&-")
     assert (code, err) == (
         65,
-        "error: standard input: rows must be piped in, and it is closed. Pipe them in, or give a file.\n",
+        "error: standard input is closed. Pipe the rows in, or give a file.\n",
     )
 
 
@@ -139,7 +140,7 @@ def test_a_closed_standard_input_is_told_before_the_model_is_opened(
         monkeypatch.setattr(sys, "stdin", stream)
         with pytest.raises(SystemExit) as end:
             main(["predict", str(tmp_path / "none.zip"), "-"])
-        said = "error: standard input: rows must be piped in, and it is closed. "
+        said = "error: standard input is closed. "
         assert (end.value.code, capsys.readouterr().err.startswith(said)) == (65, True)
 
 

@@ -20,7 +20,7 @@ from ctxtrain import Config, TrainingPipeline
 from ctxtrain.errors import DataError, Interrupted
 from ctxtrain.progress import Reporter
 from ctxtrain.storage import checkpoint
-from ctxtrain.storage.atomic_files import seal, sha256_file
+from ctxtrain.storage.atomic_files import append_checksum, sha256_file
 from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 
@@ -37,7 +37,9 @@ class Signaller(Reporter):
         self.after, self.number = after, number
 
     @contextmanager
-    def epoch(self, number: int, _epochs: int, steps: int, done: int) -> Iterator[Callable[[float, float, int], None]]:
+    def track_epoch(
+        self, number: int, _epochs: int, steps: int, done: int
+    ) -> Iterator[Callable[[float, float, int], None]]:
         step = (number - 1) * steps + done
 
         def after_step(_loss: float, _learning_rate: float, _windows: int) -> None:
@@ -140,7 +142,7 @@ def test_a_checkpoint_holds_nothing_that_runs(unbroken: Unbroken, make_config: M
 
     with path.with_name("checkpoint_epoch_9.pt").open("w+b") as stream:
         torch.save({"format": checkpoint.FORMAT, "state": Harm()}, stream)
-        seal(stream)
+        append_checksum(stream)
     with pytest.raises(DataError, match="not a readable checkpoint"):
         checkpoint.load(path.with_name("checkpoint_epoch_9.pt"))
     path.with_name("checkpoint_epoch_9.pt").unlink()

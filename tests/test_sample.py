@@ -540,7 +540,7 @@ def test_no_use_of_the_rule_scores_more_than_the_best(
         ({"mix": (0.01, 0.19, 0.8)}, "each at least 0.02"),
         ({"bars": (50, 30)}, "got (50, 30). Use (30, 50)"),
         ({"bars": (1, 30)}, "from 2 to 500 bars, got (1, 30)"),
-        ({"train": 10_000_000}, "within 10,000,000 simulated bars, got a need of about"),
+        ({"train": 10_000_000}, "fit into 10,000,000 simulated bars, but need about"),
     ],
 )
 def test_refusals_state_rule_value_and_remedy(tmp_path: Path, arguments: dict[str, Any], words: str) -> None:

@@ -37,7 +37,7 @@ from ctxtrain import Config, TrainingPipeline
 from ctxtrain.cli.process import main
 from ctxtrain.data.parse_window import BAR_FIELDS, parse_row
 from ctxtrain.serve.refusals import Code
-from ctxtrain.serve.server import bound
+from ctxtrain.serve.server import bind_socket
 from ctxtrain.storage.atomic_files import sha256_file, write_manifest
 from tests.conftest import Amount
 from tests.helpers import Row, bars_of, learnable_rows, make_row, write_rows
@@ -706,7 +706,7 @@ def test_what_cannot_be_served_ends_with_2(
 def test_of_two_servers_on_one_port_the_second_ends_at_once_before_it_opens_a_model(tmp_path: Path) -> None:
     empty = tmp_path / "empty.zip"
     empty.write_bytes(b"PK\3\4")  # looks like a model until it is opened
-    with bound("127.0.0.1", 0) as first:  # as a server that is still opening its model holds it
+    with bind_socket("127.0.0.1", 0) as first:  # as a server that is still opening its model holds it
         port = first.getsockname()[1]
         command = [sys.executable, "-m", "ctxtrain", "serve", str(empty), "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
@@ -717,7 +717,7 @@ def test_of_two_servers_on_one_port_the_second_ends_at_once_before_it_opens_a_mo
 @contextmanager
 def serving_at_once(model: Path, stdout: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A server that has answered a request which was sent as soon as its port was taken."""
-    with bound("127.0.0.1", 0) as one:
+    with bind_socket("127.0.0.1", 0) as one:
         port = one.getsockname()[1]
     command = [sys.executable, "-m", "ctxtrain", "serve", str(model), "--port", str(port)]
     with subprocess.Popen(command, stdout=stdout) as process:
@@ -772,5 +772,5 @@ def test_a_deeply_nested_row_is_bad_data_to_predict_too(
 
 def test_answers_do_not_wait_for_an_acknowledgement() -> None:
     """asyncio switches Nagle's delay off only for sockets that say they are TCP; with it an answer took 40 ms more."""
-    with bound("127.0.0.1", 0) as listener:
+    with bind_socket("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP

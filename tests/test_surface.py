@@ -159,11 +159,11 @@ def test_only_a_command_that_needs_a_model_waits_to_see_whether_the_machine_is_b
     monkeypatch.setattr(tuning, "LOADAVG", tmp_path / "loadavg")
     monkeypatch.setattr(time, "sleep", looks.append)
     (tmp_path / "loadavg").write_text("9.20 9.18 9.12 9999/9999 11206\n")
-    exports = ["export", str(tmp_path)]
-    for arguments in (words, exports):
+    pretraining = ["pretrain", str(tmp_path / "none.yaml")]
+    for arguments in (words, pretraining):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert bool(looks) == (arguments == exports)
+        assert bool(looks) == (arguments == pretraining)
 
 
 def test_threads_do_not_spin_beside_programs_that_are_busy() -> None:

@@ -16,11 +16,11 @@ import pytest
 from ctxtrain import TrainingPipeline, run_several
 from ctxtrain.data import batches, formats, parse_window, tokens
 from ctxtrain.data.parse_window import Window
-from ctxtrain.data.positions import places_of
+from ctxtrain.data.positions import collect_positions
 from ctxtrain.data.table_cache import TableCache
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
-from ctxtrain.evaluation.blocks import blocks_of
+from ctxtrain.evaluation.blocks import assign_blocks
 from tests.conftest import MakeConfig
 from tests.helpers import Row, dated_rows, make_row, write_rows
 
@@ -46,9 +46,9 @@ def unlike(count: int) -> list[Row]:
 
 
 def fields(window: Window) -> tuple[object, ...]:
-    placed = window.placed
+    placed = window.position
     return (
-        *(window.place, window.id, window.label, window.text, window.symbol),
+        *(window.location, window.id, window.label, window.text, window.symbol),
         *(placed.time, placed.index, placed.unit, placed.time_name, placed.event),
         *(list(placed.indices), list(placed.counts)),
         list(window.features.items()),
@@ -83,8 +83,8 @@ def test_rows_of_a_table_stand_where_those_of_the_file_do(tmp_path: Path) -> Non
             bar.pop("time", None)
             bar["bar_index"] = number
     kept = WindowFile(write_rows(tmp_path / "rows.jsonl", rows))
-    parsed, read = blocks_of(places_of(kept)), blocks_of(places_of(kept))
-    assert "bar_index begins anew" in parsed.note
+    parsed, read = assign_blocks(collect_positions(kept)), assign_blocks(collect_positions(kept))
+    assert "bar_index restarts" in parsed.note
     assert (read.note, read.block_N.tolist()) == (parsed.note, parsed.block_N.tolist())
 
 
@@ -173,10 +173,10 @@ def test_a_kept_table_is_found_by_content_and_gives_the_same_rows_and_notes(
     again, other = cached(moved, tmp_path / "cache")
     assert [row[1:] for row in again] == [row[1:] for row in first]
     assert again[7][0] == f"{moved}:8"
-    assert list(other.reading.noticed.lines()) == list(file.reading.noticed.lines())
-    assert other.reading.ignored_fields == file.reading.ignored_fields
-    assert (other.reading.rows, other.reading.good, other.sha256()) == (300, 300, file.sha256())
-    assert other.reading.noticed.incomplete() == file.reading.noticed.incomplete()
+    assert list(other.report.notices.lines()) == list(file.report.notices.lines())
+    assert other.report.ignored_fields == file.report.ignored_fields
+    assert (other.report.rows, other.report.good, other.sha256()) == (300, 300, file.sha256())
+    assert other.report.notices.incomplete() == file.report.notices.incomplete()
 
 
 def test_a_changed_file_and_unlabelled_rows_are_not_taken_for_the_kept_table(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_faulty_rows_are_named_each_time_and_no_table_of_them_is_kept(tmp_path: 
     path = write_rows(tmp_path / "rows.jsonl", [make_row(seed=1), {"label": "LONG"}])
     for _ in range(2):
         _, file = cached(path, tmp_path / "cache")
-        assert file.reading.fault_total > 0
+        assert file.report.fault_total > 0
         assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -270,7 +270,8 @@ def test_tables_lie_in_no_run_no_export_and_no_base(
     if place == "output":
         config = config.model_copy(update={"output_dir": str(folder / "output")})
     with pytest.raises(
-        ConfigError, match=r"^data\.cache must be a folder of its own, and .* lies in .*\. Give another"
+        ConfigError,
+        match=r"^data\.cache must be outside of output_dir, runs, exports and bases, but .* is in .*\. Give another",
     ):
         TrainingPipeline(config).run()
     assert not list(folder.rglob("*.arrow"))
@@ -298,5 +299,5 @@ def test_a_run_with_data_cache_is_the_same_run(
         monkeypatch.setattr(formats, "parse_row", None)
     assert zips[0] == zips[1] == zips[2]
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match=r"^data\.cache must be a folder that can be written to, and .*/file is not"):
+    with pytest.raises(ConfigError, match=r"^data\.cache must be a writable folder, got .*/file: "):
         TrainingPipeline(make_config(f"data.cache={tmp_path / 'file'}", run="third")).run()

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from ctxtrain.data.check import check_files
-from ctxtrain.data.leakage import BY_PLACE, purged_rows
+from ctxtrain.data.leakage import POSITION_KINDS, purged_rows
 from ctxtrain.data.parse_window import Window
-from ctxtrain.data.positions import places_of
+from ctxtrain.data.positions import collect_positions
 from ctxtrain.data.profile import extent, survey
-from ctxtrain.data.time_units import ISO, NAIVE, NUMBER, UNITS, nanoseconds
+from ctxtrain.data.time_units import ISO, NAIVE, PLAIN_NUMBER, UNITS, parse_time
 from ctxtrain.data.walk_forward import walk_forward
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
-from ctxtrain.evaluation.blocks import blocks_of
+from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.worst_errors import confident_mistakes
 from tests.helpers import Row, bars_of, dated_rows, make_row, make_window, read, write_rows
 
@@ -58,32 +58,32 @@ def places(rows: list[Row]) -> list[Row]:
 
 
 def by_place(report: dict[str, Any]) -> dict[str, int]:
-    return {leak["kind"]: leak["count"] for leak in report["leaks"] if leak["kind"] in BY_PLACE}
+    return {leak["kind"]: leak["count"] for leak in report["leaks"] if leak["kind"] in POSITION_KINDS}
 
 
 @pytest.mark.parametrize("written", WRITTEN)
 def test_a_moment_is_the_same_to_the_nanosecond_however_it_is_written(written: str) -> None:
     moment = START + timedelta(hours=7, minutes=3, seconds=1)
-    stamp, unit = nanoseconds(WRITTEN[written](moment))
+    stamp, unit = parse_time(WRITTEN[written](moment))
     assert stamp == since(moment, 10**9)
     iso = NAIVE if "without" in written else ISO
     assert unit == (iso if "ISO" in written else f"{written.removesuffix(' as a float')} since 1970")
 
 
 def test_fractions_are_exact() -> None:
-    assert nanoseconds("2025-03-03T00:00:00.123456789Z")[0] == since(START, 10**9) + 123_456_789
-    assert nanoseconds("2025-03-03T00:00:00,1234567Z")[0] == since(START, 10**9) + 123_456_700
-    assert nanoseconds("20250303T000000.123456789Z")[0] == since(START, 10**9) + 123_456_789
-    assert nanoseconds("20250303T010000.1234567+0100")[0] == since(START, 10**9) + 123_456_700
-    assert nanoseconds("2025-W10-1T00:00:00.000000001")[0] == since(START, 10**9) + 1
-    assert nanoseconds("2025-03-03T00:00:00.123456+00:00")[0] == since(START, 10**9) + 123_456_000
-    assert nanoseconds(since(START, 1) + 0.25)[0] == since(START, 10**9) + 250_000_000
-    assert nanoseconds(since(START, 10**9) + 1)[0] == since(START, 10**9) + 1
+    assert parse_time("2025-03-03T00:00:00.123456789Z")[0] == since(START, 10**9) + 123_456_789
+    assert parse_time("2025-03-03T00:00:00,1234567Z")[0] == since(START, 10**9) + 123_456_700
+    assert parse_time("20250303T000000.123456789Z")[0] == since(START, 10**9) + 123_456_789
+    assert parse_time("20250303T010000.1234567+0100")[0] == since(START, 10**9) + 123_456_700
+    assert parse_time("2025-W10-1T00:00:00.000000001")[0] == since(START, 10**9) + 1
+    assert parse_time("2025-03-03T00:00:00.123456+00:00")[0] == since(START, 10**9) + 123_456_000
+    assert parse_time(since(START, 1) + 0.25)[0] == since(START, 10**9) + 250_000_000
+    assert parse_time(since(START, 10**9) + 1)[0] == since(START, 10**9) + 1
 
 
 @pytest.mark.parametrize("value", [0, 59.5, -60, 99_999_999, 20250303])
 def test_a_number_too_small_for_a_date_is_a_number_of_no_unit(value: float) -> None:
-    assert nanoseconds(value) == (round(value * 10**9), NUMBER)
+    assert parse_time(value) == (round(value * 10**9), PLAIN_NUMBER)
 
 
 @pytest.mark.parametrize(
@@ -99,20 +99,20 @@ def test_a_number_that_is_no_time_in_any_unit_is_refused(value: float) -> None:
     )
     assert "time must be ISO 8601" in fault
     with pytest.raises(ValueError, match="must be ISO 8601 text, or seconds, milli-"):
-        nanoseconds(value)
+        parse_time(value)
 
 
 @pytest.mark.parametrize("value", ["0001-01-01", "1799-12-31T23:59:59Z", "2200-01-01", "9999-12-31T23:59:59-12:00"])
 def test_a_year_far_away_is_refused(value: str) -> None:
-    with pytest.raises(ValueError, match="must lie in the years 1800 to 2199"):
-        nanoseconds(value)
+    with pytest.raises(ValueError, match="must be in the years 1800 to 2199"):
+        parse_time(value)
 
 
 @pytest.mark.parametrize("value", ["1800112212000", "1741010400", "20250303140000"])
 def test_a_number_in_quotes_is_no_iso_text(value: str) -> None:
     """The first is of 2027 in milliseconds; datetime would read the year 1800."""
     with pytest.raises(ValueError, match="Write numbers without quotes"):
-        nanoseconds(value)
+        parse_time(value)
 
 
 @pytest.mark.parametrize("written", WRITTEN)
@@ -127,11 +127,11 @@ def test_leaks_are_found_and_purged_whatever_the_units_of_two_files(written: str
     }
     report = check_files(paths)
     assert report["faults"] == []
-    assert by_place(report) == {"shared bars": 6, "judged on older rows": 3}
+    assert by_place(report) == {"shared bars": 6, "training on later rows": 3}
     surveys = {name: survey(WindowFile(path))[0] for name, path in paths.items() if path}
     assert purged_rows(surveys, 0)["train"].tolist() == [*range(34, 40)]
     assert purged_rows(surveys, 25)["train"].tolist() == [*range(31, 40)]
-    assert report["times"]["val"]["time_unit"] == surveys["val"].file.reading.noticed.time_unit()
+    assert report["times"]["val"]["time_unit"] == surveys["val"].file.report.notices.time_unit()
     assert report["times"]["val"]["first_event"] == "2025-03-03T06:29:00+00:00"
     assert report["times"]["val"]["last_event"] == "2025-03-03T10:19:00+00:00"
 
@@ -140,7 +140,7 @@ def test_leaks_are_found_and_purged_whatever_the_units_of_two_files(written: str
 def test_folds_blocks_and_mistakes_know_the_day_whatever_the_unit(written: str, tmp_path: Path) -> None:
     rows = timed(dated_rows(72, seed=1, apart=240), written)  # six a day, twelve days
     windows = [make_window(row) for row in rows]
-    blocks = blocks_of(places_of(windows))
+    blocks = assign_blocks(collect_positions(windows))
     assert (blocks.count, blocks.trusted) == (12, True)
     assert np.bincount(blocks.block_N).tolist() == [6] * 12
     surveyed, error = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", rows[::-1])))
@@ -157,12 +157,12 @@ def test_folds_blocks_and_mistakes_know_the_day_whatever_the_unit(written: str, 
 def test_two_units_in_a_file_are_refused_with_both_places(one: str, other: str) -> None:
     rows = dated_rows(4, seed=1, apart=60)
     mixed = timed(rows[:2], one) + timed(rows[2:], other)
-    units = [read([json.dumps(row).encode()]).noticed.time_unit() for row in (mixed[0], mixed[2])]
+    units = [read([json.dumps(row).encode()]).notices.time_unit() for row in (mixed[0], mixed[2])]
     lines = [json.dumps(row).encode() for row in mixed]
     (fault,) = read(lines).faults
     assert fault == (
         f"rows.jsonl:3: the times of a file must have one unit, but here they are {units[1]}, and {units[0]} at "
-        "rows.jsonl:1. Write all of them in one."
+        "rows.jsonl:1. Write all times in one unit."
     )
     assert read(lines, labelled=False).faults == []  # no answer depends on a time
 
@@ -195,19 +195,19 @@ def test_times_that_count_from_anywhere_compare_with_their_kind_only(tmp_path: P
     later = write_rows(tmp_path / "later.jsonl", places(numbered(20, start=180)))
     dated = write_rows(tmp_path / "dated.jsonl", places(timed(dated_rows(20, seed=3, apart=10), "seconds")))
     report = check_files({"train": plain, "val": later})
-    assert by_place(report) == {"shared bars": 4, "judged on older rows": 1}
+    assert by_place(report) == {"shared bars": 4, "training on later rows": 1}
     assert [line for line in report["noticed"]["train"] if line.startswith("times are plain numbers")]
     assert report["times"]["train"]["first_event"] is None
     report = check_files({"train": plain, "val": dated})
     assert by_place(report) == {}
     reason = "times are plain numbers in train, dates in val, which do not compare"
-    assert report["unchecked"][0] == f"shared bars, judged on older rows: {reason}"
+    assert report["unchecked"][0] == f"shared bars, training on later rows: {reason}"
     surveys = {name: survey(WindowFile(path))[0] for name, path in (("train", plain), ("val", dated))}
     with pytest.raises(ValueError, match=reason):
         purged_rows(surveys, 0)
-    blocks = blocks_of(places_of(make_window(row) for row in numbered(3) + numbered(3, start=500)))
+    blocks = assign_blocks(collect_positions(make_window(row) for row in numbered(3) + numbered(3, start=500)))
     assert blocks.count == 2
-    assert blocks.note == "windows that share bars; times are plain numbers, and tell no days"
+    assert blocks.note == "windows that share bars; times are plain numbers without days"
 
 
 # A row without a place
@@ -233,15 +233,15 @@ def test_a_row_without_a_place_leaves_the_others_theirs(lacking: tuple[int, ...]
     }
     report = check_files(paths)
     assert by_place(report) == {}
-    assert report["unchecked"] == ["where 1 of 31 train rows lie: they lack time on their first or last bar"]
+    assert report["unchecked"] == ["the position of 1 of 31 train rows: they lack time on their first or last bar"]
     surveys = {name: survey(WindowFile(path))[0] for name, path in paths.items() if path}
     assert purged_rows(surveys, 0)["train"].tolist() == [30]
     assert report["times"]["train"]["rows_without_time"] == 1
     with pytest.raises(ConfigError, match="1 of 31 have no time on their first or last bar"):
         walk_forward(surveys["train"], 2)
     shown = [*rows[:30], *(without_time(row, *lacking) for row in rows[30:33])]
-    blocks = blocks_of(places_of(make_window(row) for row in shown))
-    assert blocks.note.endswith("; 3 of 33 rows without a place in time are one block")
+    blocks = assign_blocks(collect_positions(make_window(row) for row in shown))
+    assert blocks.note.endswith("; 3 of 33 rows without a known time are one block")
     assert len(set(blocks.block_N[30:].tolist())) == 1
     assert not set(blocks.block_N[30:].tolist()) & set(blocks.block_N[:30].tolist())
 
@@ -250,8 +250,8 @@ def test_a_time_that_only_bars_in_the_middle_lack_is_said_and_takes_no_place_awa
     rows = [without_time(row, 4, 9) for row in dated_rows(3, seed=1, apart=60)]
     (surveyed, _) = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", rows)))
     assert extent(surveyed)["first_event"] == "2025-03-03T00:29:00+00:00"
-    assert list(surveyed.file.reading.noticed.lines()) == [
-        "time is missing on 6 bars in 3 of 3 rows; a row whose first or last bar lacks it has no place by it"
+    assert list(surveyed.file.report.notices.lines()) == [
+        "time is missing on 6 bars in 3 of 3 rows; a row whose first or last bar lacks it has no position by it"
     ]
 
 
@@ -278,13 +278,13 @@ def test_a_bar_index_that_begins_anew_places_nothing(days: int, a_day: int, tmp_
     report = check_files(paths)
     assert by_place(report) == {}
     assert report["unchecked"][0] == (
-        f"shared bars, judged on older rows: bar_index begins anew ({len(rows) - a_day} of {len(rows)} windows have "
-        "other prices at a number than one before), and there is no time"
+        f"shared bars, training on later rows: bar_index restarts ({len(rows) - a_day} of {len(rows)} windows have "
+        "other prices at a number than an earlier one), and there is no time"
     )
-    blocks = blocks_of(places_of(make_window(row) for row in rows))
+    blocks = assign_blocks(collect_positions(make_window(row) for row in rows))
     assert blocks.count == len(rows)
-    assert "bar_index begins anew" in blocks.note
-    with pytest.raises(ConfigError, match=r"evaluation\.folds orders rows by time, but bar_index begins anew"):
+    assert "bar_index restarts" in blocks.note
+    with pytest.raises(ConfigError, match=r"evaluation\.folds orders rows by time, but bar_index restarts"):
         walk_forward(survey(WindowFile(write_rows(tmp_path / "all.jsonl", rows)))[0], 2)
 
 
@@ -359,10 +359,8 @@ def test_a_usual_name_of_the_time_is_taken_as_the_time_and_said_once(name: str, 
     (surveyed, error) = survey(WindowFile(write_rows(tmp_path / "rows.jsonl", rows)))
     assert error is None
     assert extent(surveyed)["first_event"] == "2025-03-03T00:29:00+00:00"
-    reading = surveyed.file.reading
-    assert list(reading.noticed.lines()) == [
-        f"3 of 3 rows have no time, and {name} was taken as the time of their bars"
-    ]
+    reading = surveyed.file.report
+    assert list(reading.notices.lines()) == [f"3 of 3 rows have no time; {name} is used as the time of their bars"]
     assert f"bars.{name}" not in reading.ignored_fields
 
 
@@ -397,11 +395,9 @@ def test_a_field_that_is_only_called_like_a_time_is_none_and_the_order_is_said_t
         bar["date"] = value
     reading = read([json.dumps(row).encode()])
     assert reading.faults == []
-    untimely, guessed = reading.noticed.lines()
-    assert untimely.startswith("date was not taken as the time of bars in 1 of 1 rows: ")
-    assert guessed == (
-        "1 of 1 rows say neither time nor bar_index, so the order of their bars was taken as given, oldest first"
-    )
+    untimely, guessed = reading.notices.lines()
+    assert untimely.startswith("date is not used as the time of bars in 1 of 1 rows: ")
+    assert guessed == ("1 of 1 rows have neither time nor bar_index, so their bars are assumed to be oldest first")
     assert reading.ignored_fields == {"bars.date": 1}
 
 
@@ -465,7 +461,7 @@ def test_the_time_comes_before_its_other_names() -> None:
     for n, bar in enumerate(bars_of(row)):
         bar["timestamp"] = 1000 - n
     window = make_window(row)
-    assert (window.placed.time_name, window.placed.event) == ("time", "2025-03-03T10:29:00+00:00")
+    assert (window.position.time_name, window.position.event) == ("time", "2025-03-03T10:29:00+00:00")
 
 
 def test_each_unit_ends_where_no_other_begins() -> None:
@@ -475,20 +471,20 @@ def test_each_unit_ends_where_no_other_begins() -> None:
         assert end < start
     for unit, (least, of_a_second) in UNITS.items():
         for value in (least, may_2033 * of_a_second):
-            assert nanoseconds(value) == (value * (10**9 // of_a_second), unit)
+            assert parse_time(value) == (value * (10**9 // of_a_second), unit)
 
 
 @pytest.mark.parametrize("value", [2401020930, 20240102093000, 638_396_658_000_000_000, 620_000_000_000_000_000])
 def test_numbers_of_other_clocks_are_refused(value: int) -> None:
     """January 2024 in digits, with and without the century, and two dates in .NET's ticks."""
-    with pytest.raises(ValueError, match="Write other clocks as ISO 8601"):
-        nanoseconds(value)
+    with pytest.raises(ValueError, match="Convert other clocks to ISO 8601"):
+        parse_time(value)
 
 
 def test_a_single_row_is_answered_whatever_its_times(tmp_path: Path) -> None:
     for written in WRITTEN:
         window: Window = make_window(timed([make_row()], written)[0])
-        assert window.placed.event == "2025-03-03T10:29:00+00:00"
+        assert window.position.event == "2025-03-03T10:29:00+00:00"
 
 
 def test_times_of_a_day_as_plain_numbers_join_no_days(tmp_path: Path) -> None:
@@ -506,4 +502,4 @@ def test_times_of_a_day_as_plain_numbers_join_no_days(tmp_path: Path) -> None:
     paths = {name: write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in files.items()}
     report = check_files(paths)
     assert "shared bars" not in {leak["kind"] for leak in report["leaks"]}
-    assert any("times are plain numbers that begin anew" in what for what in report["unchecked"])
+    assert any("times are plain numbers that restart" in what for what in report["unchecked"])

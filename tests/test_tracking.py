@@ -48,13 +48,13 @@ class Watcher(Reporter):
     def say(self, message: str) -> None:
         self.said.append(message)
 
-    def epoch_done(self, record: Mapping[str, Any], best: bool) -> None:
+    def report_epoch(self, record: Mapping[str, Any], best: bool) -> None:
         del best
         if self.after_epoch and record["epoch"] == 1:
             self.after_epoch()
 
     @contextmanager
-    def epoch(self, number: int, epochs: int, steps: int, done: int) -> Iterator[Any]:
+    def track_epoch(self, number: int, epochs: int, steps: int, done: int) -> Iterator[Any]:
         assert number <= epochs
         count = (number - 1) * steps + done
 
@@ -68,7 +68,7 @@ class Watcher(Reporter):
 
     @property
     def left_out(self) -> list[str]:
-        return [line for line in self.said if "is left out" in line]
+        return [line for line in self.said if "failed and is disabled" in line]
 
 
 def train(config: Config, reporter: Watcher | None = None, *, resume: bool = False) -> Watcher:
@@ -127,7 +127,7 @@ def test_a_tracker_that_cannot_begin_is_said_once_and_costs_nothing(make_config:
     root.mkdir()
     (root / "ctxtrain").write_text("where the event files should go")
     (said,) = train(config).left_out
-    assert said.startswith("note: tensorboard is left out from here on, the run goes on without it: ")
+    assert said.startswith("note: tensorboard failed and is disabled, the run continues without it: ")
     assert len(curve(config, "step", "loss")) == STEPS
 
 
@@ -269,7 +269,7 @@ def test_a_server_that_dies_in_the_middle_costs_no_step(
     with mlflow_server(tmp_path) as (uri, server):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         (said,) = train(config, Watcher(after_epoch=lambda: end(server))).left_out
-    assert said.startswith("note: mlflow is left out from here on, the run goes on without it: ")
+    assert said.startswith("note: mlflow failed and is disabled, the run continues without it: ")
     assert summary_of(config)["files"]["final_model.zip"]
     assert curve(config, "step", "loss") == scalars(events_of(config), "step/loss")  # the others do not suffer
 

@@ -17,8 +17,8 @@ from ctxtrain.errors import ConfigError, RunLocked
 from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import verdict
 from ctxtrain.storage import checkpoint
-from ctxtrain.storage.atomic_files import files_below, sha256_file
-from ctxtrain.storage.checkpoint import ranking
+from ctxtrain.storage.atomic_files import list_files, sha256_file
+from ctxtrain.storage.checkpoint import rank_epochs
 from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows, write_rows
@@ -42,17 +42,17 @@ def test_a_run_leaves_every_file_of_the_contract_and_a_summary_that_agrees(make_
     root = Path(config.output_dir)
     assert summary is not None
     assert summary == json.loads((root / "training_summary.json").read_text())
-    assert RunFolder(root).read_summary().plain() == summary
+    assert RunFolder(root).read_summary().to_dict() == summary
     assert {path.name for path in root.iterdir() if path.suffix != ".lock"} == {
         "config.yaml", "metrics.jsonl", "checkpoints", "best_model.safetensors", "training_summary.json",
         "report.html", "export", "final_model.zip",
     }  # fmt: skip
-    assert set(files_below(root / "export")) == {
+    assert set(list_files(root / "export")) == {
         "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "calibration.json",
         "codec.json", "manifest.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     }  # fmt: skip
     assert all(sha256_file(root / name) == digest for name, digest in summary["files"].items())
-    assert summary["best"]["epoch"] == ranking(summary["epochs"])[0]
+    assert summary["best"]["epoch"] == rank_epochs(summary["epochs"])[0]
     assert summary["best"]["macro_f1"] == pytest.approx(summary["epochs"][summary["best"]["epoch"] - 1]["macro_f1"])
     assert summary["data"]["before_oversampling"] == {"LONG": 14, "SHORT": 14, "SKIP": 18}
     assert summary["data"]["after_oversampling"] == {"LONG": 18, "SHORT": 18, "SKIP": 18}
@@ -86,7 +86,7 @@ def test_best_by_macro_f1_and_the_newest_checkpoint_are_kept(make_config: MakeCo
     summary = TrainingPipeline(config).run()
     assert summary is not None
     kept = {int(path.stem.rpartition("_")[2]) for path in (Path(config.output_dir) / "checkpoints").iterdir()}
-    assert kept == {*ranking(summary["epochs"])[:2], 6}
+    assert kept == {*rank_epochs(summary["epochs"])[:2], 6}
 
 
 def test_ties_go_to_the_lower_loss_and_then_to_the_earlier_epoch() -> None:
@@ -96,7 +96,7 @@ def test_ties_go_to_the_lower_loss_and_then_to_the_earlier_epoch() -> None:
         {"epoch": 3, "macro_f1": 0.7, "loss": 0.2},
         {"epoch": 4, "macro_f1": 0.7, "loss": 0.2},
     ]
-    assert ranking(epochs) == [3, 4, 2, 1]
+    assert rank_epochs(epochs) == [3, 4, 2, 1]
 
 
 def test_patience_stops_after_so_many_epochs_without_a_better_one(make_config: MakeConfig) -> None:
@@ -166,7 +166,7 @@ def test_a_run_that_fails_on_its_inputs_leaves_the_folder_free(make_config: Make
 
 def test_a_folder_in_use_is_refused_naming_the_owner(make_config: MakeConfig) -> None:
     config = make_config()
-    with RunFolder(config.output_dir).owned(), pytest.raises(RunLocked, match=r"process \d+ on \S+ since 20"):
+    with RunFolder(config.output_dir).lock(), pytest.raises(RunLocked, match=r"process \d+ on \S+ since 20"):
         TrainingPipeline(config).run()
 
 
@@ -238,7 +238,8 @@ def test_an_export_before_the_end_says_so_and_leaves_the_test_rows_for_it(
     root = Path(config.output_dir)
     card = (root / "export" / "README.md").read_text()
     assert f"**{said}**" in card
-    assert "Scores on the validation rows, which also chose the epoch and the temperature, so they flatter:" in card
+    scored = "Scores on the validation rows, also used to choose the epoch and the temperature, so these scores are"
+    assert f"{scored} optimistic:" in card
     assert said in (root / "report.html").read_text()
 
     whole = TrainingPipeline(config, resume=True).run()
@@ -246,9 +247,9 @@ def test_an_export_before_the_end_says_so_and_leaves_the_test_rows_for_it(
     assert (whole["unfinished"], whole["targets_judged_on"]) == (None, "test rows")
     card = (root / "export" / "README.md").read_text()
     assert "unfinished" not in verdict(Summary.model_validate(whole)) + card
-    assert "Scores on the test rows, which chose nothing:" in card
+    assert "Scores on the test rows, used for no choice:" in card
     assert f"Accuracy {whole['test']['accuracy']:.3f}, macro-F1 {whole['test']['macro_f1']:.3f}, 46 windows.\n" in card
-    assert f"so they flatter: accuracy {whole['best']['accuracy']:.3f}, " in card
+    assert f"so these scores are optimistic: accuracy {whole['best']['accuracy']:.3f}, " in card
     metadata: Any = ModelCard(card).data
     accuracy = metadata.eval_results[0]
     assert (accuracy.metric_value, accuracy.dataset_split) == (whole["test"]["accuracy"], "test")

@@ -14,8 +14,8 @@ import torch
 
 from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import Tokens, collate
-from ctxtrain.engine.cpu import frozen_layers as trunk_module
-from ctxtrain.engine.cpu.frozen_layers import Trunk
+from ctxtrain.engine.cpu import frozen_layers as cache_module
+from ctxtrain.engine.cpu.frozen_layers import FrozenStateCache
 from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import Interrupted
 from ctxtrain.model.embedded import embedded_base
@@ -34,15 +34,15 @@ LAST = "lora.layers=last:1"
 def rows_of(lengths: tuple[int, ...] = LENGTHS) -> Tokens:
     ids_BT = ragged(lengths)
     flat = np.concatenate([ids_BT[row, :length].numpy() for row, length in enumerate(lengths)]).astype(np.int32)
-    return Tokens.of_lengths(flat, np.array(lengths), 0)
+    return Tokens.from_lengths(flat, np.array(lengths), 0)
 
 
 def never(note: str) -> None:
     raise AssertionError(note)
 
 
-def kept_bytes(trunk: Trunk) -> int:
-    return 0 if trunk.file is None else os.fstat(trunk.file.fileno()).st_size
+def kept_bytes(cache: FrozenStateCache) -> int:
+    return 0 if cache.file is None else os.fstat(cache.file.fileno()).st_size
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["down_proj"], ALL])
@@ -53,12 +53,12 @@ def test_loss_logits_and_gradients_from_kept_states_are_those_of_plain_peft(
     folder, layers = (embedded_base(), "last:2") if family == "embedded" else (build_tiny(tmp_path, family), "last:1")
     model = build(folder, layers=layers, target_modules=targets)
     fast, tokens = FastClassifier(model), rows_of()
-    assert fast.trunk_layers == len(fast.layers) - int(layers[-1])
-    trunk = Trunk(fast, str(tmp_path), never)
+    assert fast.frozen_layer_count == len(fast.layers) - int(layers[-1])
+    cache = FrozenStateCache(fast, str(tmp_path), never)
 
     class FromStates(torch.nn.Module):
         def forward(self, input_ids: torch.Tensor) -> Any:
-            return fast(input_ids, trunk.states(tokens, range(len(tokens))))
+            return fast(input_ids, cache.states(tokens, range(len(tokens))))
 
     plain = results(model, model, ragged())
     for _ in range(2):  # computed, then read
@@ -70,17 +70,17 @@ def test_states_are_the_same_bits_in_any_company_kept_or_not(
     dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(build_tiny(tmp_path / "base"), dtype, layers="last:1")
-    tokens, trunk = rows_of(), Trunk(FastClassifier(model), str(tmp_path), never)
-    first = trunk.states(tokens, range(len(tokens)))
+    tokens, cache = rows_of(), FrozenStateCache(FastClassifier(model), str(tmp_path), never)
+    first = cache.states(tokens, range(len(tokens)))
     assert first.dtype == dtype
-    assert kept_bytes(trunk) == sum(LENGTHS) * 32 * first.element_size()
-    assert torch.equal(trunk.states(tokens, range(len(tokens))), first)
-    assert kept_bytes(trunk) == sum(LENGTHS) * 32 * first.element_size()
-    monkeypatch.setattr(trunk_module, "LEFT_FREE", 1 << 60)
+    assert kept_bytes(cache) == sum(LENGTHS) * 32 * first.element_size()
+    assert torch.equal(cache.states(tokens, range(len(tokens))), first)
+    assert kept_bytes(cache) == sum(LENGTHS) * 32 * first.element_size()
+    monkeypatch.setattr(cache_module, "MIN_FREE_BYTES", 1 << 60)
     said: list[str] = []
-    without = Trunk(FastClassifier(model), str(tmp_path), said.append)
+    without = FrozenStateCache(FastClassifier(model), str(tmp_path), said.append)
     for row, length in enumerate(LENGTHS):
-        assert torch.equal(trunk.states(tokens, [row])[0], first[row, :length])
+        assert torch.equal(cache.states(tokens, [row])[0], first[row, :length])
         assert torch.equal(without.states(tokens, [row])[0], first[row, :length])
         assert not first[row, length:].any()
     assert kept_bytes(without) == 0
@@ -106,7 +106,7 @@ def test_without_a_trunk_nothing_is_kept(make_config: MakeConfig, tmp_path: Path
         pipeline = TrainingPipeline(make_config(override, *([LAST] if "base" in override else [])))
         pipeline.load_data()
         pipeline.setup_model()
-        assert getattr(pipeline.learner.passes, "trunk", None) is None
+        assert getattr(pipeline.learner.engine, "frozen_cache", None) is None
 
 
 def content(config: Config) -> tuple[bytes, bytes]:
@@ -130,23 +130,23 @@ def small_files() -> Iterator[None]:
 def test_a_disk_that_fills_up_is_said_once_and_given_back(tmp_path: Path) -> None:
     model = build(build_tiny(tmp_path), layers="last:1")
     tokens, said = rows_of((150,) * 20), list[str]()
-    trunk = Trunk(FastClassifier(model), str(tmp_path), said.append)
-    expected = [trunk.classifier.trunk(collate(tokens, [row])["input_ids"])[0] for row in range(20)]
+    cache = FrozenStateCache(FastClassifier(model), str(tmp_path), said.append)
+    expected = [cache.classifier.frozen_states(collate(tokens, [row])["input_ids"])[0] for row in range(20)]
     with small_files():
         for _ in range(2):
             for row in range(20):
-                assert torch.equal(trunk.states(tokens, [row])[0], expected[row])
+                assert torch.equal(cache.states(tokens, [row])[0], expected[row])
     assert len(said) == 1
     assert "File too large" in said[0]
-    assert trunk.file is None
-    assert trunk.starts == {}
+    assert cache.file is None
+    assert cache.offsets == {}
 
 
 def test_what_is_kept_never_has_a_name(tmp_path: Path) -> None:
     model = build(build_tiny(tmp_path / "base"), layers="last:1")
-    trunk = Trunk(FastClassifier(model), str(tmp_path / "run"), never)
-    trunk.states(rows_of(), [0])
-    assert kept_bytes(trunk) > 0
+    cache = FrozenStateCache(FastClassifier(model), str(tmp_path / "run"), never)
+    cache.states(rows_of(), [0])
+    assert kept_bytes(cache) > 0
     assert list((tmp_path / "run").iterdir()) == []  # so nothing is left behind, not even after a SIGKILL
 
 
@@ -157,7 +157,7 @@ def test_a_run_that_kept_states_and_goes_on_without_room_has_the_bits_of_a_strai
     TrainingPipeline(straight).run()
     with pytest.raises(Interrupted):
         TrainingPipeline(stopped, reporter=Signaller(9, signal.SIGTERM)).run()
-    monkeypatch.setattr(trunk_module, "LEFT_FREE", 1 << 60)
+    monkeypatch.setattr(cache_module, "MIN_FREE_BYTES", 1 << 60)
     TrainingPipeline(stopped, resume=True).run()
     assert content(stopped) == content(straight)
 

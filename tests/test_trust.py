@@ -9,22 +9,22 @@ from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 
 from benchmarks.bench_coverage import EVEN, HIGHEST, LOWEST, RARE, SCORES, Setting, cover, independent
 from ctxtrain.data.parse_window import Window
-from ctxtrain.data.positions import places_of
-from ctxtrain.evaluation.blocks import FEWEST_BLOCKS, ONE_BLOCK, blocks_of, time_blocks
+from ctxtrain.data.positions import collect_positions
+from ctxtrain.evaluation.blocks import MIN_BLOCKS, ONE_BLOCK, assign_blocks, time_blocks
 from ctxtrain.evaluation.bootstrap import block_sums, difference_intervals, score_intervals, weighted_sums
-from ctxtrain.evaluation.calibration import TemperatureScaler, folds, reliability
+from ctxtrain.evaluation.calibration import TemperatureScaler, assign_folds, reliability_table
 from ctxtrain.evaluation.metrics import evaluate_logits
-from ctxtrain.evaluation.scores import Judged, confusion_scores, expected_calibration_error, log_losses
-from ctxtrain.evaluation.selective import abstain, choose_thresholds, least_confidences, risk_coverage
+from ctxtrain.evaluation.scores import ScoredRows, confusion_scores, expected_calibration_error, log_losses
+from ctxtrain.evaluation.selective import abstain, choose_thresholds, min_confidence_by_class, risk_coverage
 from tests.helpers import make_row, make_window
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def judged(logits_NC: Floats, labels_N: Ints) -> Judged:
-    called_NC = np.eye(3)[logits_NC.argmax(axis=1)]
-    return Judged(labels_N, softmax(logits_NC, axis=1), called_NC, log_losses(logits_NC, labels_N))
+def judged(logits_NC: Floats, labels_N: Ints) -> ScoredRows:
+    predicted_NC = np.eye(3)[logits_NC.argmax(axis=1)]
+    return ScoredRows(labels_N, softmax(logits_NC, axis=1), predicted_NC, log_losses(logits_NC, labels_N))
 
 
 def drawn(rows: int, seed: int, signal: float = 1.5) -> tuple[Floats, Ints]:
@@ -79,21 +79,23 @@ def windows_on(moments: list[str], place: bool = True) -> list[Window]:
 
 
 def test_blocks_of_windows_say_what_they_are_and_what_is_wrong_with_them() -> None:
-    many = blocks_of(places_of(windows_on([f"2025-03-{day:02d}T10:00" for day in range(1, 21) for _ in range(2)])))
+    moments = [f"2025-03-{day:02d}T10:00" for day in range(1, 21) for _ in range(2)]
+    many = assign_blocks(collect_positions(windows_on(moments)))
     assert (many.count, many.trusted) == (20, True)
-    few = blocks_of(places_of(windows_on([f"2025-03-{day:02d}T10:00" for day in range(1, FEWEST_BLOCKS)])))
-    assert few.doubt == f"{FEWEST_BLOCKS - 1} blocks are fewer than {FEWEST_BLOCKS}"
-    one = blocks_of(places_of(windows_on([f"2025-03-03T10:{minute:02d}" for minute in range(30)])))
+    few = assign_blocks(collect_positions(windows_on([f"2025-03-{day:02d}T10:00" for day in range(1, MIN_BLOCKS)])))
+    assert few.doubt == f"{MIN_BLOCKS - 1} blocks are fewer than {MIN_BLOCKS}"
+    one = assign_blocks(collect_positions(windows_on([f"2025-03-03T10:{minute:02d}" for minute in range(30)])))
     assert (one.count, one.doubt) == (30, ONE_BLOCK)
-    assert (folds(one.kept_whole).max(), folds(few.kept_whole).max()) == (0, 4)  # what one block holds stays together
-    placeless = blocks_of(places_of(windows_on(["2025-03-03T10:00"] * 30, place=False)))
+    assert assign_folds(one.fold_groups).max() == 0  # rows of a single block stay in one fold
+    assert assign_folds(few.fold_groups).max() == 4
+    placeless = assign_blocks(collect_positions(windows_on(["2025-03-03T10:00"] * 30, place=False)))
     assert (placeless.count, placeless.trusted) == (30, True)
-    assert placeless.note == "single rows, taken as independent: rows cannot be placed by time or bar_index"
+    assert placeless.note == "single rows, treated as independent: rows have no usable time or bar_index"
 
 
 def test_windows_on_every_bar_through_many_nights_are_cut_by_day() -> None:
     start = np.datetime64("2025-03-03T00:00", "m")
-    chain = blocks_of(places_of(windows_on([str(start + 25 * i) for i in range(12 * 57)])))
+    chain = assign_blocks(collect_positions(windows_on([str(start + 25 * i) for i in range(12 * 57)])))
     assert (chain.count, chain.trusted) == (12, True)
     assert "cut at midnight UTC" in chain.note
 
@@ -213,10 +215,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(setting: Setting, m
 
 def test_no_block_is_split_across_folds_and_folds_are_of_like_size() -> None:
     block_N = np.repeat(np.arange(30), np.random.default_rng(0).integers(1, 9, 30))
-    fold_N = folds(block_N)
+    fold_N = assign_folds(block_N)
     assert all(len(np.unique(fold_N[block_N == block])) == 1 for block in range(30))
     assert np.bincount(fold_N).min() > 0.6 * len(block_N) / 5
-    assert folds(np.arange(50)).tolist() == np.repeat(np.arange(5), 10).tolist()
+    assert assign_folds(np.arange(50)).tolist() == np.repeat(np.arange(5), 10).tolist()
 
 
 def test_a_temperature_of_one_block_is_not_believed() -> None:
@@ -230,7 +232,7 @@ def test_a_temperature_of_one_block_is_not_believed() -> None:
 def test_the_reliability_table_holds_the_calibration_error() -> None:
     logits_NC, labels_N = drawn(200, 2)
     probabilities_NC = softmax(logits_NC, axis=1)
-    table = reliability(probabilities_NC, labels_N)
+    table = reliability_table(probabilities_NC, labels_N)
     assert sum(row["rows"] for row in table) == 200
     error = sum(row["rows"] * abs(row["accuracy"] - row["confidence"]) for row in table) / 200
     assert error == pytest.approx(expected_calibration_error(probabilities_NC, labels_N))
@@ -265,7 +267,7 @@ def test_a_threshold_reaches_the_precision_at_the_largest_coverage() -> None:
     assert precision(least) >= 0.9
     assert all(precision(bound) < 0.9 for bound in confidence_N[own_N] if bound < least)
     assert found["SHORT"]["min_confidence"] is None
-    called_N, abstained_N = abstain(probabilities_NC, least_confidences({"LONG": least, "SHORT": None}))
+    called_N, abstained_N = abstain(probabilities_NC, min_confidence_by_class({"LONG": least, "SHORT": None}))
     assert (called_N == 1).sum() == 0
     assert (called_N[abstained_N] == 2).all()
     assert not abstained_N[probabilities_NC.argmax(axis=1) == 2].any()
@@ -292,5 +294,5 @@ def test_rounding_does_not_part_the_last_row_kept_from_its_calls() -> None:
     probabilities_NC = np.stack([confidence_N, *2 * [(1 - confidence_N) / 2]], axis=1)
     found = choose_thresholds(probabilities_NC, np.repeat([0, 1], [20, 1]), {"LONG": 1.0})["LONG"]
     for noise in (-1e-6, 1e-6):  # of the row's confidence in other company
-        abstained_N = abstain(probabilities_NC + noise, least_confidences({"LONG": found["min_confidence"]}))[1]
+        abstained_N = abstain(probabilities_NC + noise, min_confidence_by_class({"LONG": found["min_confidence"]}))[1]
         assert abstained_N.nonzero()[0].tolist() == [20]

@@ -44,7 +44,7 @@ def test_a_window_row_becomes_its_bars_oldest_first(tmp_path: Path) -> None:
     row = make_row("SHORT", bars=34, features={"spread": 0.25})
     (window,) = load_windows(write_rows(tmp_path / "rows.jsonl", [row]))
     assert (window.id, window.label, window.text, window.features) == ("row-0", 1, None, {"spread": 0.25})
-    assert window.place == f"{tmp_path}/rows.jsonl:1"
+    assert window.location == f"{tmp_path}/rows.jsonl:1"
     assert not {"bar_index", "time"} & window.bars.keys()
     for name, values in window.bars.items():
         assert values.dtype == np.float64
@@ -71,7 +71,9 @@ def test_a_gzip_file_reads_like_the_plain_one_whatever_its_name(name: str, tmp_p
 def test_a_gzip_file_that_was_cut_is_refused(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(make_row()).encode())[:cut])
-    with pytest.raises(DataError, match=r"rows\.jsonl\.gz: not a whole gzip file .*\. Compress or copy it again\."):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl\.gz: incomplete or damaged gzip file .*\. Compress or copy it again\."
+    ):
         walk(path)
 
 
@@ -80,7 +82,7 @@ def test_a_plain_file_named_gz_and_one_with_broken_bytes_are_refused(tmp_path: P
     packed[60] ^= 0xFF
     for content in (json.dumps(make_row()).encode(), bytes(packed)):
         (tmp_path / "rows.jsonl.gz").write_bytes(content)
-        with pytest.raises(DataError, match="not a whole gzip file"):
+        with pytest.raises(DataError, match="incomplete or damaged gzip file"):
             load_windows(tmp_path / "rows.jsonl.gz")
 
 
@@ -88,7 +90,7 @@ def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.gz").mkdir()
     for name in ("none.jsonl", "none.jsonl.gz", "", "folder.gz"):
         path = tmp_path / name
-        fault = "rows must be in a file, and this is a folder" if path.exists() else "no such file"
+        fault = "rows must be in a file, but this is a folder" if path.exists() else "no such file"
         with pytest.raises(DataError, match=rf": {fault}\. Give the path of a \.jsonl or \.jsonl\.gz file\."):
             walk(path)
 
@@ -123,7 +125,7 @@ def test_rows_that_are_pretty_printed_are_told_the_rule(rows: object, tmp_path: 
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(rows, indent=2))
     first, second = walk(path).faults[:2]
-    assert first == f"{path}:1:2: not valid JSON: unexpected end of data. A file holds one JSON object a line."
+    assert first == f"{path}:1:2: not valid JSON: unexpected end of data. A file has one JSON object per line."
     assert "a line" not in second
 
 
@@ -131,13 +133,13 @@ def test_rows_that_are_pretty_printed_are_told_the_rule(rows: object, tmp_path: 
 def test_a_file_without_rows_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "rows.jsonl").write_text(content)
     reading = walk(tmp_path / "rows.jsonl")
-    assert reading.faults == [f"{tmp_path}/rows.jsonl: the file has no rows; it needs at least one"]
+    assert reading.faults == [f"{tmp_path}/rows.jsonl: the file has no rows; at least one is required"]
 
 
 def test_blank_lines_are_ignored_and_counted_as_lines(tmp_path: Path) -> None:
     row = json.dumps(make_row())
     (tmp_path / "rows.jsonl").write_text(f"\n{row}\r\n  \n{row}\n\n{row}")
-    assert [w.place.rpartition(":")[2] for w in load_windows(tmp_path / "rows.jsonl")] == ["2", "4", "6"]
+    assert [w.location.rpartition(":")[2] for w in load_windows(tmp_path / "rows.jsonl")] == ["2", "4", "6"]
 
 
 def test_a_broken_line_in_the_middle_is_named_by_line_and_column_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -331,7 +333,7 @@ def test_features_are_finite_numbers_by_name() -> None:
 
 
 def test_a_text_row_must_hold_text() -> None:
-    assert reasons({"context": " \n", "label": "LONG"}) == ["context must hold text, got only blanks"]
+    assert reasons({"context": " \n", "label": "LONG"}) == ["context must contain text, got only blanks"]
     assert reasons({"context": 3, "label": "LONG"}) == ["context must be a valid string, got 3"]
 
 
@@ -339,7 +341,7 @@ def test_a_file_holds_one_shape(tmp_path: Path) -> None:
     rows = [make_row(), {"context": "a", "label": "LONG"}, make_row()]
     reading = walk(write_rows(tmp_path / "rows.jsonl", rows))
     assert reading.faults == [
-        f"{tmp_path}/rows.jsonl:2: mixes text rows (context) with window rows (context_bars); use one shape"
+        f"{tmp_path}/rows.jsonl:2: mixes text rows (context) with window rows (context_bars); use one kind of row"
     ]
 
 
@@ -398,7 +400,7 @@ def test_a_file_that_is_kept_is_read_once_whatever_becomes_of_it(tmp_path: Path,
     else:
         path.write_bytes(path.read_bytes()[:-9])
     assert closes(file) == first
-    assert (file.reading.good, file.reading.sha256) == (3, digest)
+    assert (file.report.good, file.report.sha256) == (3, digest)
     assert [file.id(row) for row in range(3)] == ["row-0", "row-1", "row-2"]
 
 
@@ -414,14 +416,14 @@ def test_a_pipe_that_is_kept_can_be_walked_again_and_one_without_a_writer_is_emp
             assert closes(file) == closes(file) == closes(WindowFile(tmp_path / "rows.jsonl"))
             assert file.sha256() == hashlib.sha256(content).hexdigest()
     reading = walk(tmp_path / "pipe")
-    assert reading.faults == [f"{tmp_path / 'pipe'}: the file has no rows; it needs at least one"]
+    assert reading.faults == [f"{tmp_path / 'pipe'}: the file has no rows; at least one is required"]
 
 
 def test_a_device_and_a_socket_are_refused_at_once(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s"))
         for path in (Path("/dev/zero"), Path("/dev/null"), tmp_path / "s"):
-            with pytest.raises(DataError, match="rows must be in a file or a pipe, and this is a device or a socket"):
+            with pytest.raises(DataError, match="rows must be in a file or a pipe, but this is a device or a socket"):
                 list(WindowFile(path))
 
 

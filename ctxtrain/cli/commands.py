@@ -5,19 +5,33 @@ Heavy imports stay inside the commands, so that --help answers at once. Errors g
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ctxtrain.cli.answering import least_confidence, progress, question_of
 from ctxtrain.cli.first_look import look_at_inputs, look_at_model
+from ctxtrain.cli.shared import (
+    JsonFlag,
+    MinConfidence,
+    ModelPath,
+    Output,
+    announce,
+    count_labels,
+    describe_counts,
+    encode_rows,
+    parse_min_confidence,
+    parse_mix,
+    print_json,
+    progress,
+)
 from ctxtrain.engine.api import tune_process
 from ctxtrain.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
-from ctxtrain.limits import MOST_TOKENS
-from ctxtrain.memory import needed_for
-from ctxtrain.streams import tell, write_out
+from ctxtrain.limits import MAX_TEXT_TOKENS
+from ctxtrain.memory import annotate_memory_errors
+from ctxtrain.streams import print_notice, write_stdout
 from ctxtrain.versions import require_extra
 
 app = typer.Typer(
@@ -33,7 +47,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        write_out(f"ctxtrain {version('ctxtrain')}\n")
+        write_stdout(f"ctxtrain {version('ctxtrain')}\n")
         raise typer.Exit
 
 
@@ -44,17 +58,6 @@ def _main(
     ] = False,
 ) -> None:
     """Hold the options that stand before a command."""
-
-
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, export folder or final_model.zip.")]
-MinConfidence = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SHARE|auto",
-        help="Call a less confident row SKIP, and mark it abstained; auto takes the export's thresholds.",
-    ),
-]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
@@ -73,20 +76,16 @@ def sample(
 ) -> None:
     """Write simulated windows with a known answer."""
     from ctxtrain.synthetic.sample import write_sample
-    from ctxtrain.synthetic.sample_files import described
+    from ctxtrain.synthetic.sample_files import describe_sample
 
-    try:
-        shares = tuple(map(float, mix.split(",")))
-    except ValueError:
-        raise ConfigError(f"mix must be three numbers with commas between, got {mix!r}. Use 0.35,0.35,0.30.") from None
     try:
         written = write_sample(
             folder, train=train, val=val, test=test, seed=seed, noise=noise, hide_flags=hide_flags,
-            mix=shares, shuffle_labels=shuffle_labels,  # type: ignore[arg-type]  # it checks that there are three
+            mix=parse_mix(mix), shuffle_labels=shuffle_labels,  # type: ignore[arg-type]  # it checks that there are three
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    write_out(described(folder, written))
+    write_stdout(describe_sample(folder, written))
 
 
 @app.command()
@@ -99,11 +98,12 @@ def check(
         typer.Option(metavar="FOLDER", help="Look for faults of this Qwen too, and count tokens as it does."),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option(metavar="N", min=8, max=MOST_TOKENS, help="Longest text, as model.max_tokens.")
+        int, typer.Option(metavar="N", min=8, max=MAX_TEXT_TOKENS, help="Longest text, as model.max_tokens.")
     ] = 2048,
     as_json: JsonFlag = False,
 ) -> None:
     """Check rows and look for leakage before training on them."""
+    announce(f"checking {', '.join(str(path) for path in (train, val, test) if path)}")
     from ctxtrain.data.check import check_files
 
     tokenizer, notes = None, list[str]()
@@ -113,12 +113,9 @@ def check(
 
         tokenizer, notes = try_base(base)
     report = {"base": notes, **check_files({"train": train, "val": val, "test": test}, tokenizer, max_tokens)}
-    if as_json:
-        _print_json(report)
-    else:
-        from ctxtrain.cli.console import print_check
+    from ctxtrain.cli.console import print_check
 
-        print_check(report)
+    (print_json if as_json else print_check)(report)
     if report["faults"] or any(leak["refused"] for leak in report["leaks"]):
         raise typer.Exit(DataError.exit_code)
 
@@ -149,22 +146,24 @@ def train(
     skips = [] if skip_nonfinite is None else [f"training.skip_nonfinite={skip_nonfinite}"]
     settings = Config.load(config, [*(overrides or []), *skips])
     look_at_inputs(settings)
+    if not quiet:
+        announce(f"training with {config}: loading torch and transformers")
     from ctxtrain.cli.console import print_runs, print_summary, stderr, stdout
     from ctxtrain.multi_run import run_several
     from ctxtrain.progress import Reporter
     from ctxtrain.reporting.runs_schema import Runs
     from ctxtrain.reporting.summary_schema import Summary
     from ctxtrain.train import TrainingPipeline
-    from ctxtrain.training.build import several
+    from ctxtrain.training.build import multi_run_keys
 
     reporter = Reporter(None if quiet else stderr() if as_json else stdout())
-    asking = several(settings)
+    asking = multi_run_keys(settings)
     if asking:
         summary: dict[str, Any] | None = run_several(settings, resume=resume, reporter=reporter)
     else:
         summary = TrainingPipeline(settings, resume=resume, reporter=reporter).run()
     if summary and as_json:
-        _print_json(summary)
+        print_json(summary)
     elif summary and not quiet and asking:
         print_runs(Runs.model_validate(summary), settings.output_dir)
     elif summary and not quiet:
@@ -181,16 +180,19 @@ def evaluate(
 ) -> None:
     """Score a model on labelled rows."""
     look_at_model(model, str(data))
+    announce(f"loading {model}")
     tune_process()
     from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
 
     predictor = load_model(model)
-    question = question_of(predictor, WindowFile(data, keep=False))
-    with needed_for("while evaluating"), progress("evaluating", len(question.ids)) as advance:
-        metrics = predictor.evaluate(question.tokens, question.labels_N, advance)
+    announce(f"reading {data}")
+    batch = encode_rows(predictor, WindowFile(data, keep=False))
+    announce(f"scoring {len(batch.ids):,} rows")
+    with annotate_memory_errors("while evaluating"), progress("scoring", len(batch.ids)) as advance:
+        metrics = predictor.evaluate(batch.tokens, batch.labels_N, advance)
     if as_json:
-        _print_json(metrics)
+        print_json(metrics)
     else:
         from ctxtrain.cli.console import print_metrics
         from ctxtrain.storage.metrics_log import Scores
@@ -202,21 +204,20 @@ def evaluate(
 def predict(
     model: ModelPath,
     data: Annotated[str, typer.Argument(metavar="DATA.jsonl|-", help="Rows, labelled or not; - is standard input.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Instead of standard output, which is -.")
-    ] = None,
+    output: Output = None,
     min_confidence: MinConfidence = None,
 ) -> None:
-    """Label rows, one line a row, in their order."""
-    from ctxtrain.storage.ownership import refuse_target
-    from ctxtrain.storage.result_file import write_result
+    """Predict the class of rows: one JSON line per row, in their order."""
+    from ctxtrain.storage.ownership import check_output_file
+    from ctxtrain.storage.result_file import STANDARD_OUTPUT, write_result
 
-    refuse_target(output, model, data)
-    least = least_confidence(min_confidence)
+    check_output_file(output, model, data)
+    least = parse_min_confidence(min_confidence)
     from ctxtrain.data.formats import StandardInput
 
     piped = StandardInput() if data == "-" else None
     look_at_model(model, data)
+    announce(f"loading {model}")
     tune_process()
     import orjson
 
@@ -224,50 +225,60 @@ def predict(
     from ctxtrain.export.predictor import load_model
 
     rows = piped or WindowFile(data, labelled=False, keep=False)
-    question = question_of(predictor := load_model(model), rows)
-    with needed_for("while predicting"), progress("predicting", len(question.ids)) as advance:
-        answers = predictor.answers(question, advance, min_confidence=least)
-        lines = b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers)
+    predictor = load_model(model)
+    announce(f"reading {'standard input' if piped else data}")
+    batch = encode_rows(predictor, rows)
+    announce(f"predicting {len(batch.ids):,} rows")
+    with annotate_memory_errors("while predicting"), progress("predicting", len(batch.ids)) as advance:
+        counts = Counter[str]()
+        predictions = count_labels(predictor.predict_encoded(batch, advance, min_confidence=least), counts)
+        lines = b"".join(orjson.dumps(prediction, option=orjson.OPT_APPEND_NEWLINE) for prediction in predictions)
     write_result(output, lines)
+    written = describe_counts(counts)
+    announce(written if output in (None, STANDARD_OUTPUT) else f"{output}: {written}")
 
 
 @app.command()
 def serve(
     model: ModelPath,
-    host: Annotated[str, typer.Option(help="Address to listen at. Nobody is asked who they are.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen at. There is no authentication.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Windows that the model reads together.")] = 32,
-    max_wait_ms: Annotated[float, typer.Option(min=0, max=10_000, help="Wait of an idle model for more.")] = 2.0,
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Largest batch of windows.")] = 32,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, max=10_000, help="How long an idle model waits to fill a batch.")
+    ] = 2.0,
     max_body_bytes: Annotated[int, typer.Option(min=1, max=16 << 20, help="Longer bodies get 413.")] = 1 << 20,
     queue: Annotated[int, typer.Option(min=1, max=100_000, help="Windows that may wait; then 503.")] = 256,
     min_confidence: MinConfidence = None,
-    access_log: Annotated[bool, typer.Option("--access-log", help="A line on stderr for each request.")] = False,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log each request on stderr.")] = False,
 ) -> None:
-    """Answer HTTP requests: docs/serving.md."""
+    """Serve predictions over HTTP (docs/serving.md)."""
     require_extra("serve", "fastapi", "uvicorn", "prometheus_client")
-    least = least_confidence(min_confidence)
+    least = parse_min_confidence(min_confidence)
     look_at_model(model)
+    announce(f"loading {model}")
     tune_process()
-    from ctxtrain.serve.server import serve as answer
+    from ctxtrain.serve.server import serve as run_server
     from ctxtrain.serve.service import Limits
 
     limits = Limits(max_batch, max_wait_ms / 1000, max_body_bytes, queue)
-    answer(model, (host, port), limits, min_confidence=least, access_log=access_log, announce=tell)
+    run_server(model, (host, port), limits, min_confidence=least, access_log=access_log, announce=print_notice)
 
 
 @app.command()
 def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Export the best epoch of a run again."""
-    tune_process()
     from ctxtrain.config.schema import Config
-    from ctxtrain.storage.ownership import refuse_several
+    from ctxtrain.storage.ownership import refuse_folder_of_runs
 
-    refuse_several(run)
+    refuse_folder_of_runs(run)
     from ctxtrain.storage.run_folder import RunFolder
 
-    settings = Config.of_run(RunFolder(run).read_config(), run / "config.yaml").model_copy(
+    settings = Config.from_run(RunFolder(run).read_config(), run / "config.yaml").model_copy(
         update={"output_dir": str(run)}
     )
+    announce(f"exporting {run}")
+    tune_process()
     from ctxtrain.cli.console import print_summary, stdout
     from ctxtrain.progress import Reporter
     from ctxtrain.reporting.summary_schema import Summary
@@ -280,19 +291,21 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write the report of a run again."""
-    from ctxtrain.storage.ownership import refuse_foreign_page, refuse_several
+    from ctxtrain.storage.ownership import refuse_folder_of_runs, refuse_foreign_report
 
-    refuse_several(run)
-    from ctxtrain.reporting.report import write_report
+    refuse_folder_of_runs(run)
     from ctxtrain.storage.run_folder import RunFolder
 
     folder = RunFolder(run)
     if not folder.summary.exists():
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
     summary = folder.read_summary()
-    refuse_foreign_page(folder.report)
-    write_report(folder, summary, lambda note: typer.echo(note, err=True))
-    write_out(f"{folder.report}\n")
+    refuse_foreign_report(folder.report)
+    announce(f"writing {folder.report}")
+    from ctxtrain.reporting.report import write_report
+
+    write_report(folder, summary, announce)
+    write_stdout(f"{folder.report}\n")
 
 
 @app.command()
@@ -302,7 +315,8 @@ def pretrain(
         typer.Argument(metavar="CONFIG.yaml", help="As configs/pretrain.yaml; docs/config.md lists every key."),
     ],
 ) -> None:
-    """Make a base, or with base and data adapt a Qwen to unlabelled windows; output_dir says where it goes."""
+    """Make a base model, or adapt a Qwen to unlabelled windows; the config's output_dir receives it."""
+    announce(f"pretraining with {config}")
     tune_process()
     from ctxtrain.pretraining.run import PretrainConfig
     from ctxtrain.pretraining.run import pretrain as make_base
@@ -311,10 +325,4 @@ def pretrain(
     from ctxtrain.cli.console import stderr
     from ctxtrain.progress import Reporter
 
-    _print_json(make_base(settings, Reporter(stderr())))
-
-
-def _print_json(value: object) -> None:
-    from ctxtrain.storage.atomic_files import to_json
-
-    write_out(to_json(value))
+    print_json(make_base(settings, Reporter(stderr())))

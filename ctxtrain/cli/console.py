@@ -11,23 +11,23 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from ctxtrain.evaluation.metrics import Metric, shown
+from ctxtrain.evaluation.metrics import Metric, metrics_for
 from ctxtrain.labels import Label
 from ctxtrain.reporting.runs_schema import PooledBaselines, Runs
-from ctxtrain.reporting.summary_schema import Summary, Target
+from ctxtrain.reporting.summary_schema import BlockIntervals, Summary, Target
 from ctxtrain.reporting.verdict import leak_suffix, readable, short, verdict, verdict_of_several
-from ctxtrain.storage.metrics_log import Measured, Scores
-from ctxtrain.streams import Lasting
+from ctxtrain.storage.metrics_log import MetricValues, Scores
+from ctxtrain.streams import ResilientStream
 
-UNBOUNDED = 1000  # columns, of a terminal in which every table has the room that it wants
+UNBOUNDED = 1000  # columns, wide enough for every table
 
 
 def stdout() -> Console:
-    return Console(file=Lasting(sys.stdout, results=True) if sys.stdout else None)  # type: ignore[arg-type]  # it acts as one
+    return Console(file=ResilientStream(sys.stdout, results=True) if sys.stdout else None)  # type: ignore[arg-type]  # it acts as one
 
 
 def stderr() -> Console:
-    return Console(file=Lasting(sys.stderr, results=False) if sys.stderr else None, stderr=True)  # type: ignore[arg-type]
+    return Console(file=ResilientStream(sys.stderr, results=False) if sys.stderr else None, stderr=True)  # type: ignore[arg-type]
 
 
 def print_summary(summary: Summary, output_dir: str) -> None:
@@ -37,7 +37,7 @@ def print_summary(summary: Summary, output_dir: str) -> None:
     print_metrics(summary.judged)
     _print_table(console, _baselines(summary), _baselines(summary, narrow=True))
     intervals = summary.intervals
-    console.print(f"95 % intervals from {intervals.blocks:,} blocks: {intervals.block}", highlight=False)
+    console.print(_blocks(intervals), highlight=False)
     console.print(verdict(summary), highlight=False, soft_wrap=not console.is_terminal)
     model = summary.model
     console.print(
@@ -51,10 +51,10 @@ def print_summary(summary: Summary, output_dir: str) -> None:
 
 
 def print_runs(several: Runs, output_dir: str) -> None:
-    """The end of several runs: each, their mean and spread, and the pooled scores with their intervals."""
+    """The end of several runs: each run, mean and spread, and the pooled scores with their intervals."""
     console, leaked = stdout(), leak_suffix(several.leaked)
     table = Table(title=f"Runs{leaked}", title_justify="left")
-    metrics, spread = shown("runs"), several.spread
+    metrics, spread = metrics_for("runs"), several.spread
     for column in ("run", "judged", *(metric.short for metric in metrics), "best baseline", "lead"):
         table.add_column(column, justify="left" if column in ("run", "best baseline") else "right", no_wrap=True)
     for run in several.runs:
@@ -67,16 +67,22 @@ def print_runs(several: Runs, output_dir: str) -> None:
     table.add_row("deviation", "", *deviations, "", f"{spread.lead.deviation:.3f}", style="bold")
     _print_table(console, table)
     _print_table(console, _mean_baselines(several.baselines))
-    _print_targets(console, several.targets, f"the judged rows of all runs together{leaked}")
+    _print_targets(console, several.targets, f"the pooled rows of all runs{leaked}")
     print_metrics(several.pooled)
     intervals = several.intervals
-    console.print(f"95 % intervals from {intervals.blocks:,} blocks: {intervals.block}", highlight=False)
+    console.print(_blocks(intervals), highlight=False)
     console.print(verdict_of_several(several), highlight=False, soft_wrap=not console.is_terminal)
     console.print(str(Path(output_dir) / "runs.json"), highlight=False, markup=False, soft_wrap=True)
 
 
+def _blocks(intervals: BlockIntervals) -> str:
+    if intervals.doubt:
+        return f"no 95 % intervals: {intervals.doubt}"
+    return f"95 % intervals from {intervals.blocks:,} blocks: {intervals.block}"
+
+
 def _print_table(console: Console, *tables: Table) -> None:
-    """The first table that fits, else the last without rules. No cell is cut; words may stand on several lines."""
+    """Print the first table that fits, else the last one without rules. No cell is cut; text may wrap at spaces."""
     for table in tables:
         for column in table.columns:
             texts = [str(text) for text in (column.header, *column.cells)]
@@ -100,16 +106,16 @@ def _measured(console: Console, table: Table) -> Measurement:
     return console.measure(table, options=console.options.update(width=UNBOUNDED))
 
 
-def _figures(metrics: Sequence[Metric], scores: Measured) -> list[str]:
+def _figures(metrics: Sequence[Metric], scores: MetricValues) -> list[str]:
     return [f"{scores.value(metric.name):.3f}" for metric in metrics]
 
 
-def _print_targets(console: Console, targets: Sequence[Target], judged_on: str) -> None:
-    _print_table(console, *(_targets(targets, judged_on, priorities=priorities) for priorities in (True, False)))
+def _print_targets(console: Console, targets: Sequence[Target], scored_on: str) -> None:
+    _print_table(console, *(_targets(targets, scored_on, priorities=priorities) for priorities in (True, False)))
 
 
-def _targets(targets: Sequence[Target], judged_on: str, *, priorities: bool) -> Table:
-    table = Table(title=f"Targets, judged on {judged_on}", title_justify="left")
+def _targets(targets: Sequence[Target], scored_on: str, *, priorities: bool) -> Table:
+    table = Table(title=f"Targets, on {scored_on}", title_justify="left")
     for column in ("metric", "value", "95 %", "target", "verdict", "priority")[: 6 if priorities else 5]:
         table.add_column(column, justify="right" if column in ("value", "95 %", "target") else "left")
     for target in targets:
@@ -118,7 +124,7 @@ def _targets(targets: Sequence[Target], judged_on: str, *, priorities: bool) -> 
             f"{target.value:.3f}",
             interval_text(target.interval),
             f"{target.target:.2f}",
-            target.verdict.replace("met, but within chance", "met (chance)"),
+            target.verdict,
             target.priority,
         ]
         table.add_row(*cells[: len(table.columns)])
@@ -127,93 +133,89 @@ def _targets(targets: Sequence[Target], judged_on: str, *, priorities: bool) -> 
 
 def _baselines(summary: Summary, *, narrow: bool = False) -> Table:
     """The model and the baselines on the same rows; `lead` is the model's in macro-F1, with its interval."""
-    found, named = summary.baselines, short if narrow else readable
-    title = f"On the same rows; best baseline on validation rows: {readable(found.best)}"
+    baselines, named = summary.baselines, short if narrow else readable
+    title = f"On the same rows; best baseline on validation rows: {readable(baselines.best)}"
     table = Table(title=title, title_justify="left")
-    metrics = shown("baselines")
+    metrics = metrics_for("baselines")
     for column in ("", *(metric.narrow for metric in metrics), "lead", "95 %"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("the model", *_figures(metrics, summary.judged), "", "")
-    for name, scores in found.scores.items():
+    for name, scores in baselines.scores.items():
         lead = scores.difference.macro_f1
         table.add_row(named(name), *_figures(metrics, scores), f"{lead.value:+.3f}", interval_text(lead.interval))
     return table
 
 
-def _mean_baselines(found: PooledBaselines) -> Table:
+def _mean_baselines(baselines: PooledBaselines) -> Table:
     """Means over the runs; the model's lead is in macro-F1."""
-    title = f"Means of the runs; best baseline on validation rows: {readable(found.best)}"
+    title = f"Means of the runs; best baseline on validation rows: {readable(baselines.best)}"
     table = Table(title=title, title_justify="left")
     for column in ("", "macro-F1", "on validation", "lead"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, mean in found.means.items():
+    for name, mean in baselines.means.items():
         figures = [f"{value:.3f}" for value in (mean.macro_f1, mean.validation_macro_f1)]
         table.add_row(readable(name), *figures, f"{mean.lead:+.3f}")
     return table
 
 
 def interval_text(interval: Sequence[float] | None) -> str:
-    return "unknown" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def print_metrics(metrics: Scores) -> None:
     """Scores per class with the confusion matrix, and the overall figures."""
     console = stdout()
-    whole = _classes(metrics, scores=True, calls=True)
+    whole = _classes(metrics, scores=True, confusion=True)
     if _fits(console, whole):
         _print_table(console, whole)
     else:
-        _print_table(console, _classes(metrics, scores=True, calls=False))
-        _print_table(console, _classes(metrics, scores=False, calls=True))
-    figures = [f"{metric.short} {metrics.value(metric.name):.3f}" for metric in shown("scores")]
+        _print_table(console, _classes(metrics, scores=True, confusion=False))
+        _print_table(console, _classes(metrics, scores=False, confusion=True))
+    figures = [f"{metric.short} {metrics.value(metric.name):.3f}" for metric in metrics_for("scores")]
     console.print(
         "  ".join([*figures, f"windows {metrics.rows:,}"]),
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
-    absent = metrics.absent
-    if absent:
-        verbs = ("has", "counts") if len(absent) == 1 else ("have", "count")
-        console.print(
-            f"absent: {', '.join(absent)} {verbs[0]} no windows and {verbs[1]} 0 in macro-F1", highlight=False
-        )
-    for label, calls in _calls(metrics).items():
-        if not calls and label not in absent:
-            console.print(f"never called: {label}; its precision counts 0", highlight=False)
+    for label in metrics.absent:
+        console.print(f"no {label} windows: its F1 counts as 0 in macro-F1", highlight=False)
+    for label, predictions in _predictions(metrics).items():
+        if not predictions and label not in metrics.absent:
+            console.print(f"no {label} predictions: its precision counts as 0", highlight=False)
 
 
-def _calls(metrics: Scores) -> dict[Label, int]:
-    """How many windows were called each class."""
+def _predictions(metrics: Scores) -> dict[Label, int]:
+    """The number of windows predicted as each class."""
     return dict(zip(metrics.per_class, map(sum, zip(*metrics.confusion, strict=True)), strict=True))
 
 
-def _classes(metrics: Scores, *, scores: bool, calls: bool) -> Table:
-    """A line a class: its scores, – where no windows or calls define one, and how many windows were called what."""
-    table, called = Table(), _calls(metrics)
+def _classes(metrics: Scores, *, scores: bool, confusion: bool) -> Table:
+    """One row per class: its scores (– where undefined) and its row of the confusion matrix."""
+    table, predicted = Table(), _predictions(metrics)
     names = ("precision", "recall", "F1", "windows") if scores else ()
     table.add_column("class")
-    for column in (*names, *(f"→ {label}" for label in (metrics.per_class if calls else ()))):
+    for column in (*names, *(f"→ {label}" for label in (metrics.per_class if confusion else ()))):
         table.add_column(column, justify="right")
-    for row, (label, found) in enumerate(metrics.per_class.items()):
-        shares = ((found.precision, called[label]), (found.recall, found.support), (found.f1, found.support))
-        figures = [f"{share:.3f}" if whole else "–" for share, whole in shares] + [str(found.support)]
+    for row, (label, one) in enumerate(metrics.per_class.items()):
+        shares = ((one.precision, predicted[label]), (one.recall, one.support), (one.f1, one.support))
+        figures = [f"{share:.3f}" if whole else "–" for share, whole in shares] + [str(one.support)]
         counts = map(str, metrics.confusion[row])
-        table.add_row(label, *(figures if scores else ()), *(counts if calls else ()))
+        table.add_row(label, *(figures if scores else ()), *(counts if confusion else ()))
     return table
 
 
 def print_check(report: Mapping[str, Any]) -> None:
-    """Rows and classes, then in words: faults, leaks, what to look at, lengths, fields, and the sum."""
-    from ctxtrain.data.leakage import told
+    """Rows and classes, then faults, leaks, warnings, notes, lengths, unused fields and totals, one per line."""
+    from ctxtrain.data.leakage import describe_finding
 
     console = stdout()
     _print_table(console, _rows_table(report))
     lines = list(report["faults"])
     if report["fault_total"] > len(lines):
         lines.append(f"… and {_counted(report['fault_total'] - len(lines), 'more fault')}")
-    refused = [told(leak) for leak in report["leaks"] if leak["refused"]]
-    looks = _looks(report)
-    lines += [f"leak: {leak}" for leak in refused] + [f"look: {look}" for look in looks]
+    refused = [describe_finding(leak) for leak in report["leaks"] if leak["refused"]]
+    warnings = _warnings(report)
+    lines += [f"leak: {leak}" for leak in refused] + [f"warning: {warning}" for warning in warnings]
     lines += [f"note: {name}: {line}" for name, noticed in report["noticed"].items() for line in noticed]
     for name, times in report["times"].items():
         if times["time_unit"]:
@@ -228,42 +230,42 @@ def print_check(report: Mapping[str, Any]) -> None:
     if report["unused_fields"]:
         side = set(report["label_side_fields"])
         unused = [f"{name} (label-side)" if name in side else name for name in report["unused_fields"]]
-        lines.append(f"unused, no model reads them: {', '.join(unused)}")
+        lines.append(f"fields that the model does not read: {', '.join(unused)}")
     lines.append(
         f"{_counted(report['fault_total'], 'fault')}, {_counted(len(refused), 'leak')} that training refuses, "
-        f"{_counted(len(looks), 'thing')} to look at"
+        f"{_counted(len(warnings), 'warning')}"
     )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _looks(report: Mapping[str, Any]) -> list[str]:
-    """What training would take, and a person should look at first."""
-    from ctxtrain.data.leakage import told
-    from ctxtrain.data.profile import wild_line
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    """What training accepts, but a person should look at first."""
+    from ctxtrain.data.leakage import describe_finding
+    from ctxtrain.data.profile import outlier_message
 
-    looks = [*report["base"], *(told(leak) for leak in report["leaks"] if not leak["refused"])]
-    looks += [f"not checked: {what}" for what in report["unchecked"]]
-    looks += [
-        f"{name}: {_counted(count, 'row')} with a window that an earlier row of the file holds"
+    warnings = [*report["base"], *(describe_finding(leak) for leak in report["leaks"] if not leak["refused"])]
+    warnings += [f"not checked: {what}" for what in report["unchecked"]]
+    warnings += [
+        f"{name}: {_counted(count, 'row')} with the same window as an earlier row of the file"
         for name, count in report["duplicates"].items()
         if count
     ]
     for name, entries in report["drift"].items():
         if moved := [entry for entry in entries if entry["shifted"]]:
             named = ", ".join(f"{entry['feature']} {entry['psi']:.2f}" for entry in moved)
-            looks.append(f"{name} differs from train (population stability index above 0.25 and chance): {named}")
-    looks += [
-        f"{name}: {wild_line(field, found)}"
+            warnings.append(f"{name} drifts from train (population stability index above 0.25 and chance): {named}")
+    warnings += [
+        f"{name}: {outlier_message(field, prints)}"
         for name, wild in report["wild_prints"].items()
-        for field, found in wild.items()
+        for field, prints in wild.items()
     ]
     for name, partial in report["partial_fields"].items():
-        looks += [
-            f"{name}: {field} is in {_counted(count, 'row')} only; a model reads what every row has"
+        warnings += [
+            f"{name}: {field} is in {_counted(count, 'row')} only; the model reads fields that every row has"
             for field, count in partial.items()
         ]
-    return looks
+    return warnings
 
 
 def _counted(count: int, what: str) -> str:
@@ -271,7 +273,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def _rows_table(report: Mapping[str, Any]) -> Table:
-    """Rows and classes by file, and by fifths of each file in its order."""
+    """Rows and classes of each file, and of each fifth of a file in its order."""
     table = Table()
     for column in ("file", "rows", "LONG", "SHORT", "SKIP"):
         table.add_column(column, justify="left" if column == "file" else "right")

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 def look_at_inputs(config: Config) -> None:
     """Raises ConfigError for a base or an output folder that cannot be, DataError for files that hold no rows."""
-    from ctxtrain.data.formats import refuse_unreadable
+    from ctxtrain.data.formats import require_readable
     from ctxtrain.model.base_name import refuse_unknown_base
-    from ctxtrain.storage.ownership import refuse_cache, refuse_output
+    from ctxtrain.storage.ownership import check_cache_dir, check_output_dir
 
     refuse_unknown_base(config.model.base)
-    refuse_output(Path(config.output_dir), config.model.base)
+    check_output_dir(Path(config.output_dir), config.model.base)
     if config.data.cache != "auto":
-        refuse_cache(Path(config.data.cache), Path(config.output_dir))
+        check_cache_dir(Path(config.data.cache), Path(config.output_dir))
     splits = ("train",) if config.evaluation.folds else ("train", "val", "test")
     faults = []
     for path in filter(None, (getattr(config.data, split) for split in splits)):
         try:
-            refuse_unreadable(Path(path))
+            require_readable(Path(path))
         except DataError as error:
             faults += error.faults
     if faults:
@@ -37,9 +37,9 @@ def look_at_inputs(config: Config) -> None:
 
 def look_at_model(model: Path, data: str | None = None) -> None:
     """Raises ConfigError or DataError if there is no export at `model`, or no rows at `data`; `-` is standard input."""
-    from ctxtrain.data.formats import refuse_unreadable
+    from ctxtrain.data.formats import require_readable
     from ctxtrain.export.locate import find_export
 
     find_export(model)
     if data not in (None, "-"):
-        refuse_unreadable(Path(str(data)))
+        require_readable(Path(str(data)))

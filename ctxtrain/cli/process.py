@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from ctxtrain.cli.commands import app
 from ctxtrain.errors import EXIT_INTERNAL, EXIT_IO, CtxtrainError, OutOfMemory
-from ctxtrain.memory import ran_out, told
-from ctxtrain.streams import refuse_lost
-from ctxtrain.versions import refuse_known_holes
+from ctxtrain.memory import is_out_of_memory, out_of_memory_message
+from ctxtrain.streams import raise_lost_write
+from ctxtrain.versions import require_safe_versions
 
 NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
 
@@ -26,24 +26,24 @@ def main(arguments: list[str] | None = None) -> None:
     _open_standard_streams()
     debug = "--debug" in words
     try:
-        refuse_known_holes()
+        require_safe_versions()
         try:
             app(args=[word for word in words if word != "--debug"], prog_name="ctxtrain")
         except SystemExit:
-            refuse_lost()
+            raise_lost_write()
             raise
     except OutOfMemory as error:
         _end_without_memory(error, words, debug)
     except CtxtrainError as error:
         _end(str(error), error.exit_code, debug)
     except OSError as error:
-        if ran_out(error):
+        if is_out_of_memory(error):
             _end_without_memory(error, words, debug)
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         remedy = "Give another path" if error.errno in NOT_A_PLACE else "Make room or give access"
         _end(f"{what}. {remedy} and run again; what was finished is whole.", EXIT_IO, debug)
     except Exception as error:
-        if ran_out(error):
+        if is_out_of_memory(error):
             _end_without_memory(error, words, debug)
         _end(
             f"internal fault, not yours: {type(error).__name__}: {str(error)[:300]}. "
@@ -69,7 +69,11 @@ def _end(message: str, exit_code: int, debug: bool) -> NoReturn:
 def _end_without_memory(error: Exception, words: list[str], debug: bool) -> NoReturn:
     if not debug:
         _free(error)
-    _end(str(error) if isinstance(error, OutOfMemory) else told(error, f"in {words[0]}"), EXIT_INTERNAL, debug)
+    _end(
+        str(error) if isinstance(error, OutOfMemory) else out_of_memory_message(error, f"in {words[0]}"),
+        EXIT_INTERNAL,
+        debug,
+    )
 
 
 def _is_main_process() -> bool:

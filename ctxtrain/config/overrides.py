@@ -1,7 +1,7 @@
-"""What a config's keys are called, and what is said of one that is wrong.
+"""Config keys: apply overrides, suggest corrections, and explain validation errors.
 
-Comes in: a model of sections and keys, overrides, faults that pydantic found. Goes out: dotted keys, a changed tree,
-one sentence a fault.
+Input: a pydantic model of sections and keys, `section.key=value` overrides, pydantic error details. Output: dotted
+keys, an updated config tree, and one sentence per fault.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from ctxtrain.config.strict_yaml import parse_yaml
-from ctxtrain.errors import ConfigError, shown
+from ctxtrain.errors import ConfigError, short_repr
 
-SCHEMA = "configs/config.schema.json"
-# What other tools call a key, where difflib would find another one or none.
-USUAL_NAMES = {
+SCHEMA_PATH = "configs/config.schema.json"
+# Names of the same setting in other tools, for which difflib suggests a wrong key or none.
+KEY_ALIASES = {
     "lr": "learning_rate",
     "max_lr": "learning_rate",
     "num_epochs": "epochs",
@@ -56,19 +56,19 @@ USUAL_NAMES = {
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Write each `section.key=value` into the tree; return the faults of those that cannot be written."""
+    """Write each `section.key=value` into the tree; return a fault for each one that cannot be applied."""
     faults = []
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals or not name:
-            faults.append(f"An override must read section.key=value, got {override!r}.")
+            faults.append(f"An override must have the form section.key=value, got {override!r}.")
             continue
         *sections, key = name.split(".")
         node: Any = tree
         for section in sections:
             node = node.setdefault(section, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):
-            faults.append(f"{name} is not a config key{_nearest(name, keys)}")
+            faults.append(f"{name} is not a config key{_suggestion(name, keys)}")
             continue
         try:
             node[key] = parse_yaml(value, name)
@@ -77,43 +77,42 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str], keys: Sequen
     return faults
 
 
-def explain(detail: ErrorDetails, keys: Sequence[str], listed_in: str = SCHEMA) -> str:
-    """One pydantic error as `dotted.key rule, got value.`; `listed_in` is where a reader finds all keys."""
+def describe_error(detail: ErrorDetails, keys: Sequence[str], listed_in: str = SCHEMA_PATH) -> str:
+    """One pydantic error as `dotted.key rule, got value.`; `listed_in` is the document that lists all keys."""
     key = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("function-"))
     if detail["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{key} is not a config key{_nearest(key, keys, listed_in)}"
+        return f"{key} is not a config key{_suggestion(key, keys, listed_in)}"
     if detail["type"] == "missing":
-        return required(key)
+        return missing_key_message(key)
     rule = re.sub(r"^(Input|List|String) should", "must", detail["msg"].removeprefix("Value error, "))
     rule = rule.partition(" after validation")[0]
     if detail["type"] in ("model_type", "model_attributes_type"):
-        rule = "must be a section with keys of its own"
-    return f"{key} {rule}, got {shown(detail['input'])}."
+        rule = "must be a section with keys"
+    return f"{key} {rule}, got {short_repr(detail['input'])}."
 
 
-def required(key: str) -> str:
-    return f"{key} is required. Set it in the config or as an override, {key}=…"
+def missing_key_message(key: str) -> str:
+    return f"{key} is required. Set it in the config or as an override: {key}=…"
 
 
-def _nearest(name: str, keys: Sequence[str], listed_in: str = SCHEMA) -> str:
+def _suggestion(name: str, keys: Sequence[str], listed_in: str = SCHEMA_PATH) -> str:
     """`; did you mean section.key?`, or where the keys are listed.
 
-    The nearest key has the same last part, or one that other tools call so, or is most alike as a whole, or in its last
-    part.
+    Candidates, in order: the same last part, an alias from another tool, a similar whole name, a similar last part.
     """
     sections = {key.partition(".")[0] for key in keys if "." in key}
-    known = [key for key in keys if "." not in name or key not in sections]
+    candidates = [key for key in keys if "." not in name or key not in sections]
     leaf = name.rpartition(".")[2]
-    leaf = USUAL_NAMES.get(leaf.lower().replace("-", "_"), leaf)
-    by_leaf = {key.rpartition(".")[2]: key for key in reversed(known)}
-    alike = [by_leaf[leaf]] if leaf in by_leaf else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    if not alike:
-        alike = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)]
-    return f"; did you mean {alike[0]}?" if alike else f"; the keys are listed in {listed_in}."
+    leaf = KEY_ALIASES.get(leaf.lower().replace("-", "_"), leaf)
+    by_leaf = {key.rpartition(".")[2]: key for key in reversed(candidates)}
+    matches = [by_leaf[leaf]] if leaf in by_leaf else difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
+    if not matches:
+        matches = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)]
+    return f"; did you mean {matches[0]}?" if matches else f"; the keys are listed in {listed_in}."
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a config as `section.key`, sections included, in the order of declaration."""
+    """Every key of a config model as `section.key`, including the sections, in declaration order."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)

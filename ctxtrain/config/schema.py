@@ -1,9 +1,8 @@
-"""The config of a run: typed, described and range-checked in one place.
+"""The config of a run: every key with its type, range, default and description.
 
-Comes in: a YAML file and `section.key=value` overrides. Goes out: a frozen `Config`. All faults are
-reported in one `ConfigError`, each with its dotted key; an unknown key is refused with the nearest name.
-Defaults are those of the specification, section 7. Only `train.py` and `cli/process.py` see a `Config`: every
-other module takes plain values.
+Input: a YAML file and `section.key=value` overrides. Output: a frozen `Config`. One `ConfigError` reports all faults,
+each with its dotted key, and suggests the nearest known key for an unknown one. Defaults follow section 7 of the
+specification. Only `train.py` and `cli/process.py` receive a `Config`; every other module takes plain values.
 """
 
 from __future__ import annotations
@@ -15,29 +14,29 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ctxtrain.config.overrides import apply_overrides, dotted_keys, explain, required
+from ctxtrain.config.overrides import apply_overrides, describe_error, dotted_keys, missing_key_message
 from ctxtrain.config.strict_yaml import dump_yaml, load_yaml, parse_yaml
 from ctxtrain.config.value_types import (
     ClassWeights,
+    Fraction,
+    GradNorm,
+    LearningRate,
     LoraLayers,
-    Norm,
     OversamplingTarget,
-    Place,
-    Rate,
+    PathText,
     Seed,
-    Share,
     Text,
-    distinct,
+    require_distinct,
 )
-from ctxtrain.errors import ConfigError, DataError, shown
+from ctxtrain.errors import ConfigError, DataError, short_repr
 from ctxtrain.limits import (
-    MOST_EPOCHS,
-    MOST_FOLDS,
-    MOST_IN_BATCH,
-    MOST_SEEDS,
-    MOST_STEPS,
-    MOST_TOKENS,
-    MOST_WINDOWS,
+    MAX_BATCH_SIZE,
+    MAX_EPOCHS,
+    MAX_FOLDS,
+    MAX_SEEDS,
+    MAX_STEPS,
+    MAX_TEXT_TOKENS,
+    MAX_WINDOWS,
 )
 
 EMBEDDED_BASE = "embedded"
@@ -48,16 +47,16 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where the rows are and how the model reads them."""
+    """Input files and how the model reads them."""
 
-    train: Place = Field(description="Training rows, .jsonl or .jsonl.gz.")
-    val: Place | None = Field(
+    train: PathText = Field(description="Training rows, .jsonl or .jsonl.gz.")
+    val: PathText | None = Field(
         None,
-        description="Validation rows; they choose the epoch and the temperature. Required without folds.",
+        description="Validation rows, to choose the epoch and the temperature. Required without evaluation.folds.",
     )
-    test: Place | None = Field(None, description="Rows scored once, at the end; then they judge the targets.")
+    test: PathText | None = Field(None, description="Test rows, scored once at the end, against the targets.")
     codec: Literal["compact", "json"] = Field(
-        "compact", description="How a window becomes text: quantised integers, or its JSON for comparison."
+        "compact", description="Text format of a window: compact (quantised integers) or json (for comparison)."
     )
     purge: bool = Field(
         False,
@@ -66,53 +65,53 @@ class DataConfig(Section):
     embargo: int = Field(
         0,
         ge=0,
-        le=MOST_WINDOWS,
-        description="With purge or folds, also drop rows within so many bars of the rows that judge.",
+        le=MAX_WINDOWS,
+        description="With purge or folds: also drop rows within this many bars of the evaluation rows.",
     )
-    cache: Place = Field(
-        "auto", description="Folder that keeps parsed rows between runs, by content; auto keeps them for the run."
+    cache: PathText = Field(
+        "auto", description="Folder of parsed rows, reused while the files are unchanged; auto keeps them for one run."
     )
     allow_leakage: bool = Field(
-        False, description="Train although windows or ids stand in two files; every figure is then marked."
+        False, description="Train even if windows or ids occur in two files; all results are then marked as unreliable."
     )
 
 
 class ModelConfig(Section):
-    """The frozen base."""
+    """The frozen base model."""
 
-    base: Place = Field(
+    base: PathText = Field(
         EMBEDDED_BASE,
-        description=f"Folder or hub id of a Qwen checkpoint; `{EMBEDDED_BASE}` is the package's own small one.",
+        description=f"Folder or hub id of a Qwen checkpoint; `{EMBEDDED_BASE}` is the small one in this package.",
     )
     revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) of the base.")
     max_tokens: int = Field(
-        2048, ge=8, le=MOST_TOKENS, description="Longest text in tokens; older tokens are cut off, and counted."
+        2048, ge=8, le=MAX_TEXT_TOKENS, description="Most tokens per text; longer texts lose their oldest tokens."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of training; auto is bfloat16 on a GPU that has it, else float32."
+        "auto", description="Data type for training; auto is bfloat16 on a GPU that supports it, else float32."
     )
     engine: Literal["auto", "reference"] = Field(
         "auto",
-        description="Passes of the model: auto is the fastest that is proven for it here, reference is transformers.",
+        description="Model implementation: auto is the fastest engine verified here, reference is transformers.",
     )
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none",
-        description="Weights of the frozen base during training; int8 and nf4 need a GPU and bitsandbytes.",
+        description="Quantization of the frozen base during training; int8 and nf4 need a GPU and bitsandbytes.",
     )
 
 
 class LoraConfig(Section):
     """Low-rank adapters (Hu et al. 2021)."""
 
-    r: int = Field(8, ge=1, le=4096, description="Rank.")
-    alpha: int = Field(16, ge=1, le=65_536, description="Scale: the update is multiplied by alpha / r.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
+    r: int = Field(8, ge=1, le=4096, description="Rank of the update matrices.")
+    alpha: int = Field(16, ge=1, le=65_536, description="Scaling: the update is multiplied by alpha / r.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout probability of the adapter input.")
     target_modules: list[Text] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
         min_length=1,
-        description="Linear layers that get an adapter.",
+        description="Names of the linear layers that get an adapter.",
     )
-    layers: LoraLayers = Field("all", description="Layers that get adapters: all, or last:N.")
+    layers: LoraLayers = Field("all", description="Transformer layers that get adapters: all, or last:N.")
 
 
 class LossConfig(Section):
@@ -126,115 +125,115 @@ class LossConfig(Section):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What `make_loss` takes; class weights depend on the data too."""
+        """Keyword arguments of `make_loss`, without the class weights, which also depend on the data."""
         return self.model_dump(exclude={"class_weights"})
 
 
 class OversamplingConfig(Section):
-    """Random oversampling, with replacement on top of every original row, drawn anew each epoch."""
+    """Random oversampling: every original row, plus rows drawn with replacement, anew in each epoch."""
 
     target: OversamplingTarget = Field(
-        "auto", description="Windows per class to raise to: auto (the largest class), none, or a number."
+        "auto", description="Windows per class and epoch: auto (size of the largest class), none, or a number."
     )
     max_repeat: float | None = Field(
         None,
         ge=1,
-        le=MOST_WINDOWS,
-        description="A class grows to at most this many times its own rows; the class weights take the rest.",
+        le=MAX_WINDOWS,
+        description="Growth limit of a class, as a multiple of its rows; class weights correct the remainder.",
     )
 
 
 class TrainingConfig(Section):
-    """The loop. An optimizer step sees batch_size × gradient_accumulation windows, whatever the number of processes."""
+    """Training loop. An optimizer step has batch_size × gradient_accumulation windows, for any world size."""
 
-    epochs: int = Field(10, ge=1, le=MOST_EPOCHS, description="Passes over the oversampled rows.")
-    batch_size: int = Field(8, ge=1, le=MOST_IN_BATCH, description="Windows in a micro-batch.")
-    learning_rate: Rate = Field(1.0e-4, description="Peak learning rate of AdamW, at least 1e-12.")
+    epochs: int = Field(10, ge=1, le=MAX_EPOCHS, description="Passes over the oversampled rows.")
+    batch_size: int = Field(8, ge=1, le=MAX_BATCH_SIZE, description="Windows per micro-batch.")
+    learning_rate: LearningRate = Field(1.0e-4, description="Peak learning rate of AdamW, at least 1e-12.")
     warmup_steps: int = Field(
-        100, ge=0, le=MOST_STEPS, description="Optimizer steps of linear warm-up; at most half of the run."
+        100, ge=0, le=MAX_STEPS, description="Optimizer steps of linear warm-up; limited to half of the run."
     )
-    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decoupled weight decay.")
-    gradient_accumulation: int = Field(4, ge=1, le=MOST_IN_BATCH, description="Micro-batches in an optimizer step.")
-    max_grad_norm: Norm | None = Field(
-        1.0, description="Gradients are clipped to this norm, at least 1e-9; null is no clipping."
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay of AdamW.")
+    gradient_accumulation: int = Field(4, ge=1, le=MAX_BATCH_SIZE, description="Micro-batches per optimizer step.")
+    max_grad_norm: GradNorm | None = Field(
+        1.0, description="Gradients are clipped to this norm, at least 1e-9; null disables clipping."
     )
     schedule: Literal["warmup_stable_decay", "linear", "cosine", "constant"] = Field(
         "warmup_stable_decay",
-        description="Learning rate after warm-up; the default decays to 0 over the second half.",
+        description="Learning-rate schedule after warm-up; the default decays to 0 over the second half.",
     )
     skip_nonfinite: int = Field(
         0,
         ge=0,
-        le=MOST_STEPS,
-        description="Optimizer steps that may be skipped when loss or gradient is not finite; one more ends the run.",
+        le=MAX_STEPS,
+        description="Optimizer steps that may be skipped for a non-finite loss or gradient; one more ends the run.",
     )
     patience: int | None = Field(
-        None, ge=1, le=MOST_EPOCHS, description="Stop after this many epochs without a better macro-F1."
+        None, ge=1, le=MAX_EPOCHS, description="Stop after this many epochs without a better validation macro-F1."
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
-    seeds: Annotated[list[Seed], AfterValidator(distinct)] | None = Field(
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
+    seeds: Annotated[list[Seed], AfterValidator(require_distinct)] | None = Field(
         None,
         min_length=2,
-        max_length=MOST_SEEDS,
-        description="Several seeds instead: a run for each, their mean and their spread.",
+        max_length=MAX_SEEDS,
+        description="Several seeds instead: one run per seed, with the mean and spread of the results.",
     )
 
     @property
     def optimizer_settings(self) -> dict[str, Any]:
-        """What `make_optimizer` takes."""
+        """Keyword arguments of `make_optimizer`."""
         return self.model_dump(include={"learning_rate", "weight_decay"})
 
 
 class CheckpointsConfig(Section):
-    """What is kept for choosing and for resuming."""
+    """Checkpoints for model selection and for resuming."""
 
-    keep: int = Field(3, ge=1, le=MOST_EPOCHS, description="Checkpoints kept by macro-F1; the newest is kept besides.")
+    keep: int = Field(3, ge=1, le=MAX_EPOCHS, description="Checkpoints to keep by macro-F1, besides the newest.")
     every_steps: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="Also save within an epoch, every so many optimizer steps."
+        None, ge=1, le=MAX_STEPS, description="Optimizer steps between extra checkpoints within an epoch."
     )
 
 
 class CalibrationConfig(Section):
-    """Post-calibration (Guo et al. 2017)."""
+    """Calibration of probabilities after training (Guo et al. 2017)."""
 
-    method: Literal["temperature", "none"] = Field("temperature", description="Temperature scaling, or nothing.")
+    method: Literal["temperature", "none"] = Field("temperature", description="Temperature scaling, or none.")
 
 
 class TargetsConfig(Section):
-    """The specification's targets, section 6.2, each as a share."""
+    """Targets of section 6.2 of the specification, each as a fraction."""
 
-    accuracy: Share = Field(0.65, description="Priority HIGH.")
-    macro_f1: Share = Field(0.60, description="Priority CRITICAL.")
-    long_precision: Share = Field(0.60, description="Priority HIGH.")
-    short_precision: Share = Field(0.60, description="Priority HIGH.")
-    long_recall: Share = Field(0.55, description="Priority MEDIUM.")
-    short_recall: Share = Field(0.55, description="Priority MEDIUM.")
+    accuracy: Fraction = Field(0.65, description="Priority HIGH.")
+    macro_f1: Fraction = Field(0.60, description="Priority CRITICAL.")
+    long_precision: Fraction = Field(0.60, description="Priority HIGH.")
+    short_precision: Fraction = Field(0.60, description="Priority HIGH.")
+    long_recall: Fraction = Field(0.55, description="Priority MEDIUM.")
+    short_recall: Fraction = Field(0.55, description="Priority MEDIUM.")
 
 
 class EvaluationConfig(Section):
-    """More than one split."""
+    """Walk-forward evaluation over several folds."""
 
     folds: int | None = Field(
         None,
         ge=2,
-        le=MOST_FOLDS,
-        description="Purged walk-forward folds over data.train, with data.embargo; it alone is read.",
+        le=MAX_FOLDS,
+        description="Number of purged walk-forward folds of data.train, with data.embargo; no other file is read.",
     )
     fold: int | None = Field(
-        None, ge=1, le=MOST_FOLDS, description="Run this one of the folds only, counted from 1; null runs all."
+        None, ge=1, le=MAX_FOLDS, description="Run only this fold, counted from 1; null runs all folds."
     )
 
 
 class TrackingConfig(Section):
-    """Experiment trackers, through Accelerate."""
+    """Experiment trackers, used through Accelerate."""
 
     to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
-        [], description="Where metrics go besides metrics.jsonl; each needs its package installed."
+        [], description="Trackers that get the metrics besides metrics.jsonl; each needs its package installed."
     )
 
 
 class Config(Section):
-    """A whole run."""
+    """The complete config of a run."""
 
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -247,55 +246,55 @@ class Config(Section):
     targets: TargetsConfig = TargetsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
-    output_dir: Place = Field(description="The run folder.")
+    output_dir: PathText = Field(description="The run folder.")
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file, lay `section.key=value` overrides over it and check the whole.
+        """Read a YAML file, apply `section.key=value` overrides and validate the result.
 
-        Raises ConfigError with every fault found.
+        Raises ConfigError with all faults.
         """
         return cls.parse(load_yaml(path), overrides)
 
     @classmethod
-    def of_run(cls, text: str, path: Path) -> Self:
-        """The config that a run wrote. Raises DataError, with the file, if it is no longer that."""
+    def from_run(cls, text: str, path: Path) -> Self:
+        """Parse the `config.yaml` of a run folder. Raises DataError, with the file name, if the text is not valid."""
         try:
             return cls.parse(parse_yaml(text, str(path)))
         except ConfigError as error:
             faults = [fault if fault.startswith(str(path)) else f"{path}: {fault}" for fault in error.faults]
-            raise DataError([*faults, "Put back the file as the run left it."]) from None
+            raise DataError([*faults, "Restore the file that the run wrote."]) from None
 
     @classmethod
     def parse(cls, tree: object, overrides: Sequence[str] = ()) -> Self:
-        """Check a nested mapping with overrides laid over it. Raises ConfigError with every fault found."""
+        """Validate a nested mapping after applying overrides. Raises ConfigError with all faults."""
         if not isinstance(tree, dict):
-            raise ConfigError(f"A config must be a mapping of sections, got {shown(tree)}.")
+            raise ConfigError(f"A config must be a mapping of sections, got {short_repr(tree)}.")
         tree = deepcopy(tree)
         for name in SECTIONS:
-            if tree.get(name) is None:  # a section without keys has its defaults
+            if tree.get(name) is None:  # an empty section in YAML is null and means its defaults
                 tree[name] = {}
         faults = apply_overrides(tree, overrides, KEYS)
         try:
             config = cls.model_validate(tree)
         except ValidationError as error:
-            faults += [explain(detail, KEYS) for detail in error.errors(include_url=False)]
-        if _key(tree, "evaluation", "folds") is None:
-            if _key(tree, "data", "val") is None:
-                faults.append(required("data.val"))
-            if _key(tree, "data", "embargo") and not _key(tree, "data", "purge"):
+            faults += [describe_error(detail, KEYS) for detail in error.errors(include_url=False)]
+        if _get(tree, "evaluation", "folds") is None:
+            if _get(tree, "data", "val") is None:
+                faults.append(missing_key_message("data.val"))
+            if _get(tree, "data", "embargo") and not _get(tree, "data", "purge"):
                 faults.append(
-                    "data.embargo drops rows only with data.purge=true or evaluation.folds. Add one, or leave it 0."
+                    "data.embargo needs data.purge=true or evaluation.folds. Set one of them, or data.embargo=0."
                 )
         if not faults and config.evaluation.fold and not config.evaluation.fold <= (config.evaluation.folds or 0):
             fold, folds = config.evaluation.fold, config.evaluation.folds
-            faults.append(f"evaluation.fold must be one of evaluation.folds, got {fold} of {folds}. Set both, or none.")
+            faults.append(f"evaluation.fold must be one of evaluation.folds, got {fold} of {folds}. Set both or none.")
         if faults:
             raise ConfigError(faults)
         return config
 
     def with_absolute_paths(self) -> Self:
-        """The same config with paths that hold from any working folder."""
+        """A copy whose paths are absolute, so that it is valid in any working directory."""
         data = {
             name: path and str(Path(path).absolute()) for name, path in self.data if name in ("train", "val", "test")
         }
@@ -314,9 +313,9 @@ class Config(Section):
         return dump_yaml(self.model_dump(mode="json"))
 
 
-def _key(tree: dict[str, Any], section: str, name: str) -> object:
-    found = tree[section]
-    return found.get(name) if isinstance(found, dict) else found
+def _get(tree: dict[str, Any], section: str, name: str) -> object:
+    values = tree[section]
+    return values.get(name) if isinstance(values, dict) else values
 
 
 KEYS = dotted_keys(Config)

@@ -1,7 +1,7 @@
-"""YAML text → plain values, stricter than PyYAML: YAML 1.2 numbers, no key twice, faults with their place.
+"""YAML text → plain values, stricter than PyYAML: YAML 1.2 numbers, no duplicate keys, errors with line and column.
 
-ruamel.yaml knows YAML 1.2 and refuses a key twice, but reads 1_000 as a number, 2025-01-02 as a date and << as a merge.
-The rules below would stand all the same, on a second dependency.
+ruamel.yaml implements YAML 1.2 and refuses duplicate keys. It still reads 1_000 as a number, 2025-01-02 as a date and
+<< as a merge, so it would need the same rules as below, plus a dependency.
 """
 
 from __future__ import annotations
@@ -13,46 +13,46 @@ from typing import Any
 import yaml
 
 from ctxtrain.errors import ConfigError
-from ctxtrain.regular_files import NotRegular, read_regular
+from ctxtrain.regular_files import NotRegularFile, read_regular
 
 
 def load_yaml(path: str | Path) -> Any:
-    """The value of a YAML file. Raises ConfigError where there is none, or where it is not valid."""
+    """Read a YAML file. Raises ConfigError if the file does not exist or is not valid."""
     try:
         text = read_regular(Path(path)).decode()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file. Give the path of a YAML file.") from None
-    except NotRegular as error:
-        said = f"a config must be a file, and this is {error.kind}"
-        raise ConfigError(f"{path}: {said}. Give the path of a YAML file.") from None
+    except NotRegularFile as error:
+        reason = f"a config must be a regular file, got {error.kind}"
+        raise ConfigError(f"{path}: {reason}. Give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: a config must be UTF-8 text, got {error.reason} at byte {error.start}.") from None
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text. Raises ConfigError with `source:line:column` where it is not valid."""
+    """Parse YAML text. Raises ConfigError with `source:line:column` if it is not valid."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise ConfigError(f"{place}: not valid YAML: {error.problem}.") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: a number of thousands of digits
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a number of thousands of digits raises the last two
         raise ConfigError(f"{source}: not valid YAML: {error}.") from None
     except RecursionError:
-        raise ConfigError(f"{source}: nested too deeply to be a config.") from None
+        raise ConfigError(f"{source}: nested too deeply for a config.") from None
 
 
 def dump_yaml(tree: Any) -> str:
-    """A text that `parse_yaml`, and any other reader of YAML, reads as these values."""
+    """YAML text from which `parse_yaml`, and any other YAML parser, reads the same values."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers of YAML 1.2's core schema, no dates, and no duplicate keys.
+    """Numbers of YAML 1.2's core schema, no dates, no duplicate keys.
 
-    PyYAML reads 1e-4 as text, 010 as 8, 1:30 as 90 and 2025-01-02 as a date, and of two equal keys it keeps the last.
+    PyYAML reads 1e-4 as text, 010 as 8, 1:30 as 90 and 2025-01-02 as a date. Of duplicate keys it keeps the last.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -60,22 +60,20 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = str(key_node.value)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what PyYAML or `_Loader` would read as a number."""
+    """Quotes text that PyYAML or `_Loader` would read as a number."""
 
 
-def _refused(_loader: yaml.SafeLoader, node: yaml.Node) -> None:
-    raise yaml.constructor.ConstructorError(None, None, "no key takes a date", node.start_mark)
+def _reject_date(_loader: yaml.SafeLoader, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(None, None, "no config key takes a date", node.start_mark)
 
 
-def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))
 
 
@@ -94,5 +92,5 @@ for _reader_or_writer in (_Loader, _Dumper):
         ),
         list("-+.0123456789"),
     )
-_Loader.add_constructor(_INTEGER, _integer)
-_Loader.add_constructor(_DATE, _refused)
+_Loader.add_constructor(_INTEGER, _construct_int)
+_Loader.add_constructor(_DATE, _reject_date)

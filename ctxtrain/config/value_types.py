@@ -1,4 +1,4 @@
-"""The kinds of values that a config's keys take, beyond plain numbers and words."""
+"""Value types of config keys, beyond plain numbers and words."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from ctxtrain.labels import LABELS
-from ctxtrain.limits import LEAST_NORM, LEAST_RATE, LEAST_WEIGHT, MOST_NORM, MOST_WEIGHT, MOST_WINDOWS
+from ctxtrain.limits import (
+    MAX_CLASS_WEIGHT,
+    MAX_GRAD_NORM,
+    MAX_WINDOWS,
+    MIN_CLASS_WEIGHT,
+    MIN_GRAD_NORM,
+    MIN_LEARNING_RATE,
+)
 
 
-def _class_weights(value: object) -> object:
+def _parse_weights(value: object) -> object:
     if value in ("auto", "none"):
         return value
     if isinstance(value, dict):
@@ -21,22 +28,24 @@ def _class_weights(value: object) -> object:
         value = [by_label[label] for label in LABELS]
     if isinstance(value, list) and len(value) == len(LABELS) and all(map(_is_weight, value)):
         return [float(weight) for weight in value]
-    numbers = f"three numbers from {LEAST_WEIGHT:.6f} to {MOST_WEIGHT:,.0f}"
+    numbers = f"three numbers from {MIN_CLASS_WEIGHT:.6f} to {MAX_CLASS_WEIGHT:,.0f}"
     raise ValueError(f"must be auto, none, or {numbers}: [w, w, w] or {{LONG: w, SHORT: w, SKIP: w}}")
 
 
 def _is_weight(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and LEAST_WEIGHT <= value <= MOST_WEIGHT
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return MIN_CLASS_WEIGHT <= value <= MAX_CLASS_WEIGHT
 
 
-def _oversampling_target(value: object) -> object:
-    count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_WINDOWS
-    if count or value in ("auto", "none"):
+def _check_oversampling_target(value: object) -> object:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_WINDOWS
+    if is_count or value in ("auto", "none"):
         return value
-    raise ValueError(f"must be auto, none, or a number of windows per class, at least 1 and at most {MOST_WINDOWS:,}")
+    raise ValueError(f"must be auto, none, or a number of windows per class, at least 1 and at most {MAX_WINDOWS:,}")
 
 
-def _lora_layers(value: object) -> object:
+def _check_lora_layers(value: object) -> object:
     if not isinstance(value, str) or not re.fullmatch(r"all|last:[1-9][0-9]*", value):
         raise ValueError("must be all or last:N with N at least 1, for example last:6")
     if len(value) > len("last:9999"):
@@ -44,56 +53,56 @@ def _lora_layers(value: object) -> object:
     return value
 
 
-def _place(value: str) -> str:
-    """A path that the system can be asked for; halves of surrogate pairs are no text for pydantic."""
+def _check_path(value: str) -> str:
+    """A path without NUL. Pydantic itself refuses lone surrogates."""
     if "\0" in value:
-        raise ValueError("must be a path, and a path has no NUL")
+        raise ValueError("must be a path without NUL characters")
     return value
 
 
-def _text(value: str) -> str:
-    """Text that a file, a name on the network and a library take: whole characters, and no NUL."""
+def _check_text(value: str) -> str:
+    """Text that files, network names and libraries accept: no NUL and no lone surrogates."""
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("must be text, and a NUL or half of a surrogate pair is none")
+        raise ValueError("must be text without NUL characters or lone surrogates")
     return value
 
 
-def distinct(seeds: list[int]) -> list[int]:
+def require_distinct(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError("must be different seeds")
     return seeds
 
 
-Weight = Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
+Weight = Annotated[float, Field(ge=MIN_CLASS_WEIGHT, le=MAX_CLASS_WEIGHT)]
 ClassWeights = Annotated[
     Literal["auto", "none"] | list[float],
-    BeforeValidator(_class_weights, json_schema_input_type=Literal["auto", "none"] | list[Weight] | dict[str, Weight]),
+    BeforeValidator(_parse_weights, json_schema_input_type=Literal["auto", "none"] | list[Weight] | dict[str, Weight]),
 ]
-Count = Annotated[int, Field(ge=1, le=MOST_WINDOWS)]
+Count = Annotated[int, Field(ge=1, le=MAX_WINDOWS)]
 OversamplingTarget = Annotated[
     Literal["auto", "none"] | int,
     BeforeValidator(
-        _oversampling_target,
+        _check_oversampling_target,
         json_schema_input_type=Literal["auto", "none"] | Count,
     ),
 ]
-LoraLayers = Annotated[str, BeforeValidator(_lora_layers)]
+LoraLayers = Annotated[str, BeforeValidator(_check_lora_layers)]
 
 
-def _at_least(least: float) -> AfterValidator:
-    """Zero is refused by the bound that the schema shows; what is next to it counts as zero too."""
+def _require_at_least(minimum: float) -> AfterValidator:
+    """Refuse values between 0 and the minimum; the bound > 0 in the JSON schema refuses 0 itself."""
 
     def check(value: float) -> float:
-        if 0 < value < least:
-            raise ValueError(f"must be at least {least:g}")
+        if 0 < value < minimum:
+            raise ValueError(f"must be at least {minimum:g}")
         return value
 
     return AfterValidator(check)
 
 
-Rate = Annotated[float, Field(gt=0, le=1), _at_least(LEAST_RATE)]
-Norm = Annotated[float, Field(gt=0, le=MOST_NORM), _at_least(LEAST_NORM)]
-Place = Annotated[str, Field(min_length=1), AfterValidator(_place)]
-Text = Annotated[str, AfterValidator(_text)]
-Share = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1), _require_at_least(MIN_LEARNING_RATE)]
+GradNorm = Annotated[float, Field(gt=0, le=MAX_GRAD_NORM), _require_at_least(MIN_GRAD_NORM)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_check_path)]
+Text = Annotated[str, AfterValidator(_check_text)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]

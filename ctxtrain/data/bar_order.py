@@ -1,8 +1,8 @@
-"""Where the bars of a row stand: in time, by their index, or nowhere that is known.
+"""Position of a row's bars: in time, by bar_index, or unknown.
 
-Comes in: the bars as they stand in a row. Goes out: a `Placed`, or why the bars are in no order. Bars that have no
-`time` may have it by another name of `time_units.py`, such as `timestamp`. Where they have it by no such name, any
-field that reads as a time on every bar says the order: bars that run newest first by it are refused.
+Input: the bars of a row, in file order. Output: a `WindowPosition`, or the faults of the bar order. Bars without `time`
+may carry it under another name of `time_units.py`, such as `timestamp`. Without any such name, every field that reads
+as a time on all bars is checked: bars that run newest first by one of them are refused.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ctxtrain.data.time_units import ISO, NAIVE, NUMBER, is_named_like_a_time, moment, nanoseconds, time_names
-from ctxtrain.errors import shown
+from ctxtrain.data.time_units import ISO, NAIVE, PLAIN_NUMBER, format_utc, is_named_like_a_time, parse_time, time_names
+from ctxtrain.errors import short_repr
 
 Bars = Sequence[Mapping[str, Any]]
-Stamps = Sequence[int | None]
+Coordinates = Sequence[int | None]
 
-REGULAR = 0.5  # share of the steps that are the usual one, where bars are of a length of time
+REGULAR = 0.5  # share of equal steps from which a numeric field counts as a time
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """First and last bar, and the median distance of neighbouring bars: in nanoseconds, or in numbers of bars."""
+class Interval:
+    """First and last bar, and the median step between neighbouring bars: in nanoseconds, or in bar_index units."""
 
     first: int
     last: int
@@ -33,59 +33,60 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """`time` and `index` are None where the first or the last bar does not say.
+class WindowPosition:
+    """Position of a window. `time` and `index` are None if the first or the last bar lacks them.
 
-    `unit` is that of the times ("" without any), `time_name` the field that has them, `untimely` another one that is
-    named like a time and cannot be read as one, and `lacking` how many bars lack a place that others have.
-    `indices` has the bar_index of each bar, and `counts` its time where that is a plain number; empty without any.
+    `unit` is the unit of the times ("" without times) and `time_name` the field they come from. `rejected_time_name` is
+    another field that is named like a time but does not parse as one. `lacking` counts the bars that lack a time or an
+    index while others have it. `indices` holds the bar_index of each bar, `counts` its time if that is a plain number;
+    both are empty otherwise.
     """
 
-    time: Place | None = None
-    index: Place | None = None
+    time: Interval | None = None
+    index: Interval | None = None
     unit: str = ""
     time_name: str = "time"
-    untimely: str = ""
+    rejected_time_name: str = ""
     lacking: dict[str, int] = field(default_factory=dict)
-    indices: Stamps = ()
-    counts: Stamps = ()
+    indices: Coordinates = ()
+    counts: Coordinates = ()
 
     @property
     def is_dated(self) -> bool:
-        return self.time is not None and self.unit != NUMBER
+        return self.time is not None and self.unit != PLAIN_NUMBER
 
     @property
     def event(self) -> str | None:
-        """ISO 8601 in UTC of the last bar; None where that is not known."""
-        return moment(self.time.last) if self.time and self.is_dated else None
+        """Time of the last bar as ISO 8601 in UTC, or None if it is unknown."""
+        return format_utc(self.time.last) if self.time and self.is_dated else None
 
 
-def place_bars(bars: Bars, known: Collection[str]) -> tuple[Placed, list[str]]:
-    """Where the bars stand, and what is wrong with that. `known` are the names that mean something else."""
+def locate_bars(bars: Bars, known: Collection[str]) -> tuple[WindowPosition, list[str]]:
+    """The position of the bars, and its faults. `known` are field names that have another meaning."""
     faults: list[str] = []
     indices = [bar.get("bar_index") for bar in bars]
     faults += _order_faults("bar_index", indices, indices)
-    chosen, (stamps, unit, wrong), untimely = "time", _stamps(bars, "time"), ""
-    if not _has(bars, "time"):
+    time_name, (stamps, unit, faults_of_time), rejected = "time", _parse_times(bars, "time"), ""
+    if not _has_values(bars, "time"):
         for name in time_names(set().union(*bars) - set(known)):
-            found = _stamps(bars, name)
-            if _is_clock(*found):
-                chosen, (stamps, unit, wrong), untimely = name, found, ""
+            candidate = _parse_times(bars, name)
+            if _is_time_like(*candidate):
+                time_name, (stamps, unit, faults_of_time), rejected = name, candidate, ""
                 break
-            untimely = untimely or (name if _has(bars, name) else "")
-    faults += wrong or _order_faults(chosen, stamps, [bar.get(chosen) for bar in bars])
-    if not unit and not wrong:
-        faults += _backward_faults(bars, set(bars[0]) - set(known))
-    lacking = {"bar_index": indices.count(None), chosen: stamps.count(None)}
-    return Placed(
-        _place(stamps),
-        _place(indices),
+            rejected = rejected or (name if _has_values(bars, name) else "")
+    faults += faults_of_time or _order_faults(time_name, stamps, [bar.get(time_name) for bar in bars])
+    if not unit and not faults_of_time:
+        faults += _newest_first_faults(bars, set(bars[0]) - set(known))
+    lacking = {"bar_index": indices.count(None), time_name: stamps.count(None)}
+    return WindowPosition(
+        _interval(stamps),
+        _interval(indices),
         unit,
-        chosen,
-        untimely,
+        time_name,
+        rejected,
         {name: count for name, count in lacking.items() if 0 < count < len(bars)},
-        indices if _has(bars, "bar_index") else (),
-        stamps if unit == NUMBER else (),
+        indices if _has_values(bars, "bar_index") else (),
+        stamps if unit == PLAIN_NUMBER else (),
     ), faults
 
 
@@ -93,12 +94,12 @@ def bar_name(index: int, count: int) -> str:
     return "current_bar" if index == count - 1 else f"context_bars[{index}]"
 
 
-def _has(bars: Bars, name: str) -> bool:
+def _has_values(bars: Bars, name: str) -> bool:
     return any(bar.get(name) is not None for bar in bars)
 
 
-def _stamps(bars: Bars, name: str) -> tuple[list[int | None], str, list[str]]:
-    """Nanoseconds of each bar, their unit, and the first fault: a value that is no time, or one in another unit."""
+def _parse_times(bars: Bars, name: str) -> tuple[list[int | None], str, list[str]]:
+    """Time of each bar in nanoseconds, the unit, and the first fault: a value that is no time, or another unit."""
     stamps: list[int | None] = []
     first, unit = 0, ""
     for index, bar in enumerate(bars):
@@ -107,40 +108,40 @@ def _stamps(bars: Bars, name: str) -> tuple[list[int | None], str, list[str]]:
             stamps.append(None)
             continue
         try:
-            stamp, its_unit = nanoseconds(value)
+            stamp, value_unit = parse_time(value)
         except ValueError as error:
             return [], "", [f"{name} {error}"]
-        if unit and its_unit != unit:
-            one, other = (f"{shown(bars[n][name])} at {bar_name(n, len(bars))}" for n in (first, index))
-            return [], "", [f"{name} must have one unit in a file, but {one} is {unit} and {other} is {its_unit}"]
+        if unit and value_unit != unit:
+            before, here = (f"{short_repr(bars[n][name])} at {bar_name(n, len(bars))}" for n in (first, index))
+            return [], "", [f"{name} must have one unit in a file, but {before} is {unit} and {here} is {value_unit}"]
         if not unit:
-            first, unit = index, its_unit
+            first, unit = index, value_unit
         stamps.append(stamp)
     return stamps, unit, []
 
 
-def _is_clock(stamps: Stamps, unit: str, wrong: list[str]) -> bool:
-    """Whether a field that is named like a time is one: each bar has another, and plain numbers run one way."""
+def _is_time_like(stamps: Coordinates, unit: str, faults: list[str]) -> bool:
+    """Whether a field named like a time is usable as one: values change, and plain numbers only rise or only fall."""
     steps = _steps(stamps)
-    backwards = min(steps) < 0 and (unit != NUMBER or max(steps) < 0)
-    return not wrong and (min(steps) > 0 or backwards)
+    is_backwards = min(steps) < 0 and (unit != PLAIN_NUMBER or max(steps) < 0)
+    return not faults and (min(steps) > 0 or is_backwards)
 
 
-def _backward_faults(bars: Bars, names: Collection[str]) -> list[str]:
-    """Bars run forwards by every field that reads as a time: dates on every bar that step back each time are refused.
+def _newest_first_faults(bars: Bars, names: Collection[str]) -> list[str]:
+    """Refuse bars that run newest first by any field that reads as a time on every bar.
 
-    A number may be a date by chance. It is one if its name says so, or if most of its steps are equal.
+    A number may look like a date by chance. It counts as a time if its name says so, or if most of its steps are equal.
     """
     for name in sorted(name for name in names if isinstance(name, str)):
         try:
-            (first, unit), (last, _) = nanoseconds(bars[0][name]), nanoseconds(bars[-1].get(name))
+            (first, unit), (last, _) = parse_time(bars[0][name]), parse_time(bars[-1].get(name))
         except ValueError:
             continue
-        if unit == NUMBER or last >= first:
+        if unit == PLAIN_NUMBER or last >= first:
             continue
-        stamps, unit, wrong = _stamps(bars, name)
+        stamps, unit, faults = _parse_times(bars, name)
         steps = _steps(stamps)
-        if wrong or None in stamps or max(steps) >= 0:
+        if faults or None in stamps or max(steps) >= 0:
             continue
         is_regular = Counter(steps).most_common(1)[0][1] >= REGULAR * len(steps)
         if unit in (ISO, NAIVE) or is_named_like_a_time(name) or is_regular:
@@ -148,23 +149,23 @@ def _backward_faults(bars: Bars, names: Collection[str]) -> list[str]:
     return []
 
 
-def _steps(stamps: Stamps) -> list[int]:
-    """Distances of neighbours among those that are known; [0] if there are none."""
+def _steps(stamps: Coordinates) -> list[int]:
+    """Differences between consecutive known values, or [0] if there are none."""
     known = [stamp for stamp in stamps if stamp is not None]
     return [after - before for before, after in pairwise(known)] or [0]
 
 
-def _place(stamps: Stamps) -> Place | None:
+def _interval(stamps: Coordinates) -> Interval | None:
     first, last = (stamps[0], stamps[-1]) if stamps else (None, None)
-    return None if first is None or last is None else Place(first, last, round(median(_steps(stamps))))
+    return None if first is None or last is None else Interval(first, last, round(median(_steps(stamps))))
 
 
-def _order_faults(name: str, stamps: Stamps, values: Sequence[object]) -> list[str]:
-    """Bars run forwards: each stamp is later than those before it. Only the first step back is named."""
+def _order_faults(name: str, stamps: Coordinates, values: Sequence[object]) -> list[str]:
+    """Each value must exceed the one before it. Reports only the first violation."""
     known = [(index, stamp) for index, stamp in enumerate(stamps) if stamp is not None]
     for (last, before), (index, stamp) in pairwise(known):
         if stamp <= before:
-            step = f"{shown(values[last])} to {shown(values[index])}"
-            told = ": a bar of the context lies after the event" if index == len(values) - 1 and stamp < before else ""
-            return [f"bars must run oldest first, but {name} goes from {step} at {bar_name(index, len(values))}{told}"]
+            step = f"{short_repr(values[last])} to {short_repr(values[index])}"
+            hint = ": a context bar is later than the event" if index == len(values) - 1 and stamp < before else ""
+            return [f"bars must run oldest first, but {name} goes from {step} at {bar_name(index, len(values))}{hint}"]
     return []

@@ -1,9 +1,9 @@
-"""Texts become token rows; an epoch becomes optimizer steps of micro-batches.
+"""Texts → token rows; an epoch → optimizer steps of micro-batches.
 
-Comes in: texts, labels and the row order of an epoch. Goes out: a `Tokens` table, a plan of `MicroBatch`es that is
-a pure function of its arguments, and padded tensors `ids_BT`, `mask_BT`. This is the specification's data loader:
-the rows are in memory already tokenised, so it needs neither workers nor torch's DataLoader (whose iterators move
-the global random state).
+Input: texts, labels and the row order of an epoch. Output: a `Tokens` table, a plan of `MicroBatch`es that is a pure
+function of its arguments, and padded tensors `ids_BT`, `mask_BT`. This is the data loader of the specification. The
+rows are already tokenised in memory, so it needs no workers and no torch DataLoader, whose iterators change the global
+random state.
 
 Legend: N rows, B windows of a batch, T tokens.
 """
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
-CHUNK = 1000  # texts that the tokenizer is given at a time; a signal waits for the end of a call
+CHUNK = 1000  # texts per tokenizer call; signals are handled only between calls
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised rows; row i is flat[starts[i]:ends[i]]. `cut` rows lost their oldest tokens."""
+    """Tokenised rows; row i is flat[starts[i]:ends[i]]. `truncated` counts the rows that lost their oldest tokens."""
 
     flat: NDArray[np.int32]
     starts: Ints
     ends: Ints
     pad_id: int
-    cut: int
+    truncated: int
 
     @classmethod
-    def of_lengths(cls, flat: NDArray[np.int32], lengths: Ints, pad_id: int, cut: int = 0) -> Tokens:
-        """Rows that stand one after the other."""
+    def from_lengths(cls, flat: NDArray[np.int32], lengths: Ints, pad_id: int, truncated: int = 0) -> Tokens:
+        """Rows stored one after the other."""
         ends = np.cumsum(lengths, dtype=np.int64)
-        return cls(flat, ends - lengths, ends, pad_id, cut)
+        return cls(flat, ends - lengths, ends, pad_id, truncated)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -58,28 +58,28 @@ class Tokens:
         return self.flat[self.starts[number] : self.ends[number]]
 
     def digests(self) -> NDArray[np.uint64]:
-        """16 bytes of a SHA-256 of each row, of shape (rows, 2)."""
-        found = np.empty((len(self), 2), dtype=np.uint64)
+        """First 16 bytes of the SHA-256 of each row, of shape (rows, 2)."""
+        digests_N2 = np.empty((len(self), 2), dtype=np.uint64)
         for n in range(len(self)):
-            found[n] = np.frombuffer(hashlib.sha256(self.row(n).tobytes()).digest()[:16], dtype=">u8")
-        return found
+            digests_N2[n] = np.frombuffer(hashlib.sha256(self.row(n).tobytes()).digest()[:16], dtype=">u8")
+        return digests_N2
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the model together, the `index`-th of their step.
+    """Rows that pass through the model together; `index` numbers the micro-batch within its optimizer step.
 
-    `counts` is False for a repeat that only keeps the processes in step.
+    `is_counted` is False for a repeated batch that only keeps the processes synchronised.
     """
 
     index: int
     rows: Ints
-    counts: bool = True
+    is_counted: bool = True
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The windows of one optimizer step, and the micro-batches of it that fall to this process."""
+    """All windows of one optimizer step, and the micro-batches of this process."""
 
     windows: Ints
     micro_batches: list[MicroBatch]
@@ -87,22 +87,22 @@ class StepPlan:
 
 def tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokens:
     """All rows of `token_rows`, in memory."""
-    flat, lengths, cut = array("i"), array("q"), 0
-    for ids, is_cut in token_rows(texts, tokenizer, max_tokens):
-        cut += is_cut
+    flat, lengths, truncated = array("i"), array("q"), 0
+    for ids, is_truncated in token_rows(texts, tokenizer, max_tokens):
+        truncated += is_truncated
         lengths.append(len(ids))
         flat.extend(ids)
     lengths_N = np.array(lengths, dtype=np.int64)
-    return Tokens.of_lengths(np.asarray(flat, dtype=np.int32), lengths_N, tokenizer.pad_token_id, cut)
+    return Tokens.from_lengths(np.asarray(flat, dtype=np.int32), lengths_N, tokenizer.pad_token_id, truncated)
 
 
 def token_rows(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> Iterator[tuple[list[int], bool]]:
-    """Tokenise texts, a thousand at a time: the newest `max_tokens` tokens of each, and whether there were more.
+    """Tokenise texts; yield the newest `max_tokens` token ids of each, and whether the text was longer.
 
-    Special-token strings inside a text stay text. Raises DataError where the pad id would stand inside a row, since the
-    classification head finds the last token by it.
+    Special-token strings inside a text stay text. Raises DataError if the pad id occurs inside a row, because the
+    classification head uses that id to find the last token.
     """
     pad_id, row, stream = tokenizer.pad_token_id, 0, iter(texts)
     while chunk := list(islice(stream, CHUNK)):
@@ -110,19 +110,19 @@ def token_rows(
             kept, row = ids[-max_tokens:], row + 1
             if not kept or pad_id in kept:
                 raise DataError(
-                    f"row {row} of the rows given must become at least one token and never the pad token "
-                    f"{tokenizer.pad_token!r}, got {text[:60]!r}. Use a base whose tokenizer has its own pad token."
+                    f"row {row} must become at least one token, none of them the pad token "
+                    f"{tokenizer.pad_token!r}, got {text[:60]!r}. Use a base whose tokenizer has a separate pad token."
                 )
             yield kept, len(ids) > max_tokens
 
 
 def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[list[int]]:
-    """What calling the tokenizer gives; but a call asks for the place of each token, too, which costs half as much."""
+    """The ids that calling the tokenizer returns, without the token offsets, which would add half of the cost."""
     if not tokenizer.is_fast:
         encoding = tokenizer(texts, split_special_tokens=True, return_attention_mask=False, verbose=False)
         return cast(list[list[int]], encoding["input_ids"])
     backend = tokenizer.backend_tokenizer
-    if backend.truncation:  # of an earlier call; to change a setting disturbs threads that tokenise
+    if backend.truncation:  # set by an earlier call; writing a setting disturbs threads that tokenise
         backend.no_truncation()
     if backend.padding:
         backend.no_padding()
@@ -132,11 +132,11 @@ def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable
 
 
 def collate(tokens: Tokens, rows: Sequence[int] | Ints, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Pad rows on the right to the longest of them: `input_ids` and `attention_mask`, both int64 of shape (B, T)."""
-    picked = [tokens.row(int(number)) for number in rows]
-    ids_BT = np.full((len(picked), max(map(len, picked))), tokens.pad_id, dtype=np.int64)
+    """Pad rows on the right to the longest one: `input_ids` and `attention_mask`, int64 of shape (B, T)."""
+    selected = [tokens.row(int(number)) for number in rows]
+    ids_BT = np.full((len(selected), max(map(len, selected))), tokens.pad_id, dtype=np.int64)
     mask_BT = np.zeros_like(ids_BT)
-    for b, row in enumerate(picked):
+    for b, row in enumerate(selected):
         ids_BT[b, : len(row)] = row
         mask_BT[b, : len(row)] = 1
     return {
@@ -146,7 +146,7 @@ def collate(tokens: Tokens, rows: Sequence[int] | Ints, device: torch.device | s
 
 
 def steps_per_epoch(windows: int, batch_size: int, accumulation: int) -> int:
-    """Optimizer steps of an epoch; a last, smaller group is a step too."""
+    """Optimizer steps per epoch, including a last, smaller one."""
     return -(-windows // (batch_size * accumulation))
 
 
@@ -157,30 +157,30 @@ def plan_step(
     *,
     batch_size: int,
     accumulation: int,
-    process: int = 0,
-    processes: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> StepPlan:
-    """Plan one optimizer step for one of several processes.
+    """Plan one optimizer step for one process.
 
-    A step takes the next batch_size × accumulation windows of `order`, sorts them by length against padding and cuts
-    them into micro-batches; micro-batch m belongs to process m mod `processes`. So windows, denominators and dropout do
-    not depend on the number of processes. Processes with one micro-batch less repeat one that does not count, because
-    gradients are exchanged in the last backward pass of each.
+    A step takes the next batch_size × accumulation windows of `order`, sorts them by length to reduce padding, and cuts
+    them into micro-batches. The process of rank m mod `world_size` runs micro-batch m, so windows, loss denominators
+    and dropout are independent of world size. A process with one micro-batch less repeats one that is not counted,
+    because all processes exchange gradients in their last backward pass.
     """
     size = batch_size * accumulation
     group = order[step * size : (step + 1) * size]
     group = group[np.argsort(lengths[group], kind="stable")]
     batches = [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
-    rounds = -(-len(batches) // processes)
-    mine = [
-        MicroBatch(index, batches[index]) if index < len(batches) else MicroBatch(index, batches[-1], counts=False)
-        for index in range(process, rounds * processes, processes)
+    rounds = -(-len(batches) // world_size)
+    micro_batches = [
+        MicroBatch(index, batches[index]) if index < len(batches) else MicroBatch(index, batches[-1], is_counted=False)
+        for index in range(rank, rounds * world_size, world_size)
     ]
-    return StepPlan(group, mine)
+    return StepPlan(group, micro_batches)
 
 
 def evaluation_batches(lengths: Ints, batch_size: int) -> Iterator[Ints]:
-    """Every row once, rows of like length together."""
+    """Batches of every row once, with rows of similar length together."""
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

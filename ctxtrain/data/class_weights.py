@@ -1,6 +1,6 @@
-"""What an error on each class weighs in the loss.
+"""Weight of each class in the loss.
 
-Comes in: the windows per class of an oversampled epoch. Goes out: three weights.
+Input: the windows per class of an oversampled epoch. Output: three weights.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Ints = NDArray[np.int64]
 def class_weights(counts_C: Ints, weights: Literal["auto", "none"] | Sequence[float]) -> list[float]:
     """Weight of each class in the loss.
 
-    `auto` is inverse frequency with mean 1, over the counts *after* oversampling, so that the two never correct the
-    same imbalance twice: fully oversampled classes weigh 1 each.
+    `auto` is inverse frequency with mean 1, from the counts *after* oversampling, so that oversampling and weights do
+    not both correct the same imbalance: fully oversampled classes all have weight 1.
     """
     if weights == "none":
         return [1.0] * len(LABELS)

@@ -1,23 +1,23 @@
-"""A window becomes the text that the tokenizer sees, the same in training, evaluation and prediction.
+"""Window → text for the tokenizer, identical in training, evaluation and prediction.
 
-Comes in: a `Window`. Goes out: one line of text. `compact` writes quantised integers; `json` writes the input
-fields as they are, for comparison; `text` passes the prompt of a text row through. A fitted codec is saved as
-`codec.json`, which fixes kind, version, fields and scales.
+Input: a `Window`. Output: one line of text. `compact` writes quantised integers; `json` writes the input fields
+unchanged, for comparison; `text` passes the prompt of a text row through. A fitted codec is saved as `codec.json`,
+which fixes kind, version, fields and scales.
 
-The compact text of a bar is `marks` + `HHLLCCVD`, bars oldest first with a blank between:
+The compact text of a bar is `marks` + `HHLLCCVD`; bars are oldest first, separated by a blank:
 
-    HH LL CC   high, low, close: 00 = the window's lowest low … 99 = its highest high
-    V  D       volume (log) and delta: z-score within the window, half a deviation a step, 5 = the mean; D is - where
-               the rows have no delta
-    marks      one letter for each pulse on its bar; one letter or letter + digit for each state, direction or
-               level where it changes, and all of them on the first bar and on the event bar; X, V or Y where a
-               price, the volume or the delta is so far off that the scale leaves it out (`wild_prints.py`), and b or s
-               on the event bar where the window's delta is clearly bought or sold, which its z-scores cannot show; O
-               + two digits for an open that lies away from the close before
+    HH LL CC   high, low, close: 00 = lowest low of the window … 99 = its highest high
+    V  D       volume (log) and delta: z-score within the window in half deviations, 5 = the mean; D is - if the rows
+               have no delta
+    marks      one letter per pulse on its bar; one letter, or letter + digit, per state, direction or level where it
+               changes, and all of them on the first bar and on the event bar; X, V or Y where a price, the volume or
+               the delta is an outlier that the scale leaves out (`outliers.py`); b or s on the event bar if the delta
+               of the window is one-sided, bought or sold, which its z-scores cannot express; O + two digits for an
+               open away from the previous close
 
-It ends in `r` (range of the window in mean bar ranges), `a` (mean bar range as a share of price), `t` (atr_14 in
-mean bar ranges), each on a logarithmic scale, a `z` per entry of `features` (robust z-score over the training
-rows), and `?`, the token at which the classifier reads.
+The text ends in `r` (range of the window in mean bar ranges), `a` (mean bar range as a share of the price), `t` (atr_14
+in mean bar ranges), each on a logarithmic scale, one `z` per entry of `features` (robust z-score over the training
+rows), and `?`, the token whose hidden state the classifier reads.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.features import WindowNumbers, window_numbers
-from ctxtrain.data.parse_window import BAR_FIELDS, LARGEST, Window
-from ctxtrain.data.wild_prints import SAME, near_values
+from ctxtrain.data.outliers import REL_TOL, compress_outliers
+from ctxtrain.data.parse_window import BAR_FIELDS, MAX_MAGNITUDE, Window
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 Floats = NDArray[np.float64]
@@ -45,7 +45,7 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 END = "?"
-# A letter per pulse, written on each bar where it is true.
+# One letter per pulse, written on every bar where the pulse is true.
 PULSES = {
     "ext_bos": "B",
     "ext_choch": "C",
@@ -57,7 +57,7 @@ PULSES = {
     "sweep_prev_low": "L",
     "fvg_retest": "R",
 }
-# The letters for each value of a field that holds until it changes.
+# Letters for each value of a state, which holds until it changes.
 STATES = {
     "ext_dir": {-1: "D", 0: "N", 1: "U"},
     "int_dir": {-1: "d", 0: "n", 1: "u"},
@@ -67,13 +67,13 @@ STATES = {
     "mgann_leg_index": {leg: f"M{leg - 1}" for leg in range(1, 11)},
     "wave_strength": {tenth: f"S{tenth}" for tenth in range(10)},
 }
-WILD = {"price": "X", "volume": "V", "delta": "Y"}
-WILD_FEATURE = 100.0  # typical deviations from the median
-SIDES = {-1: "s", 1: "b"}
-OPEN_GAP = 3  # steps of 1/99 of the window's range between an open and the close before that are worth writing
-RENDERED_TOGETHER = 500  # windows
+OUTLIER_LETTERS = {"price": "X", "volume": "V", "delta": "Y"}
+FEATURE_OUTLIER = 100.0  # in typical deviations from the median
+SIDE_LETTERS = {-1: "s", 1: "b"}
+MIN_OPEN_GAP = 3  # from the previous close, in 1/99 of the window range; smaller gaps are not written
+RENDER_CHUNK = 500  # windows rendered together, in one array
 _TWO_DIGITS = [f"{value:02d}" for value in range(100)]
-# The same as bytes, and of each state those of each value from its smallest on.
+# The same as bytes; and, by state, the bytes of its values in ascending order.
 _TWO_BYTES = np.array([list(digits.encode()) for digits in _TWO_DIGITS], dtype=np.uint8)
 _STATE_BYTES = {
     name: np.array([list(written[value].encode().ljust(2, b"\0")) for value in sorted(written)], dtype=np.uint8)
@@ -86,51 +86,51 @@ class FeatureScale(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    centre: float = Field(ge=-LARGEST, le=LARGEST)
-    spread: float = Field(gt=0, le=2 * LARGEST)
+    centre: float = Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE)
+    spread: float = Field(gt=0, le=2 * MAX_MAGNITUDE)
 
 
-def _fields_of_a_bar(fields: list[str]) -> list[str]:
+def _check_bar_fields(fields: list[str]) -> list[str]:
     if len(set(fields)) < len(fields) or not set(fields) <= set(BAR_FIELDS):
-        raise ValueError(f"must be fields of a bar, each once: {', '.join(BAR_FIELDS)}")
+        raise ValueError(f"must be distinct bar fields out of: {', '.join(BAR_FIELDS)}")
     return fields
 
 
 class Codec(BaseModel):
-    """What was fixed when the codec was fitted; `render` depends on nothing else."""
+    """A fitted codec; `render` depends on these fields alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["compact", "json", "text"]
     version: Literal[1] = 1
-    fields: Annotated[list[str], AfterValidator(_fields_of_a_bar)]
+    fields: Annotated[list[str], AfterValidator(_check_bar_fields)]
     features: dict[str, FeatureScale]
 
     def render(self, window: Window) -> str:
-        """The text of one window. Raises DataError if it lacks what the codec was fitted on."""
+        """Text of one window. Raises DataError if the window lacks a field that the codec needs."""
         return next(self.render_all([window]))
 
     def render_all(self, windows: Iterable[Window]) -> Iterator[str]:
-        """The texts of windows, in order, each as `render` gives it.
+        """Texts of windows, in order, each equal to that of `render`.
 
-        At the end raises one DataError that names all that could not be rendered.
+        Raises one DataError at the end, with all windows that could not be rendered.
         """
         faults: list[str] = []
         total, stream = 0, iter(windows)
-        while chunk := list(islice(stream, RENDERED_TOGETHER)):
-            found = [self.fault(window) for window in chunk]
-            total += sum(fault is not None for fault in found)
-            faults += [f"{window.place}: {fault}" for window, fault in zip(chunk, found, strict=True) if fault]
+        while chunk := list(islice(stream, RENDER_CHUNK)):
+            reasons = [self.fault(window) for window in chunk]
+            total += sum(reason is not None for reason in reasons)
+            faults += [f"{window.location}: {reason}" for window, reason in zip(chunk, reasons, strict=True) if reason]
             del faults[MAX_FAULTS_SHOWN:]
-            yield from self._render_some([window for window, fault in zip(chunk, found, strict=True) if not fault])
+            yield from self._render_chunk([window for window, reason in zip(chunk, reasons, strict=True) if not reason])
         if total:
             raise DataError(faults, total=total)
 
     def fault(self, window: Window) -> str | None:
-        """Why a window cannot be rendered, or None."""
+        """Why the window cannot be rendered, or None."""
         if (window.text is not None) != (self.kind == "text"):
-            wanted, got = ("text", "window") if self.kind == "text" else ("window", "text")
-            return f"the model was trained on {wanted} rows, got a {got} row"
+            expected, actual = ("text", "window") if self.kind == "text" else ("window", "text")
+            return f"the model was trained on {expected} rows, got a {actual} row"
         lacking = [name for name in self.fields if name not in window.bars]
         lacking += [f"features.{name}" for name in self.features if name not in window.features]
         if lacking:
@@ -148,28 +148,28 @@ class Codec(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Codec:
-        """Raises DataError if the file is no codec of a version that this program knows."""
+        """Read `codec.json`. Raises DataError if the file is no codec of a known version."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise DataError(
-                f"{path}: not a codec that this version reads ({reasons}). Export the model again."
+                f"{path}: not a codec that this version can read ({reasons}). Export the model again."
             ) from None
 
-    def _render_some(self, windows: list[Window]) -> list[str]:
+    def _render_chunk(self, windows: list[Window]) -> list[str]:
         if self.kind == "text":
             return [cast(str, window.text) for window in windows]
         if self.kind == "json":
             return [self._render_json(window) for window in windows]
-        of_length = defaultdict(list)
-        for place, window in enumerate(windows):
-            of_length[len(window.bars["close"])].append(place)
+        indices_by_length = defaultdict(list)
+        for index, window in enumerate(windows):
+            indices_by_length[len(window.bars["close"])].append(index)
         texts = [""] * len(windows)
-        for places in of_length.values():
-            rendered = self._render_compact([windows[place] for place in places])
-            for place, text in zip(places, rendered, strict=True):
-                texts[place] = text
+        for indices in indices_by_length.values():
+            rendered = self._render_compact([windows[index] for index in indices])
+            for index, text in zip(indices, rendered, strict=True):
+                texts[index] = text
         return texts
 
     def _render_json(self, window: Window) -> str:
@@ -179,9 +179,10 @@ class Codec(BaseModel):
         return orjson.dumps({"bars": bars, "features": features}).decode()
 
     def _render_compact(self, windows: list[Window]) -> list[str]:
-        """Texts of W windows with L bars each.
+        """Texts of W windows of L bars each.
 
-        Whatever a bar may show has its place among the S bytes of the bar, which are 0 where it is not shown.
+        Every possible mark of a bar has a fixed slot among the S bytes of the bar; a 0 byte means that it is not
+        written.
         """
         names = list(dict.fromkeys(("open", "high", "low", "close", "volume", *self.fields)))
         table = np.concatenate([window.bars[name] for name in names for window in windows])
@@ -190,14 +191,14 @@ class Codec(BaseModel):
         opens, *levels = np.rint(np.array([numbers.open, numbers.high, numbers.low, numbers.close]) * 99).astype(int)
         delta = np.full_like(opens, ord("-")) if numbers.delta is None else _digits(numbers.delta)
         blank = np.full_like(opens, ord(" "))
-        written = [
+        slots = [
             *self._marks(bars),
-            *_odd_marks(numbers),
+            *_outlier_and_side_marks(numbers),
             _open_gaps(opens, levels[-1]),
             *(_TWO_BYTES[level] for level in levels),
             np.stack([_digits(numbers.volume), delta, blank], axis=-1),
         ]
-        bytes_WLS = np.concatenate(written, axis=-1, dtype=np.uint8, casting="unsafe")
+        bytes_WLS = np.concatenate(slots, axis=-1, dtype=np.uint8, casting="unsafe")
         text = bytes_WLS[bytes_WLS != 0].tobytes().decode()
         ends = np.count_nonzero(bytes_WLS, axis=(1, 2)).cumsum().tolist()
         tails = self._tails(windows, numbers)
@@ -205,12 +206,13 @@ class Codec(BaseModel):
 
     def _marks(self, bars: dict[str, Floats]) -> Iterator[Bytes]:
         """Bytes of the states, two each, and of the pulses, one each."""
-        for name, of_value in _STATE_BYTES.items():
+        for name, bytes_of_value in _STATE_BYTES.items():
             if name in self.fields:
                 values = np.minimum(bars[name] // 10, 9) if name == "wave_strength" else bars[name]
-                is_shown = np.ones(values.shape, dtype=np.bool_)  # the event bar carries the whole state
-                np.not_equal(values[:, 1:-1], values[:, :-2], out=is_shown[:, 1:-1])
-                yield of_value[values.astype(int) - min(STATES[name])] * is_shown[..., None]
+                # All states are written on the first bar and on the event bar.
+                is_written = np.ones(values.shape, dtype=np.bool_)
+                np.not_equal(values[:, 1:-1], values[:, :-2], out=is_written[:, 1:-1])
+                yield bytes_of_value[values.astype(int) - min(STATES[name])] * is_written[..., None]
         for name, letter in PULSES.items():
             if name in self.fields:
                 yield ((bars[name] != 0) * np.uint8(ord(letter)))[..., None]
@@ -229,7 +231,7 @@ class Codec(BaseModel):
 
 
 class CodecFitter:
-    """Sees windows one by one; then fixes the fields that every one carries, and the scale of each `features` entry."""
+    """Collects statistics of windows; fixes the fields that all of them have and the scale of each `features` entry."""
 
     def __init__(self) -> None:
         self.windows = 0
@@ -237,7 +239,7 @@ class CodecFitter:
         self.counts: Counter[str] = Counter()
         self._values: dict[str, DiskColumn] = {}
 
-    def see(self, window: Window) -> None:
+    def add(self, window: Window) -> None:
         self.windows += 1
         self.is_text = window.text is not None
         self.counts.update(window.bars.keys())
@@ -248,17 +250,17 @@ class CodecFitter:
             self._values[name].append(value)
 
     def partial_fields(self) -> dict[str, int]:
-        """Fields and features that some windows carry and others lack, with the number of windows that carry them."""
+        """Fields and features that only some windows have, with the number of windows that have them."""
         return {name: count for name, count in sorted(self.counts.items()) if count < self.windows}
 
     def fit(self, kind: Literal["compact", "json"]) -> Codec:
-        """A field that only some windows carry is left out."""
+        """The codec for the windows added so far. It leaves out every field that some of them lack."""
         if self.is_text:
             return Codec(kind="text", fields=[], features={})
-        written = [
+        candidates = [
             name for name in BAR_FIELDS if kind == "json" or name not in ("buy_vol", "sell_vol")
-        ]  # delta has both
-        fields = [name for name in written if self.counts[name] == self.windows]
+        ]  # the compact text has delta, their difference
+        fields = [name for name in candidates if self.counts[name] == self.windows]
         scales = {}
         for name in sorted(self._values):
             if len(self._values[name]) == self.windows:
@@ -268,44 +270,44 @@ class CodecFitter:
         return Codec(kind=kind, fields=fields, features=scales)
 
 
-def _spread(values: Floats, quartiles: float) -> float:
-    """A deviation that neither a few huge values nor rounding decides; 1 where nothing varies."""
-    least = SAME * float(np.abs(values).min())
-    near = near_values(values[None], [WILD_FEATURE])[0]
-    # the quartiles of a normal lie 1.349 deviations apart
-    return next((spread for spread in (quartiles / 1.349, float(near.std())) if spread > least), 1.0)
+def _spread(values: Floats, interquartile_range: float) -> float:
+    """Standard deviation, estimated so that neither a few huge values nor rounding dominate; 1 if nothing varies."""
+    minimum = REL_TOL * float(np.abs(values).min())
+    compressed = compress_outliers(values[None], [FEATURE_OUTLIER])[0]
+    # the interquartile range of a normal distribution is 1.349 standard deviations
+    return next((spread for spread in (interquartile_range / 1.349, float(compressed.std())) if spread > minimum), 1.0)
 
 
 def fit_codec(kind: Literal["compact", "json"], windows: Iterable[Window]) -> Codec:
-    """The codec of windows that are at hand."""
+    """The codec fitted to windows in memory."""
     fitter = CodecFitter()
     for window in windows:
-        fitter.see(window)
+        fitter.add(window)
     return fitter.fit(kind)
 
 
-def _odd_marks(numbers: WindowNumbers) -> Iterator[Bytes]:
-    """Bytes of prints that are far off, and of a one-sided delta; nothing where no window has any."""
-    for name, is_wild in numbers.wild.items():
-        if is_wild.any():
-            yield (is_wild * np.uint8(ord(WILD[name])))[..., None]
+def _outlier_and_side_marks(numbers: WindowNumbers) -> Iterator[Bytes]:
+    """Bytes that mark outliers and a one-sided delta; nothing if no window has any."""
+    for name, is_outlier in numbers.outliers.items():
+        if is_outlier.any():
+            yield (is_outlier * np.uint8(ord(OUTLIER_LETTERS[name])))[..., None]
     if numbers.side.any():
         letters = np.zeros((*numbers.volume.shape, 1), dtype=np.uint8)
-        for side, letter in SIDES.items():
+        for side, letter in SIDE_LETTERS.items():
             letters[numbers.side == side, -1] = ord(letter)
         yield letters
 
 
 def _open_gaps(opens: Ints, closes: Ints) -> Bytes:
-    """The bytes of an open where it lies away from the close before."""
+    """Bytes of each open that is away from the previous close."""
     is_away = np.zeros(opens.shape, dtype=np.bool_)
-    np.greater_equal(abs(opens[:, 1:] - closes[:, :-1]), OPEN_GAP, out=is_away[:, 1:])
+    np.greater_equal(abs(opens[:, 1:] - closes[:, :-1]), MIN_OPEN_GAP, out=is_away[:, 1:])
     letter = np.full((*opens.shape, 1), ord("O"), dtype=np.uint8)
     return np.concatenate([letter, _TWO_BYTES[opens]], axis=-1) * is_away[..., None]
 
 
 def _digits(scores: Floats) -> Ints:
-    """z-scores as digits, half a deviation a step: 0 is −2.5 and below, 5 is the mean, 9 is 2 and above."""
+    """z-scores as digits in half deviations: 0 is −2.5 and below, 5 is the mean, 9 is 2 and above."""
     return np.clip(np.rint(scores * 2 + 5), 0, 9).astype(int) + ord("0")
 
 

@@ -1,11 +1,11 @@
-"""Which rows are the same window, and which only look alike.
+"""Rows that are the same window, and rows that only look alike.
 
-Comes in: the `Survey` of each file, keys that equal rows share, and where windows lie. Goes out: pairs of rows.
+Input: the `Survey` of each file, keys that equal rows share, and window positions. Output: pairs of rows.
 
-Rows of one key are the same window if they stand at the same place, or if one does not say where it stands. A quiet
-market looks alike for hours, and pegged ones look alike at one moment. So a window in which little changes is the same
-as another only if both say so: of one symbol, at one place. Without that it is a look-alike, which is told and not
-refused. Windows in which much changes cannot be equal by chance, so they need only overlap.
+Two rows with the same key are the same window if they have the same position, or if one of them has none. Quiet markets
+look alike for hours, and pegged symbols look alike at one moment. A window with few changes therefore equals another
+only if both have a position and a symbol, and these agree. Otherwise the pair is a look-alike, which is reported and
+not refused. Windows with many changes cannot be equal by chance, so an overlap in time suffices.
 """
 
 from __future__ import annotations
@@ -18,90 +18,95 @@ from numpy.typing import NDArray
 from ctxtrain.data.positions import Bools, Spans
 from ctxtrain.data.profile import Survey
 
-ANOTHER_TIME = "same bars at another time"
-LOOK_ALIKE = "quiet windows alike"
-# Bars that differ from the bar before: one tick there and back again are two, and two such ticks four.
-ENOUGH, MUCH = 5, 10
+DIFFERENT_TIME = "same bars at a different time"
+LOOK_ALIKES = "look-alike quiet windows"
+# Number of bars that differ from the previous bar. One tick up and down again gives two changes, two such ticks four.
+MIN_CHANGES, MANY_CHANGES = 5, 10
 Row = tuple[str, int]
 Hashes = NDArray[np.uint64]
 Span = tuple[int, int]
 
 
-class Keys:
-    """A key of 16 bytes for each row of each file, of which some rows may be left out.
+class RowKeys:
+    """A 16-byte key for each row of each file; rows may be excluded.
 
-    `halves` has by file an array of shape (rows, 2), and `used` an array of shape (rows,).
+    `halves` holds one array of shape (rows, 2) per file.
     """
 
-    def __init__(self, halves: Mapping[str, Hashes], left_out: Mapping[str, Bools] | None = None) -> None:
+    def __init__(self, halves: Mapping[str, Hashes], excluded: Mapping[str, Bools] | None = None) -> None:
         self.halves = halves
-        self._left_out = left_out or {}
+        self._excluded = excluded or {}
 
-    def used(self, name: str) -> Bools:
-        left_out = self._left_out.get(name)
-        return np.ones(len(self.halves[name]), dtype=np.bool_) if left_out is None else ~left_out
+    def included(self, name: str) -> Bools:
+        """Whether each row of the file is included, of shape (rows,)."""
+        excluded = self._excluded.get(name)
+        return np.ones(len(self.halves[name]), dtype=np.bool_) if excluded is None else ~excluded
 
-    def without(self, name: str, rows: Bools) -> Keys:
-        """The same keys with more rows of a file left out."""
-        return Keys(self.halves, {**self._left_out, name: rows | ~self.used(name)})
+    def without(self, name: str, rows: Bools) -> RowKeys:
+        """The same keys with more rows of one file excluded."""
+        return RowKeys(self.halves, {**self._excluded, name: rows | ~self.included(name)})
 
     def of(self, name: str, row: int) -> bytes:
         key: bytes = self.halves[name][row].tobytes()
         return key
 
     def common(self, first: str, second: str) -> tuple[list[int], list[int]]:
-        """Rows of two files whose keys stand in both."""
-        rows = {name: np.flatnonzero(self.used(name)) for name in (first, second)}
-        one, other = (self.halves[name][rows[name], 0] for name in (first, second))  # half a key finds candidates
-        found = (rows[first][np.isin(one, other)].tolist(), rows[second][np.isin(other, one)].tolist())
-        both = {self.of(first, row) for row in found[0]} & {self.of(second, row) for row in found[1]}
+        """Rows of two files whose keys occur in both."""
+        rows = {name: np.flatnonzero(self.included(name)) for name in (first, second)}
+        # Comparing the first half of each key is fast and leaves few candidates; the whole keys decide below.
+        first_N, second_N = (self.halves[name][rows[name], 0] for name in (first, second))
+        in_first = rows[first][np.isin(first_N, second_N)].tolist()
+        in_second = rows[second][np.isin(second_N, first_N)].tolist()
+        both = {self.of(first, row) for row in in_first} & {self.of(second, row) for row in in_second}
         return (
-            [row for row in found[0] if self.of(first, row) in both],
-            [row for row in found[1] if self.of(second, row) in both],
+            [row for row in in_first if self.of(first, row) in both],
+            [row for row in in_second if self.of(second, row) in both],
         )
 
 
-class Twins:
-    """Rows of files, compared by keys and places."""
+class DuplicateFinder:
+    """Compares rows of files by keys and positions."""
 
     def __init__(self, surveys: Mapping[str, Survey], spans: Spans | None) -> None:
         self.surveys = surveys
         self.spans = spans
-        self.contents = Keys({name: one.contents_N2 for name, one in surveys.items()})
+        self.contents = RowKeys({name: surveyed.contents_N2 for name, surveyed in surveys.items()})
 
-    def pairs(self, files: tuple[str, str], keys: Keys) -> list[tuple[int, int]]:
-        """Rows of the second file that are in the first too, each with such a row of the first."""
-        return [(twin, row) for twin, row in self._across(files, keys, ENOUGH) if twin is not None]
+    def pairs(self, files: tuple[str, str], keys: RowKeys) -> list[tuple[int, int]]:
+        """Rows of the second file that also occur in the first, each after its match in the first."""
+        return [(twin, row) for twin, row in self._across(files, keys, MIN_CHANGES) if twin is not None]
 
-    def alike(self, files: tuple[str, str], keys: Keys) -> dict[int, int]:
-        """Rows of the second file in which something changes, but too little to call them the same window as a row of
-        the first, which is the value.
+    def alike(self, files: tuple[str, str], keys: RowKeys) -> dict[int, int]:
+        """Rows of the second file that look like a row of the first, with that row as value.
+
+        Something changes in these windows, but too little to call the two rows the same window.
         """
         second = files[1]
-        keys = keys.without(second, self.surveys[second].changes_N >= ENOUGH)
-        if not keys.used(second).any():
+        keys = keys.without(second, self.surveys[second].changes_N >= MIN_CHANGES)
+        if not keys.included(second).any():
             return {}
         same = {row for _, row in self.pairs(files, keys)}
         return {row: twin for twin, row in self._across(files, keys, 1) if twin is not None and row not in same}
 
     def moved(self, files: tuple[str, str]) -> list[tuple[int, int]]:
-        """Rows of the second file that are, but for their place, in the first, and in which much changes."""
+        """Rows of the second file with many changes that equal a row of the first except for the position."""
         first, second = files
         keys = self.contents
-        alone = [row for twin, row in self._across(files, keys, ENOUGH) if twin is None]
-        if not alone:
+        unmatched = [row for twin, row in self._across(files, keys, MIN_CHANGES) if twin is None]
+        if not unmatched:
             return []
-        at = {keys.of(first, row): row for row in keys.common(first, second)[0]}
-        return [(at[keys.of(second, row)], row) for row in alone if self.changes((second, row)) >= MUCH]
+        row_of_key = {keys.of(first, row): row for row in keys.common(first, second)[0]}
+        distinctive = [row for row in unmatched if self.changes((second, row)) >= MANY_CHANGES]
+        return [(row_of_key[keys.of(second, row)], row) for row in distinctive]
 
     def repeated(self) -> Iterator[tuple[Row, Row]]:
-        """Each row whose window an earlier row of any file holds, after that one."""
+        """Pairs of an earlier row of any file and a later row with the same window."""
         halves = self.contents.halves
         values, counts = np.unique(np.concatenate([keys[:, 0] for keys in halves.values()]), return_counts=True)
-        twice = values[counts > 1]  # by half of the key; the whole decides below
-        earlier = _Earlier(self, ENOUGH)
+        repeated_halves = values[counts > 1]  # candidates only; `find` compares whole keys
+        earlier = _SeenRows(self, MIN_CHANGES)
         for name, keys in halves.items():
-            for row in np.flatnonzero(np.isin(keys[:, 0], twice)).tolist():
+            for row in np.flatnonzero(np.isin(keys[:, 0], repeated_halves)).tolist():
                 key = self.contents.of(name, row)
                 twin = earlier.find(key, (name, row))
                 if twin is None:
@@ -109,17 +114,17 @@ class Twins:
                 else:
                     yield twin, (name, row)
 
-    def _across(self, files: tuple[str, str], keys: Keys, enough: int) -> Iterator[tuple[int | None, int]]:
-        """Rows of the second file whose key stands in the first, each after a row that is the same window, or None.
+    def _across(self, files: tuple[str, str], keys: RowKeys, min_changes: int) -> Iterator[tuple[int | None, int]]:
+        """Rows of the second file whose key occurs in the first, each after a row that is the same window, or None.
 
-        Windows with fewer changes than `enough` are the same at one place and of one symbol only.
+        Windows with fewer changes than `min_changes` are the same only at one position and of one symbol.
         """
         first, second = files
-        earlier = _Earlier(self, enough)
-        own, others = keys.common(first, second)
-        for row in own:
+        earlier = _SeenRows(self, min_changes)
+        first_rows, second_rows = keys.common(first, second)
+        for row in first_rows:
             earlier.add(keys.of(first, row), (first, row))
-        for row in others:
+        for row in second_rows:
             twin = earlier.find(keys.of(second, row), (second, row))
             yield (twin[1] if twin else None), row
 
@@ -133,45 +138,46 @@ class Twins:
         return int(self.surveys[row[0]].changes_N[row[1]])
 
     def symbol(self, row: Row) -> str:
-        return self.surveys[row[0]].places.symbol(row[1])
+        return self.surveys[row[0]].positions.symbol(row[1])
 
 
-class _Earlier:
-    """Rows by key, and by their place."""
+class _SeenRows:
+    """Rows seen so far, indexed by key and position."""
 
-    def __init__(self, twins: Twins, enough: int) -> None:
+    def __init__(self, twins: DuplicateFinder, min_changes: int) -> None:
         self._twins = twins
-        self._enough = enough
-        self._at: dict[tuple[bytes, Span, str], Row] = {}
-        self._changing_at: dict[tuple[bytes, Span], Row] = {}
-        self._unplaced: dict[bytes, Row] = {}
-        self._changing: dict[bytes, Row] = {}
-        self._busy: dict[bytes, list[tuple[Span, Row]]] = {}
+        self._min_changes = min_changes
+        self._by_symbol: dict[tuple[bytes, Span, str], Row] = {}
+        self._by_span: dict[tuple[bytes, Span], Row] = {}
+        self._unpositioned: dict[bytes, Row] = {}
+        self._by_key: dict[bytes, Row] = {}
+        self._many_changes: dict[bytes, list[tuple[Span, Row]]] = {}
 
     def add(self, key: bytes, row: Row) -> None:
         span, changes = self._twins.span(row), self._twins.changes(row)
         if span:
-            self._at.setdefault((key, span, self._twins.symbol(row)), row)
-        if changes < self._enough:
+            self._by_symbol.setdefault((key, span, self._twins.symbol(row)), row)
+        if changes < self._min_changes:
             return
-        self._changing.setdefault(key, row)
+        self._by_key.setdefault(key, row)
         if not span:
-            self._unplaced.setdefault(key, row)
+            self._unpositioned.setdefault(key, row)
         else:
-            self._changing_at.setdefault((key, span), row)
-            if changes >= MUCH:
-                self._busy.setdefault(key, []).append((span, row))
+            self._by_span.setdefault((key, span), row)
+            if changes >= MANY_CHANGES:
+                self._many_changes.setdefault(key, []).append((span, row))
 
     def find(self, key: bytes, row: Row) -> Row | None:
-        """A row that is the same window."""
+        """A row seen before that is the same window, or None."""
         span, changes = self._twins.span(row), self._twins.changes(row)
-        if span and (twin := self._at.get((key, span, self._twins.symbol(row)))):
+        if span and (twin := self._by_symbol.get((key, span, self._twins.symbol(row)))):
             return twin
-        if changes < self._enough:
+        if changes < self._min_changes:
             return None
         if not span:
-            return self._changing.get(key)
-        twin = self._unplaced.get(key) or self._changing_at.get((key, span))
-        if twin is None and changes >= MUCH:
-            twin = next((other for at, other in self._busy.get(key, ()) if at[0] <= span[1] and span[0] <= at[1]), None)
+            return self._by_key.get(key)
+        twin = self._unpositioned.get(key) or self._by_span.get((key, span))
+        if twin is None and changes >= MANY_CHANGES:
+            candidates = self._many_changes.get(key, ())
+            twin = next((other for seen, other in candidates if seen[0] <= span[1] and span[0] <= seen[1]), None)
         return twin

@@ -1,8 +1,8 @@
-"""A decoded row becomes a window, or the reasons why it is none.
+"""Decoded JSON row → window, or the reasons why it is invalid.
 
-Comes in: the JSON object of an event, as a CTX window (`context_bars` + `current_bar`) or as text (`context`). Goes
-out: a `Window`. Only the fields declared here are read (an allow-list): label-side fields such as `conditions_met`
-cannot reach the model because no code looks at them.
+Input: the JSON object of an event, a CTX window (`context_bars` + `current_bar`) or text (`context`). Output: a
+`Window`. Only the fields declared here are read (an allow-list). Label-derived fields such as `conditions_met` cannot
+reach the model, because no code reads them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pydantic import Field, Strict, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
-from ctxtrain.data.bar_order import Placed, bar_name, place_bars
-from ctxtrain.data.wild_prints import SAME
-from ctxtrain.errors import shown
+from ctxtrain.data.bar_order import WindowPosition, bar_name, locate_bars
+from ctxtrain.data.outliers import REL_TOL
+from ctxtrain.errors import short_repr
 from ctxtrain.labels import LABELS
 
 MIN_BARS, MAX_BARS = 30, 50
-LARGEST = 1e15  # beyond any market, and small enough that no sum of squares overflows
+MAX_MAGNITUDE = 1e15  # beyond any market; small enough that sums of squares do not overflow
 
-Number = Annotated[float, Strict(), Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
-Quantity = Annotated[float, Strict(), Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Number = Annotated[float, Strict(), Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE, allow_inf_nan=False)]
+Quantity = Annotated[float, Strict(), Field(ge=0, le=MAX_MAGNITUDE, allow_inf_nan=False)]
 Flag = Literal[True, False, 0, 1] | None
 Direction = Literal[-1, 0, 1] | None
-WholeNumber = Annotated[int, Strict(), Field(ge=-int(LARGEST), le=int(LARGEST))]
-# Any, because they are read by `bar_order.py` and `_identity`.
+WholeNumber = Annotated[int, Strict(), Field(ge=-int(MAX_MAGNITUDE), le=int(MAX_MAGNITUDE))]
+# Typed Any because `bar_order.py` and `_parse_id` validate them.
 Time = Annotated[Any, WithJsonSchema({"type": ["string", "number", "null"], "description": "ISO 8601, or a number"})]
-Identity = Annotated[Any, WithJsonSchema({"type": ["string", "integer", "null"]})]
+RowId = Annotated[Any, WithJsonSchema({"type": ["string", "integer", "null"]})]
 
 
 class Bar(TypedDict, total=False):
-    """One market bar as it stands in a row. A field given as null counts as not given."""
+    """One market bar of a row. A null field counts as missing."""
 
     open: Required[Number]
     high: Required[Number]
@@ -69,30 +69,30 @@ class Bar(TypedDict, total=False):
 
 
 class WindowRow(TypedDict, total=False):
-    """A row that holds bars."""
+    """A row that contains bars."""
 
     context_bars: Required[Annotated[list[Bar], Field(min_length=MIN_BARS - 1, max_length=MAX_BARS - 1)]]
     current_bar: Required[Bar]
-    id: Identity
+    id: RowId
     symbol: Annotated[str, Strict()] | None
     features: dict[str, Number | None] | None
 
 
 class TextRow(TypedDict, total=False):
-    """A row that holds a prompt of the user's own."""
+    """A row that contains a custom prompt."""
 
     context: Required[Annotated[str, Strict(), Field(min_length=1, pattern=r"\S")]]
-    id: Identity
+    id: RowId
 
 
-PLACE_FIELDS = ("bar_index", "time")  # they order the bars and never reach the model
-BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in PLACE_FIELDS)
+ORDER_FIELDS = ("bar_index", "time")  # used to order the bars; never read by the model
+BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in ORDER_FIELDS)
 BAR_NAMES = frozenset(Bar.__annotations__)
 ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
-WINDOW_ROW_FIELDS = ROW_FIELDS - {"context"}  # a prompt beside bars is not read
+WINDOW_ROW_FIELDS = ROW_FIELDS - {"context"}  # a prompt in a row with bars is not read
 TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
-# Known to tell the label or to follow from it. Like every field that is not declared above, no code reads them.
-LABEL_SIDE = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
+# Known to be derived from the label. They are not declared above, so no code reads them; `check` reports them.
+LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
 
 _PRICES = ("open", "high", "low", "close")
 _WINDOW_ROW = TypeAdapter(WindowRow)
@@ -101,87 +101,88 @@ _TEXT_ROW = TypeAdapter(TextRow)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One event: the last bar of `bars`, with the bars before it.
+    """One event: the last bar of `bars`, with its context bars.
 
-    `bars` maps each field that every bar of the row carries to float64 values of shape (bars,), oldest first;
-    flags are 0 or 1. A text row has `text` and no bars. `label` indexes `LABELS`. `placed` says where the bars stand;
-    the model never reads it. `lacking` has the fields that some bars of the row carry and others do not, with the
-    number of bars that do not, and null features with 0. `rounded` counts the bars whose high or low was off by no more
-    than rounding, and was put right.
+    `bars` maps each field that every bar of the row has to float64 values of shape (bars,), oldest first; flags are 0
+    or 1. A text row has `text` and no bars. `location` is `file:line`, `label` an index into `LABELS`. `position`
+    locates the bars in time; the model never reads it. `lacking` maps each field that only some bars have to the number
+    of bars without it, and each null feature to 0. `rounded` counts the bars whose high or low had a rounding error and
+    was corrected.
     """
 
-    place: str
+    location: str
     id: str | None
     label: int | None
     bars: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     features: dict[str, float] = field(default_factory=dict)
     text: str | None = None
     symbol: str | None = None
-    placed: Placed = field(default_factory=Placed)
+    position: WindowPosition = field(default_factory=WindowPosition)
     lacking: Mapping[str, int] = field(default_factory=dict)
     rounded: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.id} ({self.place})" if self.id else self.place
+        return f"{self.id} ({self.location})" if self.id else self.location
 
 
-def parse_row(row: object, place: str, *, labelled: bool) -> tuple[Window | None, list[str]]:
-    """Turn one decoded row into a window, or into the reasons why it is none."""
+def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | None, list[str]]:
+    """Convert one decoded row into a window, or into the reasons why it is invalid."""
     if not isinstance(row, dict):
-        return None, [f"a row must be a JSON object, got {shown(row)}"]
-    label, reasons = _label(row) if labelled else (None, [])
+        return None, [f"a row must be a JSON object, got {short_repr(row)}"]
+    label, reasons = _parse_label(row) if labelled else (None, [])
     is_text = "context" in row and "context_bars" not in row
     try:
         if is_text:
             text = _TEXT_ROW.validate_python(row)["context"]
         else:
-            checked = _WINDOW_ROW.validate_python(row)
+            validated = _WINDOW_ROW.validate_python(row)
     except ValidationError as error:
         return None, reasons + [_explain(detail) for detail in error.errors(include_url=False)]
-    identity, faults = _identity(row.get("id"))
+    row_id, faults = _parse_id(row.get("id"))
     reasons = reasons + faults
     if is_text:
-        return (None, reasons) if reasons else (Window(place, identity, label, text=text), [])
-    bars = [*checked["context_bars"], checked["current_bar"]]
+        return (None, reasons) if reasons else (Window(location, row_id, label, text=text), [])
+    bars = [*validated["context_bars"], validated["current_bar"]]
     rounded = _repair_rounding(bars)
-    placed, faults = place_bars([*row["context_bars"], row["current_bar"]], BAR_NAMES)
+    position, faults = locate_bars([*row["context_bars"], row["current_bar"]], BAR_NAMES)
     reasons = reasons + _price_faults(bars) + faults
     if reasons:
         return None, reasons
     columns, lacking = _columns(bars)
-    features = checked.get("features") or {}
+    features = validated.get("features") or {}
+    null_features = {f"features.{name}": 0 for name, value in features.items() if value is None}
     return Window(
-        place,
-        identity,
+        location,
+        row_id,
         label,
         columns,
         {name: value for name, value in features.items() if value is not None},
-        symbol=(checked.get("symbol") or "").strip() or None,
-        placed=placed,
-        lacking=placed.lacking | lacking | {f"features.{name}": 0 for name, value in features.items() if value is None},
+        symbol=(validated.get("symbol") or "").strip() or None,
+        position=position,
+        lacking=position.lacking | lacking | null_features,
         rounded=rounded,
     ), []
 
 
 def unread_fields(row: Mapping[str, Any], window: Window) -> set[str]:
-    """The fields of a valid row that no code reads; one of a bar is `bars.` and its name."""
+    """Fields of a valid row that no code reads; those of bars are prefixed with `bars.`."""
     if window.text is not None:
         return row.keys() - TEXT_ROW_FIELDS
-    in_bars = set(row["current_bar"]).union(*row["context_bars"]) - BAR_NAMES - {window.placed.time_name}
+    in_bars = set(row["current_bar"]).union(*row["context_bars"]) - BAR_NAMES - {window.position.time_name}
     return (row.keys() - WINDOW_ROW_FIELDS) | {f"bars.{name}" for name in in_bars}
 
 
-def _identity(value: object) -> tuple[str | None, list[str]]:
+def _parse_id(value: object) -> tuple[str | None, list[str]]:
     if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
         return (None if value is None else str(value)), []
-    return None, [f"id must be text or a whole number, got {shown(value)}"]
+    return None, [f"id must be text or a whole number, got {short_repr(value)}"]
 
 
 def _columns(bars: Sequence[Mapping[str, Any]]) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
-    """The fields that every bar carries, each of shape (bars,), and of the others how many bars lack them.
+    """Fields that every bar has, each of shape (bars,), and for the others the number of bars that lack them.
 
-    Delta is buying minus selling volume, and 0 where both are equal but for rounding.
+    Delta is buying minus selling volume. It is 0 if both are equal up to rounding.
     """
     columns, lacking = {}, {}
     for name in BAR_FIELDS:
@@ -194,33 +195,33 @@ def _columns(bars: Sequence[Mapping[str, Any]]) -> tuple[dict[str, NDArray[np.fl
     if "delta" not in columns:
         flows = {"buy_vol", "sell_vol"} & columns.keys()
         if len(flows) == 2:
-            bought, sold = columns["buy_vol"], columns["sell_vol"]
+            buying, selling = columns["buy_vol"], columns["sell_vol"]
             lacking.pop("delta", None)
-            columns["delta"] = np.where(np.abs(bought - sold) <= SAME * (bought + sold), 0.0, bought - sold)
+            columns["delta"] = np.where(np.abs(buying - selling) <= REL_TOL * (buying + selling), 0.0, buying - selling)
         elif flows:
             (other,) = {"buy_vol", "sell_vol"} - flows
             lacking.setdefault(other, len(bars))
     return columns, lacking
 
 
-def _label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
+def _parse_label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
     value = row.get("label")
     if isinstance(value, str) and value.upper() in LABELS:
         return LABELS.index(value.upper()), []
     if value is None:
         return None, [f"label is missing; it must be {', '.join(LABELS)} in any case"]
-    return None, [f"label must be {', '.join(LABELS)} in any case, got {shown(value)}"]
+    return None, [f"label must be {', '.join(LABELS)} in any case, got {short_repr(value)}"]
 
 
 def _repair_rounding(bars: Sequence[Any]) -> int:
-    """Put high and low, in place, where they belong if they are off by rounding only; the number of such bars."""
+    """Correct high and low, in place, if they are off by rounding only. Returns the number of corrected bars."""
     repaired = 0
     for bar in bars:
         prices = bar["open"], bar["high"], bar["low"], bar["close"]
         highest, lowest = max(prices), min(prices)
         if bar["high"] == highest and bar["low"] == lowest:
             continue
-        if isclose(bar["high"], highest, rel_tol=SAME) and isclose(bar["low"], lowest, rel_tol=SAME):
+        if isclose(bar["high"], highest, rel_tol=REL_TOL) and isclose(bar["low"], lowest, rel_tol=REL_TOL):
             bar["high"], bar["low"] = highest, lowest
             repaired += 1
     return repaired
@@ -231,8 +232,8 @@ def _price_faults(bars: Sequence[Mapping[str, Any]]) -> list[str]:
     for index, bar in enumerate(bars):
         low, high = bar["low"], bar["high"]
         if not low <= min(bar["open"], bar["close"]) <= max(bar["open"], bar["close"]) <= high:
-            found = ", ".join(f"{name} {repr(bar[name]).removesuffix('.0')}" for name in _PRICES)
-            reasons.append(f"{bar_name(index, len(bars))} must have low ≤ open, close ≤ high, got {found}")
+            prices = ", ".join(f"{name} {repr(bar[name]).removesuffix('.0')}" for name in _PRICES)
+            reasons.append(f"{bar_name(index, len(bars))} must have low ≤ open, close ≤ high, got {prices}")
     return reasons
 
 
@@ -249,7 +250,7 @@ def _explain(detail: ErrorDetails) -> str:
             f"got {detail['ctx']['actual_length'] + 1}"
         )
     if detail["type"] == "string_pattern_mismatch":
-        return f"{path} must hold text, got only blanks"
+        return f"{path} must contain text, got only blanks"
     rule = detail["msg"].replace("Input should be", "must be")
     for python_name, json_name in (
         ("True, False", "true, false"),
@@ -257,4 +258,4 @@ def _explain(detail: ErrorDetails) -> str:
         ("list", "array"),
     ):
         rule = rule.replace(python_name, json_name)
-    return f"{path} {rule}, got {shown(detail['input'])}"
+    return f"{path} {rule}, got {short_repr(detail['input'])}"

@@ -1,13 +1,13 @@
-"""Where the windows of files lie, on one scale: time where the files have it, else bar_index where that is sound.
+"""Positions of windows on a common scale: time if the files have it, else bar_index if it is reliable.
 
-Comes in: windows, one by one. Goes out: `Places` of a file, as columns on disk, and `Spans` of several files.
+Input: windows, one by one. Output: `WindowPositions` of a file, as columns on disk, and `Spans` of several files.
 
-A bar_index that begins anew (each day, each contract) names different bars by one number, and would join windows that
-share nothing. So a tenth of the bars is remembered by their prices: those whose number, counted in steps of a bar, is a
-multiple of ten. A window of 30 bars has some three, also where numbers go in steps of five or some are left out. Where
-windows disagree about them too often, bar_index places nothing. The same holds for times that are plain numbers.
+A bar_index that restarts (every day, every contract) gives different bars the same number, and would make unrelated
+windows overlap. Therefore the prices of one bar in ten are recorded: of the bars whose number, in steps of a bar, is a
+multiple of ten. A window of 30 bars has about three of them, even if numbers advance by five or have gaps. If windows
+disagree about these prices too often, bar_index is not used. The same holds for times that are plain numbers.
 
-Symbols are compared without regard to case and to blanks around them.
+Symbols are compared without case and surrounding blanks.
 """
 
 from __future__ import annotations
@@ -20,27 +20,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.bar_order import Place, Stamps
+from ctxtrain.data.bar_order import Coordinates, Interval
 from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.parse_window import Window
-from ctxtrain.data.time_units import NUMBER
+from ctxtrain.data.time_units import PLAIN_NUMBER
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-REMEMBERED = 10  # every so many bars
-SYMBOLS_NAMED = 3
-SOUND = 0.05  # share of the windows that may disagree with others about a bar: a mistake, not a rule
-UNPLACED = "some rows have neither time nor bar_index on every bar"
+RECORDED_EVERY = 10  # one bar in ten
+MAX_NAMED_SYMBOLS = 3
+MAX_CONFLICT_SHARE = 0.05  # of windows; up to this share, conflicting prices are taken as errors in the data
+NO_SCALE = "some rows have neither time nor bar_index on every bar"
 PRICES = ("open", "high", "low", "close")
-_PLACE = (("first", "i8"), ("last", "i8"), ("step", "i8"), ("known", "?"))
-_WINDOW = [("symbol", "i4"), *((f"{scale}.{name}", kind) for scale in ("time", "index") for name, kind in _PLACE)]
-_BAR = [("window", "i8"), ("number", "i8"), ("content", "i8")]
+_INTERVAL_FIELDS = (("first", "i8"), ("last", "i8"), ("step", "i8"), ("known", "?"))
+_WINDOW_FIELDS = [
+    ("symbol", "i4"),
+    *((f"{scale}.{name}", kind) for scale in ("time", "index") for name, kind in _INTERVAL_FIELDS),
+]
+_BAR_FIELDS = [("window", "i8"), ("number", "i8"), ("content", "i8")]
 
 
 @dataclass(frozen=True)
-class Track:
-    """The places of a file's windows by one scale, each of shape (windows,); 0 where a window has none."""
+class IntervalColumns:
+    """Intervals of all windows of a file on one scale, each of shape (windows,); 0 where `known` is False."""
 
     first: Ints
     last: Ints
@@ -53,17 +56,17 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the windows of a file lie, in the order of the file.
+class WindowPositions:
+    """Positions of the windows of a file, in file order.
 
-    `symbol_N` indexes `symbols`, which has what symbols are compared by; `spellings` has each symbol as rows write it,
-    oldest first. `bars` has the remembered bars by bar_index, and `clock` by times that are plain numbers.
+    `symbol_N` indexes `symbols`, which holds comparison keys; `spellings` maps each key to its spellings in the rows,
+    oldest first. `bars` holds the recorded bars by bar_index, `clock` those by times that are plain numbers.
     """
 
     symbol_N: Ints
     symbols: list[str]
-    time: Track
-    index: Track
+    time: IntervalColumns
+    index: IntervalColumns
     units: set[str]
     bars: NDArray[Any]
     clock: NDArray[Any]
@@ -77,41 +80,41 @@ class Places:
 
     @property
     def kind(self) -> str:
-        """What the times of the file are: dates, or plain numbers; "" without any."""
-        return "" if not self.units else "plain numbers" if NUMBER in self.units else "dates"
+        """Kind of times in the file: dates, plain numbers, or "" without times."""
+        return "" if not self.units else "plain numbers" if PLAIN_NUMBER in self.units else "dates"
 
 
-class PlacesBuilder:
-    """Sees windows one by one; then gives their `Places`."""
+class PositionsBuilder:
+    """Collects windows one by one; `build` returns their `WindowPositions`."""
 
     def __init__(self) -> None:
-        self._windows = DiskColumn(_WINDOW)
-        self._bars, self._clock = DiskColumn(_BAR), DiskColumn(_BAR)
+        self._windows = DiskColumn(_WINDOW_FIELDS)
+        self._bars, self._clock = DiskColumn(_BAR_FIELDS), DiskColumn(_BAR_FIELDS)
         self._symbols: dict[str, int] = {}
         self._units: set[str] = set()
         self._spellings: dict[str, list[str]] = {}
 
-    def see(self, window: Window) -> None:
+    def add(self, window: Window) -> None:
         key = symbol_key(window.symbol)
         symbol = self._symbols.setdefault(key, len(self._symbols))
         if window.symbol and window.symbol not in (spellings := self._spellings.setdefault(key, [])):
             spellings.append(window.symbol)
-        placed, number = window.placed, len(self._windows)
-        self._windows.append((symbol, *_entry(placed.time), *_entry(placed.index)))
-        if placed.unit:
-            self._units.add(placed.unit)
-        if placed.index:
-            _remember(self._bars, number, window, placed.indices, placed.index.step)
-        if placed.time and placed.unit == NUMBER:
-            _remember(self._clock, number, window, placed.counts, placed.time.step)
+        position, number = window.position, len(self._windows)
+        self._windows.append((symbol, *_interval_entry(position.time), *_interval_entry(position.index)))
+        if position.unit:
+            self._units.add(position.unit)
+        if position.index:
+            _record_bars(self._bars, number, window, position.indices, position.index.step)
+        if position.time and position.unit == PLAIN_NUMBER:
+            _record_bars(self._clock, number, window, position.counts, position.time.step)
 
-    def places(self) -> Places:
+    def build(self) -> WindowPositions:
         windows = self._windows.array()
         time, index = (
-            Track(*(windows[f"{scale}.{name}"] for name in ("first", "last", "step", "known")))
+            IntervalColumns(*(windows[f"{scale}.{name}"] for name in ("first", "last", "step", "known")))
             for scale in ("time", "index")
         )
-        return Places(
+        return WindowPositions(
             windows["symbol"],
             list(self._symbols),
             time,
@@ -123,31 +126,31 @@ class PlacesBuilder:
         )
 
 
-def places_of(windows: Iterable[Window]) -> Places:
-    """Where windows lie."""
-    builder = PlacesBuilder()
+def collect_positions(windows: Iterable[Window]) -> WindowPositions:
+    """The positions of windows in memory."""
+    builder = PositionsBuilder()
     for window in windows:
-        builder.see(window)
-    return builder.places()
+        builder.add(window)
+    return builder.build()
 
 
-def _entry(place: Place | None) -> tuple[int, int, int, bool]:
-    return (0, 0, 0, False) if place is None else (place.first, place.last, place.step, True)
+def _interval_entry(interval: Interval | None) -> tuple[int, int, int, bool]:
+    return (0, 0, 0, False) if interval is None else (interval.first, interval.last, interval.step, True)
 
 
-def _remember(bars: DiskColumn, window_number: int, window: Window, numbers: Stamps, step: int) -> None:
-    """A tenth of the bars. The last one is left out: at the event it may still be open."""
+def _record_bars(bars: DiskColumn, window_number: int, window: Window, numbers: Coordinates, step: int) -> None:
+    """Record one bar in ten, with a hash of its prices. The last bar may still be open, so it is left out."""
     prices = [window.bars[name] for name in PRICES]
     for bar, number in enumerate(numbers[:-1]):
-        if number is not None and number // max(1, step) % REMEMBERED == 0:
+        if number is not None and number // max(1, step) % RECORDED_EVERY == 0:
             bars.append((window_number, number, hash(tuple(float(price[bar]) for price in prices))))
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Where windows lie: symbol number, first and last bar of each, by file, and `bar`, the length of a bar of each.
+    """Windows of several files on one scale: by file, the symbol number, first bar, last bar and bar length of each.
 
-    `scale` is `time`, in nanoseconds, or `bar_index`. Only the windows of `placed` have a place on it.
+    `scale` is `time`, in nanoseconds, or `bar_index`. Only windows with `placed_N` have a position on it.
     """
 
     scale: str
@@ -159,115 +162,118 @@ class Spans:
 
 
 def symbol_key(symbol: str | None) -> str:
-    """What symbols are compared by; "" without one."""
+    """The key by which symbols are compared; "" without a symbol."""
     return (symbol or "").strip().casefold()
 
 
-def spans_of(files: Mapping[str, Places], *, whole: bool = False) -> Spans | None:
-    """The windows of all files on one scale, or None where there is none that places windows of each.
+def common_spans(files: Mapping[str, WindowPositions], *, require_all: bool = False) -> Spans | None:
+    """The windows of all files on one scale, or None if no scale has windows of every file.
 
-    With `whole`, where there is none that places all windows. Time is preferred unless most windows of a file lack it,
-    or it is a plain number.
+    With `require_all`, the scale must have all windows. Time is preferred, unless most windows of a file lack it or the
+    times are plain numbers.
     """
     kinds = _kinds(files)
-    scales = {"time": {name: one.time for name, one in files.items()}} if kinds == {"dates"} else {}
-    if not disagreeing(files):
-        scales["bar_index"] = {name: one.index for name, one in files.items()}
-    if kinds == {"plain numbers"} and not disagreeing(files, "time"):
-        scales["time"] = {name: one.time for name, one in files.items()}
-    for least in (1.0,) if whole else (0.5, 1e-9):
+    scales = {"time": {name: file.time for name, file in files.items()}} if kinds == {"dates"} else {}
+    if not count_conflicts(files):
+        scales["bar_index"] = {name: file.index for name, file in files.items()}
+    if kinds == {"plain numbers"} and not count_conflicts(files, "time"):
+        scales["time"] = {name: file.time for name, file in files.items()}
+    for min_share in (1.0,) if require_all else (0.5, 1e-9):
         for scale, tracks in scales.items():
-            if all(track.share >= least for track in tracks.values()):
+            if all(track.share >= min_share for track in tracks.values()):
                 return _spans(scale, files, tracks)
     return None
 
 
-def why_no_spans(files: Mapping[str, Places]) -> str:
-    """Why there is no scale, in words."""
+def missing_spans_reason(files: Mapping[str, WindowPositions]) -> str:
+    """Why no common scale exists, in words."""
     if len(kinds := _kinds(files)) > 1:
-        told = ", ".join(f"{one.kind} in {name}" for name, one in files.items() if one.kind)
-        return f"times are {told}, which do not compare"
-    if kinds == {"plain numbers"} and disagreeing(files, "time"):
-        return "times are plain numbers that begin anew, as those of a day do, and there is no bar_index that does not"
-    if rows := disagreeing(files):
+        kinds_by_file = ", ".join(f"{file.kind} in {name}" for name, file in files.items() if file.kind)
+        return f"times are {kinds_by_file}, which do not compare"
+    if kinds == {"plain numbers"} and count_conflicts(files, "time"):
+        return "times are plain numbers that restart, for example every day, and no reliable bar_index exists"
+    if rows := count_conflicts(files):
         count = sum(map(len, files.values()))
         return (
-            f"bar_index begins anew ({rows:,} of {count:,} windows have other prices at a number than one before), "
+            f"bar_index restarts ({rows:,} of {count:,} windows have other prices at a number than an earlier one), "
             f"and {'some rows have no' if kinds else 'there is no'} time"
         )
-    scales = {name: _scales(one) for name, one in files.items()}
+    scales = {name: _scales(file) for name, file in files.items()}
     if all(scales.values()) and not set.intersection(*scales.values()):
-        has = "; ".join(f"{name} has {' and '.join(sorted(found))}" for name, found in scales.items())
-        return f"no field places rows of every file: {has}"
-    return UNPLACED
+        by_file = "; ".join(f"{name} has {' and '.join(sorted(fields))}" for name, fields in scales.items())
+        return f"no field gives positions in every file: {by_file}"
+    return NO_SCALE
 
 
-def no_common_symbol(files: Mapping[str, Places]) -> dict[tuple[str, str], str]:
-    """Pairs of files whose rows are never of one symbol, so that bars that they share are not seen; with the reason."""
-    found = {}
-    for (first, one), (second, other) in combinations(files.items(), 2):
-        if one.spellings.keys() & other.spellings.keys() or not (one.spellings or other.spellings):
+def pairs_without_common_symbol(files: Mapping[str, WindowPositions]) -> dict[tuple[str, str], str]:
+    """Pairs of files without a common symbol, so that shared bars cannot be detected; with the reason."""
+    reasons = {}
+    for (first, file), (second, other) in combinations(files.items(), 2):
+        if file.spellings.keys() & other.spellings.keys() or not (file.spellings or other.spellings):
             continue
-        if one.spellings and other.spellings:
-            reason = f"no symbol is in both ({first}: {_symbols(one.spellings)}; {second}: {_symbols(other.spellings)})"
+        if file.spellings and other.spellings:
+            reason = (
+                f"no symbol is in both ({first}: {_symbols(file.spellings)}; {second}: {_symbols(other.spellings)})"
+            )
         else:
-            named, bare, has = (first, second, one) if one.spellings else (second, first, other)
-            reason = f"no row of {bare} has a symbol, and rows of {named} have ({_symbols(has.spellings)})"
-        found[first, second] = f"{reason}. Give one market the same symbol in all files"
-    return found
+            named, unnamed, source = (first, second, file) if file.spellings else (second, first, other)
+            reason = f"no row of {unnamed} has a symbol, but rows of {named} have ({_symbols(source.spellings)})"
+        reasons[first, second] = f"{reason}. Use the same symbol for a market in all files"
+    return reasons
 
 
-def symbol_lines(files: Mapping[str, Places]) -> dict[str, list[str]]:
-    """By file, what a person should know of its symbols beside those of the files before it."""
+def symbol_notes(files: Mapping[str, WindowPositions]) -> dict[str, list[str]]:
+    """By file, notices about its symbols in comparison with the files before it."""
     lines: dict[str, list[str]] = {name: [] for name in files}
     seen: dict[str, list[str]] = {}
     first = next(iter(files), "")
-    for name, one in files.items():
-        several = []
-        for key, spellings in one.spellings.items():
-            known = seen.setdefault(key, [])
-            new = [spelling for spelling in spellings if spelling not in known]
-            known += new
-            if new and len(known) > 1:
-                several.append(" = ".join(known))
-        if several:
-            lines[name].append(f"symbols that differ in case alone are taken as one: {_listed(several)}")
-        strange = {key: one.spellings[key] for key in one.spellings if key not in files[first].spellings}
-        if strange and len(strange) < len(one.spellings):
-            count = int(np.isin(one.symbol_N, [n for n, symbol in enumerate(one.symbols) if symbol in strange]).sum())
+    for name, file in files.items():
+        groups = []
+        for key, spellings in file.spellings.items():
+            spellings_so_far = seen.setdefault(key, [])
+            new = [spelling for spelling in spellings if spelling not in spellings_so_far]
+            spellings_so_far += new
+            if new and len(spellings_so_far) > 1:
+                groups.append(" = ".join(spellings_so_far))
+        if groups:
+            lines[name].append(f"symbols that differ only in case are treated as one: {_listed(groups)}")
+        unseen = {key: file.spellings[key] for key in file.spellings if key not in files[first].spellings}
+        if unseen and len(unseen) < len(file.spellings):
+            count = int(np.isin(file.symbol_N, [n for n, symbol in enumerate(file.symbols) if symbol in unseen]).sum())
             lines[name].append(
-                f"{count:,} of {len(one):,} rows have a symbol that no row of {first} has "
-                f"({_symbols(strange)}): bars that they share with its rows are not seen"
+                f"{count:,} of {len(file):,} rows have a symbol that no row of {first} has "
+                f"({_symbols(unseen)}): bars that they share with its rows are not detected"
             )
     return lines
 
 
-def disagreeing(files: Mapping[str, Places], scale: str = "bar_index") -> int:
-    """Windows whose bars differ from what an earlier window has at the same numbers; 0 if so few that it is no rule.
+def count_conflicts(files: Mapping[str, WindowPositions], scale: str = "bar_index") -> int:
+    """Number of windows whose bars differ from those of an earlier window at the same numbers.
 
-    With the scale `time` at the same times, where these are plain numbers: those of a day begin anew, too.
+    Returns 0 if they are few enough to be errors in the data. The scale `time` compares times that are plain numbers,
+    which may restart every day as well.
     """
     if not files:
         return 0
-    symbols = {symbol: n for n, symbol in enumerate({symbol for one in files.values() for symbol in one.symbols})}
+    symbols = {symbol: n for n, symbol in enumerate({symbol for file in files.values() for symbol in file.symbols})}
     bars, owner, first = [], [], 0
-    for one in files.values():
-        own = one.bars if scale == "bar_index" else one.clock
-        numbers = np.array([symbols[symbol] for symbol in one.symbols], dtype=np.int64)
-        bars.append(np.stack([numbers[one.symbol_N[own["window"]]], own["number"], own["content"]]))
-        owner.append(own["window"] + first)
-        first += len(one)
+    for file in files.values():
+        recorded = file.bars if scale == "bar_index" else file.clock
+        numbers = np.array([symbols[symbol] for symbol in file.symbols], dtype=np.int64)
+        bars.append(np.stack([numbers[file.symbol_N[recorded["window"]]], recorded["number"], recorded["content"]]))
+        owner.append(recorded["window"] + first)
+        first += len(file)
     (symbol, number, content), window = np.concatenate(bars, axis=1), np.concatenate(owner)
-    order = np.lexsort((number, symbol))  # stable, so the first of equal ones is that of the earliest window
+    order = np.lexsort((number, symbol))  # stable: among equal entries, the earliest window comes first
     starts = np.ones(len(order), dtype=np.bool_)
     starts[1:] = (np.diff(symbol[order]) != 0) | (np.diff(number[order]) != 0)
-    earliest = content[order][starts][np.cumsum(starts) - 1] if len(order) else content
-    found = len(np.unique(window[order][content[order] != earliest]))
-    return found if found > SOUND * sum(map(len, files.values())) else 0
+    reference = content[order][starts][np.cumsum(starts) - 1] if len(order) else content
+    conflicts = len(np.unique(window[order][content[order] != reference]))
+    return conflicts if conflicts > MAX_CONFLICT_SHARE * sum(map(len, files.values())) else 0
 
 
-def _kinds(files: Mapping[str, Places]) -> set[str]:
-    return {one.kind for one in files.values() if one.kind}
+def _kinds(files: Mapping[str, WindowPositions]) -> set[str]:
+    return {file.kind for file in files.values() if file.kind}
 
 
 def _symbols(spellings: Mapping[str, list[str]]) -> str:
@@ -276,20 +282,22 @@ def _symbols(spellings: Mapping[str, list[str]]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     names = sorted(names)
-    return ", ".join(names[:SYMBOLS_NAMED]) + (", …" if len(names) > SYMBOLS_NAMED else "")
+    return ", ".join(names[:MAX_NAMED_SYMBOLS]) + (", …" if len(names) > MAX_NAMED_SYMBOLS else "")
 
 
-def _scales(one: Places) -> set[str]:
-    """The fields by which some rows of a file have a place."""
-    return {name for name, track in (("time", one.time), ("bar_index", one.index)) if track.known.any()}
+def _scales(file: WindowPositions) -> set[str]:
+    """The fields by which some rows of a file have a position."""
+    return {name for name, track in (("time", file.time), ("bar_index", file.index)) if track.known.any()}
 
 
-def _spans(scale: str, files: Mapping[str, Places], tracks: Mapping[str, Track]) -> Spans:
-    numbers = {symbol: n for n, symbol in enumerate(sorted({s for one in files.values() for s in one.symbols}))}
-    own = {name: np.array([numbers[s] for s in one.symbols], dtype=np.int64) for name, one in files.items()}
+def _spans(scale: str, files: Mapping[str, WindowPositions], tracks: Mapping[str, IntervalColumns]) -> Spans:
+    numbers = {symbol: n for n, symbol in enumerate(sorted({s for file in files.values() for s in file.symbols}))}
+    numbers_of_file = {
+        name: np.array([numbers[s] for s in file.symbols], dtype=np.int64) for name, file in files.items()
+    }
     return Spans(
         scale,
-        {name: own[name][one.symbol_N] for name, one in files.items()},
+        {name: numbers_of_file[name][file.symbol_N] for name, file in files.items()},
         {name: track.first for name, track in tracks.items()},
         {name: track.last for name, track in tracks.items()},
         {name: track.step for name, track in tracks.items()},

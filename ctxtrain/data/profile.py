@@ -1,7 +1,6 @@
-"""What is kept of a file after a walk through it: enough to find leaks and to describe the rows, not the rows.
+"""Survey of a file: statistics kept from one pass, enough to find leaks and describe the rows, but not the rows.
 
-Comes in: a `WindowFile`. Goes out: a `Survey`, as columns on disk, and an evenly spaced sample of what stands at the
-events.
+Input: a `WindowFile`. Output: a `Survey`, as columns on disk, and an evenly spaced sample of the values at the events.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 from ctxtrain.data.codec import CodecFitter
 from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.features import WindowNumbers, window_numbers
-from ctxtrain.data.formats import Reading
+from ctxtrain.data.formats import ParseReport
 from ctxtrain.data.parse_window import Window
-from ctxtrain.data.positions import Places, PlacesBuilder, symbol_lines
-from ctxtrain.data.time_units import moment
+from ctxtrain.data.positions import PositionsBuilder, WindowPositions, symbol_notes
+from ctxtrain.data.time_units import format_utc
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import DataError
 from ctxtrain.labels import LABELS
@@ -30,15 +29,16 @@ Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Values = dict[str, float]
 
-WILD_NAMED = 5
-MOST_SAMPLED = 4_000  # rows whose numbers are kept, spread evenly over the file
+MAX_NAMED_OUTLIERS = 5
+MAX_SAMPLED_ROWS = 4_000  # evenly spaced over the file
 
 
 @dataclass
 class EventSample:
-    """Numbers of every `stride`-th row: `values` has what stands at the event, `shape` what the window is like.
+    """Numbers of every `stride`-th row: `values` holds those of the event, `shape` those of the window.
 
-    When the sample is full every other row goes and the stride doubles, so it stays even however long the file is.
+    When the sample is full, every other row is dropped and the stride doubles, so the sample stays evenly spaced for
+    any file length.
     """
 
     stride: int = 1
@@ -46,10 +46,10 @@ class EventSample:
     values: list[Values] = field(default_factory=list)
     shape: list[Values] = field(default_factory=list)
 
-    def see(self, row: int, window: Window, numbers: WindowNumbers | None) -> None:
+    def add(self, row: int, window: Window, numbers: WindowNumbers | None) -> None:
         if row % self.stride:
             return
-        if len(self.rows) == MOST_SAMPLED:
+        if len(self.rows) == MAX_SAMPLED_ROWS:
             self.stride *= 2
             self.rows, self.values, self.shape = self.rows[::2], self.values[::2], self.shape[::2]
             if row % self.stride:
@@ -60,7 +60,7 @@ class EventSample:
 
 
 class RowNames(Sequence[str]):
-    """What messages call each row of a file, looked up when it is asked for."""
+    """Name of each row in messages, looked up on access."""
 
     def __init__(self, file: WindowFile, rows: int) -> None:
         self._file = file
@@ -83,12 +83,12 @@ class RowNames(Sequence[str]):
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in the rows of a file, in columns of shape (rows,), in the order of the rows.
+    """Facts about the rows of a file, in columns of shape (rows,), in row order.
 
-    `labels_N` are class numbers, -1 without a label, and `bars_N` bars of a window, 0 of a text. `contents_N2` is the
-    first 16 bytes of a SHA-256 of all that a model could read of a window, `changes_N` how many bars differ from the
-    bar before in price or volume, at most 127; a text has 127. `ids_N` has a hash of the row's id, and 0 without one.
-    `wild` has the rows with a print that is far off.
+    `labels_N` are class indices, -1 without a label. `bars_N` is the number of bars, 0 for a text row. `contents_N2` is
+    the first 16 bytes of a SHA-256 of everything the model could read. `changes_N` is the number of bars that differ
+    from the previous bar in price or volume, at most 127, and 127 for a text row. `ids_N` is a hash of the row id, 0
+    without one. `outliers` lists, by field, the rows with an outlier.
     """
 
     file: WindowFile
@@ -98,8 +98,8 @@ class Survey:
     ids_N: Hashes
     contents_N2: Hashes
     changes_N: Ints
-    places: Places
-    wild: dict[str, list[int]]
+    positions: WindowPositions
+    outliers: dict[str, list[int]]
     fields: CodecFitter
     sample: EventSample
 
@@ -111,30 +111,30 @@ _ROW = np.dtype([("label", "i1"), ("bars", "i2"), ("changes", "i1"), ("id", "u8"
 
 
 class _Surveyor:
-    """Sees windows one by one; then gives the `Survey`."""
+    """Collects windows one by one; `survey` returns their `Survey`."""
 
     def __init__(self) -> None:
         self._rows = DiskColumn(_ROW)
-        self._places = PlacesBuilder()
-        self._wild: dict[str, list[int]] = {}
+        self._positions = PositionsBuilder()
+        self._outliers: dict[str, list[int]] = {}
         self._fields = CodecFitter()
         self._sample = EventSample()
 
-    def see(self, window: Window) -> None:
+    def add(self, window: Window) -> None:
         row = len(self._rows)
         numbers = window_numbers(window.bars) if window.text is None else None
-        self._sample.see(row, window, numbers)
-        self._fields.see(window)
-        self._places.see(window)
+        self._sample.add(row, window, numbers)
+        self._fields.add(window)
+        self._positions.add(window)
         label = -1 if window.label is None else window.label
         bars = len(window.bars["close"]) if window.text is None else 0
         identity = 0 if window.id is None else int.from_bytes(_digest(window.id.encode())[:8]) or 1
         content = _content(window)
         halves = (int.from_bytes(content[:8]), int.from_bytes(content[8:]))
         self._rows.append((label, bars, _changes(window), identity, halves))
-        for name, is_wild in numbers.wild.items() if numbers else ():
-            if is_wild.any():
-                self._wild.setdefault(name, []).append(row)
+        for name, is_outlier in numbers.outliers.items() if numbers else ():
+            if is_outlier.any():
+                self._outliers.setdefault(name, []).append(row)
 
     def survey(self, file: WindowFile) -> Survey:
         rows = self._rows.array()
@@ -146,88 +146,89 @@ class _Surveyor:
             rows["id"],
             rows["content"],
             rows["changes"],
-            self._places.places(),
-            self._wild,
+            self._positions.build(),
+            self._outliers,
             self._fields,
             self._sample,
         )
 
 
 def survey(file: WindowFile) -> tuple[Survey, DataError | None]:
-    """Walk through the rows once; what is wrong with them comes back as an error that names every fault.
+    """Read the rows once. Faults are returned as an error that lists all of them.
 
-    A file that cannot be read to its end has a survey of no rows.
+    The survey of a file that cannot be read to its end has no rows.
     """
-    found = _Surveyor()
+    surveyor = _Surveyor()
     try:
         for window in file:
-            found.see(window)
+            surveyor.add(window)
     except DataError as error:
         return _Surveyor().survey(file), error
-    surveyed = found.survey(file)
+    surveyed = surveyor.survey(file)
     try:
-        file.reading.refuse_faults()
+        file.report.refuse_faults()
     except DataError as error:
         return surveyed, error
     return surveyed, None
 
 
 def extent(survey: Survey) -> dict[str, Any]:
-    """Which symbols a file is about, the unit of its times, how many rows have none, and first and last event, in UTC.
+    """Symbols of a file, unit of its times, number of rows without time, and first and last event in UTC.
 
-    The events are None where rows say no time, or plain numbers.
+    The events are None if rows lack a time, or if times are plain numbers.
     """
-    time = survey.places.time
-    dated = survey.places.kind == "dates" and time.share == 1
+    time = survey.positions.time
+    is_dated = survey.positions.kind == "dates" and time.share == 1
     return {
-        "symbols": sorted(spellings[0] for spellings in survey.places.spellings.values()),
-        "first_event": moment(int(time.last.min())) if dated else None,
-        "last_event": moment(int(time.last.max())) if dated else None,
-        "time_unit": survey.file.reading.noticed.time_unit(),
+        "symbols": sorted(spellings[0] for spellings in survey.positions.spellings.values()),
+        "first_event": format_utc(int(time.last.min())) if is_dated else None,
+        "last_event": format_utc(int(time.last.max())) if is_dated else None,
+        "time_unit": survey.file.report.notices.time_unit(),
         "rows_without_time": int((~time.known).sum()),
     }
 
 
-def readings(surveys: Mapping[str, Survey]) -> dict[str, Reading]:
-    """What was found in each file by split; under `data.train` alone where all splits are cut from that file."""
-    if len(surveys) > 1 and len({one.file.whole for one in surveys.values()}) == 1:
-        return {"data.train": next(iter(surveys.values())).file.reading}
-    return {name: one.file.reading for name, one in surveys.items()}
+def reports(surveys: Mapping[str, Survey]) -> dict[str, ParseReport]:
+    """The parse report of each split, or one under `data.train` if all splits are parts of that file."""
+    if len(surveys) > 1 and len({surveyed.file.source_key for surveyed in surveys.values()}) == 1:
+        return {"data.train": next(iter(surveys.values())).file.report}
+    return {name: surveyed.file.report for name, surveyed in surveys.items()}
 
 
-def noticed(surveys: Mapping[str, Survey]) -> dict[str, list[str]]:
-    """By split, what a person should know about its rows: what was dropped, guessed or put right."""
-    found: dict[str, list[str]] = {name: [] for name in surveys}
-    for name, reading in readings(surveys).items():
-        found.setdefault(name, []).extend(reading.noticed.lines())
-    for name, lines in symbol_lines({name: one.places for name, one in surveys.items()}).items():
-        found[name] += lines
+def row_notices(surveys: Mapping[str, Survey]) -> dict[str, list[str]]:
+    """By split, what a user should know about its rows: what was dropped, assumed or corrected."""
+    notices: dict[str, list[str]] = {name: [] for name in surveys}
+    for name, report in reports(surveys).items():
+        notices.setdefault(name, []).extend(report.notices.lines())
+    for name, lines in symbol_notes({name: surveyed.positions for name, surveyed in surveys.items()}).items():
+        notices[name] += lines
     if "train" in surveys:
-        known = surveys["train"].fields.counts
-        for name, one in surveys.items():
-            if more := sorted(field for field in one.fields.counts if field not in known):
-                found[name].append(f"no model reads {', '.join(more)}, which the training rows do not have")
-    return found
+        known_fields = surveys["train"].fields.counts
+        for name, surveyed in surveys.items():
+            if unknown_fields := sorted(field for field in surveyed.fields.counts if field not in known_fields):
+                fields = ", ".join(unknown_fields)
+                notices[name].append(f"the model does not read {fields}, which the training rows lack")
+    return notices
 
 
-def wild_prints(one: Survey) -> dict[str, dict[str, Any]]:
-    """Of price, volume and delta: how many rows have a print that is far off, and the names of some."""
+def outlier_summary(surveyed: Survey) -> dict[str, dict[str, Any]]:
+    """By price, volume and delta: the number of rows with an outlier, and the names of some."""
     return {
-        field: {"rows": len(rows), "examples": [one.names[row] for row in rows[:WILD_NAMED]]}
-        for field, rows in one.wild.items()
+        field: {"rows": len(rows), "examples": [surveyed.names[row] for row in rows[:MAX_NAMED_OUTLIERS]]}
+        for field, rows in surveyed.outliers.items()
     }
 
 
-def wild_line(field: str, found: Mapping[str, Any]) -> str:
-    """An entry of `wild_prints` in words."""
-    named = ", ".join(found["examples"]) + (", …" if found["rows"] > len(found["examples"]) else "")
-    has, its = ("row has", "its") if found["rows"] == 1 else ("rows have", "their")
-    told = "It is drawn near and marked in the text; mend it if it is an error."
-    return f"{found['rows']:,} {has} a {field} far off all others of {its} window: {named}. {told}"
+def outlier_message(field: str, facts: Mapping[str, Any]) -> str:
+    """An entry of `outlier_summary` as text."""
+    names = ", ".join(facts["examples"]) + (", …" if facts["rows"] > len(facts["examples"]) else "")
+    subject = "row has" if facts["rows"] == 1 else "rows have"
+    action = "It is moved closer and marked in the text; correct it if it is an error."
+    return f"{facts['rows']:,} {subject} a {field} outlier within the window: {names}. {action}"
 
 
 def _at_event(window: Window) -> Values:
-    """The fields of the event's bar and the row's features; of a text row, how often it spells each label."""
+    """Bar fields at the event, and the features; for a text row, how often it contains each label as a word."""
     if window.text is not None:
         return {f"the word {label} in context": float(window.text.upper().count(label)) for label in LABELS}
     bar = {name: float(values[-1]) for name, values in window.bars.items()}
@@ -235,7 +236,7 @@ def _at_event(window: Window) -> Values:
 
 
 def _shape(window: Window, numbers: WindowNumbers | None) -> Values:
-    """Volatility, range, volume and where the event stands, free of the price level that no model sees."""
+    """Volatility, range, volume and relative position of the event, independent of the price level."""
     if numbers is None:
         return {"characters": float(len(window.text or ""))}
     shape = {
@@ -265,7 +266,7 @@ def _digest(content: bytes) -> bytes:
 
 def _content(window: Window) -> bytes:
     digest = hashlib.sha256((window.text or "").encode())
-    for name, values in window.bars.items():
-        digest.update(name.encode() + values.tobytes())
+    for name in sorted(window.bars):  # a parsed window and one from a table may differ in their order
+        digest.update(name.encode() + window.bars[name].tobytes())
     digest.update(repr(sorted(window.features.items())).encode())
     return digest.digest()[:16]

@@ -1,10 +1,10 @@
-"""JSON of one line, with no key twice in an object.
+"""JSON values of one line, without duplicate keys in an object.
 
-Comes in: bytes. Goes out: plain values. orjson refuses what RFC 8259 does not allow, but of a key that stands twice it
-keeps the last value, so that `{"label": "LONG", …, "label": "SHORT"}` would be a SHORT.
+Input: bytes. Output: plain values. orjson refuses what RFC 8259 does not allow. Of duplicate keys it keeps the last
+value, so that `{"label": "LONG", …, "label": "SHORT"}` would be a SHORT.
 
-jiter, pydantic's parser, refuses a key twice by itself. It is not used because it reads 1e999 as infinity and an
-integer of any length as such, so that rules of this module's size would check its values. It takes 1.8 times as long.
+jiter, the parser of pydantic, refuses duplicate keys. It is not used because it reads 1e999 as infinity and accepts
+integers of any length, so its values would need a check as long as this module. It also takes 1.8 times as long.
 """
 
 from __future__ import annotations
@@ -15,35 +15,38 @@ from typing import Any
 import orjson
 
 MAX_BYTES = 16 << 20  # 600 times a row of 50 bars with every field
-# What tells members apart once the rest is gone. T and - keep the colons of a time from the quote that opens it.
-_UNTOLD = bytes(set(range(256)) - set(b'":{T-'))
+# Bytes that are not needed to count object members by their `":`. T and - are kept, so that the opening quote of a time
+# such as "2025-01-02T10:00" is not followed by a colon.
+_IRRELEVANT = bytes(set(range(256)) - set(b'":{T-'))
 _TOKEN = re.compile(r'[{}]|("[^"\\]*(?:\\.[^"\\]*)*")([ \t\r\n]*:)?')
 
 
 def loads(line: bytes) -> Any:
-    """The value of a line. Raises orjson.JSONDecodeError, with the column, if it is not valid, too long, or has a key
-    twice in one object.
+    """Parse one line.
+
+    Raises orjson.JSONDecodeError, with the column, if the line is invalid, too long, or has a duplicate key in an
+    object.
     """
     if len(line) > MAX_BYTES:
-        raise orjson.JSONDecodeError(f"a row takes at most {MAX_BYTES >> 20} MiB, got {len(line) >> 20}", "", 0)
+        raise orjson.JSONDecodeError(f"a row may have at most {MAX_BYTES >> 20} MiB, got {len(line) >> 20} MiB", "", 0)
     value = orjson.loads(line)
-    told = line.translate(None, _UNTOLD)
-    # Between a key and its colon stand only blanks, so there are at most as many members as '":' in `told`. If the
-    # objects hold as many, none was lost. A text that holds '":' makes the bound too high, never too low.
-    if _members(value, told.count(b"{")) != told.count(b'":'):
-        _refuse_key_twice(line.decode())
+    skeleton = line.translate(None, _IRRELEVANT)
+    # Only blanks separate a key from its colon, so the count of '":' in `skeleton` is an upper bound of the members. If
+    # the parsed objects have as many members, no key was lost. Text that contains '":' can only raise the bound.
+    if _count_members(value, skeleton.count(b"{")) != skeleton.count(b'":'):
+        _refuse_duplicate_keys(line.decode())
     return value
 
 
-def _members(value: Any, most_objects: int) -> int:
-    """How many members the objects of a value hold; it looks no further once it has found `most_objects` of them."""
+def _count_members(value: Any, max_objects: int) -> int:
+    """Number of members in the objects of a value. The search ends after `max_objects` objects."""
     members = objects = 0
     level = [value]
-    while level and objects < most_objects:
-        found = [item for item in level if type(item) is dict]
-        objects += len(found)
-        members += sum(map(len, found))
-        if objects < most_objects:
+    while level and objects < max_objects:
+        objects_of_level = [item for item in level if type(item) is dict]
+        objects += len(objects_of_level)
+        members += sum(map(len, objects_of_level))
+        if objects < max_objects:
             level = [item for outer in level for item in _inner(outer)]
     return members
 
@@ -53,8 +56,8 @@ def _inner(value: Any) -> list[Any]:
     return [item for item in items if type(item) is dict or type(item) is list]
 
 
-def _refuse_key_twice(text: str) -> None:
-    """Look at every key of a text that is valid JSON."""
+def _refuse_duplicate_keys(text: str) -> None:
+    """Check every key of a valid JSON text."""
     keys: list[set[str]] = []
     for token in _TOKEN.finditer(text):
         if token[0] == "{":
@@ -62,7 +65,7 @@ def _refuse_key_twice(text: str) -> None:
         elif token[0] == "}":
             keys.pop()
         elif token[2]:
-            key = orjson.loads(token[1])  # "a" and "\u0061" are one key
+            key = orjson.loads(token[1])  # "a" and "\u0061" are the same key
             if key in keys[-1]:
-                raise orjson.JSONDecodeError(f"the key {key[:60]!r} stands twice in one object", text, token.start())
+                raise orjson.JSONDecodeError(f"duplicate key {key[:60]!r} in an object", text, token.start())
             keys[-1].add(key)

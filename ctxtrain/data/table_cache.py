@@ -1,11 +1,11 @@
-"""A folder that keeps tables of rows between runs, found by the content of the file that they were read from.
+"""Cache of tables between runs, in a folder, indexed by the content of the original file.
 
-Comes in: the SHA-256 of a file. Goes out: its table and what was noticed about it, or nothing. A file that has changed
-has another SHA-256, so it is never taken for the old one.
+Input: the SHA-256 of a file. Output: its table and its parse report, or None. A changed file has another SHA-256, so an
+outdated table is never used.
 
-Each table is two files, `HASH-labelled-vN.arrow` and the same name with `.json`, which has the SHA-256 of the first. A
-table that is damaged, or not whole, is made again. Nothing is removed: the folder, or any table in it, can be deleted
-whenever no run reads it.
+Each table is two files: `HASH-labelled-vN.arrow`, and a `.json` of the same name that holds the SHA-256 of the first. A
+damaged or incomplete table is rebuilt. Nothing is ever removed: you can delete the folder, or any table in it, whenever
+no run reads it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ctxtrain.errors import ConfigError
 
 
 class TableCache:
-    """Tables in one folder, made if it is missing. Raises ConfigError for a path where no file can be written."""
+    """Tables in one folder, which is created if necessary. Raises ConfigError if the folder is not writable."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
@@ -36,38 +36,38 @@ class TableCache:
             scratch.unlink()
         except OSError as error:
             raise ConfigError(
-                f"data.cache must be a folder that can be written to, and {self.folder} is not: {error.strerror}. "
-                "Give another folder, or auto."
+                f"data.cache must be a writable folder, got {self.folder}: {error.strerror}. "
+                "Set another folder, or auto."
             ) from None
 
-    def find(self, sha256: str, *, labelled: bool) -> tuple[WindowTable, dict[str, Any]] | None:
-        """The table of a file's content with what stands beside it, or None if it is missing or damaged."""
+    def load(self, sha256: str, *, labelled: bool) -> tuple[WindowTable, dict[str, Any]] | None:
+        """The table for a file's content and its stored parse report, or None if missing or damaged."""
         name = _name(sha256, labelled=labelled)
         path = self.folder / f"{name}.arrow"
         try:
-            beside = orjson.loads((self.folder / f"{name}.json").read_bytes())
+            sidecar = orjson.loads((self.folder / f"{name}.json").read_bytes())
             with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != beside["sha256"]:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != sidecar["sha256"]:
                     return None
-            return WindowTable.open(path), dict(beside["reading"])
+            return WindowTable.open(path), dict(sidecar["reading"])
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid):
             return None
 
     @contextmanager
     def writer(self) -> Iterator[TableWriter]:
-        """A writer for `keep`. Raises OSError, with the key, if the disk takes no more."""
-        with self._named(), TableWriter(self._scratch()) as writer:
+        """A writer for `store`. Raises OSError, with the config key, if the disk is full."""
+        with self._name_cache_folder(), TableWriter(self._scratch()) as writer:
             yield writer
 
-    def keep(self, writer: TableWriter, reading: dict[str, Any], sha256: str, *, labelled: bool) -> WindowTable:
-        """Finish a table and give it its names. Raises as `writer` does."""
+    def store(self, writer: TableWriter, report: dict[str, Any], sha256: str, *, labelled: bool) -> WindowTable:
+        """Finish a table and move it into place. Raises OSError as `writer` does."""
         name = _name(sha256, labelled=labelled)
-        with self._named():
+        with self._name_cache_folder():
             table = writer.finish(self.folder / f"{name}.arrow")
             with (self.folder / f"{name}.arrow").open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             scratch = self._scratch()
-            scratch.write_bytes(orjson.dumps({"sha256": digest, "reading": reading}))
+            scratch.write_bytes(orjson.dumps({"sha256": digest, "reading": report}))
             scratch.replace(self.folder / f"{name}.json")
         return table
 
@@ -75,7 +75,7 @@ class TableCache:
         return self.folder / f".table-{secrets.token_hex(8)}"
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _name_cache_folder(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

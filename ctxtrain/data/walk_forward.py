@@ -1,10 +1,11 @@
-"""One file becomes several splits that go forward in time.
+"""Walk-forward folds: one file becomes several splits in time order.
 
-Comes in: the `Survey` of a file. Goes out: row numbers of train, val and test by fold; no row is copied.
+Input: the `Survey` of a file. Output: row numbers of train, val and test by fold; no row is copied.
 
-The rows, ordered by their event, are cut into folds + 1 parts of equally many. Fold k tests on part k + 1 and knows the
-parts before it only; the last fifth of those validates, that is, it chooses the epoch and the temperature. What shares
-bars across a seam is purged later, when a fold's files are read (walk-forward: Pardo 1992; purging: `leakage.py`).
+The rows, ordered by event time, are divided into folds + 1 parts of equal size. Fold k tests on part k + 1 and uses
+only earlier parts: the last fifth of them validates (it chooses the epoch and the temperature), the rest trains. Rows
+that share bars across a boundary are purged later, when the files of a fold are read (walk-forward: Pardo 1992;
+purging: `leakage.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxtrain.data.oversampling import class_counts
-from ctxtrain.data.positions import spans_of, why_no_spans
+from ctxtrain.data.positions import common_spans, missing_spans_reason
 from ctxtrain.data.profile import Survey, survey
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
@@ -21,51 +22,51 @@ from ctxtrain.labels import LABELS
 
 Ints = NDArray[np.int64]
 
-VALIDATION_SHARE = 0.2  # of the rows before a fold's test rows
+VALIDATION_SHARE = 0.2  # of the rows before the test rows of a fold
 
 
 def cut_folds(file: WindowFile, folds: int) -> list[dict[str, WindowFile]]:
-    """The rows of each fold by split.
+    """The rows of each fold, by split.
 
     Raises DataError with the faults of the file, and ConfigError as `walk_forward` does.
     """
-    found, error = survey(file)
+    surveyed, error = survey(file)
     if error:
         raise error
-    return [{name: file.take(rows) for name, rows in fold.items()} for fold in walk_forward(found, folds)]
+    return [{name: file.take(rows) for name, rows in fold.items()} for fold in walk_forward(surveyed, folds)]
 
 
 def walk_forward(surveyed: Survey, folds: int) -> list[dict[str, Ints]]:
-    """Row numbers by fold and split, in the order of their events.
+    """Row numbers by fold and split, in order of event time.
 
-    Raises ConfigError where rows cannot be ordered in time, or a fold would train on rows without some class.
+    Raises ConfigError if rows cannot be ordered in time, or if a fold would train without one of the classes.
     """
-    places = {"rows": surveyed.places}
-    spans = spans_of(places, whole=True)
+    positions = {"rows": surveyed.positions}
+    spans = common_spans(positions, require_all=True)
     if spans is None:
-        time = surveyed.places.time
-        some = f"{(~time.known).sum():,} of {len(time.known):,} have no time on their first or last bar"
-        why = some if spans_of(places) else why_no_spans(places)
-        remedy = "Text rows have none: " if surveyed.fields.is_text else "Give every bar a time, or "
+        time = surveyed.positions.time
+        partly = f"{(~time.known).sum():,} of {len(time.known):,} have no time on their first or last bar"
+        reason = partly if common_spans(positions) else missing_spans_reason(positions)
+        remedy = "Text rows have no time: " if surveyed.fields.is_text else "Give every bar a time, or "
         raise ConfigError(
-            f"evaluation.folds orders rows by time, but {why}. {remedy}give data.val and data.test without folds."
+            f"evaluation.folds orders rows by time, but {reason}. {remedy}set data.val and data.test instead of folds."
         )
     labels_N, (first_half, second_half) = surveyed.labels_N, surveyed.contents_N2.T
-    # windows that end together go by what they hold: the order of the file's lines decides nothing
+    # Windows that end at the same time are ordered by content, so the order of lines in the file has no influence.
     order = np.lexsort((labels_N, second_half, first_half, spans.last_N["rows"]))
     parts = np.array_split(order, folds + 1)
-    found, faults = [], []
+    splits, faults = [], []
     for number in range(1, folds + 1):
-        before = np.concatenate(parts[:number])
-        cut = len(before) - max(1, round(VALIDATION_SHARE * len(before)))
-        fold = {"train": before[:cut], "val": before[cut:], "test": parts[number]}
+        earlier = np.concatenate(parts[:number])
+        cut = len(earlier) - max(1, round(VALIDATION_SHARE * len(earlier)))
+        fold = {"train": earlier[:cut], "val": earlier[cut:], "test": parts[number]}
         missing = [LABELS[c] for c in np.flatnonzero(class_counts(labels_N[fold["train"]]) == 0)]
         if missing or not len(fold["test"]):
             faults.append(
                 f"fold {number} of evaluation.folds={folds} would train on {cut:,} rows without "
-                f"{', '.join(missing) or 'rows to test on'}. Use fewer folds or more rows."
+                f"{', '.join(missing) or 'test rows'}. Use fewer folds or more rows."
             )
-        found.append(fold)
+        splits.append(fold)
     if faults:
         raise ConfigError(faults)
-    return found
+    return splits

@@ -1,1 +1,1 @@
-"""Faster passes of the same model: one door (`api.py`) to what a device can do."""
+"""Engines: the reference engine and faster ones with the same results. Import them through `api.py` only."""

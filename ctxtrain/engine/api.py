@@ -1,11 +1,11 @@
-"""The one door to the passes of a model: plain transformers and PEFT, or an engine that gives the same results sooner.
+"""Entry point to the engines, which compute the forward and backward passes of a model.
 
-    for_training      frozen base with LoRA → what an optimizer step calls
-    for_inference     merged model → logits of many rows
-    tune_process      allocator and waiting threads of this process
+    make_training_engine      frozen base with LoRA → the network that an optimizer step calls
+    make_inference_engine     merged model → logits of many rows
+    tune_process              memory allocator and thread waiting of this process
 
-`reference` is plain transformers and PEFT, and imports no engine. `auto` takes an engine where one has been proven for
-this model and device; else it is the reference, with the reason.
+The reference engine is plain transformers and PEFT and imports no other engine. `auto` selects the fast engine where it
+supports the model and device and passes a probe; otherwise it selects the reference engine and records the reason.
 """
 
 from __future__ import annotations
@@ -19,72 +19,74 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from ctxtrain.engine.reference import InferencePasses, TrainingPasses
+    from ctxtrain.engine.reference import InferenceEngine, TrainingEngine
 
-Engine = Literal["auto", "reference"]
+EngineChoice = Literal["auto", "reference"]
 
 
-def for_training(
+def make_training_engine(
     model: PeftModel,
     device: torch.device,
     *,
-    engine: Engine = "auto",
+    engine: EngineChoice = "auto",
     scratch: str | None = None,
     say: Callable[[str], None] = print,
-) -> TrainingPasses:
-    """The passes of a model with LoRA, on the device that it is to be trained on.
+) -> TrainingEngine:
+    """Move a model with LoRA to its training device and return the engine that trains it there.
 
-    `scratch` is a folder for what frozen layers give, by default the system's; `say` is told if it has no room.
-    Raises ConfigError if the model itself is unsound: logits that are not finite, or that depend on other rows.
+    `scratch` is the folder for cached outputs of frozen layers, by default the system's temporary folder. `say`
+    receives a note if that folder has no space. Raises ConfigError if the model itself is unusable: its logits are not
+    finite or depend on other rows.
     """
-    from ctxtrain.engine.reference import TrainingPasses
-    from ctxtrain.engine.tuning import enter_vector_math
-    from ctxtrain.model.agreement import probe_of, refuse_untrainable, why_engine_differs
+    from ctxtrain.engine.reference import TrainingEngine
+    from ctxtrain.engine.tuning import warm_up_vector_math
+    from ctxtrain.model.agreement import check_trainable, engine_mismatch, make_probe
 
-    enter_vector_math()
-    probe = probe_of(model.to(device))
-    refuse_untrainable(model, probe)
+    warm_up_vector_math()
+    probe = make_probe(model.to(device))
+    check_trainable(model, probe)
     if engine == "reference":
-        passes = TrainingPasses(model, "model.engine is reference")
+        selected = TrainingEngine(model, "model.engine is reference")
     else:
         from ctxtrain.engine.cpu import select
 
-        passes = select.for_training(model, device, scratch, say)
-    differs = why_engine_differs(model, passes.network, probe)
-    return TrainingPasses(model, differs) if differs else passes
+        selected = select.make_training_engine(model, device, scratch, say)
+    mismatch = engine_mismatch(model, selected.network, probe)
+    return TrainingEngine(model, mismatch) if mismatch else selected
 
 
-def for_inference(model: PreTrainedModel, max_tokens: int, *, engine: Engine = "auto") -> InferencePasses:
-    """The passes of a merged model in evaluation mode, where it is. Texts have at most `max_tokens` tokens.
+def make_inference_engine(model: PreTrainedModel, max_tokens: int, *, engine: EngineChoice = "auto") -> InferenceEngine:
+    """Return the engine for a merged model in evaluation mode, on the device where the model is.
 
-    Raises DataError if the model itself is unsound.
+    Texts have at most `max_tokens` tokens. Raises DataError if the model itself is unusable.
     """
-    from ctxtrain.engine.reference import InferencePasses
-    from ctxtrain.engine.tuning import enter_vector_math
+    from ctxtrain.engine.reference import InferenceEngine
+    from ctxtrain.engine.tuning import warm_up_vector_math
     from ctxtrain.errors import DataError
-    from ctxtrain.model.agreement import probe_of, why_engine_differs
+    from ctxtrain.model.agreement import engine_mismatch, make_probe
 
-    enter_vector_math()
+    warm_up_vector_math()
     if engine == "reference":
-        return InferencePasses(model)
+        return InferenceEngine(model)
     from ctxtrain.engine.cpu import select
 
-    passes = select.for_inference(model, max_tokens)
-    if passes.network is model:
-        return passes
-    if differs := why_engine_differs(model, passes.network, probe_of(model), "an exported model", DataError):
-        warnings.warn(f"prediction takes the slower path of transformers: {differs}", RuntimeWarning, stacklevel=3)
-        return InferencePasses(model)
-    return passes
+    selected = select.make_inference_engine(model, max_tokens)
+    if selected.network is model:
+        return selected
+    if mismatch := engine_mismatch(model, selected.network, make_probe(model), "an exported model", DataError):
+        warnings.warn(f"prediction uses the slower reference engine: {mismatch}", RuntimeWarning, stacklevel=3)
+        return InferenceEngine(model)
+    return selected
 
 
 def tune_process() -> None:
-    """Set allocator and waiting threads for the whole process, before torch is imported. The command line calls it.
+    """Set the memory allocator and thread waiting of the whole process. Call it before torch is imported.
 
-    glibc keeps freed memory instead of returning it; threads of OpenMP spin for a moment before they sleep, or not at
-    all where other programs want the cores. What the user has set in the environment stays.
+    glibc keeps freed memory instead of returning it to the system. OpenMP threads spin briefly before they sleep, or
+    sleep immediately if other programs need the cores. Values that the user has set in the environment stay. The
+    command line calls this function.
     """
-    from ctxtrain.engine.tuning import keep_freed_memory, settle_waiting
+    from ctxtrain.engine.tuning import keep_freed_memory, set_thread_waiting
 
-    settle_waiting()
+    set_thread_waiting()
     keep_freed_memory()

@@ -1,7 +1,7 @@
-"""Passes by plain transformers and PEFT: what every engine is compared with, and what runs where none fits.
+"""The reference engine: plain transformers and PEFT. It runs where no faster engine fits, and verifies the others.
 
-Comes in: a model and tokenised rows. Goes out: in training, what the network takes for some rows; in inference, logits
-in the order of the rows. An engine gives a subclass of these two.
+Input: a model and tokenised rows. Output: in training, the network's inputs for given rows; in inference, logits in the
+order of the rows. A faster engine subclasses these two classes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from ctxtrain.data.batches import Tokens, collate
 from ctxtrain.labels import LABELS
 from ctxtrain.model.lora import logits
-from ctxtrain.runtime import side_by_side
+from ctxtrain.runtime import thread_map
 
 Ints = NDArray[np.int64]
 
-TOKENS_AT_A_TIME = 3072  # of a batch, padding included, so that long texts need no more memory than short ones
+MAX_BATCH_TOKENS = 3072  # padding included, so that long texts need no more memory than short ones
 
 
-class TrainingPasses:
-    """`network` gives logits with gradients of adapters and head.
+class TrainingEngine:
+    """`network` computes logits, with gradients for adapters and head.
 
-    `unsupported_reason` says why it is plain transformers and PEFT; it is None where an engine runs.
+    `unsupported_reason` states why this is the reference engine; it is None for a faster engine.
     """
 
     def __init__(self, network: nn.Module, unsupported_reason: str | None) -> None:
@@ -34,43 +34,46 @@ class TrainingPasses:
         self.unsupported_reason = unsupported_reason
 
     def batch(self, tokens: Tokens, rows: Ints, device: torch.device) -> dict[str, Tensor]:
-        """What `lora.logits` takes for these rows, on the device."""
+        """Inputs of `lora.logits` for these rows, on the device."""
         return collate(tokens, rows, device)
 
 
-class InferencePasses:
-    """`network` gives logits alone. A batch keeps all cores busy."""
+class InferenceEngine:
+    """`network` computes logits without gradients; one batch uses all cores."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
     def token_logits(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
-        """Logits of shape (rows, 3); `advance` is told how many rows each batch held."""
+        """Logits of shape (rows, 3). `advance` is called with the number of rows of each finished batch."""
         device, logits_NC = next(self.network.parameters()).device, np.empty((len(tokens), len(LABELS)))
-        workers, together = self._division(tokens)
-        batches = batches_that_fit(tokens.lengths, together)
+        workers, max_tokens = self._batch_limits(tokens)
+        batches = batches_by_length(tokens.lengths, max_tokens)
 
-        def answer(rows: Ints) -> int:
+        def predict_batch(rows: Ints) -> int:
             with torch.inference_mode():
                 logits_NC[rows] = logits(self.network, collate(tokens, rows, device)).cpu().numpy()
             return len(rows)
 
-        with side_by_side(max(1, min(workers, len(batches)))) as run:
-            for count in run(answer, batches):
+        with thread_map(max(1, min(workers, len(batches)))) as run:
+            for count in run(predict_batch, batches):
                 if advance:
                     advance(count)
         return logits_NC
 
-    def _division(self, _tokens: Tokens) -> tuple[int, int]:
-        """How many batches go through the network at once, and the largest number of tokens of each."""
-        return 1, TOKENS_AT_A_TIME
+    def _batch_limits(self, _tokens: Tokens) -> tuple[int, int]:
+        """Number of batches that run at the same time, and the maximum number of tokens in each."""
+        return 1, MAX_BATCH_TOKENS
 
 
-def batches_that_fit(lengths_N: Ints, tokens_at_a_time: int) -> list[Ints]:
-    """Every row once, the longest first, rows of like length together, and as many of them as fit."""
+def batches_by_length(lengths_N: Ints, max_tokens: int) -> list[Ints]:
+    """Row numbers in batches of similar length, longest first; each padded batch fits into `max_tokens`.
+
+    A row longer than `max_tokens` is a batch of one.
+    """
     order, batches, start = np.argsort(-lengths_N, kind="stable"), [], 0
     while start < len(order):
-        together = max(1, tokens_at_a_time // int(lengths_N[order[start]]))
-        batches.append(order[start : start + together])
-        start += together
+        count = max(1, max_tokens // int(lengths_N[order[start]]))
+        batches.append(order[start : start + count])
+        start += count
     return batches

@@ -1,4 +1,4 @@
-"""What is set for a whole process: the allocator, how threads wait, and the first call of vector mathematics."""
+"""Process-wide settings: the memory allocator, how threads wait, and the first call of vector math functions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-HEAP_OF_A_THREAD = 1 << 26  # bytes, HEAP_MAX_SIZE of glibc's arena.c
+THREAD_HEAP_BYTES = 1 << 26  # HEAP_MAX_SIZE of glibc's arena.c
 LOADAVG = Path("/proc/loadavg")
-LOOKS, BETWEEN = 5, 0.02  # seconds: what runs for a moment only is none of our business
-SPINS = "10000"
+LOAD_SAMPLES, SAMPLE_INTERVAL = 5, 0.02  # count, seconds; a load that ends within them does not count
+SPIN_COUNT = "10000"
 
 
-def enter_vector_math() -> None:
-    """Call each function of vector mathematics once on one thread and then on all, for nothing.
+def warm_up_vector_math() -> None:
+    """Call each vector math function once on one thread and once on all threads, and discard the results.
 
-    torch takes cosines, exponentials and the like from MKL, in parts of 2,048 numbers on all threads. On one processor
-    (an Intel with AVX-512 and AMX) the first call of a process by two threads at once gave the second thread's part
-    wrong by 1.5e-04 in about one of 14 processes; no later call ever did.
+    torch computes cosines, exponentials and similar functions with MKL, in parts of 2,048 numbers on all threads. On
+    one processor (an Intel with AVX-512 and AMX) the first call of a process from two threads at once returned the
+    second thread's part wrong by 1.5e-04 in about one of 14 processes. No later call did.
     """
     import torch
 
@@ -31,36 +31,36 @@ def enter_vector_math() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc, where there is one, to use freed memory again and not to return it to the system.
+    """Make glibc, where it is the C library, reuse freed memory and not return it to the system.
 
-    Large tensors otherwise come from fresh pages in every step, and each page costs an interrupt and is zeroed.
+    Otherwise large tensors use fresh pages in every step; each fresh page costs an interrupt and is zeroed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(M_TOP_PAD, HEAP_OF_A_THREAD)  # or a thread's heap goes back when all of it is free
+        mallopt(M_TOP_PAD, THREAD_HEAP_BYTES)  # otherwise glibc returns a thread's heap once all of it is free
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def settle_waiting() -> None:
-    """Set what libraries read from the environment when they are imported, unless the user has set it.
+def set_thread_waiting() -> None:
+    """Set the environment variable that OpenMP reads when torch is imported, unless the user has set one.
 
-    Threads of torch that wait for each other spin for some tenth of a millisecond and then sleep: to be woken takes a
-    virtual machine as long as a small operator. Where others want the cores they sleep at once, or they would starve
-    each other.
+    Waiting threads of torch spin for about a tenth of a millisecond and then sleep: on a virtual machine, waking a
+    thread takes as long as a small operator. If other programs need the cores, threads sleep immediately; spinning
+    threads would take the cores from each other.
     """
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
-        os.environ["GOMP_SPINCOUNT"] = "0" if _others_want_cores() else SPINS
+        os.environ["GOMP_SPINCOUNT"] = "0" if _is_machine_busy() else SPIN_COUNT
 
 
-def _others_want_cores() -> bool:
-    """Whether more than a fourth of the machine's cores have work that is not ours, at each of a few looks."""
-    for _ in range(LOOKS):
+def _is_machine_busy() -> bool:
+    """Whether other programs occupy more than a fourth of the machine's cores in each of a few samples."""
+    for _ in range(LOAD_SAMPLES):
         try:
             running = int(LOADAVG.read_text(encoding="ascii").split()[3].partition("/")[0])
         except (OSError, ValueError, IndexError):  # only Linux has it
             return False
         if (running - 1) * 4 <= (os.cpu_count() or 1):  # one of them is this process
             return False
-        time.sleep(BETWEEN)
+        time.sleep(SAMPLE_INTERVAL)
     return True

@@ -1,1 +1,1 @@
-"""Logits → scores with intervals, baselines beside them, targets met or missed, temperature and thresholds."""
+"""Metrics with confidence intervals, baselines, targets, calibration and confidence thresholds."""

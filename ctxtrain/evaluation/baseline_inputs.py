@@ -1,6 +1,6 @@
-"""What a simple model reads of a window: one row of numbers, made from `ctxtrain/data/features.py` and the flags.
+"""Inputs of the trained baselines: one row of features per window, from `ctxtrain/data/features.py` and the flags.
 
-Comes in: windows with bars. Goes out: a table of shape (windows, numbers); NaN where a window lacks a field.
+Input: windows with bars. Output: a table of shape (windows, features), with NaN where a window lacks a field.
 """
 
 from __future__ import annotations
@@ -12,39 +12,39 @@ from numpy.typing import NDArray
 
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.features import window_numbers
-from ctxtrain.data.parse_window import LARGEST, Window
+from ctxtrain.data.parse_window import MAX_MAGNITUDE, Window
 
 Floats = NDArray[np.float64]
 
 LOOK_BACKS = (1, 2, 3, 5, 8, 13, 21, 29)
-_NUMBERED = frozenset({"open", "high", "low", "close", "volume", "delta", "buy_vol", "sell_vol", "atr_14"})
+_NUMERIC_FIELDS = frozenset({"open", "high", "low", "close", "volume", "delta", "buy_vol", "sell_vol", "atr_14"})
 
 
 def window_inputs(windows: Iterable[Window], flags: Sequence[str], features: Sequence[str]) -> Floats:
-    """One row a window: its shape over look-backs, then each of the `flags`, then each of the row's `features`.
+    """One row per window: shape features over look-backs, then each of the `flags`, then each row feature.
 
-    A price next to 0 makes ratios that no model can square, so numbers end at 1e15, as those of a row do.
+    Values are clipped to ±1e15, the limit for numbers in rows: a price near 0 makes ratios whose squares overflow.
     """
     table: Floats = np.array(
         [
             [
-                *_shape(window),
-                *(number for name in flags for number in _flag(window.bars.get(name))),
+                *_shape_features(window),
+                *(number for name in flags for number in _flag_features(window.bars.get(name))),
                 *(window.features.get(name, np.nan) for name in features),
             ]
             for window in windows
         ]
     )
-    return table.clip(-LARGEST, LARGEST)
+    return table.clip(-MAX_MAGNITUDE, MAX_MAGNITUDE)
 
 
 def input_names(codec: Codec) -> tuple[list[str], list[str]]:
-    """The flags and the features that every training window carries."""
-    return sorted(set(codec.fields) - _NUMBERED), sorted(codec.features)
+    """Names of the flags and of the row features that every training window has."""
+    return sorted(set(codec.fields) - _NUMERIC_FIELDS), sorted(codec.features)
 
 
-def _shape(window: Window) -> list[float]:
-    """What a trader would compute first: moves, ranges, extremes, volume and delta over look-backs."""
+def _shape_features(window: Window) -> list[float]:
+    """Moves, ranges, distances to extremes, volume and delta over look-backs."""
     numbers = window_numbers(window.bars)
     move = np.diff(numbers.close, prepend=numbers.open[0])
     delta = np.full(len(move), np.nan) if numbers.delta is None else numbers.delta
@@ -59,10 +59,10 @@ def _shape(window: Window) -> list[float]:
     return [float(number) for number in (*row, gap_up, gap_down)]
 
 
-def _flag(values: Floats | None) -> list[float]:
-    """A flag now and one bar ago, its sum, and the bars since it was last raised and last changed."""
+def _flag_features(values: Floats | None) -> list[float]:
+    """A flag now and one bar ago, its sum, and the number of bars since it was last set and since it last changed."""
     if values is None:
         return [np.nan] * 5
-    raised, changed = np.flatnonzero(values[::-1]), np.flatnonzero(np.diff(values)[::-1])
-    ago = [float(where[0]) if len(where) else float(len(values)) for where in (raised, changed)]
-    return [float(values[-1]), float(values[-2]), float(values.sum()), *ago]
+    set_bars, changed_bars = np.flatnonzero(values[::-1]), np.flatnonzero(np.diff(values)[::-1])
+    bars_since = [float(bars[0]) if len(bars) else float(len(values)) for bars in (set_bars, changed_bars)]
+    return [float(values[-1]), float(values[-2]), float(values.sum()), *bars_since]

@@ -1,7 +1,7 @@
-"""Which windows stand or fall together: the blocks that a bootstrap draws and a cross-fit keeps whole.
+"""Time blocks of dependent windows: the bootstrap weights whole blocks, and cross-fitting never splits one.
 
-Comes in: symbol, first and last bar and calendar day of every window. Goes out: `block_N`, a block number per window.
-Windows that share bars see the same moves, and windows of one session the same market; counted as independent they
+Input: symbol, first and last bar, and calendar day of each window. Output: `block_N`, a block number per window.
+Windows that share bars see the same moves, and windows of one session the same market. Treated as independent, they
 would make every interval too narrow (block bootstrap: Carlstein 1986; Künsch 1989).
 """
 
@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ctxtrain.data.positions import Places, spans_of, why_no_spans
+from ctxtrain.data.positions import WindowPositions, common_spans, missing_spans_reason
 from ctxtrain.data.time_units import DAY
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Days = NDArray[np.datetime64]
 
-# With fewer blocks than this an interval is not to be trusted: benchmarks/bench_coverage.py, docs/trust.md.
-FEWEST_BLOCKS = 10
-ONE_BLOCK = (
-    "all windows are one block (they share bars, or are of one day), so how scores vary from block to block is not "
-    "known, and intervals from single rows are too narrow"
-)
+# With fewer blocks, the measured coverage of the intervals is too low: benchmarks/bench_coverage.py, docs/trust.md.
+MIN_BLOCKS = 10
+ONE_BLOCK = f"all windows share bars or a day, so they are one independent period; use {MIN_BLOCKS} or more"
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """`block_N` numbers the blocks from 0; `note` says what a block is. Too few, or no place in time, is `doubt`."""
+    """Blocks of windows: `block_N` numbers them from 0, `note` describes them.
+
+    `doubt` is the reason why no intervals are computed from these blocks, or None.
+    """
 
     block_N: Ints
     note: str
@@ -43,8 +43,8 @@ class Blocks:
         return int(self.block_N.max()) + 1
 
     @property
-    def kept_whole(self) -> Ints:
-        """What a cross-fit keeps whole: the blocks, and all windows where single rows stand in for one block."""
+    def fold_groups(self) -> Ints:
+        """Groups that cross-fitting must not split: the blocks, or all windows where single rows replace one block."""
         return np.zeros_like(self.block_N) if self.doubt is ONE_BLOCK else self.block_N
 
     @property
@@ -55,14 +55,14 @@ class Blocks:
 def time_blocks(
     symbols: Sequence[str | None] | Ints, first_stamp: Ints | Floats, last_stamp: Ints | Floats, days: Days
 ) -> Ints:
-    """Numbers from 0, of shape (windows,), the same for windows that share bars or a session, directly or by a chain.
+    """Block numbers from 0, of shape (windows,): windows that share bars or a session, also by a chain, share a block.
 
-    `first_stamp` and `last_stamp` place a window's first and last bar on one scale: windows of a symbol whose spans
-    touch share bars. A session is a symbol on one of `days`. A NaN stamp and a NaT day join nothing.
+    `first_stamp` and `last_stamp` are the positions of a window's first and last bar on one scale: windows of a symbol
+    whose spans touch share bars. A session is a symbol on one of `days`. A NaN stamp or NaT day joins no windows.
     """
     rows = np.arange(len(symbols))
     symbol_N = np.unique(["" if symbol is None else symbol for symbol in symbols], return_inverse=True)[1]
-    # A window starts a new chain unless its first bar lies within what the chain's windows reach.
+    # A window starts a new chain unless its first bar lies within the span of the chain.
     order = np.lexsort((first_stamp, symbol_N))
     order = order[~np.isnan(first_stamp[order]) & ~np.isnan(last_stamp[order])]
     chain_N = len(rows) + rows
@@ -80,7 +80,7 @@ def time_blocks(
 
 
 def _components(count: int, *group_N: Ints) -> Ints:
-    """Connected components of windows and the groups that they belong to, numbered in order of first window."""
+    """Connected components of windows that share a group, numbered in order of their first window."""
     windows, groups = np.tile(np.arange(count), len(group_N)), np.concatenate(group_N)
     size = int(groups.max(initial=count)) + 1
     edges = coo_array((np.ones(len(groups)), (windows, groups)), shape=(size, size))
@@ -90,50 +90,52 @@ def _components(count: int, *group_N: Ints) -> Ints:
     return numbers
 
 
-def blocks_of(places: Places) -> Blocks:
-    """The blocks of windows, by the finest rule that their place in time allows; the note says which.
+def assign_blocks(positions: WindowPositions) -> Blocks:
+    """The blocks of windows, by the finest rule that their positions in time allow; the note says which.
 
-    Where windows on every bar chain day to day into fewer than `FEWEST_BLOCKS` blocks, days are cut at midnight UTC:
-    neighbours then share some bars, as blocks of a block bootstrap do. Where one block is left, rows stand in.
+    Windows on every bar can chain days into fewer than `MIN_BLOCKS` blocks. Days are then cut at midnight UTC, and
+    adjacent days share some bars, as in any block bootstrap. A single remaining block is replaced by single rows.
     """
-    spans = spans_of({"rows": places})
-    count = len(places)
+    spans = common_spans({"rows": positions})
+    count = len(positions)
     if spans is None:
-        note = f"single rows, taken as independent: {_unplaced(places)}"
-        return Blocks(np.arange(count, dtype=np.int64), note, _doubt(count))
+        note = f"single rows, treated as independent: {_no_positions_reason(positions)}"
+        return Blocks(np.arange(count, dtype=np.int64), note, _few_blocks_reason(count))
     known = np.flatnonzero(spans.placed_N["rows"])
-    symbols = places.symbol_N[known]
+    symbols = positions.symbol_N[known]
     first, last = spans.first_N["rows"][known], spans.last_N["rows"][known]
     days = np.full(len(known), np.datetime64("NaT"), dtype="datetime64[D]")
-    if spans.scale == "time" and places.kind == "dates":
+    if spans.scale == "time" and positions.kind == "dates":
         days = (last // DAY).astype("datetime64[D]")
         block_N, note = time_blocks(symbols, first, last, days), "windows that share bars, or a symbol's day (UTC)"
-        if block_N.max() + 1 < FEWEST_BLOCKS:
-            free = np.full(len(known), np.nan)
-            by_day_N = time_blocks(symbols, free, free, days)
+        if block_N.max() + 1 < MIN_BLOCKS:
+            unknown = np.full(len(known), np.nan)
+            by_day_N = time_blocks(symbols, unknown, unknown, days)
             if by_day_N.max() > block_N.max():
-                block_N, note = by_day_N, "a symbol's days, cut at midnight UTC: windows share bars from day to day"
+                block_N, note = by_day_N, "a symbol's days, cut at midnight UTC: windows of adjacent days share bars"
     else:
-        why = "the rows carry no time" if spans.scale == "bar_index" else "times are plain numbers, and tell no days"
+        why = "the rows have no time" if spans.scale == "bar_index" else "times are plain numbers without days"
         block_N, note = time_blocks(symbols, first, last, days), f"windows that share bars; {why}"
     if len(known) < count:
-        note += f"; {count - len(known):,} of {count:,} rows without a place in {spans.scale} are one block"
+        note += f"; {count - len(known):,} of {count:,} rows without a known {spans.scale} are one block"
         all_N = np.full(count, block_N.max() + 1, dtype=np.int64)
         all_N[known] = block_N
         block_N = all_N
     if block_N.max() == 0:
-        note = f"single rows, for want of a second block of {note}"
+        note = f"single rows, because there is only one block of {note}"
         return Blocks(np.arange(count, dtype=np.int64), note, ONE_BLOCK)
-    return Blocks(block_N, note, _doubt(int(block_N.max()) + 1))
+    return Blocks(block_N, note, _few_blocks_reason(int(block_N.max()) + 1))
 
 
-def _unplaced(places: Places) -> str:
-    unknown = int((~places.time.known & ~places.index.known).sum())
+def _no_positions_reason(positions: WindowPositions) -> str:
+    unknown = int((~positions.time.known & ~positions.index.known).sum())
     if not unknown:
-        return why_no_spans({"rows": places})
-    which = "rows" if unknown == len(places) else f"{unknown:,} of {len(places):,} rows"
-    return f"{which} cannot be placed by time or bar_index"
+        return missing_spans_reason({"rows": positions})
+    which = "rows" if unknown == len(positions) else f"{unknown:,} of {len(positions):,} rows"
+    return f"{which} have no usable time or bar_index"
 
 
-def _doubt(count: int) -> str | None:
-    return f"{count} blocks are fewer than {FEWEST_BLOCKS}" if count < FEWEST_BLOCKS else None
+def _few_blocks_reason(count: int) -> str | None:
+    if count >= MIN_BLOCKS:
+        return None
+    return f"the windows cover {count} independent periods; use {MIN_BLOCKS} or more"

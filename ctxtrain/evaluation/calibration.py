@@ -1,7 +1,7 @@
 """Temperature scaling, p' = softmax(logits / T) (Guo et al. 2017, "On Calibration of Modern Neural Networks", 4.2).
 
-Comes in: validation logits and labels. Goes out: one temperature, with figures that were not fitted on the rows
-they judge.
+Input: validation logits and labels. Output: one temperature, with cross-fitted scores: no row is scored with a
+temperature that was fitted on it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
 from ctxtrain.evaluation.metrics import METRICS
-from ctxtrain.evaluation.scores import ECE_BINS, Judged, equal_mass_bins, negative_log_likelihood
+from ctxtrain.evaluation.scores import ECE_BINS, ScoredRows, equal_mass_bins, negative_log_likelihood
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-LOWEST, HIGHEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 FOLDS = 5
 
 
 class TemperatureScaler:
-    """Fit and apply one temperature; `temperature_` stays 1 where it does not help, and `reason_` then says why.
+    """Fit and apply one temperature. If none helps, `temperature_` is 1 and `reason_` says why.
 
-    `before_` and `after_` hold the metrics of probabilities, as NLL; `after_` is cross-fitted: each fold of rows is
-    judged with the temperature of the other folds. `reliability_` holds a table for each of the two.
+    `before_` and `after_` hold the metrics that depend on probabilities, such as NLL. `after_` is cross-fitted: each
+    fold of rows is scored with a temperature fitted on the other folds. `reliability_` holds a table for each of the
+    two.
     """
 
     temperature_: float
@@ -37,33 +38,33 @@ class TemperatureScaler:
     reliability_: dict[str, list[dict[str, float]]]
 
     def fit(self, logits_NC: Floats, labels_N: Ints, block_N: Ints | None = None) -> Self:
-        """`block_N` numbers blocks of windows that belong together (`blocks.py`): no block is split across folds."""
+        """Fit the temperature; no block of `block_N` (`blocks.py`) is split across folds."""
         logits_NC = np.asarray(logits_NC, dtype=np.float64)
         if not np.isfinite(logits_NC).all():
             self.temperature_, self.reason_, self.before_, self.after_ = 1.0, "the logits are not all finite", {}, {}
             return self
-        self.before_ = _scores(logits_NC, labels_N)
+        self.before_ = _probability_scores(logits_NC, labels_N)
         self.temperature_, self.reason_, self.after_ = 1.0, None, self.before_
-        table = reliability(softmax(logits_NC, axis=1), labels_N)
+        table = reliability_table(softmax(logits_NC, axis=1), labels_N)
         self.reliability_ = {"before": table, "after": table}
         if len(np.unique(labels_N)) < 2 or len(labels_N) < 2 * FOLDS:
             self.reason_ = f"too few rows to fit a temperature: {len(labels_N)} of {len(np.unique(labels_N))} classes"
             return self
-        fold_N = folds(np.arange(len(labels_N)) if block_N is None else block_N)
+        fold_N = assign_folds(np.arange(len(labels_N)) if block_N is None else block_N)
         if fold_N.max() == 0:
-            self.reason_ = "all windows are one block, so no temperature can be judged on rows that did not fit it"
+            self.reason_ = "all windows are one block, so a temperature cannot be scored on rows it was not fitted on"
             return self
-        crossed_NC = np.empty_like(logits_NC)
+        scaled_NC = np.empty_like(logits_NC)
         for fold in np.unique(fold_N):
-            own, others = fold_N == fold, fold_N != fold
-            crossed_NC[own] = logits_NC[own] / best_temperature(logits_NC[others], labels_N[others])
-        crossed = _scores(crossed_NC, labels_N)
-        if crossed["nll"] >= self.before_["nll"]:
-            self.reason_ = "no temperature lowered the negative log-likelihood of rows that it was not fitted on"
+            inside_N = fold_N == fold
+            scaled_NC[inside_N] = logits_NC[inside_N] / fit_temperature(logits_NC[~inside_N], labels_N[~inside_N])
+        cross_fitted = _probability_scores(scaled_NC, labels_N)
+        if cross_fitted["nll"] >= self.before_["nll"]:
+            self.reason_ = "no temperature lowered the negative log-likelihood of rows it was not fitted on"
             return self
-        self.temperature_ = best_temperature(logits_NC, labels_N)
-        self.after_ = crossed
-        self.reliability_["after"] = reliability(softmax(crossed_NC, axis=1), labels_N)
+        self.temperature_ = fit_temperature(logits_NC, labels_N)
+        self.after_ = cross_fitted
+        self.reliability_["after"] = reliability_table(softmax(scaled_NC, axis=1), labels_N)
         return self
 
     def predict_proba(self, logits_NC: Floats) -> Floats:
@@ -83,17 +84,17 @@ class TemperatureScaler:
         }
 
 
-def folds(block_N: Ints) -> Ints:
-    """Fold of every row: blocks in their order, in at most 5 runs of like size, and no block in two."""
+def assign_folds(block_N: Ints) -> Ints:
+    """The fold of each row: consecutive blocks in at most `FOLDS` folds of nearly equal size, no block split."""
     sizes_G = np.bincount(block_N)
     middle_G = sizes_G.cumsum() - sizes_G / 2
-    wanted_G = np.floor(FOLDS * middle_G / len(block_N)).astype(np.int64)
-    numbers: Ints = np.unique(wanted_G, return_inverse=True)[1][block_N]
-    return numbers
+    fold_G = np.floor(FOLDS * middle_G / len(block_N)).astype(np.int64)
+    fold_N: Ints = np.unique(fold_G, return_inverse=True)[1][block_N]
+    return fold_N
 
 
-def reliability(probabilities_NC: Floats, labels_N: Ints) -> list[dict[str, float]]:
-    """Mean confidence, accuracy and rows of each of the ECE's bins of equal mass, least confident first."""
+def reliability_table(probabilities_NC: Floats, labels_N: Ints) -> list[dict[str, float]]:
+    """Mean confidence, accuracy and number of rows of each ECE bin, lowest confidence first."""
     confidence_N = probabilities_NC.max(axis=1)
     correct_N = probabilities_NC.argmax(axis=1) == labels_N
     return [
@@ -106,17 +107,17 @@ def reliability(probabilities_NC: Floats, labels_N: Ints) -> list[dict[str, floa
     ]
 
 
-def best_temperature(logits_NC: Floats, labels_N: Ints) -> float:
-    """The T in [0.05, 20] of least negative log-likelihood, which is unimodal in ln T: a bounded search finds it."""
-    found = minimize_scalar(
+def fit_temperature(logits_NC: Floats, labels_N: Ints) -> float:
+    """The T in [0.05, 20] with the lowest negative log-likelihood, by bounded search: it is unimodal in ln T."""
+    optimum = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits_NC / np.exp(log_t), labels_N),
-        bounds=(np.log(LOWEST), np.log(HIGHEST)),
+        bounds=(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(optimum.x))
 
 
-def _scores(logits_NC: Floats, labels_N: Ints) -> dict[str, float]:
-    judged = Judged.of_logits(logits_NC, labels_N)
-    return {metric.name: metric.measure.value(judged) for metric in METRICS if not metric.of_calls}
+def _probability_scores(logits_NC: Floats, labels_N: Ints) -> dict[str, float]:
+    scored = ScoredRows.from_logits(logits_NC, labels_N)
+    return {metric.name: metric.measure.value(scored) for metric in METRICS if not metric.depends_only_on_predictions}

@@ -1,6 +1,6 @@
-"""The model beside its baselines on the same rows: who leads whom by how much, and which of them is to be used.
+"""Compare the model with its baselines on the same rows: leads with intervals, and which classifier to use.
 
-Comes in: what model and baselines say about the rows, and the rows' blocks. Goes out: plain values for
+Input: `ScoredRows` of the model and the baselines, and the blocks of the rows. Output: plain values for
 `training_summary.json` and `runs.json`.
 """
 
@@ -9,101 +9,108 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from ctxtrain.evaluation.baselines import WITHOUT_INPUT, Baseline
-from ctxtrain.evaluation.bootstrap import LEVEL, difference_intervals, difference_within
-from ctxtrain.evaluation.metrics import CHIEF, METRICS, shown
-from ctxtrain.evaluation.scores import Judged
+from ctxtrain.evaluation.blocks import Blocks
+from ctxtrain.evaluation.bootstrap import LEVEL, clip_difference, difference_intervals
+from ctxtrain.evaluation.metrics import METRICS, PRIMARY_METRIC, metrics_for
+from ctxtrain.evaluation.scores import ScoredRows
 
-Finding = Literal["ahead", "ahead, untrusted", "not ahead", "not ahead, untrusted", "undecided", "nothing learned"]
-Ints = NDArray[np.int64]
+Finding = Literal["ahead", "not ahead", "undecided", "nothing learned", "too few blocks"]
 
 TAIL = (1 - LEVEL) / 2
 
 
 def compare(
-    model: Judged,
-    own: Mapping[str, Any],
+    model: ScoredRows,
+    model_scores: Mapping[str, Any],
     baselines: Mapping[str, Baseline],
     best: str,
-    block_N: Ints,
+    blocks: Blocks,
     *,
-    trusted: bool,
     seed: int,
-    looks: int = 1,
+    candidate_count: int = 1,
 ) -> dict[str, Any]:
-    """`scores` of the baselines, with the model's `difference` to each and each one's lead `over_chance`; the finding.
+    """Scores of the baselines, the model's `difference` to each, the lead of each `over_chance`, and the finding.
 
-    `own` are the model's scores. `best` is the baseline to beat, chosen elsewhere; `best_without_input` is the better
-    one of the two that read nothing, by these rows, so the harder one. `use` is `model`, a baseline's name or None.
-    Where `best` was chosen from several by these very rows, `looks` is their number: leads over chance then get the
-    interval of that many looks (Bonferroni), for the best of several is ahead by luck more often than a single one.
+    `best` names the baseline to beat, chosen by the caller. `best_without_input` is the stronger of the two baselines
+    that read no input, by these rows. `use` is `model`, the name of a baseline, or None. With too few blocks all
+    intervals are None.
+
+    `candidate_count` is the number of models that `best` was chosen from by these same rows. It widens the intervals of
+    leads over chance (Bonferroni), because the best of several is ahead by luck more often than a single one.
     """
-    chance = max(WITHOUT_INPUT, key=lambda name: float(baselines[name].scores[CHIEF]))
+    chance = max(WITHOUT_INPUT, key=lambda name: float(baselines[name].scores[PRIMARY_METRIC]))
     scores = {}
     for name, baseline in baselines.items():
         over_chance = None
         if name != chance:
             lead = _difference(
-                baseline.judged, baselines[chance].judged, baseline.scores, baselines[chance].scores, block_N, seed
+                baseline.scored_rows,
+                baselines[chance].scored_rows,
+                baseline.scores,
+                baselines[chance].scores,
+                blocks,
+                seed,
             )
-            over_chance = _widened(lead[CHIEF], looks)
-        difference = _difference(model, baseline.judged, own, baseline.scores, block_N, seed)
+            over_chance = _bonferroni(lead[PRIMARY_METRIC], candidate_count)
+        difference = _difference(model, baseline.scored_rows, model_scores, baseline.scores, blocks, seed)
         scores[name] = {**baseline.scores, "difference": difference, "over_chance": over_chance}
-    found = finding(scores, best, chance, trusted=trusted)
+    result = finding(scores, best, chance) if blocks.trusted else "too few blocks"
     return {
         "scores": scores,
         "best": best,
         "best_without_input": chance,
-        "finding": found,
-        "use": {"ahead": "model", "not ahead": best}.get(found),
+        "finding": result,
+        "use": {"ahead": "model", "not ahead": best}.get(result),
     }
 
 
-def finding(scores: Mapping[str, Any], best: str, chance: str, *, trusted: bool) -> Finding:
-    """What the intervals of three leads in macro-F1 show: model over best baseline, and either over chance.
+def finding(scores: Mapping[str, Any], best: str, chance: str) -> Finding:
+    """The outcome of three leads in macro-F1: model over best baseline, and each of the two over chance.
 
-    ahead                  the model leads the best baseline beyond chance
-    ahead, untrusted       its interval says so, but intervals are not to be trusted
-    not ahead              it does not, and the best baseline leads what reads no input: that one is to be used
-    not ahead, untrusted   the intervals say so, but are not to be trusted: which is to be used is not shown
-    undecided              it does not, and of the two only the model leads what reads no input
-    nothing learned        neither leads what reads no input
+    A lead counts if its interval lies above 0. Chance is the best baseline without input.
+
+    ahead             the model leads the best baseline
+    not ahead         the model does not lead the best baseline, which leads chance: use the baseline
+    undecided         the model does not lead the best baseline, but only the model leads chance
+    nothing learned   neither leads chance
     """
-    model_learned = _positive(scores[chance]["difference"][CHIEF])
-    baseline_learned = best != chance and _positive(scores[best]["over_chance"])
+    model_learned = _is_positive(scores[chance]["difference"][PRIMARY_METRIC])
+    baseline_learned = best != chance and _is_positive(scores[best]["over_chance"])
     if not (model_learned or baseline_learned):
         return "nothing learned"
-    if _positive(scores[best]["difference"][CHIEF]):
-        return "ahead" if trusted else "ahead, untrusted"
-    if not baseline_learned:
-        return "undecided"
-    return "not ahead" if trusted else "not ahead, untrusted"
+    if _is_positive(scores[best]["difference"][PRIMARY_METRIC]):
+        return "ahead"
+    return "not ahead" if baseline_learned else "undecided"
 
 
-def _widened(lead: Mapping[str, Any], looks: int) -> dict[str, Any]:
-    by = float(ndtri(1 - TAIL / looks) / ndtri(1 - TAIL))
-    ends = [lead["value"] + by * (end - lead["value"]) for end in lead["interval"]]
-    chief = next(metric for metric in METRICS if metric.name == CHIEF)
-    return {"value": lead["value"], "interval": difference_within(chief, ends), "looks": looks}
+def _bonferroni(lead: Mapping[str, Any], candidate_count: int) -> dict[str, Any]:
+    """The lead with its interval widened for the best of `candidate_count` candidates."""
+    if lead["interval"] is None:
+        return {**lead, "looks": candidate_count}
+    factor = float(ndtri(1 - TAIL / candidate_count) / ndtri(1 - TAIL))
+    ends = [lead["value"] + factor * (end - lead["value"]) for end in lead["interval"]]
+    primary = next(metric for metric in METRICS if metric.name == PRIMARY_METRIC)
+    return {"value": lead["value"], "interval": clip_difference(primary, ends), "looks": candidate_count}
 
 
-def _positive(lead: Mapping[str, Any]) -> bool:
+def _is_positive(lead: Mapping[str, Any]) -> bool:
     return bool(lead["interval"][0] > 0)
 
 
 def _difference(
-    first: Judged,
-    second: Judged,
+    first: ScoredRows,
+    second: ScoredRows,
     first_scores: Mapping[str, Any],
     second_scores: Mapping[str, Any],
-    block_N: Ints,
+    blocks: Blocks,
     seed: int,
 ) -> dict[str, Any]:
-    """First less second, in the scores as they were computed: those of random calls are expectations."""
-    names = [metric.name for metric in shown("baselines")]
+    """First minus second, centred on the given scores: those of random predictions are expectations, not a draw."""
+    names = [metric.name for metric in metrics_for("baselines")]
     exact = {name: float(first_scores[name]) - float(second_scores[name]) for name in names}
-    return difference_intervals(first, second, block_N, seed, exact)
+    if not blocks.trusted:
+        return {name: {"value": value, "interval": None} for name, value in exact.items()}
+    return difference_intervals(first, second, blocks.block_N, seed, exact)

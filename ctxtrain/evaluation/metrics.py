@@ -1,8 +1,8 @@
-"""What says how good answers are: the registry `METRICS`, and all scores of a labelled set.
+"""The registry of metrics, `METRICS`, and the scores of a labelled set.
 
-Comes in: `logits_NC` and `labels_N`, in the order of `LABELS`. Goes out: `Metrics`, the object that `evaluate --json`
-prints. A new metric is an entry of `METRICS` and a row of docs/formats.md: files, schemas, intervals, terminal and
-report take it from there.
+Input: `logits_NC` and `labels_N`, classes in the order of `LABELS`. Output: `Metrics`, the object that
+`evaluate --json` prints. To add a metric, add an entry to `METRICS` and a row to docs/formats.md. Files, schemas,
+intervals, terminal and report pick it up from `METRICS`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 
 from ctxtrain.evaluation.scores import (
     ECE_BINS,
-    Judged,
+    ScoredRows,
+    calibration_error_from_sums,
     calibration_gaps,
     confusion_scores,
     expected_calibration_error,
-    mean_gap,
     squared_errors,
 )
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Metrics: TypeAlias = dict[str, Any]  # what `evaluate_logits` gives; its schema is `Scores` of storage/metrics_log.py
-Place = Literal["scores", "baselines", "runs", "spread"]
+Metrics: TypeAlias = dict[str, Any]  # the result of `evaluate_logits`; its schema is `Scores` of storage/metrics_log.py
+View = Literal["scores", "baselines", "runs", "spread"]
 
-CHIEF = "macro_f1"  # it chooses the epoch and the baseline to beat, and leads are in it
+PRIMARY_METRIC = "macro_f1"  # selects the epoch and the best baseline; leads are differences in it
 
 
 class ClassScores(TypedDict):
@@ -40,112 +40,110 @@ class ClassScores(TypedDict):
     support: int
 
 
-# How a metric is computed
+# Ways to compute a metric
 
 
 @dataclass(frozen=True)
-class OfConfusion:
-    """A function of confusion matrices of shape (…, 3, 3), of counts or weights, to shape (…,); its range is finite.
+class FromConfusion:
+    """A function of confusion matrices of shape (…, 3, 3), of counts or weights, to shape (…,), with a finite range.
 
-    `share_of_rows`: right rows over all rows, as accuracy is; its interval is that of a share.
+    `is_proportion`: the metric is correct rows over all rows, like accuracy, and gets the interval of a proportion.
     """
 
-    scores: Callable[[Floats], Floats]
-    share_of_rows: bool = False
+    compute: Callable[[Floats], Floats]
+    is_proportion: bool = False
 
-    def value(self, judged: Judged) -> float:
-        return float(self.scores(judged.confusion()))
-
-
-@dataclass(frozen=True)
-class MeanOfRows:
-    """The mean of a number of each row, of shape (N,)."""
-
-    rows: Callable[[Judged], Floats]
-
-    def value(self, judged: Judged) -> float:
-        return float(self.rows(judged).mean())
+    def value(self, scored: ScoredRows) -> float:
+        return float(self.compute(scored.confusion()))
 
 
 @dataclass(frozen=True)
-class OwnSums:
-    """Neither of the two: `columns` of each row, of shape (N, width), are added up, and `scores` takes the sums.
+class MeanOverRows:
+    """The mean of one number per row, of shape (N,)."""
 
-    `scores` maps sums of shape (…, width) and their rows of shape (…,) to shape (…,). Chance alone raises such a
-    metric, as it does a calibration error. `exact` is the value as it is defined.
+    per_row: Callable[[ScoredRows], Floats]
+
+    def value(self, scored: ScoredRows) -> float:
+        return float(self.per_row(scored).mean())
+
+
+@dataclass(frozen=True)
+class FromColumnSums:
+    """A function of sums over rows: `columns`, of shape (N, width), are summed and passed to `compute`.
+
+    `compute` maps sums of shape (…, width) and row counts of shape (…,) to shape (…,). Noise biases such a metric
+    upwards, as it does the calibration error. `exact` computes the value from its definition.
     """
 
     width: int
-    columns: Callable[[Judged], Floats]
-    scores: Callable[[Floats, Floats], Floats]
-    exact: Callable[[Judged], float]
+    columns: Callable[[ScoredRows], Floats]
+    compute: Callable[[Floats, Floats], Floats]
+    exact: Callable[[ScoredRows], float]
 
-    def value(self, judged: Judged) -> float:
-        return self.exact(judged)
+    def value(self, scored: ScoredRows) -> float:
+        return self.exact(scored)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of all rows together.
+    """A score over all rows.
 
-    name        its key in files
-    title       how the report names it
-    short       how a line or a table of a terminal does
-    narrow      how a table with many columns does
-    lowest, highest     its range, which no interval leaves
-    shown       "scores": the line under the table of classes; "baselines": beside the baselines, with differences;
-                "runs": the table of several runs; "spread": mean and deviation in runs.json, as of those of "runs"
+    name        key in files
+    title       name in the report
+    short       name in a line or table on the terminal
+    narrow      name in a table with many columns
+    lowest, highest     range of the metric; intervals are clipped to it
+    views       where it appears. "scores": the line under the table of classes; "baselines": the table of baselines,
+                with differences; "runs": the table of several runs; "spread": mean and deviation in runs.json, which
+                "runs" implies
     """
 
     name: str
     title: str
     short: str
     narrow: str
-    measure: OfConfusion | MeanOfRows | OwnSums
+    measure: FromConfusion | MeanOverRows | FromColumnSums
     lowest: float
     highest: float
-    shown: tuple[Place, ...] = ()
+    views: tuple[View, ...] = ()
 
     @property
-    def of_calls(self) -> bool:
-        """Whether it follows from the calls alone, so that no temperature changes it."""
-        return isinstance(self.measure, OfConfusion)
+    def depends_only_on_predictions(self) -> bool:
+        """Whether the metric ignores probabilities, so that no temperature changes it."""
+        return isinstance(self.measure, FromConfusion)
 
 
-def shown(where: Place) -> list[Metric]:
-    """The metrics that are shown there.
-
-    The tables of baselines and of runs, which show leads, begin with the metric of the leads.
-    """
-    found = [metric for metric in METRICS if where in metric.shown]
-    return sorted(found, key=lambda metric: where in ("baselines", "runs") and metric.name != CHIEF)
+def metrics_for(view: View) -> list[Metric]:
+    """The metrics of a view; the tables of baselines and runs, which show leads, start with the primary metric."""
+    metrics = [metric for metric in METRICS if view in metric.views]
+    return sorted(metrics, key=lambda metric: view in ("baselines", "runs") and metric.name != PRIMARY_METRIC)
 
 
 # Scores of a labelled set
 
 
 def evaluate_logits(logits_NC: Floats, labels_N: Ints, temperature: float = 1.0) -> Metrics:
-    """All scores of a labelled set; those of probabilities are of softmax(logits / temperature).
+    """All scores of a labelled set, with probabilities softmax(logits / temperature).
 
-    `confusion[i][j]` counts windows of class i called j; `absent` names classes without windows. An absent class scores
-    0 and stays in the mean of `macro_f1`, so that a missing class never flatters.
+    `confusion[i][j]` counts windows of class i predicted as j; `absent` names classes without windows. An absent class
+    scores 0 and stays in the mean of `macro_f1`, so that a missing class never raises the score.
     """
-    judged = Judged.of_logits(logits_NC, labels_N, temperature)
-    per_class = class_scores(judged)
+    scored = ScoredRows.from_logits(logits_NC, labels_N, temperature)
+    per_class = class_scores(scored)
     return {
-        **{metric.name: metric.measure.value(judged) for metric in METRICS if metric.of_calls},
+        **{metric.name: metric.measure.value(scored) for metric in METRICS if metric.depends_only_on_predictions},
         "per_class": per_class,
-        "confusion": judged.confusion().astype(np.int64).tolist(),
-        **{metric.name: metric.measure.value(judged) for metric in METRICS if not metric.of_calls},
+        "confusion": scored.confusion().astype(np.int64).tolist(),
+        **{metric.name: metric.measure.value(scored) for metric in METRICS if not metric.depends_only_on_predictions},
         "rows": len(labels_N),
         "absent": [label for label, scores in per_class.items() if not scores["support"]],
     }
 
 
-def class_scores(judged: Judged) -> dict[str, ClassScores]:
-    """Precision, recall, F1 and rows of each class."""
-    scores = confusion_scores(judged.confusion())
-    support_C = np.bincount(judged.labels_N, minlength=len(LABELS))
+def class_scores(scored: ScoredRows) -> dict[str, ClassScores]:
+    """Precision, recall, F1 and number of rows of each class."""
+    scores = confusion_scores(scored.confusion())
+    support_C = np.bincount(scored.labels_N, minlength=len(LABELS))
     return {
         label: ClassScores(
             precision=float(scores["precision"][c]),
@@ -168,44 +166,44 @@ def macro_f1(confusion_CC: Floats) -> Floats:
     return confusion_scores(confusion_CC)["macro_f1"]
 
 
-# The order is that of the keys in files and of the columns that the intervals add up: new ones go to the end.
+# Add new metrics at the end: the order fixes the keys in files and the columns that the bootstrap sums.
 METRICS = (
     Metric(
         name="accuracy",
         title="accuracy",
         short="accuracy",
         narrow="acc.",
-        measure=OfConfusion(accuracy, share_of_rows=True),
+        measure=FromConfusion(accuracy, is_proportion=True),
         lowest=0.0,
         highest=1.0,
-        shown=("scores", "baselines", "runs", "spread"),
+        views=("scores", "baselines", "runs", "spread"),
     ),
     Metric(
-        name=CHIEF,
+        name=PRIMARY_METRIC,
         title="macro-F1",
         short="macro-F1",
         narrow="macro-F1",
-        measure=OfConfusion(macro_f1),
+        measure=FromConfusion(macro_f1),
         lowest=0.0,
         highest=1.0,
-        shown=("scores", "baselines", "runs", "spread"),
+        views=("scores", "baselines", "runs", "spread"),
     ),
     Metric(
         name="nll",
         title="negative log-likelihood",
         short="NLL",
         narrow="NLL",
-        measure=MeanOfRows(lambda judged: judged.losses_N),
+        measure=MeanOverRows(lambda scored: scored.losses_N),
         lowest=0.0,
         highest=np.inf,
-        shown=("scores", "baselines", "spread"),
+        views=("scores", "baselines", "spread"),
     ),
     Metric(
         name="brier",
         title="Brier score",
         short="Brier",
         narrow="Brier",
-        measure=MeanOfRows(lambda judged: squared_errors(judged.probabilities_NC, judged.labels_N)),
+        measure=MeanOverRows(lambda scored: squared_errors(scored.probabilities_NC, scored.labels_N)),
         lowest=0.0,
         highest=2.0,
     ),
@@ -214,14 +212,14 @@ METRICS = (
         title="expected calibration error",
         short="ECE",
         narrow="ECE",
-        measure=OwnSums(
+        measure=FromColumnSums(
             width=ECE_BINS,
             columns=calibration_gaps,
-            scores=mean_gap,
-            exact=lambda judged: expected_calibration_error(judged.probabilities_NC, judged.labels_N),
+            compute=calibration_error_from_sums,
+            exact=lambda scored: expected_calibration_error(scored.probabilities_NC, scored.labels_N),
         ),
         lowest=0.0,
         highest=1.0,
-        shown=("scores", "spread"),
+        views=("scores", "spread"),
     ),
 )

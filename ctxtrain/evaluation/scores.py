@@ -1,7 +1,7 @@
-"""Formulas of scores: of confusion matrices, of the probabilities of a row, and the error of calibration.
+"""Formulas of scores: from confusion matrices, from the probabilities of single rows, and the calibration error.
 
-Comes in: labels, logits or probabilities of shape (N, 3) in the order of `LABELS`. Goes out: numbers of all rows, of
-each row, or of each of many confusion matrices.
+Input: labels, logits or probabilities of shape (N, 3), classes in the order of `LABELS`. Output: scores over all rows,
+per row, or per confusion matrix of a stack.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ _C = len(LABELS)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Labelled rows and what a model says about them.
+class ScoredRows:
+    """Labelled rows with a model's probabilities, predictions and losses.
 
-    `called_NC` holds the class that each row is called, as one-hot rows, or as chances where the calls are random.
-    `losses_N` are −ln p(true class).
+    `predicted_NC` is one-hot, except for random predictions, where it holds the probability of predicting each class.
+    `losses_N` is −ln p(true class).
     """
 
     labels_N: Ints
     probabilities_NC: Floats
-    called_NC: Floats
+    predicted_NC: Floats
     losses_N: Floats
 
     @classmethod
-    def of_logits(cls, logits_NC: Floats, labels_N: Ints, temperature: float = 1.0) -> Self:
-        """Each row is called its likeliest class, with probabilities softmax(logits / temperature)."""
+    def from_logits(cls, logits_NC: Floats, labels_N: Ints, temperature: float = 1.0) -> Self:
+        """Rows predicted as their most probable class, with probabilities softmax(logits / temperature)."""
         logits_NC = np.asarray(logits_NC, dtype=np.float64)
-        called_NC, scaled_NC = np.eye(_C)[logits_NC.argmax(axis=1)], logits_NC / temperature
-        return cls(labels_N, softmax(scaled_NC, axis=1), called_NC, log_losses(scaled_NC, labels_N))
+        predicted_NC, scaled_NC = np.eye(_C)[logits_NC.argmax(axis=1)], logits_NC / temperature
+        return cls(labels_N, softmax(scaled_NC, axis=1), predicted_NC, log_losses(scaled_NC, labels_N))
 
     def confusion(self) -> Floats:
-        """Rows by true class and called class, of shape (3, 3)."""
-        confusion_CC: Floats = np.eye(_C)[self.labels_N].T @ self.called_NC
+        """Confusion matrix of shape (3, 3), true class by predicted class."""
+        confusion_CC: Floats = np.eye(_C)[self.labels_N].T @ self.predicted_NC
         return confusion_CC
 
 
 class ConfusionScores(TypedDict):
-    """Scores of one or of many confusion matrices: `accuracy` and `macro_f1` of shape (…,), the others (…, 3)."""
+    """Scores of one or more confusion matrices: `accuracy` and `macro_f1` of shape (…,), the others (…, 3)."""
 
     accuracy: Floats
     macro_f1: Floats
@@ -59,21 +59,23 @@ class ConfusionScores(TypedDict):
 
 
 def confusion_scores(confusion_CC: Floats) -> ConfusionScores:
-    """Scores of matrices of shape (…, 3, 3), true class by called class, of counts or weights; 0 where 0 / 0."""
-    right_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
-    rows_C, calls_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
-    f1_C = _ratio(2 * right_C, rows_C + calls_C)
+    """Scores of confusion matrices of shape (…, 3, 3), of counts or weights; 0 / 0 counts as 0."""
+    correct_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
+    rows_C, predictions_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
+    f1_C = _ratio(2 * correct_C, rows_C + predictions_C)
     return ConfusionScores(
-        accuracy=_ratio(right_C.sum(axis=-1), rows_C.sum(axis=-1)),
+        accuracy=_ratio(correct_C.sum(axis=-1), rows_C.sum(axis=-1)),
         macro_f1=f1_C.mean(axis=-1),
-        precision=_ratio(right_C, calls_C),
-        recall=_ratio(right_C, rows_C),
+        precision=_ratio(correct_C, predictions_C),
+        recall=_ratio(correct_C, rows_C),
         f1=f1_C,
     )
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole) > 0)
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Quotient, 0 where the denominator is 0."""
+    zeros = np.zeros(np.shape(numerator))
+    return np.divide(numerator, denominator, out=zeros, where=np.asarray(denominator) > 0)
 
 
 def negative_log_likelihood(logits_NC: Floats, labels_N: Ints) -> float:
@@ -82,13 +84,13 @@ def negative_log_likelihood(logits_NC: Floats, labels_N: Ints) -> float:
 
 
 def log_losses(logits_NC: Floats, labels_N: Ints) -> Floats:
-    """−ln p(true class) of every row, in nats, of shape (rows,)."""
+    """−ln p(true class) of each row, in nats, of shape (N,)."""
     losses_N: Floats = -log_softmax(logits_NC, axis=1)[np.arange(len(labels_N)), labels_N]
     return losses_N
 
 
 def squared_errors(probabilities_NC: Floats, labels_N: Ints) -> Floats:
-    """Σ_c (p_c − [c is the true class])² of every row, in [0, 2]; the mean is Brier's score (Brier 1950)."""
+    """Σ_c (p_c − [c is the true class])² of each row, in [0, 2]; the mean is the Brier score (Brier 1950)."""
     errors_N: Floats = ((probabilities_NC - np.eye(_C)[labels_N]) ** 2).sum(axis=1)
     return errors_N
 
@@ -96,7 +98,8 @@ def squared_errors(probabilities_NC: Floats, labels_N: Ints) -> Floats:
 def expected_calibration_error(probabilities_NC: Floats, labels_N: Ints, bins: int = ECE_BINS) -> float:
     """Mean |accuracy − confidence| over bins of equal mass (Naeini et al. 2015; Nixon et al. 2019, section 3).
 
-    Rows are sorted by confidence and cut into `bins` groups of like size; fewer rows than bins make one bin a row.
+    Rows are sorted by confidence and split into `bins` groups of nearly equal size. With fewer rows than bins, each
+    row is a bin.
     """
     confidence_N = probabilities_NC.max(axis=1)
     correct_N = probabilities_NC.argmax(axis=1) == labels_N
@@ -106,22 +109,22 @@ def expected_calibration_error(probabilities_NC: Floats, labels_N: Ints, bins: i
 
 
 def equal_mass_bins(confidence_N: Floats, bins: int = ECE_BINS) -> list[Ints]:
-    """Row numbers of each bin, from the least confident bin to the most; empty bins are left out."""
+    """Row numbers of each bin, in order of confidence, lowest first; empty bins are dropped."""
     order = np.argsort(confidence_N, kind="stable")
     return [group for group in np.array_split(order, bins) if len(group)]
 
 
-def calibration_gaps(judged: Judged) -> Floats:
-    """Right or not (1 or 0) less confidence of each row, in the column of its bin, of shape (N, bins)."""
-    confidence_N = judged.probabilities_NC.max(axis=1)
-    gap_N = (judged.probabilities_NC.argmax(axis=1) == judged.labels_N) - confidence_N
+def calibration_gaps(scored: ScoredRows) -> Floats:
+    """Correctness (1 or 0) minus confidence of each row, in the column of its bin, of shape (N, bins)."""
+    confidence_N = scored.probabilities_NC.max(axis=1)
+    gap_N = (scored.probabilities_NC.argmax(axis=1) == scored.labels_N) - confidence_N
     gaps_NK = np.zeros((len(gap_N), ECE_BINS))
     for bin_number, rows in enumerate(equal_mass_bins(confidence_N)):
         gaps_NK[rows, bin_number] = gap_N[rows]
     return gaps_NK
 
 
-def mean_gap(gaps_K: Floats, rows: Floats) -> Floats:
-    """The calibration error from summed gaps of shape (…, bins)."""
+def calibration_error_from_sums(gaps_K: Floats, rows: Floats) -> Floats:
+    """Expected calibration error from summed gaps of shape (…, bins) and row counts of shape (…,)."""
     gap: Floats = np.abs(gaps_K).sum(axis=-1) / rows
     return gap

@@ -1,7 +1,7 @@
-"""Answering only when sure: what it costs, what it gains, and from which confidence on.
+"""Selective prediction: the risk–coverage curve, confidence thresholds per class, and abstention.
 
-Comes in: calibrated probabilities and labels. Goes out: the risk–coverage curve with its area, a confidence threshold
-per class for a wanted precision, and calls under thresholds: a row below its class's threshold is called SKIP.
+Input: calibrated probabilities and labels. Output: the risk–coverage curve with its area, a threshold per class for a
+target precision, and predictions under thresholds: a row below the threshold of its class is predicted as SKIP.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 CURVE_POINTS = 20
-FEWEST_CALLS = 10  # a precision of fewer calls says nothing
-ROOM = 1e-5  # what a row's confidence may lose in other company: batches differ by rounding (docs/reliability.md, D6)
-HISTOGRAM_EDGES = np.linspace(0.3, 1.0, 15)  # the likeliest of three classes has at least a third
+MIN_PREDICTIONS = 10  # a precision of fewer predictions is no evidence
+CONFIDENCE_MARGIN = 1e-5  # rounding changes a row's confidence in another batch by less (docs/reliability.md, D6)
+HISTOGRAM_EDGES = np.linspace(0.3, 1.0, 15)  # the most probable of three classes has at least 1/3
 SKIP = LABELS.index("SKIP")
 
 
 class Threshold(TypedDict):
-    """Calls of a class with at least `min_confidence` had this `precision`; None: no confidence reached it.
+    """The precision of a class's predictions with at least `min_confidence`; None if no threshold reaches the target.
 
-    `coverage` is the share of the class's calls that are kept, `calls` their number.
+    `coverage` is the share of the class's predictions that are kept, `calls` their number.
     """
 
     wanted_precision: float
@@ -38,12 +38,12 @@ class Threshold(TypedDict):
 
 
 def risk_coverage(probabilities_NC: Floats, labels_N: Ints) -> dict[str, Any]:
-    """`aurc` and `curve`: {coverage, risk, confidence} at 20 coverages; risk is the share of errors among the rows
-    answered, confidence the least of them.
+    """`aurc`, and `curve`: {coverage, risk, confidence} at 20 coverages.
 
-    Rows are answered from the most confident on. AURC = (1/n) Σ_k risk of the k most confident (Geifman and El-Yaniv
-    2017, section 3; Ding et al. 2020), which is the plug-in estimator Σ_i error_i (H_n − H_{i−1}) / n of Zhou et al.
-    2025, section 4. Rows of equal confidence share their mean error, so that the order of the rows plays no part.
+    Coverage k/n keeps the k most confident rows; risk is their error rate, confidence their lowest confidence.
+    AURC = (1/n) Σ_k risk of the k most confident (Geifman and El-Yaniv 2017, section 3; Ding et al. 2020). It equals
+    the plug-in estimator Σ_i error_i (H_n − H_{i−1}) / n of Zhou et al. 2025, section 4. Rows of equal confidence share
+    their mean error, so the result does not depend on the order of the rows.
     """
     confidence_N = probabilities_NC.max(axis=1)
     error_N = (probabilities_NC.argmax(axis=1) != labels_N).astype(np.float64)
@@ -52,62 +52,62 @@ def risk_coverage(probabilities_NC: Floats, labels_N: Ints) -> dict[str, Any]:
     sorted_N = mean_T[np.sort(tie_N)]
     risk_N = sorted_N.cumsum() / np.arange(1, len(sorted_N) + 1)
     counts = np.unique(np.ceil(len(sorted_N) * np.arange(1, CURVE_POINTS + 1) / CURVE_POINTS).astype(np.int64))
-    least_N = -np.sort(-confidence_N)
+    descending_N = -np.sort(-confidence_N)
     curve = [
-        {"coverage": int(k) / len(sorted_N), "risk": float(risk_N[k - 1]), "confidence": float(least_N[k - 1])}
+        {"coverage": int(k) / len(sorted_N), "risk": float(risk_N[k - 1]), "confidence": float(descending_N[k - 1])}
         for k in counts
     ]
     return {"aurc": float(risk_N.mean()), "curve": curve}
 
 
 def confidence_histogram(probabilities_NC: Floats, labels_N: Ints) -> list[dict[str, float]]:
-    """Rows called right and called wrong in 14 bins of confidence, 0.05 wide, of which the last holds 1 too."""
+    """Counts of correct and wrong rows in 14 bins of confidence, 0.05 wide; the last bin includes 1."""
     confidence_N, correct_N = probabilities_NC.max(axis=1), probabilities_NC.argmax(axis=1) == labels_N
-    right, wrong = (np.histogram(confidence_N[own], HISTOGRAM_EDGES)[0] for own in (correct_N, ~correct_N))
-    bins = zip(HISTOGRAM_EDGES[:-1], HISTOGRAM_EDGES[1:], right, wrong, strict=True)
+    right_B, wrong_B = (np.histogram(confidence_N[rows], HISTOGRAM_EDGES)[0] for rows in (correct_N, ~correct_N))
+    bins = zip(HISTOGRAM_EDGES[:-1], HISTOGRAM_EDGES[1:], right_B, wrong_B, strict=True)
     return [
-        {"from": round(float(low), 2), "to": round(float(high), 2), "right": int(hits), "wrong": int(misses)}
-        for low, high, hits, misses in bins
+        {"from": round(float(low), 2), "to": round(float(high), 2), "right": int(right), "wrong": int(wrong)}
+        for low, high, right, wrong in bins
     ]
 
 
-def choose_thresholds(probabilities_NC: Floats, labels_N: Ints, wanted: Mapping[str, float]) -> dict[str, Threshold]:
-    """For each class of `wanted`, the least confidence whose calls reach the wanted precision: the largest coverage.
+def choose_thresholds(probabilities_NC: Floats, labels_N: Ints, targets: Mapping[str, float]) -> dict[str, Threshold]:
+    """For each class of `targets`, the lowest threshold whose predictions reach the target precision.
 
-    Chosen and scored on the same rows, so the precision flatters. Fewer than 10 calls are no evidence. The confidence
-    lies below that of the least confident row kept, by 1e-5 or half the way to the next row, so that rounding does not
-    part that row from the calls it was counted with.
+    Thresholds are chosen and scored on the same rows, so the precision is optimistic. At least 10 predictions are
+    required. A threshold lies below the least confident row that it keeps, by 1e-5 or half the distance to the next
+    row, so that rounding does not exclude that row.
     """
-    called_N, confidence_N = probabilities_NC.argmax(axis=1), probabilities_NC.max(axis=1)
-    chosen = {}
-    for label, precision in wanted.items():
-        own = np.flatnonzero(called_N == LABELS.index(label))
-        own = own[np.argsort(-confidence_N[own], kind="stable")]
-        confidence_K = confidence_N[own]
-        right_K = (labels_N[own] == LABELS.index(label)).cumsum()
-        calls_K = np.arange(1, len(own) + 1)
-        last_of_tie_K = np.append(confidence_K[:-1] != confidence_K[1:], True)[: len(own)]
-        good = np.flatnonzero(last_of_tie_K & (right_K / calls_K >= precision) & (calls_K >= FEWEST_CALLS))
-        k = int(good[-1]) if len(good) else None
-        bound_K = np.maximum(confidence_K - ROOM, (confidence_K + np.append(confidence_K[1:], 0.0)) / 2)
-        chosen[label] = Threshold(
+    predicted_N, confidence_N = probabilities_NC.argmax(axis=1), probabilities_NC.max(axis=1)
+    thresholds = {}
+    for label, precision in targets.items():
+        rows = np.flatnonzero(predicted_N == LABELS.index(label))
+        rows = rows[np.argsort(-confidence_N[rows], kind="stable")]
+        confidence_K = confidence_N[rows]
+        correct_K = (labels_N[rows] == LABELS.index(label)).cumsum()
+        count_K = np.arange(1, len(rows) + 1)
+        last_of_tie_K = np.append(confidence_K[:-1] != confidence_K[1:], True)[: len(rows)]
+        reached = np.flatnonzero(last_of_tie_K & (correct_K / count_K >= precision) & (count_K >= MIN_PREDICTIONS))
+        k = int(reached[-1]) if len(reached) else None
+        bound_K = np.maximum(confidence_K - CONFIDENCE_MARGIN, (confidence_K + np.append(confidence_K[1:], 0.0)) / 2)
+        thresholds[label] = Threshold(
             wanted_precision=precision,
             min_confidence=None if k is None else float(bound_K[k]),
-            precision=None if k is None else float(right_K[k] / calls_K[k]),
-            coverage=0.0 if k is None else (k + 1) / len(own),
+            precision=None if k is None else float(correct_K[k] / count_K[k]),
+            coverage=0.0 if k is None else (k + 1) / len(rows),
             calls=0 if k is None else k + 1,
         )
-    return chosen
+    return thresholds
 
 
-def abstain(probabilities_NC: Floats, least_C: Floats) -> tuple[Ints, NDArray[np.bool_]]:
-    """Class called and whether the row abstains: its confidence is below `least_C` of its likeliest class."""
-    called_N = probabilities_NC.argmax(axis=1)
-    abstained_N = probabilities_NC.max(axis=1) < least_C[called_N]
-    return np.where(abstained_N, SKIP, called_N), abstained_N
+def abstain(probabilities_NC: Floats, min_confidence_C: Floats) -> tuple[Ints, NDArray[np.bool_]]:
+    """Predicted classes, and which rows abstain and become SKIP: those below the threshold of their predicted class."""
+    predicted_N = probabilities_NC.argmax(axis=1)
+    abstained_N = probabilities_NC.max(axis=1) < min_confidence_C[predicted_N]
+    return np.where(abstained_N, SKIP, predicted_N), abstained_N
 
 
-def least_confidences(thresholds: Mapping[str, float | None]) -> Floats:
-    """Thresholds as an array by class: none stored is 0 (never abstain), None is infinity (always abstain)."""
-    least = [thresholds.get(label, 0.0) for label in LABELS]
-    return np.array([np.inf if value is None else value for value in least])
+def min_confidence_by_class(thresholds: Mapping[str, float | None]) -> Floats:
+    """Thresholds as an array by class; a missing class gets 0 (never abstain), None infinity (always abstain)."""
+    values = [thresholds.get(label, 0.0) for label in LABELS]
+    return np.array([np.inf if value is None else value for value in values])

@@ -1,4 +1,4 @@
-"""The six targets of the specification, section 6.2, and whether each is met, beyond chance or within it."""
+"""The six targets of the specification, section 6.2, with a verdict for each: met, may be luck, or missed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 from ctxtrain.evaluation.bootstrap import Interval
 from ctxtrain.evaluation.metrics import Metrics
 
-Verdict = Literal["met", "met, but within chance", "missed"]
+Verdict = Literal["met", "met, may be luck", "missed"]
 
 PRIORITIES = {
     "accuracy": "HIGH",
@@ -21,7 +21,7 @@ PRIORITIES = {
 
 
 class Target(TypedDict):
-    """`met` compares the value alone; `verdict` is "met" only if the lower end of a trusted interval meets it too."""
+    """`met` compares the value; `verdict` is "met" only if the whole interval reaches the target."""
 
     metric: str
     target: float
@@ -32,14 +32,12 @@ class Target(TypedDict):
     verdict: Verdict
 
 
-def judge(
-    metrics: Metrics, targets: Mapping[str, float], intervals: Mapping[str, Any], *, trusted: bool
-) -> list[Target]:
-    """Each target beside its value; `targets` maps the names of `PRIORITIES` to the least value that meets them.
+def evaluate_targets(metrics: Metrics, targets: Mapping[str, float], intervals: Mapping[str, Any]) -> list[Target]:
+    """Each target with its value and verdict; `targets` maps the names of `PRIORITIES` to the required values.
 
-    `intervals` are those of `score_intervals`; where they are not `trusted`, nothing is met beyond chance.
+    `intervals` come from `score_intervals`; without an interval the best verdict is "met, may be luck".
     """
-    verdicts = []
+    results = []
     for name, priority in PRIORITIES.items():
         label, _, score = name.partition("_")
         scores = metrics["per_class"].get(label.upper())
@@ -48,9 +46,8 @@ def judge(
         target = targets[name]
         verdict: Verdict = "missed"
         if value >= target:
-            beyond = trusted and interval is not None and interval[0] >= target
-            verdict = "met" if beyond else "met, but within chance"
-        verdicts.append(
+            verdict = "met" if interval is not None and interval[0] >= target else "met, may be luck"
+        results.append(
             Target(
                 metric=name,
                 target=target,
@@ -61,4 +58,4 @@ def judge(
                 verdict=verdict,
             )
         )
-    return verdicts
+    return results

@@ -1,1 +1,1 @@
-"""Best adapters → merged model → checked zip → predictions."""
+"""Merge the best adapters, export and check the model, and predict with it."""

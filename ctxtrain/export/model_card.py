@@ -1,4 +1,4 @@
-"""The model card: `README.md` of an export, with Hugging Face metadata and its scores as a `model-index`."""
+"""The model card: the `README.md` of an export, with Hugging Face metadata and the scores as `model-index`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import re
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ctxtrain.evaluation.metrics import CHIEF
+from ctxtrain.evaluation.metrics import PRIMARY_METRIC
 from ctxtrain.labels import LABELS
-from ctxtrain.reporting.summary_schema import Baselines
-from ctxtrain.reporting.verdict import comparison_said
 from ctxtrain.storage.metrics_log import Scores
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-CHOSEN_ON = "validation rows, which also chose the epoch and the temperature, so they flatter"
+VALIDATION_ROWS = "validation rows, also used to choose the epoch and the temperature, so these scores are optimistic"
+TEST_ROWS = "test rows, used for no choice"
 _CARD = """\
 ---
 {metadata}
@@ -21,21 +20,21 @@ _CARD = """\
 
 # LONG, SHORT or SKIP from a window of market bars
 
-A Qwen sequence classifier, fine-tuned with LoRA by ctxtrain and merged; `{base}` is its base. The adapters alone lie in
-`adapter/`. It reads the text that `codec.json` describes and answers with three logits in the order {labels};
-`calibration.json` holds the temperature that turns them into probabilities, softmax(logits / temperature).
+A Qwen sequence classifier, fine-tuned with LoRA by ctxtrain and merged into the base model `{base}`. `adapter/` has
+the adapters alone. The input is the text that `codec.json` describes. The output is three logits in the order {labels}.
+Probabilities are softmax(logits / temperature), with the temperature in `calibration.json`.
 
 {caveat}{advice}
 
-Scores on the {judged}:
+Scores on the {scored_rows}:
 
 | | precision | recall | F1 | windows |
 |---|---|---|---|---|
 {rows}
 
-Accuracy {accuracy:.3f}, macro-F1 {macro_f1:.3f}, {count} windows.{besides}
+Accuracy {accuracy:.3f}, macro-F1 {macro_f1:.3f}, {count} windows.{validation_scores}
 
-With transformers alone:
+With transformers only:
 
 ```python
 import json, torch
@@ -50,47 +49,46 @@ logits = model(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0
 print(dict(zip(model.config.id2label.values(), (logits / temperature).softmax(-1).tolist())))
 ```
 
-With ctxtrain, from rows: `load_model("final_model.zip").predict(rows)`.
+With ctxtrain: `load_model("final_model.zip").predict(rows)`.
 """
 
 
-def model_card(
-    base: str, validation: Scores, test: Scores | None, baselines: Baselines, text: str, caveat: str = ""
-) -> str:
-    """The card's text; `baselines` are those of `assess`, `text` is a rendered window for the example.
+def model_card(base: str, validation: Scores, test: Scores | None, advice: str, text: str, caveat: str = "") -> str:
+    """The text of the model card.
 
-    It begins with what nobody is to read the scores past: the `caveat`, and whether to use the model at all.
+    `text` is a rendered window for the code example. The `caveat` and the `advice` on whether to use the model come
+    before the scores, so that readers see them first.
     """
-    metrics, judged, besides = validation, CHOSEN_ON, ""
+    metrics, scored_rows, validation_scores = validation, VALIDATION_ROWS, ""
     if test is not None:
-        metrics, judged = test, "test rows, which chose nothing"
-        besides = (
-            f"\nOn the {CHOSEN_ON}: accuracy {validation.value('accuracy'):.3f}, "
-            f"macro-F1 {validation.value(CHIEF):.3f}, {validation.rows} windows."
+        metrics, scored_rows = test, TEST_ROWS
+        validation_scores = (
+            f"\nOn the {VALIDATION_ROWS}: accuracy {validation.value('accuracy'):.3f}, "
+            f"macro-F1 {validation.value(PRIMARY_METRIC):.3f}, {validation.rows} windows."
         )
     rows = [
         f"| {label} | {s.precision:.3f} | {s.recall:.3f} | {s.f1:.3f} | {s.support} |"
         for label, s in metrics.per_class.items()
     ]
     return _CARD.format(
-        metadata=_metadata(base, metrics, judged, "validation" if test is None else "test", caveat),
+        metadata=_metadata(base, metrics, scored_rows, "validation" if test is None else "test", caveat),
         base=base,
         labels=", ".join(LABELS),
         caveat=f"**{caveat}**\n\n" if caveat else "",
-        advice=comparison_said(metrics.value(CHIEF), baselines),
-        judged=judged,
+        advice=advice,
+        scored_rows=scored_rows,
         rows="\n".join(rows),
         accuracy=metrics.value("accuracy"),
-        macro_f1=metrics.value(CHIEF),
+        macro_f1=metrics.value(PRIMARY_METRIC),
         count=metrics.rows,
-        besides=besides,
+        validation_scores=validation_scores,
         text=text.encode("unicode_escape").decode().replace('"', '\\"'),
     )
 
 
-def _metadata(base: str, metrics: Scores, judged: str, split: str, caveat: str) -> str:
-    """As a hub reads it; a base is named where it could be one of the hub's."""
-    scores = (("accuracy", "accuracy", metrics.value("accuracy")), ("f1", "macro-F1", metrics.value(CHIEF)))
+def _metadata(base: str, metrics: Scores, scored_rows: str, split: str, caveat: str) -> str:
+    """The YAML metadata of the Hugging Face Hub. It names the base only if the name can be a Hub ID."""
+    scores = (("accuracy", "accuracy", metrics.value("accuracy")), ("f1", "macro-F1", metrics.value(PRIMARY_METRIC)))
     return ModelCardData(
         base_model=base if _HUB_ID.fullmatch(base) else None,
         library_name="transformers",
@@ -101,7 +99,7 @@ def _metadata(base: str, metrics: Scores, judged: str, split: str, caveat: str) 
             EvalResult(
                 task_type="text-classification",
                 dataset_type="ctx-windows",
-                dataset_name=f"{judged}. {caveat}" if caveat else judged,
+                dataset_name=f"{scored_rows}. {caveat}" if caveat else scored_rows,
                 dataset_split=split,
                 metric_type=kind,
                 metric_name=name,

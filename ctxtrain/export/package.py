@@ -1,9 +1,9 @@
-"""From the best adapters to a folder and a zip that plain transformers opens.
+"""Export the best adapters as a merged model, in a folder and a zip that transformers can open.
 
-Comes in: the trained PEFT model in float32, tokenizer, codec and validation windows. Goes out: `export/`, checked
-against the trained model in a fresh process, `best_model.safetensors` and `final_model.zip`. All of it is made in a
-scratch folder, where it can be given up at any moment, and then takes its names by a few renames. The same inputs give
-the same bytes.
+Input: the trained PEFT model in float32, tokenizer, codec and validation windows. Output: `export/`, checked against
+the trained model in a new process, `best_model.safetensors` and `final_model.zip`. All files are first written to a
+scratch folder, so an interrupted export leaves nothing behind; a few renames then move them into the run folder. Equal
+inputs give identical bytes.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from transformers import PreTrainedTokenizerBase
 
 from ctxtrain.data.batches import Tokens, tokenise
 from ctxtrain.data.dataset import Dataset
-from ctxtrain.engine.api import Engine
+from ctxtrain.engine.api import EngineChoice
 from ctxtrain.errors import DataError, ExportError, OutOfMemory
 from ctxtrain.evaluation.assess import assess
-from ctxtrain.evaluation.blocks import blocks_of
+from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.calibration import TemperatureScaler
-from ctxtrain.evaluation.metrics import Metrics, evaluate_logits
+from ctxtrain.evaluation.metrics import PRIMARY_METRIC, Metrics, evaluate_logits
 from ctxtrain.evaluation.selective import Threshold, choose_thresholds
 from ctxtrain.export import reopen
 from ctxtrain.export.locate import EXPORT_FOLDER
 from ctxtrain.export.model_card import model_card
 from ctxtrain.export.predictor import Predictor, load_model
-from ctxtrain.memory import REMEDY, out_of_memory
+from ctxtrain.memory import REMEDY, mentions_out_of_memory
 from ctxtrain.model.lora import merge
 from ctxtrain.model.tokenizer import quiet_transformers
 from ctxtrain.reporting.summary_schema import Baselines
+from ctxtrain.reporting.verdict import recommendation
 from ctxtrain.storage.archive import pack
-from ctxtrain.storage.atomic_files import needing, share_or_copy, sync, to_json, write_manifest
+from ctxtrain.storage.atomic_files import annotate_write_errors, link_or_copy, sync, to_json, write_manifest
 from ctxtrain.storage.metrics_log import Scores
 from ctxtrain.storage.run_folder import RunFolder
 
@@ -52,16 +53,18 @@ Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-5
 READING_TOLERANCE = 2e-6
-NOISE_FACTOR = 16  # merging rounds each weight once, a batch of another size each sum of products: like amounts
+# Merging rounds each weight once; another batch size rounds each sum of products differently. Both errors are of
+# similar size, so the measured difference between batch sizes, times a margin, bounds that of merging.
+NOISE_FACTOR = 16
 CHECKED_ROWS = 200
-BATCH_SIZE = 32  # rows that `reopen.py` gives to transformers at a time
+BATCH_SIZE = 32  # of `reopen.py`
 
 
 @dataclass(frozen=True)
-class Exported:
-    """The merged model as it was exported, its temperature fit, scores and the largest logit difference.
+class ExportResult:
+    """The exported model with its calibration, its scores and the result of the logit check.
 
-    `assessment` is that of `assess`, on the test rows if there are any, else on the validation rows.
+    `assessment` is the result of `assess` on the test rows, or on the validation rows if there are no test rows.
     """
 
     predictor: Predictor
@@ -79,67 +82,74 @@ def prepare_export(
     tokens: Mapping[str, Tokens],
     *,
     max_tokens: int,
-    engine: Engine,
+    engine: EngineChoice,
     calibrate: bool,
     targets: Mapping[str, float],
     seed: int,
     base_name: str,
     caveat: str,
     scratch: Path,
-) -> Exported:
-    """Merge, calibrate, write, check and pack into an empty scratch folder.
+) -> ExportResult:
+    """Merge, calibrate, write, check and pack the model in an empty scratch folder.
 
-    Validation rows choose the temperature, and test rows judge it if `tokens` has any; `seed` fixes its baselines.
-    A confidence threshold is stored for each precision in `targets`; `caveat` is what the card must warn of.
-    Raises ExportError if the reopened model answers differently, WriteFailed if the disk takes no more.
+    The temperature is fitted on validation rows. Test rows, if `tokens` has any, are only scored. `seed` is that of the
+    baselines. The export stores a confidence threshold for each precision in `targets`; the card shows `caveat`. Raises
+    ExportError if the logits of the reopened model differ, WriteFailed if the disk is full.
     """
     folder = scratch / EXPORT_FOLDER
     labels, codec = data.labels, data.codec
     texts = list(codec.render_all(islice(data.files["val"], CHECKED_ROWS)))
     tokenizer.model_max_length = max_tokens
     trained = TrainedLogits.of(model.eval(), tokenizer, texts)
-    with needing(scratch, 2 * sum(weight.nbytes for weight in model.parameters())):  # the folder, and the zip of it
+    with annotate_write_errors(scratch, 2 * sum(weight.nbytes for weight in model.parameters())):  # folder and zip
         _save_adapter(model, folder / "adapter")
         merged = merge(model)
         with quiet_transformers():
-            merged.save_pretrained(folder, max_shard_size="1TB")  # one file, whatever the size
+            merged.save_pretrained(folder, max_shard_size="1TB")  # a single file
             tokenizer.save_pretrained(folder)
         predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens, engine=engine)
         logits_NC, test = predictor.token_logits(tokens["val"]), None
-        blocks = blocks_of(data.places["val"]).kept_whole if calibrate else None
+        blocks = assign_blocks(data.positions["val"]).fold_groups if calibrate else None
         calibration, thresholds = _calibrate(predictor, logits_NC, labels["val"], blocks, targets)
-        scores = evaluate_logits(logits_NC, labels["val"], predictor.temperature)
+        validation = evaluate_logits(logits_NC, labels["val"], predictor.temperature)
         if "test" in tokens:
             logits_NC = predictor.token_logits(tokens["test"])
             test = evaluate_logits(logits_NC, labels["test"], predictor.temperature)
         assessment = assess(
             data.files,
-            data.places,
+            data.positions,
             labels,
             "val" if test is None else "test",
             codec=codec,
             logits_NC=logits_NC,
             temperature=predictor.temperature,
-            metrics=test or scores,
+            metrics=test or validation,
             targets=targets,
             thresholds=thresholds,
             seed=seed,
         )
         codec.save(folder / "codec.json")
         (folder / "calibration.json").write_bytes(to_json({**calibration, "thresholds": thresholds}))
-        example = texts[0] if codec.kind == "compact" else "your text"
-        card = _card(base_name, scores, test, assessment["baselines"], example, caveat)
+        text = texts[0] if codec.kind == "compact" else "your text"
+        card = _card(base_name, validation, test, assessment, text, caveat)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        check = _check_and_pack(scratch, texts, trained, _plain_logits(merged, tokenizer, texts[:BATCH_SIZE]), engine)
-    return Exported(predictor, calibration, scores, test, assessment, check)
+        check = _check_and_pack(scratch, texts, trained, _local_logits(merged, tokenizer, texts[:BATCH_SIZE]), engine)
+    return ExportResult(predictor, calibration, validation, test, assessment, check)
 
 
 def _card(
-    base_name: str, scores: Metrics, test: Metrics | None, baselines: Mapping[str, Any], text: str, caveat: str
+    base_name: str, validation: Metrics, test: Metrics | None, assessment: Mapping[str, Any], text: str, caveat: str
 ) -> str:
-    judged = None if test is None else Scores.model_validate(test)
-    compared = Baselines.model_validate(baselines)
-    return model_card(base_name, Scores.model_validate(scores), judged, compared, text, caveat)
+    score = (test or validation)[PRIMARY_METRIC]
+    baselines, doubt = Baselines.model_validate(assessment["baselines"]), assessment["intervals"]["doubt"]
+    return model_card(
+        base_name,
+        Scores.model_validate(validation),
+        None if test is None else Scores.model_validate(test),
+        recommendation(score, baselines, doubt),
+        text,
+        caveat,
+    )
 
 
 def _calibrate(
@@ -149,9 +159,9 @@ def _calibrate(
     blocks: Ints | None,
     targets: Mapping[str, float],
 ) -> tuple[dict[str, Any], dict[str, Threshold]]:
-    """Choose temperature and confidence thresholds on validation rows, and give them to the predictor.
+    """Fit temperature and confidence thresholds on validation rows, and set them in the predictor.
 
-    Without `blocks`, which a cross-fit keeps whole, the temperature stays 1.
+    `blocks` assigns each row to a group that the cross-fit does not split. Without `blocks` the temperature stays 1.
     """
     calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
     if blocks is not None:
@@ -164,22 +174,22 @@ def _calibrate(
 
 
 def _check_and_pack(
-    scratch: Path, texts: list[str], trained: TrainedLogits, merged_NC: NDArray[np.float64], engine: Engine
+    scratch: Path, texts: list[str], trained: TrainedLogits, merged_NC: NDArray[np.float64], engine: EngineChoice
 ) -> dict[str, float | int]:
-    """Compare the written folder with the model that it is of, pack it, and open the zip as `predict` does."""
+    """Check the written folder against the trained model, pack it, and check the zip the way `predict` opens it."""
     folder, archive = scratch / EXPORT_FOLDER, scratch / "final_model.zip"
     check = check_reopened(folder, texts, trained, merged_NC)
     write_manifest(folder)
     _flush(folder)
-    share_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
+    link_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
     pack(folder, archive)
-    check["max_predict_difference"] = check_opens(archive, texts, trained, check, engine)
+    check["max_predict_difference"] = check_archive(archive, texts, trained, check, engine)
     return check
 
 
 def place_export(scratch: Path, folder: RunFolder) -> None:
-    """Give a prepared export its names. What had them stays in the scratch folder and goes with it."""
-    with needing(folder.root, 0):
+    """Move a prepared export into the run folder. An older export moves to the scratch folder, which is deleted."""
+    with annotate_write_errors(folder.root, 0):
         if folder.export.exists():
             folder.export.rename(scratch / "replaced")
         (scratch / EXPORT_FOLDER).rename(folder.export)
@@ -190,9 +200,9 @@ def place_export(scratch: Path, folder: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class TrainedLogits:
-    """The trained model's logits of the checked rows, of shape (N, 3), and how far rounding alone moves them.
+    """The trained model's logits of the checked rows, shape (N, 3), and the size of their rounding error.
 
-    `noise` is the largest difference between the logits of the first rows in batches of two sizes.
+    `noise` is the largest difference between the logits of the first rows at two batch sizes.
     """
 
     logits_NC: NDArray[np.float64]
@@ -200,26 +210,26 @@ class TrainedLogits:
 
     @classmethod
     def of(cls, model: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> TrainedLogits:
-        logits_NC = _plain_logits(model, tokenizer, texts)
-        other_NC = _plain_logits(model, tokenizer, texts[:BATCH_SIZE], BATCH_SIZE // 4)
+        logits_NC = _local_logits(model, tokenizer, texts)
+        other_NC = _local_logits(model, tokenizer, texts[:BATCH_SIZE], BATCH_SIZE // 4)
         return cls(logits_NC, float(np.abs(other_NC - logits_NC[:BATCH_SIZE]).max()))
 
 
 def check_reopened(
     folder: Path, texts: list[str], trained: TrainedLogits, merged_NC: NDArray[np.float64]
 ) -> dict[str, float | int]:
-    """Let a fresh process open the folder with transformers alone, and compare its logits with two others.
+    """Open the folder with transformers in a new process, and compare its logits with two references.
 
-    Those of the merged model here, of the first rows, must be the same but for the last bits: that is writing and
-    reading. Those of the trained model, adapters apart, may differ by what merging rounds: 1e-5, times the largest
-    logit where that is above 1 (float32 has 24 bits whatever the scale), or a multiple of the noise measured on these
-    rows where that is more. Raises ExportError.
+    The first is the merged model in this process, on the first rows: only writing and reading lie between, so the
+    logits may differ only in the last bits. The second is the trained model with separate adapters: merging rounds, so
+    they may differ by 1e-5 times the largest logit (at least 1, as float32 has 24 bits at any scale), or by a multiple
+    of the noise measured on these rows if that is more. Raises ExportError.
     """
     reopened_NC = reopened_logits(folder, texts)
     scale = max(1.0, float(np.abs(trained.logits_NC).max()))
-    reading = _checked("merged", reopened_NC[: len(merged_NC)], merged_NC, READING_TOLERANCE * scale)
+    reading = _max_difference("merged", reopened_NC[: len(merged_NC)], merged_NC, READING_TOLERANCE * scale)
     allowed = max(TOLERANCE * scale, NOISE_FACTOR * trained.noise)
-    merging = _checked("trained", reopened_NC, trained.logits_NC, allowed)
+    merging = _max_difference("trained", reopened_NC, trained.logits_NC, allowed)
     return {
         "rows": len(texts),
         "max_logit_difference": merging,
@@ -229,57 +239,64 @@ def check_reopened(
     }
 
 
-def check_opens(
-    archive: Path, texts: list[str], trained: TrainedLogits, check: Mapping[str, float | int], engine: Engine = "auto"
+def check_archive(
+    archive: Path,
+    texts: list[str],
+    trained: TrainedLogits,
+    check: Mapping[str, float | int],
+    engine: EngineChoice = "auto",
 ) -> float:
-    """Open the packed export as `predict` does; its logits must be the trained model's too.
+    """Open the packed export the way `predict` does, and compare its logits with those of the trained model.
 
-    Returns the largest difference. Raises ExportError, also where the reader of exports refuses what was written.
+    Returns the largest difference. Raises ExportError if the logits differ or the export does not open.
     """
     try:
         opened = load_model(archive, engine=engine)
     except DataError as error:
         raise ExportError(
-            f"the export must open again, but predict refuses it: {error} The checkpoints are untouched; report this "
-            "with the base's name."
+            f"the new export must be readable, but predict rejects it: {error} The checkpoints are unchanged. Report "
+            "this with the name of the base."
         ) from error
-    answers_NC = opened.token_logits(tokenise(texts, opened.tokenizer, opened.max_tokens))
-    return _checked("trained", answers_NC, trained.logits_NC, float(check["allowed"]))
+    predicted_NC = opened.token_logits(tokenise(texts, opened.tokenizer, opened.max_tokens))
+    return _max_difference("trained", predicted_NC, trained.logits_NC, float(check["allowed"]))
 
 
-def _checked(side: str, found_NC: NDArray[np.float64], wanted_NC: NDArray[np.float64], allowed: float) -> float:
-    difference = float(np.abs(found_NC - wanted_NC).max())
+def _max_difference(
+    reference: str, actual_NC: NDArray[np.float64], expected_NC: NDArray[np.float64], allowed: float
+) -> float:
+    """The largest difference of the logits. Raises ExportError if it is above `allowed` or NaN."""
+    difference = float(np.abs(actual_NC - expected_NC).max())
     if not difference <= allowed:
         raise ExportError(
-            f"the exported model must give the {side} model's logits within {allowed:.1e}, but differs by "
-            f"{difference:.1e}. The checkpoints are untouched; export again, and report this with the base's name."
+            f"the exported model must give the {reference} model's logits within {allowed:.1e}, but differs by "
+            f"{difference:.1e}. The checkpoints are unchanged. Export again, and report this with the name of the base."
         )
     return difference
 
 
-def _plain_logits(
+def _local_logits(
     model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int | None = None
 ) -> NDArray[np.float64]:
-    """Logits of shape (texts, 3) as `reopen.py` computes them, in this process."""
+    """Logits of shape (texts, 3), computed in this process as in `reopen.py`."""
     return np.array(reopen.model_logits(model, tokenizer, texts, batch_size or BATCH_SIZE))
 
 
 def reopened_logits(folder: Path, texts: Sequence[str]) -> NDArray[np.float64]:
-    """What `reopen.py` computes."""
+    """The logits that `reopen.py` computes in a new process, shape (texts, 3)."""
     command = [sys.executable, "-I", str(reopen.__file__), str(folder), str(BATCH_SIZE)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         environment.pop(name, None)
     done = subprocess.run(command, input=orjson.dumps(list(texts)), env=environment, capture_output=True, check=False)
-    if done.returncode == -signal.SIGKILL or out_of_memory(done.stderr.decode(errors="replace")):
-        raise OutOfMemory(f"memory ran out while transformers opened the export again. {REMEDY}.")
+    if done.returncode == -signal.SIGKILL or mentions_out_of_memory(done.stderr.decode(errors="replace")):
+        raise OutOfMemory(f"memory ran out while transformers opened the new export. {REMEDY}.")
     if done.returncode:
         raise ExportError(f"{folder}: transformers cannot open the export:\n{done.stderr.decode()[-2000:]}")
     return np.array(orjson.loads(done.stdout.splitlines()[-1]))
 
 
 def _save_adapter(model: PeftModel, folder: Path) -> None:
-    """The adapters alone, for PEFT; its config sorted, since sets have no order of their own."""
+    """Save the adapters for PEFT. Sets in the config are sorted, because their order varies between processes."""
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     config = orjson.loads((folder / "adapter_config.json").read_bytes())

@@ -1,6 +1,6 @@
-"""An exported model, ready to answer: rows in, labels with calibrated probabilities out.
+"""Predict with an exported model: rows in, labels with calibrated probabilities out.
 
-model = load_model("final_model.zip")      a run folder and an export folder work too
+model = load_model("final_model.zip")      also accepts a run folder or an export folder
 model.predict(rows)                        a list of dicts, in the order of the rows
 model.logits(rows)                         uncalibrated, shape (rows, 3), in the order of `LABELS`
 model.render(row)                          the text that the tokenizer sees
@@ -32,19 +32,19 @@ from ctxtrain.data.codec import Codec
 from ctxtrain.data.formats import StandardInput
 from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.window_file import WindowFile
-from ctxtrain.engine.api import Engine, for_inference
+from ctxtrain.engine.api import EngineChoice, make_inference_engine
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.evaluation.metrics import Metrics, evaluate_logits
-from ctxtrain.evaluation.selective import abstain, least_confidences
+from ctxtrain.evaluation.selective import abstain, min_confidence_by_class
 from ctxtrain.export.locate import find_export
 from ctxtrain.export.untrusted import check_tokenizer, open_config
 from ctxtrain.labels import LABELS
-from ctxtrain.memory import needed_for
-from ctxtrain.model.base_config import refusing
+from ctxtrain.memory import annotate_memory_errors
+from ctxtrain.model.base_config import convert_errors
 from ctxtrain.model.tokenizer import quiet_transformers
 from ctxtrain.storage.archive import unpack
 from ctxtrain.storage.atomic_files import MANIFEST, check_manifest, sha256_file
-from ctxtrain.storage.validated import Part, read_as
+from ctxtrain.storage.validated import StoredModel, read_json_as
 
 Ints = NDArray[np.int64]
 
@@ -56,7 +56,10 @@ MinConfidence = float | Literal["auto"] | None
 
 
 class Prediction(TypedDict):
-    """`confidence` is the largest probability; with `abstained` the label is SKIP although another may be likelier."""
+    """The prediction of one row.
+
+    `confidence` is the largest probability. With `abstained`, the label is SKIP even if another class is more likely.
+    """
 
     id: str | None
     label: str
@@ -66,43 +69,43 @@ class Prediction(TypedDict):
 
 
 @dataclass(frozen=True)
-class Question:
-    """What answers need of windows, which are not kept: ids, places in their file, labels and tokens.
+class EncodedBatch:
+    """Tokenised windows with their ids, locations in the file and labels. The windows themselves are not kept.
 
-    `labels_N` has numbers of classes, and -1 for a window without a label.
+    `labels_N` has class indices, and -1 for a window without a label.
     """
 
     ids: list[str | None]
-    places: list[str]
+    locations: list[str]
     labels_N: Ints
     tokens: Tokens
 
 
-class StoredThreshold(Part):
+class StoredThreshold(StoredModel):
     min_confidence: float | None = Field(ge=0, le=1)
 
 
-class CalibrationFile(Part):
+class CalibrationFile(StoredModel):
     """The part of `calibration.json` that prediction reads."""
 
-    temperature: float = Field(ge=0.01, le=100)  # what is fitted lies well within
+    temperature: float = Field(ge=0.01, le=100)  # far wider than the range of fitted values
     thresholds: dict[Literal["LONG", "SHORT", "SKIP"], StoredThreshold] = Field(default_factory=dict)
 
 
-def load_model(path: str | Path, *, engine: Engine = "auto") -> Predictor:
-    """Open a run folder, an export folder or a `final_model.zip`; `reference` answers by plain transformers.
+def load_model(path: str | Path, *, engine: EngineChoice = "auto") -> Predictor:
+    """Open a run folder, an export folder or a `final_model.zip`. The `reference` engine is transformers itself.
 
-    Raises ConfigError if there is nothing at the path, DataError if what is there is no whole export.
+    Raises ConfigError if the path does not exist, DataError if it is not an intact export.
     """
-    with needed_for(f"while opening the model {path}"):
+    with annotate_memory_errors(f"while opening the model {path}"):
         return Predictor.load(Path(path), engine)
 
 
 class Predictor:
     """Model, tokenizer, codec, temperature and confidence thresholds by class of one export.
 
-    `passes` are what the engine gives for the model. `version` names an export that was opened: the start of the
-    SHA-256 of its manifest, which holds the SHA-256 of every other file.
+    `engine` computes the logits. `version` identifies an opened export: the first digits of the SHA-256 of its
+    manifest, which has the SHA-256 of every other file.
     """
 
     def __init__(
@@ -114,9 +117,9 @@ class Predictor:
         max_tokens: int,
         thresholds: Mapping[str, float | None] | None = None,
         version: str = "",
-        engine: Engine = "auto",
+        engine: EngineChoice = "auto",
     ) -> None:
-        self.passes = for_inference(model.eval(), max_tokens, engine=engine)
+        self.engine = make_inference_engine(model.eval(), max_tokens, engine=engine)
         self.tokenizer = tokenizer
         self.codec = codec
         self.temperature = temperature
@@ -125,23 +128,23 @@ class Predictor:
         self.version = version
 
     @classmethod
-    def load(cls, path: Path, engine: Engine = "auto") -> Predictor:
-        found = find_export(path)
-        if found.is_dir():
-            return cls._load_folder(found, engine)
+    def load(cls, path: Path, engine: EngineChoice = "auto") -> Predictor:
+        export = find_export(path)
+        if export.is_dir():
+            return cls._load_folder(export, engine)
         with tempfile.TemporaryDirectory() as scratch:
-            unpack(found, Path(scratch))
+            unpack(export, Path(scratch))
             return cls._load_folder(Path(scratch), engine)
 
     @classmethod
-    def _load_folder(cls, folder: Path, engine: Engine) -> Predictor:
+    def _load_folder(cls, folder: Path, engine: EngineChoice) -> Predictor:
         check_manifest(folder)
         try:
-            calibration = read_as(CalibrationFile, folder / "calibration.json", "Export the model again")
+            calibration = read_json_as(CalibrationFile, folder / "calibration.json", "Export the model again")
         except FileNotFoundError:
             raise DataError(f"{folder}/calibration.json: missing. Export the model again.") from None
         rule = f"{folder}: not an export that transformers opens"
-        with quiet_transformers(), refusing(DataError, rule, "Export again"):
+        with quiet_transformers(), convert_errors(DataError, rule, "Export again"):
             config = open_config(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             check_tokenizer(folder, tokenizer, config)
@@ -167,10 +170,10 @@ class Predictor:
         )
 
     def predict(self, rows: Rows, min_confidence: MinConfidence = None) -> list[Prediction]:
-        """A prediction a row. With `min_confidence`, a less confident row is SKIP, and every row has `abstained`.
+        """One prediction per row. With `min_confidence`, less confident rows become SKIP and all rows have `abstained`.
 
-        "auto" takes the export's thresholds, chosen on validation for the precisions of the targets. Raises ConfigError
-        if the export has none, or the number is not between 0 and 1.
+        "auto" uses the thresholds of the export, which were chosen on validation rows for the target precisions. Raises
+        ConfigError if the export has no thresholds, or if the number is not between 0 and 1.
         """
         return self.predict_windows(self._windows(rows), min_confidence=min_confidence)
 
@@ -181,86 +184,86 @@ class Predictor:
         return self.codec.render(self._windows([row])[0])
 
     def predict_windows(self, windows: Iterable[Window], *, min_confidence: MinConfidence = None) -> list[Prediction]:
-        return list(self.answers(self.read(windows), min_confidence=min_confidence))
+        return list(self.predict_encoded(self.encode(windows), min_confidence=min_confidence))
 
-    def read(self, windows: Iterable[Window]) -> Question:
-        """Walk through windows once. Raises DataError for those that lack what the model was trained on."""
+    def encode(self, windows: Iterable[Window]) -> EncodedBatch:
+        """Tokenise windows in one pass. Raises DataError for windows without a field that the model was trained on."""
         ids: list[str | None] = []
-        places: list[str] = []
+        locations: list[str] = []
         labels = array("b")
 
-        def noted() -> Iterator[Window]:
+        def record_metadata() -> Iterator[Window]:
             for window in windows:
                 ids.append(window.id)
-                places.append(window.place)
+                locations.append(window.location)
                 labels.append(-1 if window.label is None else window.label)
                 yield window
 
-        tokens = self.tokenise(noted())
-        return Question(ids, places, np.array(labels, dtype=np.int64), tokens)
+        tokens = self.tokenise(record_metadata())
+        return EncodedBatch(ids, locations, np.array(labels, dtype=np.int64), tokens)
 
-    def read_rows(self, rows: WindowFile | StandardInput) -> Question:
-        """The same of rows that may have faults, which are named before what the model misses in the others."""
+    def encode_rows(self, rows: WindowFile | StandardInput) -> EncodedBatch:
+        """Tokenise rows in one pass. Raises DataError: invalid rows are reported before missing model inputs."""
         try:
-            question = self.read(rows)
+            batch = self.encode(rows)
         except DataError:
-            rows.reading.refuse_faults()
+            rows.report.refuse_faults()
             raise
-        rows.reading.refuse_faults()
-        return question
+        rows.report.refuse_faults()
+        return batch
 
-    def answers(
+    def predict_encoded(
         self,
-        question: Question,
+        batch: EncodedBatch,
         advance: Callable[[int], None] | None = None,
         *,
         min_confidence: MinConfidence = None,
     ) -> Iterator[Prediction]:
-        """A prediction a window, in their order; `advance` is told how many windows each batch held."""
-        least_C = self._least_confidences(min_confidence)
-        probabilities_NC = softmax(self._logits(question, advance) / self.temperature, axis=1)
-        called_N, abstained_N = abstain(probabilities_NC, least_C)
-        for id_, called, abstained, p_C in zip(
-            question.ids, called_N.tolist(), abstained_N.tolist(), probabilities_NC.tolist(), strict=True
+        """One prediction per window, in order. `advance` is called with the number of windows in each batch."""
+        min_confidence_C = self._min_confidence_by_class(min_confidence)
+        probabilities_NC = softmax(self._logits(batch, advance) / self.temperature, axis=1)
+        predicted_N, abstained_N = abstain(probabilities_NC, min_confidence_C)
+        for id_, predicted, abstained, p_C in zip(
+            batch.ids, predicted_N.tolist(), abstained_N.tolist(), probabilities_NC.tolist(), strict=True
         ):
             prediction = Prediction(
-                id=id_, label=LABELS[called], confidence=max(p_C), probabilities=dict(zip(LABELS, p_C, strict=True))
+                id=id_, label=LABELS[predicted], confidence=max(p_C), probabilities=dict(zip(LABELS, p_C, strict=True))
             )
             if min_confidence is not None:
                 prediction["abstained"] = abstained
             yield prediction
 
-    def _least_confidences(self, min_confidence: MinConfidence) -> NDArray[np.float64]:
+    def _min_confidence_by_class(self, min_confidence: MinConfidence) -> NDArray[np.float64]:
         if min_confidence == "auto":
             if not self.thresholds:
-                raise ConfigError("this export stores no thresholds. Export the run again, or give a number.")
-            return least_confidences(self.thresholds)
+                raise ConfigError("this export has no confidence thresholds. Export the run again, or give a number.")
+            return min_confidence_by_class(self.thresholds)
         value = 0.0 if min_confidence is None else min_confidence
         if not 0 <= value <= 1:
             raise ConfigError(f"min-confidence must be auto or a number from 0 to 1, got {value}. Try 0.55.")
         return np.full(len(LABELS), value)
 
     def evaluate(self, tokens: Tokens, labels_N: Ints, advance: Callable[[int], None] | None = None) -> Metrics:
-        """Scores on labelled windows that `tokenise` gave; probabilities are calibrated."""
+        """Scores on labelled windows, which `tokenise` returned, with calibrated probabilities."""
         return evaluate_logits(self.token_logits(tokens, advance), labels_N, self.temperature)
 
     def token_logits(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
-        """Uncalibrated logits of shape (rows, 3) of windows that `tokenise` gave."""
-        logits_NC = self.passes.token_logits(tokens, advance)
-        _refuse_broken(logits_NC, [f"row {row}" for row in range(1, len(tokens) + 1)])
+        """Uncalibrated logits of tokenised windows, shape (rows, 3)."""
+        logits_NC = self.engine.token_logits(tokens, advance)
+        _refuse_non_finite(logits_NC, [f"row {row}" for row in range(1, len(tokens) + 1)])
         return logits_NC
 
     def tokenise(self, windows: Iterable[Window]) -> Tokens:
-        """What the model reads of windows. Raises DataError for those that lack what it was trained on."""
+        """Render and tokenise windows. Raises DataError for windows without a field that the model was trained on."""
         return tokenise(self.codec.render_all(windows), self.tokenizer, self.max_tokens)
 
     def window_logits(self, windows: Iterable[Window]) -> NDArray[np.float64]:
         """Uncalibrated logits of shape (windows, 3)."""
-        return self._logits(self.read(windows))
+        return self._logits(self.encode(windows))
 
-    def _logits(self, question: Question, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
-        logits_NC = self.passes.token_logits(question.tokens, advance)
-        _refuse_broken(logits_NC, question.places)
+    def _logits(self, batch: EncodedBatch, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
+        logits_NC = self.engine.token_logits(batch.tokens, advance)
+        _refuse_non_finite(logits_NC, batch.locations)
         return logits_NC
 
     def _windows(self, rows: Rows) -> list[Window]:
@@ -275,7 +278,7 @@ class Predictor:
         return windows
 
 
-def _refuse_broken(logits_NC: NDArray[np.float64], places: Sequence[str]) -> None:
-    broken = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1)).tolist()
-    if broken:
-        raise DataError([f"{places[row]}: the model gives no finite logits" for row in broken])
+def _refuse_non_finite(logits_NC: NDArray[np.float64], locations: Sequence[str]) -> None:
+    non_finite = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1)).tolist()
+    if non_finite:
+        raise DataError([f"{locations[row]}: the model gives no finite logits" for row in non_finite])

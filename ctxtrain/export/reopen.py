@@ -1,11 +1,10 @@
-"""Open an export with transformers alone and print its logits; run as a script, in a process of its own.
+"""Open an export with transformers only, and print its logits. Runs as a script in a separate process.
 
     python -I reopen.py EXPORT_FOLDER BATCH_SIZE < texts.json
 
-Nothing is written to a disk, so that a full one cannot pass for a broken export.
-
-It imports nothing of this package, so what it computes is what any user of transformers gets. `model_logits` computes
-the other sides of the comparison, too: the rows in their order, in batches of the same size, padded and masked.
+The script imports nothing from ctxtrain, so its logits are those that any user of transformers gets. It writes nothing
+to disk, so a full disk cannot look like a broken export. The references of the comparison also come from
+`model_logits`: same order of rows, same batch size, padding and mask.
 """
 
 import json
@@ -17,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
 def model_logits(model: Any, tokenizer: Any, texts: list[str], batch_size: int) -> list[list[float]]:
-    """Logits of a classifier, of shape (texts, 3), as plain transformers computes them."""
+    """Logits of a transformers classifier, shape (texts, 3)."""
     rows = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
@@ -32,10 +31,10 @@ def logits(folder: str, texts: list[str], batch_size: int) -> list[list[float]]:
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     ).eval()
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # where the trained model's logits were computed
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # same device as for the trained model
     model = model.to(device)
-    # A process's first call of MKL's vector mathematics by two threads at once has given wrong numbers on one
-    # processor, and no later one ever did: see `enter_vector_math` in engine/tuning.py. This pass is for nothing else.
+    # Warm-up: on one processor, the first concurrent calls of MKL's vector math in a process gave wrong numbers, and
+    # later calls never did. See `warm_up_vector_math` in engine/tuning.py.
     model_logits(model, tokenizer, texts[:1], 1)
     return model_logits(model, tokenizer, texts, batch_size)
 

@@ -1,1 +1,1 @@
-"""Base, adapters and head; loss; optimizer and schedule."""
+"""Base model, adapters and head; loss; optimizer and learning rate schedule."""

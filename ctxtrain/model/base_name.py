@@ -1,6 +1,6 @@
-"""What `model.base` may name, looked at before anything heavy is imported.
+"""Checks the value of `model.base` before heavy libraries are imported.
 
-Comes in: the value of `model.base`. Goes out: nothing, or a ConfigError with the remedy.
+Input: the value. Output: nothing, or a ConfigError with the remedy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ACTIVE = re.compile(r"a[\d.]+b", re.IGNORECASE)  # parameters that are active i
 
 
 def refuse_unknown_base(base: str) -> None:
-    """Raises ConfigError unless the value is `embedded`, a folder, or looks like the id of a model on the hub."""
+    """Raise ConfigError unless the value is `embedded`, a folder, or has the form of a hub id."""
     path = Path(base)
     if base == EMBEDDED_BASE or path.is_dir():
         return
@@ -29,14 +29,14 @@ def refuse_unknown_base(base: str) -> None:
         raise ConfigError(f"model.base must be the folder of a checkpoint, {base!r} is a file. {remedy}.")
     if _HUB_ID.fullmatch(base) and not base.startswith("."):
         return
-    likely = _hub_id(base)
-    remedy = f"Did you mean {likely}?" if likely else "Give such a folder, or an id as Qwen/Qwen2.5-0.5B."
+    suggestion = _suggest_hub_id(base)
+    remedy = f"Did you mean {suggestion}?" if suggestion else "Give such a folder, or an id as Qwen/Qwen2.5-0.5B."
     rule = f"must be {EMBEDDED_BASE}, a folder with a checkpoint, or a hub id OWNER/NAME"
     raise ConfigError(f"model.base {rule}, and there is no folder {base!r}. {remedy}")
 
 
-def _hub_id(name: str) -> str | None:
-    """qwen2.5-0.5b → Qwen/Qwen2.5-0.5B, as the hub spells it."""
+def _suggest_hub_id(name: str) -> str | None:
+    """The hub id that a short name means: qwen2.5-0.5b → Qwen/Qwen2.5-0.5B."""
     match = _QWEN.fullmatch(name)
     if match is None:
         return None

@@ -1,10 +1,10 @@
-"""The package's own small Qwen3: where it lies, its tokenizer, and how one of random weights is made.
+"""The small Qwen3 that ships with the package: its folder, its tokenizer, and the config of a new one.
 
-Comes in: nothing, or the sizes of a new model. Goes out: a folder that transformers opens by itself.
+Input: nothing, or the sizes of a new model. Output: a folder that transformers opens without this package.
 
-The tokenizer is byte-level, so it reads any text, and fits the compact text of `codec.py`: a bar `HHLLCCVD ` is two
-tokens, `HHLL` (its high and low) and `CCVD ` (close, volume, delta; the blank tells it from the first), and each mark
-and each number of the tail is one. `token_parts` names the numbers inside each token.
+The tokenizer is byte-level, so it reads any text, and matches the compact text of `codec.py`. A bar `HHLLCCVD ` is two
+tokens: `HHLL` (high and low) and `CCVD ` (close, volume, delta; the space distinguishes it from the first). Each mark
+and each number of the tail is one token. `token_parts` decomposes each token into its numbers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ctxtrain.data.codec import END, PULSES, STATES
 
 PAD = "<|endoftext|>"
 MAX_TOKENS = 2048
-TAIL = "ratz"  # letters of the numbers after the last bar
+TAIL_LETTERS = "ratz"  # of the numbers after the last bar
 DELTAS = "0123456789-"
-# What a token is made of: high, low, their distance and their middle; close; volume; delta; a tail's number; or, for
-# all others, itself.
+# Number of values of each part of a token: high, low, their distance and their middle; close; volume; delta; a number
+# of the tail. All other tokens are a part of their own.
 PARTS = {"high": 100, "low": 100, "range": 100, "middle": 199, "close": 100, "volume": 10, "delta": 11, "number": 100}
-BLANK = "Ġ"  # how the byte-level alphabet writes a blank
+SPACE = "Ġ"  # how the byte-level alphabet writes a space
 
 
 def embedded_base() -> Path:
-    """Folder of the embedded base inside the package."""
+    """Folder of the embedded base model inside the package."""
     return Path(__file__).parents[1] / "assets" / "base"
 
 
@@ -64,15 +64,15 @@ def base_config(
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level tokenizer with a token for every half bar, mark and tail number of the compact codec."""
+    """Byte-level tokenizer with a token for each half bar, mark and tail number of the compact codec."""
     vocabulary = {PAD: 0}
     for token in [*_plain_tokens(), *_high_low_tokens(), *_close_tokens()]:
         vocabulary.setdefault(token, len(vocabulary))
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], ignore_merges=True))
-    whole = rf"[0-9]{{4}}(?=[0-9]{{3}}[{DELTAS}] )|[0-9]{{3}}[{DELTAS}] |[O{TAIL}][0-9]{{2}}|M[0-9]|S[0-9]"
+    compact = rf"[0-9]{{4}}(?=[0-9]{{3}}[{DELTAS}] )|[0-9]{{3}}[{DELTAS}] |[O{TAIL_LETTERS}][0-9]{{2}}|M[0-9]|S[0-9]"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(rf"(?m:{whole}|.)"), "isolated"),
+            pre_tokenizers.Split(Regex(rf"(?m:{compact}|.)"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -88,7 +88,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _plain_tokens() -> list[str]:
-    numbers = [f"{letter}{value:02d}" for letter in f"O{TAIL}" for value in range(100)]
+    numbers = [f"{letter}{value:02d}" for letter in f"O{TAIL_LETTERS}" for value in range(100)]
     marks = [mark for values in STATES.values() for mark in values.values()] + list(PULSES.values())
     return [*sorted(pre_tokenizers.ByteLevel.alphabet()), *marks, END, *numbers]
 
@@ -98,14 +98,14 @@ def _high_low_tokens() -> list[str]:
 
 
 def _close_tokens() -> list[str]:
-    return [f"{close:02d}{volume}{delta}{BLANK}" for close, volume, delta in product(range(100), range(10), DELTAS)]
+    return [f"{close:02d}{volume}{delta}{SPACE}" for close, volume, delta in product(range(100), range(10), DELTAS)]
 
 
 def token_parts(tokenizer: PreTrainedTokenizerFast) -> tuple[NDArray[np.int64], int]:
-    """What each token is made of: indices of shape (vocabulary, 4) into one table of parts, and the table's size.
+    """The parts of each token, as indices of shape (vocabulary, 4) into one table of parts, and the table's size.
 
-    The table holds the values of each entry of `PARTS` one after the other, then a zero, then one entry a letter and
-    plain token. Unused places of a row point at the zero.
+    The table holds the values of each entry of `PARTS`, then a zero, then one entry for each letter and plain token.
+    Unused columns of a row point to the zero.
     """
     names = list(PARTS)
     start = dict(zip(names, np.cumsum([0, *PARTS.values()]).tolist(), strict=False))
@@ -133,7 +133,7 @@ def token_parts(tokenizer: PreTrainedTokenizerFast) -> tuple[NDArray[np.int64], 
 
 
 def is_close_token(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
-    """Of shape (vocabulary,): the tokens that end a bar."""
+    """Which tokens end a bar, of shape (vocabulary,)."""
     ends = np.zeros(len(tokenizer), dtype=np.bool_)
     vocabulary = tokenizer.get_vocab()
     ends[[vocabulary[token] for token in _close_tokens()]] = True

@@ -1,10 +1,10 @@
-"""A Qwen sequence classifier: frozen base, LoRA adapters, trained 3-class head.
+"""A Qwen sequence classifier: frozen base model, LoRA adapters, trained 3-class head.
 
-Comes in: a folder or hub id of any Qwen that transformers opens as a sequence classifier. Goes out: a PEFT model whose
-`logits(...)` has shape (B, 3), its trainable weights by name, and the merged plain model.
+Input: a folder or hub id of any Qwen that transformers opens as a sequence classifier. Output: a PEFT model whose
+`logits(...)` has shape (B, 3), its trainable weights by name, and the merged model without adapters.
 
-The head is transformers' own `score` (hidden → 3, no bias). It pools the last token whose id is not the pad id, so
-texts are padded on the right and `batches.py` refuses a pad id inside a text.
+The head is `score` of transformers (hidden → 3, no bias). It pools the last token whose id is not the pad id, so texts
+are padded on the right and `batches.py` refuses a pad id inside a text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -39,12 +39,12 @@ from ctxtrain.model.base import (
     head_order,
 )
 from ctxtrain.model.base_config import HEAD
-from ctxtrain.model.tokenizer import loading
+from ctxtrain.model.tokenizer import convert_load_errors
 from ctxtrain.runtime import Purpose, seed_torch
 
-# Weights of a whole checkpoint that a classifier of text never has: the language model's head, multi-token prediction,
-# and the towers of images and sound.
-_OF_OTHER_PARTS = re.compile(r"(^|\.)(lm_head|mtp|visual|vision_tower|audio_tower|thinker|talker)(\.|$)")
+# Weights of a complete checkpoint that a text classifier never has: the language model's head, multi-token prediction,
+# and the image and audio towers.
+_NON_CLASSIFIER_WEIGHTS = re.compile(r"(^|\.)(lm_head|mtp|visual|vision_tower|audio_tower|thinker|talker)(\.|$)")
 
 
 def load_classifier(
@@ -57,13 +57,13 @@ def load_classifier(
     seed: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> PreTrainedModel:
-    """The base with a 3-class head, drawn from the seed where the base brings none; a dtype of None is the files' own.
+    """Load a base model with a 3-class head, which the seed initialises if the base model has none.
 
-    `say` is given a note of weights that the model has no place for, beyond those of a language or vision model.
-    Raises ConfigError if the base cannot be opened as a sequence classifier, lacks more than the head or holds a weight
-    that is not finite.
+    A `dtype` of None keeps the dtype of the files. `say` receives a note about unused weights, except those of language
+    or vision parts. Raises ConfigError if the base model cannot be opened as a sequence classifier, lacks any weight
+    but the head, or has a weight that is not finite.
     """
-    with loading(base):
+    with convert_load_errors(base):
         folder = find_base(base, revision)
         config = base_config(folder)
         config.get_text_config().pad_token_id = config.pad_token_id = pad_id
@@ -78,28 +78,15 @@ def load_classifier(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
+            ignore_mismatched_sizes=True,  # _check_weights names them
         )
-    if mismatched := sorted(report["mismatched_keys"]):
-        name, found, wanted = mismatched[0]
-        raise ConfigError(
-            f"model.base must hold weights of the shapes that its config.json describes, {len(mismatched)} of {base!r} "
-            f"differ, first {name}: {tuple(found)} in the files, {tuple(wanted)} by config.json. Use the config.json "
-            "and the weights of one checkpoint."
+    _check_weights(base, report)
+    if say and (
+        unused := sorted(name for name in report["unexpected_keys"] if not _NON_CLASSIFIER_WEIGHTS.search(name))
+    ):
+        say(
+            f"{len(unused)} weights of the base model are not part of its classifier and are ignored, first {unused[0]}"
         )
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(f"{HEAD}."))
-    if missing:
-        raise ConfigError(
-            f"model.base must hold every weight but the head, {base!r} lacks {len(missing)}, first {missing[0]}. "
-            "Use a whole checkpoint."
-        )
-    if beyond := sorted(name for name in report["unexpected_keys"] if ".layers." in name and "mtp" not in name):
-        raise ConfigError(
-            f"model.base must have a place for every layer of its files, config.json of {base!r} has none for "
-            f"{len(beyond)} weights, first {beyond[0]}. Use the config.json and the weights of one checkpoint."
-        )
-    if say and (unused := sorted(name for name in report["unexpected_keys"] if not _OF_OTHER_PARTS.search(name))):
-        say(f"{len(unused)} weights of the base have no place in its classifier and are left out, first {unused[0]}")
     if (order := head_order(folder)) is not None and f"{HEAD}.weight" not in report["missing_keys"]:
         with torch.no_grad():
             getattr(model, HEAD).weight.copy_(getattr(model, HEAD).weight[order].clone())
@@ -107,6 +94,28 @@ def load_classifier(
         check_finite(folder)
     getattr(model, HEAD).to(torch.float32)  # the head is trained, and trained weights stay float32
     return cast(PreTrainedModel, model)
+
+
+def _check_weights(base: str, report: Mapping[str, Any]) -> None:
+    """Raises ConfigError if the loading report of transformers has weights of other shapes, missing or surplus ones."""
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, file_shape, config_shape = mismatched[0]
+        raise ConfigError(
+            f"model.base must hold weights of the shapes that its config.json describes, {len(mismatched)} of {base!r} "
+            f"differ, first {name}: {tuple(file_shape)} in the files, {tuple(config_shape)} by config.json. "
+            "Use the config.json and the weights of one checkpoint."
+        )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(f"{HEAD}."))
+    if missing:
+        raise ConfigError(
+            f"model.base must hold every weight but the head, {base!r} lacks {len(missing)}, first {missing[0]}. "
+            "Use a whole checkpoint."
+        )
+    if surplus := sorted(name for name in report["unexpected_keys"] if ".layers." in name and "mtp" not in name):
+        raise ConfigError(
+            f"config.json must describe every layer of the weights, that of {base!r} has no layer for "
+            f"{len(surplus)} weights, first {surplus[0]}. Use the config.json and the weights of one checkpoint."
+        )
 
 
 def add_lora(
@@ -120,16 +129,16 @@ def add_lora(
     seed: int = 0,
     base_name: str | None = None,
 ) -> PeftModel:
-    """Freeze the base, put adapters on the target modules and make adapters and head trainable, in float32.
+    """Freeze the base model, add adapters to the target modules, and make adapters and head trainable in float32.
 
-    `layers` is all or last:N. Raises ConfigError if a target module or a layer does not exist.
+    `layers` is "all" or "last:N". Raises ConfigError if a target module or a layer does not exist.
     """
-    found = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    absent = [name for name in target_modules if name not in found]
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    absent = [name for name in target_modules if name not in linear]
     if absent:
         raise ConfigError(
             f"lora.target_modules must name linear layers of the base, {', '.join(absent)} is not one. "
-            f"It has {', '.join(sorted(found - {HEAD}))}."
+            f"It has {', '.join(sorted(linear - {HEAD}))}."
         )
     seed_torch(seed, Purpose.HEAD, 1)
     with warnings.catch_warnings():  # peft reads a deprecated attribute of transformers
@@ -142,7 +151,7 @@ def add_lora(
                 lora_alpha=alpha,
                 lora_dropout=dropout,
                 target_modules=list(target_modules),
-                layers_to_transform=_layer_numbers(layers, model.config.get_text_config().num_hidden_layers),
+                layers_to_transform=_layer_indices(layers, model.config.get_text_config().num_hidden_layers),
                 modules_to_save=[HEAD],
             ),
         )
@@ -152,10 +161,10 @@ def add_lora(
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Uncalibrated scores, float32, of shape (B, 3), of a batch from `batches.collate`, and what else the model takes.
+    """Uncalibrated logits in float32, of shape (B, 3), for a batch from `batches.collate` and other model inputs.
 
-    The mask stays out: behind a causal model, padding on the right reaches no token before it, and attention without a
-    mask tensor is faster. The tests compare this with the masked model for every family.
+    Drops the attention mask: in a causal model, padding on the right does not affect earlier tokens, and attention
+    without a mask tensor is faster. The tests compare the result with the masked model for every model family.
     """
     inputs = {name: value for name, value in batch.items() if name != "attention_mask"}
     output: Tensor = model(**inputs).logits
@@ -167,31 +176,31 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trainable_state(model: PeftModel) -> dict[str, Tensor]:
-    """Copies of adapters and head by PEFT's names, on the CPU."""
+    """Copies of adapters and head on the CPU, by PEFT's names."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: state[name].detach().cpu().clone() for name in sorted(state)}
 
 
 def load_trainable_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
-    """Put saved adapters and head back. Raises ConfigError unless exactly the model's own names are there."""
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    odd = sorted(own.keys() ^ state.keys())
-    odd += [name for name in own if name in state and own[name].shape != state[name].shape]
-    if odd:
+    """Load adapters and head. Raises ConfigError unless names and shapes are exactly those of the model."""
+    current = get_peft_model_state_dict(model, save_embedding_layers=False)
+    mismatched = sorted(current.keys() ^ state.keys())
+    mismatched += [name for name in current if name in state and current[name].shape != state[name].shape]
+    if mismatched:
         raise ConfigError(
-            f"A checkpoint must hold the weights that this config trains; {len(odd)} differ, the first is {odd[0]}. "
-            "Resume with the config of the run."
+            f"A checkpoint must hold the weights that this config trains; {len(mismatched)} differ, "
+            f"the first is {mismatched[0]}. Resume with the config of the run."
         )
     set_peft_model_state_dict(model, dict(state))
 
 
 def merge(model: PeftModel) -> PreTrainedModel:
-    """Add the adapters into the base weights (W + α/r · BA) and return the plain model. Consumes `model`."""
+    """Merge the adapters into the base weights (W + α/r · BA) and return the plain model. Consumes `model`."""
     return cast(PreTrainedModel, model.merge_and_unload(safe_merge=True))
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int | float]:
-    """Parameters in all, those that are trained, and their share."""
+    """Number of all parameters, number of trainable ones, and their share."""
     total = sum(weight.numel() for weight in model.parameters())
     # PEFT keeps the untrained original of the head beside the trained copy; it is not part of the exported model.
     total -= sum(weight.numel() for name, weight in model.named_parameters() if f"{HEAD}.original_module" in name)
@@ -200,7 +209,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int | float]:
 
 
 def frozen_sha256(model: nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every frozen weight but the unused original of the head."""
+    """SHA-256 over name, dtype, shape and bytes of every frozen weight except PEFT's unused copy of the head."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         if not weight.requires_grad and f"{HEAD}.original_module" not in name:
@@ -209,7 +218,7 @@ def frozen_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _layer_numbers(layers: str, count: int) -> list[int] | None:
+def _layer_indices(layers: str, count: int) -> list[int] | None:
     if layers == "all":
         return None
     last = int(layers.removeprefix("last:"))
@@ -219,11 +228,13 @@ def _layer_numbers(layers: str, count: int) -> list[int] | None:
 
 
 def _quantization(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """Settings of bitsandbytes for the frozen base. Needs a GPU; not run on the machine where this was written."""
+    """Settings of bitsandbytes for the frozen base model. They need a GPU and have not been tested on one."""
     if name == "none":
         return None
     if not torch.cuda.is_available():
-        raise ConfigError(f"model.quantization={name} needs a GPU, none was found. Use model.quantization=none.")
+        raise ConfigError(
+            f"model.quantization={name} needs a GPU, and this machine has none. Use model.quantization=none."
+        )
     return BitsAndBytesConfig(
         load_in_8bit=name == "int8",
         load_in_4bit=name == "nf4",

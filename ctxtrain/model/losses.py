@@ -15,21 +15,21 @@ from torch import Tensor
 
 
 class Loss(Protocol):
-    """A loss that owns its denominator.
+    """A loss that defines its denominator.
 
-    The loss of an optimizer step is Σ `sums`[0] over its windows divided by their `weight`, once, however the step is
-    cut into micro-batches and dealt out to processes. The loss of a set of rows is the quotient of its `sums`.
+    The loss of an optimizer step is Σ `sums`[0] over its windows, divided once by their `weight`. So it does not depend
+    on micro-batches or on the number of processes. The loss of a set of rows is the quotient of its `sums`.
     """
 
     def sums(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the loss over the windows, and of what each of them weighs."""
+        """Sum of the loss over the windows, and sum of their weights."""
 
     def weight(self, labels_N: Iterable[int]) -> float:
-        """What windows with these labels weigh together."""
+        """Sum of the weights of windows with these labels."""
 
 
 class FocalLoss:
-    """Focal loss with the class weights of a run, in the order of `LABELS`, on a device."""
+    """Focal loss with the class weights of a run, in the order of `LABELS`."""
 
     def __init__(self, class_weights: Sequence[float], device: torch.device, *, gamma: float) -> None:
         self.class_weights = class_weights
@@ -44,16 +44,16 @@ class FocalLoss:
 
 
 def make_loss(class_weights: Sequence[float], device: torch.device, *, focal_gamma: float) -> Loss:
-    """The loss of a run, from its class weights and the keys of the config's section `loss`."""
+    """Build the loss of a run from its class weights and the config section `loss`."""
     return FocalLoss(class_weights, device, gamma=focal_gamma)
 
 
 def focal_loss(logits_BC: Tensor, labels_B: Tensor, gamma: float, class_weights_C: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of FL over the windows, and the sum of their α_t.
 
-    The mean is their quotient, taken once over a whole optimizer step: micro-batch means would weigh windows by the
-    company they keep. γ = 0 is weighted cross-entropy. Computed from log-softmax in float32 or better, so it is
-    finite at any finite logits.
+    The mean is their quotient, taken once over a whole optimizer step: with means per micro-batch, a window's influence
+    would depend on the other windows of its micro-batch. γ = 0 is weighted cross-entropy. Computed from log-softmax in
+    float32 or better, so it is finite for all finite logits.
     """
     logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
     log_p_BC = torch.log_softmax(logits_BC, dim=-1)

@@ -1,4 +1,4 @@
-"""The optimizer of a run, and what its state must be."""
+"""The optimizer of a run, and checks of its state."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch.optim import AdamW, Optimizer
 
 
 def make_optimizer(parameters: Iterable[Parameter], *, learning_rate: float, weight_decay: float) -> Optimizer:
-    """AdamW (Loshchilov & Hutter 2019). One implementation, the fused one: others differ in the last bits."""
+    """AdamW (Loshchilov & Hutter 2019), always the fused implementation: others differ in the last bits."""
     return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
-def state_like(optimizer: Optimizer, weight: Tensor) -> dict[str, Tensor]:
-    """Keys, types and shapes of what an optimizer of `make_optimizer` keeps of a weight that it has trained."""
+def expected_state(optimizer: Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    """Keys, types and shapes of the state that an optimizer of `make_optimizer` has for a trained weight."""
     assert isinstance(optimizer, AdamW)
     return {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
 
 
-def not_finite(parameters: Mapping[str, Parameter], optimizer: Optimizer) -> str | None:
-    """What of the weights and the optimizer's state of them is not finite, the first of it by name, or None.
+def find_non_finite(parameters: Mapping[str, Parameter], optimizer: Optimizer) -> str | None:
+    """Name of the first weight or optimizer moment that is not finite, or None.
 
-    An infinite second moment makes its weight stand still for good, and neither loss nor gradient shows it.
+    An infinite second moment stops all updates of its weight, which neither the loss nor the gradient shows.
     """
     tensors = {name: weight.detach() for name, weight in parameters.items()}
     for name, weight in parameters.items():
-        kept = optimizer.state.get(weight, {}).items()
-        tensors |= {f"{key} of {name}": of for key, of in kept if isinstance(of, Tensor) and key != "step"}
+        state = optimizer.state.get(weight, {}).items()
+        tensors |= {f"{key} of {name}": value for key, value in state if isinstance(value, Tensor) and key != "step"}
     if math.isfinite(get_total_norm(tensors.values(), norm_type=math.inf)):
         return None
     return next(name for name, tensor in tensors.items() if not tensor.isfinite().all())

@@ -14,7 +14,7 @@ Schedule = Literal["warmup_stable_decay", "linear", "cosine", "constant"]
 
 
 def make_schedule(optimizer: Optimizer, schedule: Schedule, *, warmup_steps: int, total_steps: int) -> LRScheduler:
-    """Linear warm-up, then the schedule.
+    """Build the scheduler: linear warm-up, then the schedule.
 
     `warmup_stable_decay` stays constant through the first half of the run and decays linearly to 0 over the second (the
     specification's Gantt chart).
@@ -29,11 +29,11 @@ def make_schedule(optimizer: Optimizer, schedule: Schedule, *, warmup_steps: int
     details: dict[str, int | str] = {}
     if schedule == "warmup_stable_decay":
         details = {"num_decay_steps": total_steps - total_steps // 2, "decay_type": "linear"}
-    made: LRScheduler = get_scheduler(
+    scheduler: LRScheduler = get_scheduler(
         "constant_with_warmup" if schedule == "constant" else schedule,
         optimizer,
         num_warmup_steps=warmup_steps,
         num_training_steps=total_steps,
         scheduler_specific_kwargs=details or None,
     )
-    return made
+    return scheduler

@@ -1,1 +1,1 @@
-"""How the embedded base is made: practice windows, their statistics, a reader, an optimizer."""
+"""Pre-training of the embedded base model: simulated windows, their statistics, the model that learns them, Muon."""

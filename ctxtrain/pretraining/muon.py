@@ -1,9 +1,9 @@
 """Muon, an optimizer for matrices (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
 
-Comes in: weights with two axes and their gradients. Goes out: changed weights. The step is the momentum's nearest
-semi-orthogonal matrix, found by five Newton-Schulz steps with that article's coefficients, so that all directions of a
-matrix are learnt at one pace. In float32, and all matrices of one shape at once: torch's own works in bfloat16, which
-CPUs compute slowly.
+Input: weights with two axes and their gradients. Output: updated weights. The update is the nearest semi-orthogonal
+matrix of the momentum, approximated by five Newton-Schulz steps with that article's coefficients, so that all
+directions of a matrix learn at the same rate. It works in float32 and on all matrices of one shape at once; torch's
+Muon works in bfloat16, which is slow on CPUs.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Change every weight once; a closure is not supported."""
+        """Update every weight once; a closure is not supported."""
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[tuple[Parameter, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
-                average = self.state[weight].setdefault("average", torch.zeros_like(weight))
-                average.lerp_(weight.grad, 1 - group["momentum"])
-                by_shape[weight.shape].append((weight, weight.grad.lerp(average, group["momentum"])))
+                momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                momentum.lerp_(weight.grad, 1 - group["momentum"])
+                by_shape[weight.shape].append((weight, weight.grad.lerp(momentum, group["momentum"])))
             for (rows, columns), pairs in by_shape.items():
                 scale = max(1.0, rows / columns) ** 0.5
-                for (weight, _), change in zip(pairs, orthogonal(torch.stack([g for _, g in pairs])), strict=True):
+                for (weight, _), update in zip(pairs, orthogonalize(torch.stack([g for _, g in pairs])), strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(change, alpha=-group["lr"] * scale)
+                    weight.add_(update, alpha=-group["lr"] * scale)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix of each, roughly: singular values end between about 0.7 and 1.2."""
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Approximate the nearest semi-orthogonal matrix of each matrix; singular values end between about 0.7 and 1.2."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -51,5 +51,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(STEPS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    turned_back: Tensor = x.mT if tall else x
-    return turned_back
+    result: Tensor = x.mT if tall else x
+    return result

@@ -1,9 +1,9 @@
-"""What the base is asked while it is pre-trained, and how its answers are marked.
+"""Targets and losses of pre-training.
 
-Comes in: statistics of windows. Goes out: losses of a reader's guesses. Numbers are standardised and marked by the
-Huber loss, statistics that are yes or no by cross-entropy. At the event the base is also asked about random rules, each
-a conjunction of two to four statistics above or below a threshold, so that it keeps what rules are made of where a
-linear head finds it. The seed draws the rules; no label takes part.
+Input: statistics of windows. Output: losses of the model's predictions. Numbers are standardised and have a Huber loss;
+binary statistics have a cross-entropy loss. At the event there are also random rules as binary targets, each a
+conjunction of two to four statistics above or below a threshold. They make the final state represent the terms of such
+rules in a form that a linear head can read. The rules are drawn from the seed and use no labels.
 
 Legend: B windows, L bars, X bars of all windows, P statistics a bar, E at the event, R rules.
 """
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctxtrain.pretraining.practice_windows import Practice
+from ctxtrain.pretraining.practice_windows import PracticeWindows
 from ctxtrain.pretraining.statistics import BINARY
 
 RULES = 96
 RULE_CONDITIONS = (2, 4)
-FLAG_CONDITIONS, ABOVE = 0.4, 0.6  # shares of conditions on yes-or-no statistics, and of those that ask for more
+FLAG_CONDITIONS, ABOVE = 0.4, 0.6  # share of conditions on binary statistics; share of “above” conditions
 CLIP = 4.0  # standard deviations
 BAR_WEIGHT = 0.5  # of the losses at bars; those at the event have 1
 
@@ -33,7 +33,7 @@ Rule = list[tuple[int, float, int]]  # statistic, threshold, side
 
 @dataclass(frozen=True)
 class Scale:
-    """Location and spread of statistics over the first windows; which are yes or no, and which vary at all."""
+    """Mean and standard deviation of statistics over the first windows; which are binary, and which vary at all."""
 
     mean: Tensor
     spread: Tensor
@@ -53,15 +53,15 @@ class Scale:
             varies=torch.from_numpy(varies),
         )
 
-    def standardised(self, values: Tensor) -> Tensor:
+    def standardize(self, values: Tensor) -> Tensor:
         return ((values.nan_to_num() - self.mean) / self.spread).clamp(-CLIP, CLIP)
 
-    def losses(self, guesses: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss of the numbers, and of the yes-or-no statistics; unknown ones (NaN) do not count."""
-        known, wanted = ~values.isnan() & self.varies, self.standardised(values)
+    def losses(self, predictions: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss of the numbers and mean loss of the binary statistics, without unknown ones (NaN)."""
+        known, targets = ~values.isnan() & self.varies, self.standardize(values)
         numbers, flags = known & ~self.binary, known & self.binary
-        huber = F.smooth_l1_loss(guesses, wanted, reduction="none")
-        entropy = F.binary_cross_entropy_with_logits(guesses, wanted.clamp(0, 1), reduction="none")
+        huber = F.smooth_l1_loss(predictions, targets, reduction="none")
+        entropy = F.binary_cross_entropy_with_logits(predictions, targets.clamp(0, 1), reduction="none")
         return (
             (huber * numbers).sum() / numbers.sum().clamp(min=1),
             (entropy * flags).sum() / flags.sum().clamp(min=1),
@@ -69,18 +69,18 @@ class Scale:
 
 
 class Targets:
-    """Statistics at bars; those of the event bar, of the window and of the rules at the event."""
+    """Targets: at each bar, its statistics; at the event, statistics of its bar and of the window, and rules."""
 
-    def __init__(self, rng: Generator, first: Practice) -> None:
-        values, names = _at_event(first.bar_WLP, first.event_WE), [*first.bar_names, *first.event_names]
+    def __init__(self, rng: Generator, first: PracticeWindows) -> None:
+        values, names = _event_statistics(first.bar_WLP, first.event_WE), [*first.bar_names, *first.event_names]
         self.rules = _draw_rules(rng, values, names)
         self.bar_names, self.event_names = first.bar_names, [*names, *(f"{BINARY}rule_{k}" for k in range(RULES))]
-        ruled = np.concatenate([values, self._rule_values(torch.from_numpy(values)).numpy()], axis=1)
+        with_rules = np.concatenate([values, self._rule_values(torch.from_numpy(values)).numpy()], axis=1)
         self.bar_scale = Scale.fit(first.bar_WLP, self.bar_names)
-        self.event_scale = Scale.fit(ruled, self.event_names)
+        self.event_scale = Scale.fit(with_rules, self.event_names)
 
     def losses(self, bars_XP: Tensor, event_BE: Tensor, bar_BLP: Tensor, window_BE: Tensor) -> dict[str, Tensor]:
-        """Weighted losses of guesses at bars and at the event, by name; their sum is what is learnt from."""
+        """Weighted losses of the predictions at bars and at the event, by name; training minimises their sum."""
         exists_BL = ~bar_BLP[:, :, 0].isnan()
         bar_numbers, bar_flags = self.bar_scale.losses(bars_XP, bar_BLP[exists_BL])
         numbers, flags = self.event_scale.losses(event_BE, self._event_values(bar_BLP, window_BE))
@@ -91,15 +91,15 @@ class Targets:
             "event flags": flags,
         }
 
-    def explained(self, event_BE: Tensor, bar_BLP: Tensor, window_BE: Tensor) -> dict[str, float]:
-        """Share of variance that guesses at the event explain, a mean over numbers, yes-or-no statistics and rules."""
+    def explained_variance(self, event_BE: Tensor, bar_BLP: Tensor, window_BE: Tensor) -> dict[str, float]:
+        """Explained variance of the predictions at the event, averaged over numbers, binary statistics and rules."""
         values, scale = self._event_values(bar_BLP, window_BE), self.event_scale
-        known, wanted = ~values.isnan(), scale.standardised(values)
-        guesses = torch.where(scale.binary, event_BE.sigmoid(), event_BE)
+        known, targets = ~values.isnan(), scale.standardize(values)
+        predictions = torch.where(scale.binary, event_BE.sigmoid(), event_BE)
         count = known.sum(dim=0).clamp(min=1)
-        mean = (wanted * known).sum(dim=0) / count
-        spread = ((wanted - mean).square() * known).sum(dim=0) / count
-        share = 1 - ((guesses - wanted).square() * known).sum(dim=0) / count / spread.clamp(min=1e-6)
+        mean = (targets * known).sum(dim=0) / count
+        spread = ((targets - mean).square() * known).sum(dim=0) / count
+        share = 1 - ((predictions - targets).square() * known).sum(dim=0) / count / spread.clamp(min=1e-6)
         is_rule = torch.arange(len(share)) >= len(share) - RULES
         varies = spread > 0.01
         groups = {"numbers": ~scale.binary, "flags": scale.binary & ~is_rule, "rules": is_rule}
@@ -111,16 +111,16 @@ class Targets:
 
     def _rule_values(self, values: Tensor) -> Tensor:
         """1 where a rule holds, else 0, of shape (B, R); NaN where one of its statistics is unknown."""
-        columns = []
+        rule_values = []
         for rule in self.rules:
-            picked, cuts, sides = (torch.tensor(part) for part in zip(*rule, strict=True))
-            compared = values[:, picked]
-            holds = ((compared - cuts) * sides > 0).all(dim=1).float()
-            columns.append(holds.masked_fill(compared.isnan().any(dim=1), torch.nan))
-        return torch.stack(columns, dim=1)
+            columns, thresholds, sides = (torch.tensor(part) for part in zip(*rule, strict=True))
+            compared = values[:, columns]
+            holds = ((compared - thresholds) * sides > 0).all(dim=1).float()
+            rule_values.append(holds.masked_fill(compared.isnan().any(dim=1), torch.nan))
+        return torch.stack(rule_values, dim=1)
 
 
-def _at_event(bar_WLP: NDArray[np.float32], event_WE: NDArray[np.float32]) -> NDArray[np.float32]:
+def _event_statistics(bar_WLP: NDArray[np.float32], event_WE: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([bar_WLP[:, -1], event_WE], axis=1)
 
 
@@ -129,14 +129,14 @@ def _draw_rules(rng: Generator, values: NDArray[np.float32], names: list[str]) -
     rules = []
     for _ in range(RULES):
         count = int(rng.integers(*RULE_CONDITIONS, endpoint=True))
-        picked = [
+        columns = [
             int(rng.choice(flags)) if rng.random() < FLAG_CONDITIONS else int(rng.integers(len(names)))
             for _ in range(count)
         ]
-        cuts = [
+        thresholds = [
             0.5 if column in flags else float(np.nanquantile(values[:, column], rng.uniform(0.25, 0.75)))
-            for column in picked
+            for column in columns
         ]
-        sides = [1 if rng.random() < ABOVE else -1 for _ in picked]
-        rules.append(list(zip(picked, cuts, sides, strict=True)))
+        sides = [1 if rng.random() < ABOVE else -1 for _ in columns]
+        rules.append(list(zip(columns, thresholds, sides, strict=True)))
     return rules

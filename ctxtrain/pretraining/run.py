@@ -1,15 +1,15 @@
-"""Makes the embedded base, or adapts a Qwen to a user's own unlabelled windows.
+"""Pre-trains the embedded base model, or adapts a Qwen to a user's unlabelled windows.
 
-Comes in: a `PretrainConfig`. Goes out: a folder that plain transformers opens, and a dict of what was done.
+Input: a `PretrainConfig`. Output: a folder that plain transformers opens, and a dict of facts about the training.
 
-Without `base`, a small Qwen3 of random weights learns to read statistics off simulated windows: at every bar those of
-the bars so far, and at the last token, where a classifier reads, those of the whole window and
-random conjunctions of them. What is thrown away at the end are the two linear heads.
+Without `base`, a small Qwen3 with random weights learns to predict statistics of simulated windows. At every bar these
+describe the bars so far; at the last token, which a classifier pools, they describe the whole window and include random
+conjunctions of statistics. The two linear heads are discarded at the end.
 
-With `base` and `data`, that Qwen goes on with next-token prediction on the rendered windows (domain-adaptive
-pre-training, Gururangan et al. 2020, "Don't Stop Pretraining"). Labels are not read.
+With `base` and `data`, that Qwen continues next-token prediction on the rendered windows (domain-adaptive pre-training,
+Gururangan et al. 2020, "Don't Stop Pretraining"). Labels are not read.
 
-Legend: B windows of a batch, T tokens, L bars, X bars of all windows of a batch, P statistics a bar, E at the event.
+Legend: B windows of a batch, T tokens, L bars, X bars of all windows of a batch, P statistics per bar, E at the event.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from ctxtrain.config.overrides import dotted_keys, explain
+from ctxtrain.config.overrides import describe_error, dotted_keys
 from ctxtrain.config.schema import SECTIONS, Section
 from ctxtrain.config.strict_yaml import load_yaml
-from ctxtrain.config.value_types import Place, Rate
+from ctxtrain.config.value_types import LearningRate, PathText
 from ctxtrain.data.batches import Tokens, collate, tokenise
 from ctxtrain.data.codec import fit_codec
 from ctxtrain.data.window_file import load_windows
-from ctxtrain.errors import ConfigError, shown
-from ctxtrain.limits import MOST_STEPS, MOST_TOKENS
-from ctxtrain.memory import needed_for
+from ctxtrain.errors import ConfigError, short_repr
+from ctxtrain.limits import MAX_STEPS, MAX_TEXT_TOKENS
+from ctxtrain.memory import annotate_memory_errors
 from ctxtrain.model.base import language_config
 from ctxtrain.model.embedded import MAX_TOKENS, base_config, build_tokenizer
 from ctxtrain.model.tokenizer import load_tokenizer, open_base, quiet_transformers
 from ctxtrain.pretraining.muon import Muon
 from ctxtrain.pretraining.objectives import Targets
 from ctxtrain.pretraining.practice_windows import practice_windows
-from ctxtrain.pretraining.reader import Reader
+from ctxtrain.pretraining.statistics_model import StatisticsModel
 from ctxtrain.progress import Reporter
 from ctxtrain.runtime import Purpose, generator, seed_torch
-from ctxtrain.storage.atomic_files import make_folder, new_content, write_json
-from ctxtrain.storage.ownership import refuse_taken
+from ctxtrain.storage.atomic_files import fill_empty_folder, make_folder, write_json
+from ctxtrain.storage.ownership import require_empty_output_dir
 
-CHUNK = 512  # windows simulated at a time; batches are of windows of like length from one chunk
-FIRST_CHUNK = 2**31  # places in the stream of chunks that training never reaches
-DECAY_SHARE = 0.6  # of the steps, at the end, over which the learning rates fall to 0
-HELD_OUT_SHARE = 0.05  # of a user's windows, to measure what adaptation did
-LINES = 20  # told to the user over a run
-LESS = "Set a smaller batch_size, architecture or max_tokens, and run again"
+CHUNK = 512  # windows simulated at a time; a batch has windows of similar length from one chunk
+HELD_OUT_CHUNK = 2**31  # first chunk number that training never reaches
+DECAY_SHARE = 0.6  # of the steps; the learning rates decay to 0 over these last steps
+HELD_OUT_SHARE = 0.05  # of the user's windows, to measure the effect of adaptation
+LOG_LINES = 20  # number of progress lines in a run
+MEMORY_REMEDY = "Set a smaller batch_size, architecture or max_tokens, and run again"
 
 
 class Architecture(Section):
@@ -71,111 +71,111 @@ class Architecture(Section):
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.heads % self.kv_heads or self.head_dim % 2:
-            found = f"heads {self.heads}, kv_heads {self.kv_heads}, head_dim {self.head_dim}"
-            raise ValueError(f"kv_heads must divide heads, and head_dim must be even for the rotation, got {found}")
+            values = f"heads {self.heads}, kv_heads {self.kv_heads}, head_dim {self.head_dim}"
+            raise ValueError(f"kv_heads must divide heads, and head_dim must be even for RoPE, got {values}")
         return self
 
 
 class PretrainConfig(Section):
-    """What to make and how long to train it."""
+    """Config of pre-training: what to train, on what, and for how long."""
 
-    output_dir: Place = Field(description="Folder of the new base; it must be new or empty.")
+    output_dir: PathText = Field(description="Folder of the new base; it must be new or empty.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, windows and order.")
-    steps: int = Field(2000, ge=0, le=MOST_STEPS, description="Optimizer steps; 0 writes the base as it starts.")
+    steps: int = Field(2000, ge=0, le=MAX_STEPS, description="Optimizer steps; 0 writes the base as it starts.")
     batch_size: int = Field(24, ge=1, le=CHUNK, description="Windows of a step.")
-    learning_rate: Rate | None = Field(
+    learning_rate: LearningRate | None = Field(
         None,
         description="Peak rate of AdamW; null is 2e-3 for a new base and 5e-5 for one that is adapted.",
     )
-    matrix_learning_rate: Rate = Field(0.02, description="Peak rate of Muon, for the layers of a new base.")
-    warmup_steps: int = Field(100, ge=0, le=MOST_STEPS, description="Steps of linear warm-up.")
+    matrix_learning_rate: LearningRate = Field(0.02, description="Peak rate of Muon, for the layers of a new base.")
+    warmup_steps: int = Field(100, ge=0, le=MAX_STEPS, description="Steps of linear warm-up.")
     architecture: Architecture = Field(Architecture(), description="Sizes of a new base.")
-    base: Place | None = Field(None, description="Folder or hub id of a Qwen to adapt; null makes a new one.")
-    data: list[Place] = Field([], description="Files of windows that `base` is adapted to; labels are not read.")
+    base: PathText | None = Field(None, description="Folder or hub id of a Qwen to adapt; null makes a new one.")
+    data: list[PathText] = Field([], description="Files of windows that `base` is adapted to; labels are not read.")
     max_tokens: int = Field(
-        MAX_TOKENS, ge=8, le=MOST_TOKENS, description="Longest text in adaptation; older tokens are cut off."
+        MAX_TOKENS, ge=8, le=MAX_TEXT_TOKENS, description="Longest text in adaptation; older tokens are cut off."
     )
 
     @model_validator(mode="after")
     def _base_needs_data(self) -> Self:
         if (self.base is None) != (not self.data):
-            found = f"got base {shown(self.base)} and data {shown(self.data)}"
-            raise ValueError(f"base and data, the windows that base is adapted to, must be given together, {found}")
+            values = f"got base {short_repr(self.base)} and data {short_repr(self.data)}"
+            raise ValueError(f"base and data, the windows that base is adapted to, must be given together, {values}")
         return self
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file. Raises ConfigError with every fault."""
+        """Load a YAML file. Raises ConfigError with every fault."""
         tree = load_yaml(path)
-        of_train = [name for name in SECTIONS if isinstance(tree, dict) and isinstance(tree.get(name), dict)]
-        if not isinstance(tree, dict) or of_train:
-            found = f"sections of train: {', '.join(of_train)}" if of_train else shown(tree)
-            raise ConfigError(f"{path}: must hold keys of pretrain, got {found}. configs/pretrain.yaml is one.")
+        train_sections = [name for name in SECTIONS if isinstance(tree, dict) and isinstance(tree.get(name), dict)]
+        if not isinstance(tree, dict) or train_sections:
+            value = f"sections of train: {', '.join(train_sections)}" if train_sections else short_repr(tree)
+            raise ConfigError(f"{path}: must hold keys of pretrain, got {value}. See configs/pretrain.yaml.")
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise ConfigError([_explain(detail) for detail in error.errors(include_url=False)]) from None
+            raise ConfigError([_describe_fault(detail) for detail in error.errors(include_url=False)]) from None
 
 
-def _explain(detail: ErrorDetails) -> str:
+def _describe_fault(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"{'.'.join(map(str, detail['loc']))} is required. Set it in the config."
-    if detail["type"] == "value_error":  # of several keys together: it names them and what they are
+    if detail["type"] == "value_error":  # from a validator of several keys; its message names keys and values
         return f"{detail['msg'].removeprefix('Value error, ')}."
-    return explain(detail, dotted_keys(PretrainConfig), listed_in="docs/config.md")
+    return describe_error(detail, dotted_keys(PretrainConfig), listed_in="docs/config.md")
 
 
 def pretrain(config: PretrainConfig, reporter: Reporter) -> dict[str, Any]:
-    """Write a base into `output_dir` with `pretrain.json`, the facts that are returned."""
+    """Write a base model and `pretrain.json` into `output_dir`; return the facts in that file."""
     start, folder = time.monotonic(), Path(config.output_dir)
-    refuse_taken(folder, config.base or "")
+    require_empty_output_dir(folder, config.base or "")
     make_folder(folder)
     with (
-        needed_for(f"while pre-training with batches of {config.batch_size} windows", LESS),
-        new_content(folder) as scratch,
+        annotate_memory_errors(f"while pre-training with batches of {config.batch_size} windows", MEMORY_REMEDY),
+        fill_empty_folder(folder) as scratch,
     ):
-        facts = _adapt(config, reporter, scratch) if config.base else _make(config, reporter, scratch)
+        facts = _adapt_base(config, reporter, scratch) if config.base else _train_new_base(config, reporter, scratch)
         facts = {"config": config.model_dump(mode="json"), **facts, "seconds": round(time.monotonic() - start)}
         write_json(scratch / "pretrain.json", facts)
     return facts
 
 
-def _make(config: PretrainConfig, reporter: Reporter, folder: Path) -> dict[str, Any]:
+def _train_new_base(config: PretrainConfig, reporter: Reporter, folder: Path) -> dict[str, Any]:
     tokenizer = build_tokenizer()
     seed_torch(config.seed, Purpose.HEAD)
-    first = practice_windows(generator(config.seed, Purpose.SAMPLING, FIRST_CHUNK), 2 * CHUNK)
-    targets = Targets(generator(config.seed, Purpose.SAMPLING, FIRST_CHUNK + 1), first)
+    first = practice_windows(generator(config.seed, Purpose.SAMPLING, HELD_OUT_CHUNK), 2 * CHUNK)
+    targets = Targets(generator(config.seed, Purpose.SAMPLING, HELD_OUT_CHUNK + 1), first)
     sizes = base_config(tokenizer, **config.architecture.model_dump())
-    reader = Reader(tokenizer, sizes, len(targets.bar_names), len(targets.event_names))
+    model = StatisticsModel(tokenizer, sizes, len(targets.bar_names), len(targets.event_names))
     optimizers = [
-        AdamW(reader.others(), lr=config.learning_rate or 2e-3, betas=(0.9, 0.98), weight_decay=0.0),
-        Muon(reader.matrices(), config.matrix_learning_rate),
+        AdamW(model.other_parameters(), lr=config.learning_rate or 2e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        Muon(model.layer_matrices(), config.matrix_learning_rate),
     ]
     windows = tokens = 0
     batches = _practice_batches(config, tokenizer)
-    with reporter.rows("pre-training", config.steps) as advance:
+    with reporter.track_rows("pre-training", config.steps) as advance:
         for step in range(config.steps):
             batch, bar_BLP, event_BE = next(batches)
             _set_rates(optimizers, step, config)
             lengths_B = batch["attention_mask"].sum(dim=1)
-            bar_guesses, event_guesses = reader(batch["input_ids"], lengths_B)
-            losses = targets.losses(bar_guesses, event_guesses, bar_BLP, event_BE)
+            bar_predictions, event_predictions = model(batch["input_ids"], lengths_B)
+            losses = targets.losses(bar_predictions, event_predictions, bar_BLP, event_BE)
             sum(losses.values(), torch.zeros(())).backward()
-            clip_grad_norm_(reader.others(), 1.0)
+            clip_grad_norm_(model.other_parameters(), 1.0)
             _step(optimizers)
             windows, tokens = windows + len(lengths_B), tokens + int(lengths_B.sum())
             advance(1)
-            _tell(reporter, step, config.steps, {name: float(loss.detach()) for name, loss in losses.items()})
-    skill = _skill(config, reader, targets, tokenizer)
-    _save_half(reader, tokenizer, folder)
-    parameters = sum(weight.numel() for weight in reader.qwen.parameters())
+            _report_losses(reporter, step, config.steps, {name: float(loss.detach()) for name, loss in losses.items()})
+    skill = _held_out_skill(config, model, targets, tokenizer)
+    _save_float16(model, tokenizer, folder)
+    parameters = sum(weight.numel() for weight in model.qwen.parameters())
     return {"parameters": parameters, "windows": windows, "tokens": tokens, "held_out_skill": skill}
 
 
 def _practice_batches(
     config: PretrainConfig, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-    """Batches without end, each with its statistics; chunk number n depends on the seed and n alone."""
+    """Endless batches with their statistics. Chunk number n depends only on the seed and n."""
     chunk = 0
     while True:
         rng = generator(config.seed, Purpose.SAMPLING, chunk)
@@ -194,33 +194,33 @@ def _practice_batches(
 
 
 @torch.no_grad()
-def _skill(
-    config: PretrainConfig, reader: Reader, targets: Targets, tokenizer: PreTrainedTokenizerFast
+def _held_out_skill(
+    config: PretrainConfig, model: StatisticsModel, targets: Targets, tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, float]:
-    """Share of the variance of the statistics at the event that is explained, on windows never trained on."""
-    practice = practice_windows(generator(config.seed, Purpose.SAMPLING, FIRST_CHUNK + 2), CHUNK)
+    """Explained variance of the statistics at the event, on windows that training never sees."""
+    practice = practice_windows(generator(config.seed, Purpose.SAMPLING, HELD_OUT_CHUNK + 2), CHUNK)
     tokens = tokenise(practice.texts, tokenizer, MAX_TOKENS)
-    guesses = []
+    predictions = []
     for start in range(0, CHUNK, 32):
         batch = collate(tokens, np.arange(start, start + 32))
-        guesses.append(reader(batch["input_ids"], batch["attention_mask"].sum(dim=1))[1])
-    return targets.explained(
-        torch.cat(guesses), torch.from_numpy(practice.bar_WLP), torch.from_numpy(practice.event_WE)
+        predictions.append(model(batch["input_ids"], batch["attention_mask"].sum(dim=1))[1])
+    return targets.explained_variance(
+        torch.cat(predictions), torch.from_numpy(practice.bar_WLP), torch.from_numpy(practice.event_WE)
     )
 
 
-def _save_half(reader: Reader, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Weights in float16 to save space; the config says float32, so that transformers computes in that."""
-    model = reader.plain()
+def _save_float16(model: StatisticsModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save weights in float16 for size, with float32 in the config so that transformers computes in float32."""
+    qwen = model.to_qwen()
     with quiet_transformers():
-        model.half().save_pretrained(folder)
-        model.config.dtype = torch.float32
-        model.config.save_pretrained(folder)
+        qwen.half().save_pretrained(folder)
+        qwen.config.dtype = torch.float32
+        qwen.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
 
 
-def _adapt(config: PretrainConfig, reporter: Reporter, folder: Path) -> dict[str, Any]:
+def _adapt_base(config: PretrainConfig, reporter: Reporter, folder: Path) -> dict[str, Any]:
     assert config.base is not None
     windows = [window for path in config.data for window in load_windows(path, labelled=False)]
     source = open_base(config.base).folder
@@ -240,9 +240,9 @@ def _adapt(config: PretrainConfig, reporter: Reporter, folder: Path) -> dict[str
     held_out, rows = np.split(shuffled, [max(1, round(HELD_OUT_SHARE * len(tokens)))])
     if not len(rows):
         raise ConfigError(f"data must hold at least two windows, got {len(tokens)}.")
-    before, seen = _mean_loss(model, tokens, held_out, config.batch_size), 0
+    loss_before, trained_tokens = _mean_loss(model, tokens, held_out, config.batch_size), 0
     model.train()
-    with reporter.rows("adapting", config.steps) as advance:
+    with reporter.track_rows("adapting", config.steps) as advance:
         for step in range(config.steps):
             rng = generator(config.seed, Purpose.SAMPLING, step)
             batch = collate(tokens, rng.choice(rows, min(config.batch_size, len(rows)), replace=False))
@@ -251,10 +251,10 @@ def _adapt(config: PretrainConfig, reporter: Reporter, folder: Path) -> dict[str
             loss.backward()
             clip_grad_norm_(model.parameters(), 1.0)
             _step([optimizer])
-            seen += int(batch["attention_mask"].sum())
+            trained_tokens += int(batch["attention_mask"].sum())
             advance(1)
-            _tell(reporter, step, config.steps, {"next token": float(loss.detach())})
-    after = _mean_loss(model, tokens, held_out, config.batch_size)
+            _report_losses(reporter, step, config.steps, {"next token": float(loss.detach())})
+    loss_after = _mean_loss(model, tokens, held_out, config.batch_size)
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -262,8 +262,8 @@ def _adapt(config: PretrainConfig, reporter: Reporter, folder: Path) -> dict[str
     return {
         "parameters": parameters,
         "windows": len(windows),
-        "tokens": seen,
-        "held_out_loss": {"before": before, "after": after},
+        "tokens": trained_tokens,
+        "held_out_loss": {"before": loss_before, "after": loss_after},
     }
 
 
@@ -299,7 +299,7 @@ def _step(optimizers: list[Optimizer]) -> None:
         optimizer.zero_grad()
 
 
-def _tell(reporter: Reporter, step: int, steps: int, losses: dict[str, float]) -> None:
-    if (step + 1) % max(1, steps // LINES) == 0:
-        shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-        reporter.say(f"step {step + 1:,}/{steps:,}  loss: {shown}")
+def _report_losses(reporter: Reporter, step: int, steps: int, losses: dict[str, float]) -> None:
+    if (step + 1) % max(1, steps // LOG_LINES) == 0:
+        text = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        reporter.say(f"step {step + 1:,}/{steps:,}  loss: {text}")

@@ -103,7 +103,7 @@ def lines(
 ) -> Spec:
     """Curves over epochs; `rows` have epoch (may be a fraction), series, value and `dot`: drawn as a point too.
 
-    The chosen epoch is an upright line, a wanted `level` a dashed one.
+    The chosen epoch is a vertical line, the target `level` a dashed horizontal one.
     """
     domain = list(colors)
     rows = sorted(rows, key=lambda row: domain.index(row["series"]))  # later series are drawn over earlier ones
@@ -144,18 +144,18 @@ def lines(
 
 
 def confusion(cells: Rows, labels: Sequence[str]) -> Spec:
-    """A square per label and call; `cells` have label, called, rows and share (of the label), which shades it."""
+    """A square per label and prediction; `cells` have label, called, rows, and the share of the label as shade."""
     base = _chart(cells).encode(
         x=alt.X(
             "called:N",
             sort=labels,
-            title="called",
+            title="predicted",
             axis=alt.Axis(orient="top", labelAngle=0, domain=False, ticks=False),
         ),
         y=alt.Y("label:N", sort=labels, title="label", axis=alt.Axis(domain=False, ticks=False)),
         tooltip=_tips(
             ("label", "label", ""),
-            ("called", "called", ""),
+            ("called", "predicted", ""),
             ("rows", "windows", ","),
             ("share", "share of label", ".1%"),
         ),
@@ -172,14 +172,15 @@ def confusion(cells: Rows, labels: Sequence[str]) -> Spec:
 
 
 def reliability(rows: Rows, colors: Mapping[str, str]) -> Spec:
-    """Accuracy over confidence with the diagonal of perfect honesty; `rows` have series, confidence, accuracy, rows.
+    """Accuracy over confidence, with the diagonal of perfect calibration.
 
-    Points are not joined: neighbours jump up and down by chance, and where confidence hardly varies, above each other.
+    `rows` have series, confidence, accuracy and rows.
+    Points are not joined by a line, because adjacent ones jump up and down by chance.
     """
     ends = _chart([{"confidence": end, "accuracy": end} for end in LIKELIEST])
     whole, domain = alt.Scale(domain=LIKELIEST), list(colors)
     x = alt.X("confidence:Q", title="confidence", scale=whole, axis=alt.Axis(format="%", grid=False))
-    y = alt.Y("accuracy:Q", title="called right", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
+    y = alt.Y("accuracy:Q", title="predicted right", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
     base = _chart(rows).encode(
         x=x,
         y=y,
@@ -220,9 +221,9 @@ def histogram(rows: Rows, colors: Mapping[str, str]) -> Spec:
 
 
 def risk(rows: Rows) -> Spec:
-    """Errors among the windows answered over the share answered; `rows` have coverage, risk and confidence."""
+    """Errors among the predictions kept over the share kept; `rows` have coverage, risk and confidence."""
     tips = _tips(
-        ("coverage", "windows answered", ".0%"),
+        ("coverage", "predictions kept", ".0%"),
         ("risk", "wrong among them", ".1%"),
         ("confidence", "confidence at least", ".1%"),
     )
@@ -232,7 +233,7 @@ def risk(rows: Rows) -> Spec:
         .encode(
             x=alt.X(
                 "coverage:Q",
-                title="windows answered",
+                title="predictions kept",
                 scale=alt.Scale(domain=[0, 1]),
                 axis=alt.Axis(format="%", grid=False),
             ),
@@ -265,9 +266,9 @@ def balance(rows: Rows, colors: Mapping[str, str]) -> Spec:
 
 
 def candles(bars: Rows) -> Spec:
-    """Candlesticks; `bars` have bar (0 is the event, those before it count down), open, high, low, close, volume, move.
+    """Candlesticks; `bars` have bar (0 is the event, earlier ones are negative), open, high, low, close, volume, move.
 
-    A body is orange where the close is below the open, else blue; the event stands in a shaded column.
+    A body is orange where the close is below the open, else blue; the column of the event is shaded.
     """
     places = [bar["bar"] for bar in bars]
     ticks = [place for place in places if place % 10 == 0]
@@ -304,6 +305,6 @@ def _tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
 
 
 def _spec(chart: alt.Chart | alt.LayerChart, height: int) -> Spec:
-    """As wide as its place on the page."""
+    """The specification, as wide as its container on the page."""
     spec: Spec = chart.properties(width="container", height=height).to_dict(validate=schemapi.DEBUG_MODE)
     return spec

@@ -1,7 +1,7 @@
-"""`report.html`: one self-contained page that says how the run went, for a trader and for an engineer.
+"""`report.html`: one self-contained page about a run, for a trader and for an engineer.
 
-Comes in: a run folder, its summary, metrics and config. Goes out: a file that asks the network for nothing, filled from
-`report.html.j2`, `report.css` and `report.js`. Its policy names its script by the hash: no other can run.
+Comes in: a run folder, its summary, metrics and config. Goes out: a file that loads nothing from the network, filled
+from `report.html.j2`, `report.css` and `report.js`. Its content security policy allows one script, by its hash.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 
 from ctxtrain.data.codec import PULSES
-from ctxtrain.data.leakage import not_found
-from ctxtrain.labels import LABELS, SIMULATED
+from ctxtrain.data.leakage import kinds_not_found
+from ctxtrain.labels import LABELS, SIMULATED_SUFFIX
 from ctxtrain.reporting.summary_schema import Data, Summary
-from ctxtrain.reporting.verdict import baselines_said, doubts_said, headline, readable, warnings
+from ctxtrain.reporting.verdict import advice, headline, omissions, readable, warnings
 from ctxtrain.storage.atomic_files import write_bytes
 from ctxtrain.storage.run_folder import RunFolder, private_files
 
 
 def write_report(folder: RunFolder, summary: Summary, say: Callable[[str], None] = lambda _note: None) -> None:
-    """Write the page of a finished run; all values are escaped. `say` is told if steps are missing from its curves."""
+    """Write the page of a finished run, with all values escaped.
+
+    `say` receives a note if `metrics.jsonl` lacks optimizer steps, so that the curves lack them too.
+    """
     from altair.utils.schemapi import debug_mode  # the plotting library takes a second, and only this needs it
 
     from ctxtrain.reporting import charts, figures
 
-    with debug_mode(False):  # tests hold each part of a chart to the schema of Vega-Lite, which is half of the work
+    with debug_mode(False):  # the schema check of each chart takes half of the time, and the tests do it
         lines = folder.metrics.read()
-        shown = figures.all_figures(summary, lines)
+        drawn = figures.all_figures(summary, lines)
         mistakes = [(mistake, figures.candles(mistake)) for mistake in summary.mistakes]
-    specs = {name: figure.spec for name, figure in shown.items()}
+    specs = {name: figure.spec for name, figure in drawn.items()}
     specs |= {f"mistake-{number}": figure.spec for number, (_, figure) in enumerate(mistakes, 1) if figure}
     script = charts.script(_text("report.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -41,10 +44,10 @@ def write_report(folder: RunFolder, summary: Summary, say: Callable[[str], None]
         summary=summary,
         scores=summary.judged,
         headline=headline(summary),
-        baselines_said=baselines_said(summary),
-        baselines_in_brief=baselines_said(summary, brief=True),
-        doubts_said=doubts_said(summary),
-        figures=shown,
+        advice=advice(summary),
+        brief_advice=advice(summary, brief=True),
+        omissions=omissions(summary),
+        figures=drawn,
         mistakes=mistakes,
         calibrated=figures.calibrated,
         pulses=PULSES,
@@ -52,9 +55,9 @@ def write_report(folder: RunFolder, summary: Summary, say: Callable[[str], None]
         extent_rows=_extent_rows(summary.data),
         drift_rows=_drift_rows(summary.data),
         warnings=warnings(summary.data.leaked, summary.unfinished),
-        looked_for=not_found({leak.kind for leak in summary.data.leaks}, summary.data.unchecked),
+        not_found=kinds_not_found({leak.kind for leak in summary.data.leaks}, summary.data.unchecked),
         simulated=_simulated(summary.data),
-        commonest=max(LABELS, key=lambda label: summary.data.classes["train"][label]),
+        most_common=max(LABELS, key=lambda label: summary.data.classes["train"][label]),
         charts={"config": charts.CONFIG, "specs": specs},
         script=script,
         script_hash=_hash(script),
@@ -65,13 +68,13 @@ def write_report(folder: RunFolder, summary: Summary, say: Callable[[str], None]
     with private_files():
         write_bytes(folder.report, page.encode())
     last = summary.epochs[-1].step
-    lost = last - len({line["step"] for line in lines if line["kind"] != "epoch" and line["step"] <= last})
-    if lost:
-        say(f"note: {folder.metrics.path} lacks {lost:,} of {last:,} optimizer steps; the curves are without them")
+    missing = last - len({line["step"] for line in lines if line["kind"] != "epoch" and line["step"] <= last})
+    if missing:
+        say(f"note: {folder.metrics.path} lacks {missing:,} of {last:,} optimizer steps, and so do the curves")
 
 
 def _data_rows(data: Data) -> list[list[str]]:
-    """A row a file: its windows, in all and by class."""
+    """One row per file: its windows, in total and by class."""
     return [
         [name, *(f"{count:,}" for count in (rows, *(data.classes[name][label] for label in LABELS)))]
         for name, rows in data.rows.by_file().items()
@@ -79,24 +82,24 @@ def _data_rows(data: Data) -> list[list[str]]:
 
 
 def _extent_rows(data: Data) -> list[list[str]]:
-    """A row a file: its symbols, first and last event."""
+    """One row per file: its symbols, first and last event."""
     return [
-        [name, ", ".join(found.symbols) or "not said"]
+        [name, ", ".join(extent.symbols) or "unknown"]
         + [
-            (moment or "not said").replace("T", " ").replace("+00:00", "")
-            for moment in (found.first_event, found.last_event)
+            (moment or "unknown").replace("T", " ").replace("+00:00", "")
+            for moment in (extent.first_event, extent.last_event)
         ]
-        for name, found in data.extent.items()
+        for name, extent in data.extent.items()
     ]
 
 
 def _simulated(data: Data) -> bool:
-    symbols = {symbol for found in data.extent.values() for symbol in found.symbols}
-    return bool(symbols) and all(symbol.endswith(SIMULATED) for symbol in symbols)
+    symbols = {symbol for extent in data.extent.values() for symbol in extent.symbols}
+    return bool(symbols) and all(symbol.endswith(SIMULATED_SUFFIX) for symbol in symbols)
 
 
 def _drift_rows(data: Data) -> list[list[str]]:
-    """A row for each of the ten numbers that moved most from train to val."""
+    """A row for each of the ten features that drift most from train to val."""
     return [
         [entry.feature, f"{entry.psi:.2f}", f"{entry.chance:.2f}", "yes" if entry.shifted else "no"]
         for entry in data.drift[:10]

@@ -1,4 +1,4 @@
-"""The schema of `runs.json`: several runs of one config as the table and the verdict of several runs read them."""
+"""The schema of `runs.json`: several runs of one config, with their spread and pooled scores."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, creat
 
 from ctxtrain.evaluation.metrics import METRICS
 from ctxtrain.reporting.summary_schema import Baselines, BlockIntervals, RowCounts, Target
-from ctxtrain.storage.metrics_log import Measured, Scores, Share, overall
-from ctxtrain.storage.validated import Part
+from ctxtrain.storage.metrics_log import MetricValues, Scores, Share, metric_schema
+from ctxtrain.storage.validated import StoredModel
 
 RUNS_VERSION: Literal[1] = 1
-OF_EACH_RUN = [metric for metric in METRICS if {"runs", "spread"} & {*metric.shown}]
+OF_EACH_RUN = [metric for metric in METRICS if {"runs", "spread"} & {*metric.views}]
 
 
-class Spread(Part):
+class Spread(StoredModel):
     mean: float
     deviation: NonNegativeFloat
     lowest: float
     highest: float
 
 
-class SpreadOfMetrics(Part):
+class SpreadOfMetrics(StoredModel):
     lead: Spread
 
     def value(self, metric: str) -> Spread:
-        """That of a metric, by its name in the registry."""
-        found: Spread = getattr(self, metric)
-        return found
+        """The spread of a metric, by its name in the registry."""
+        spread: Spread = getattr(self, metric)
+        return spread
 
 
 if TYPE_CHECKING:
-    MetricsOfRun = Measured  # mypy does not take a class that is made
+    MetricsOfRun = MetricValues  # mypy does not take a class that is made
     Spreads = SpreadOfMetrics
 else:
-    MetricsOfRun = overall(OF_EACH_RUN)
+    MetricsOfRun = metric_schema(OF_EACH_RUN)
     of_metrics = {metric.name: (Spread, ...) for metric in OF_EACH_RUN}
     Spreads = create_model("Spreads", __base__=SpreadOfMetrics, **of_metrics)
 
 
-class BaselineOfRun(Part):
+class BaselineOfRun(StoredModel):
     macro_f1: Share
     validation_macro_f1: Share
 
@@ -70,7 +70,7 @@ class PooledBaselines(Baselines):
     means: dict[str, MeanBaseline]
 
 
-class Runs(Part):
+class Runs(StoredModel):
     """`version` rises when a key changes its meaning."""
 
     runs: Annotated[list[Run], Field(min_length=1)]

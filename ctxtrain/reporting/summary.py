@@ -1,14 +1,14 @@
-"""`training_summary.json`: what was trained on what, what came out, and whether the targets are met."""
+"""Build `training_summary.json`: model, data, epochs, scores, targets, checks and the verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ctxtrain.export.package import Exported
+from ctxtrain.export.package import ExportResult
 from ctxtrain.reporting.summary_schema import SUMMARY_VERSION, Summary
 from ctxtrain.reporting.verdict import leak_mark, leak_suffix, verdict
-from ctxtrain.storage.atomic_files import files_below, sha256_file
+from ctxtrain.storage.atomic_files import list_files, sha256_file
 from ctxtrain.storage.run_folder import RunFolder
 
 
@@ -20,15 +20,15 @@ def make_summary(
     best_epoch: int,
     unfinished: str | None,
     skipped: int,
-    exported: Exported,
+    exported: ExportResult,
     environment: Mapping[str, Any],
     folder: RunFolder,
 ) -> Summary:
-    """Everything a reader needs to believe or doubt the run, the verdict in words first."""
+    """The validated summary of a run, with the verdict in words as its first key."""
     test, assessment = exported.test, exported.assessment
     leaked = data["leaked"]
     mark = leak_mark(leaked)
-    found = {
+    values = {
         "model": dict(model),
         "data": dict(data),
         "epochs": [dict(epoch) | mark for epoch in epochs],
@@ -53,9 +53,9 @@ def make_summary(
             for path in (
                 folder.best_model,
                 folder.zip,
-                *(folder.export / name for name in files_below(folder.export)),
+                *(folder.export / name for name in list_files(folder.export)),
             )
         },
     }
-    summary = Summary.model_validate({"verdict": "", "version": SUMMARY_VERSION, **found})
+    summary = Summary.model_validate({"verdict": "", "version": SUMMARY_VERSION, **values})
     return summary.model_copy(update={"verdict": verdict(summary)})

@@ -1,7 +1,7 @@
-"""The schema of `training_summary.json`: the run summary as the report, the tables and the trackers read it.
+"""The schema of `training_summary.json`, which the report, the tables and the trackers read.
 
-A summary may hold more than stands here. What stands here must be there and of its type, so that a file that was cut,
-edited or made by another version is named with its key and not met half-way through a page.
+A summary may have more keys. Those below are required and typed, so that a file that was cut, edited or written by
+another version is refused with the name of the key.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ctxtrain.evaluation.comparison import Finding
-from ctxtrain.evaluation.metrics import METRICS, shown
+from ctxtrain.evaluation.metrics import METRICS, metrics_for
 from ctxtrain.evaluation.worst_errors import COLUMNS, Column
 from ctxtrain.labels import Label
-from ctxtrain.storage.metrics_log import EpochRecord, Measured, Scores, Share, overall
-from ctxtrain.storage.validated import Part
+from ctxtrain.storage.metrics_log import EpochRecord, MetricValues, Scores, Share, metric_schema
+from ctxtrain.storage.validated import StoredModel
 
 SUMMARY_VERSION: Literal[1] = 1
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -23,7 +23,7 @@ Counts = Annotated[dict[Label, NonNegativeInt], Field(min_length=3, max_length=3
 Floats = Annotated[dict[Label, float], Field(min_length=3, max_length=3)]
 
 
-class Model(Part):
+class Model(StoredModel):
     base: str
     revision: str | None
     family: str
@@ -33,13 +33,13 @@ class Model(Part):
     trainable_share: Share
 
 
-class Extent(Part):
+class Extent(StoredModel):
     symbols: list[str]
     first_event: str | None
     last_event: str | None
 
 
-class Leak(Part):
+class Leak(StoredModel):
     kind: str
     files: list[str]
     count: NonNegativeInt
@@ -48,14 +48,14 @@ class Leak(Part):
     remedy: str
 
 
-class Drift(Part):
+class Drift(StoredModel):
     feature: str
     psi: float
     chance: float
     shifted: bool
 
 
-class RowCounts(Part):
+class RowCounts(StoredModel):
     __pydantic_extra__: dict[str, PositiveInt]  # other files, as test
 
     train: PositiveInt
@@ -65,7 +65,7 @@ class RowCounts(Part):
         return dict(self)
 
 
-class Data(Part):
+class Data(StoredModel):
     rows: RowCounts
     purged: dict[str, NonNegativeInt]
     sha256: dict[str, str]
@@ -96,7 +96,7 @@ class Best(Scores):
     epoch: PositiveInt
 
 
-class Target(Part):
+class Target(StoredModel):
     metric: str
     target: float
     value: float
@@ -106,20 +106,20 @@ class Target(Part):
     verdict: str
 
 
-class ClassIntervals(Part):
+class ClassIntervals(StoredModel):
     precision: Interval | None
     recall: Interval | None
     f1: Interval | None
 
 
-class ScoreIntervals(Part):
-    accuracy: Interval
-    macro_f1: Interval
+class ScoreIntervals(StoredModel):
+    accuracy: Interval | None
+    macro_f1: Interval | None
     ece: Interval | None
     per_class: Annotated[dict[Label, ClassIntervals], Field(min_length=3, max_length=3)]
 
 
-class BlockIntervals(Part):
+class BlockIntervals(StoredModel):
     blocks: PositiveInt
     block: str
     doubt: str | None
@@ -131,25 +131,25 @@ class Intervals(BlockIntervals):
 
 
 if TYPE_CHECKING:
-    BesideBaselines = Measured  # mypy does not take a class that is made
-    Probabilistic = Measured
+    BesideBaselines = MetricValues  # mypy does not take a class that is made
+    Probabilistic = MetricValues
 else:
-    BesideBaselines = overall(shown("baselines"))
-    Probabilistic = overall(metric for metric in METRICS if not metric.of_calls)
+    BesideBaselines = metric_schema(metrics_for("baselines"))
+    Probabilistic = metric_schema(metric for metric in METRICS if not metric.depends_only_on_predictions)
 
 
-class Lead(Part):
+class Lead(StoredModel):
     value: float
-    interval: Interval
+    interval: Interval | None
 
 
 class LeadOverChance(Lead):
-    """Where the leader was chosen from several by the judged rows, `looks` is their number and the interval wider."""
+    """`looks` is the number of models that the leader was chosen from on the same rows; the interval allows for it."""
 
     looks: PositiveInt
 
 
-class Leads(Part):
+class Leads(StoredModel):
     macro_f1: Lead
 
 
@@ -159,7 +159,7 @@ class Baseline(BesideBaselines):
     over_chance: LeadOverChance | None
 
 
-class Baselines(Part):
+class Baselines(StoredModel):
     scores: Annotated[dict[str, Baseline], Field(min_length=1)]
     left_out: dict[str, str]
     best: str
@@ -174,18 +174,18 @@ class Baselines(Part):
         return self
 
 
-class Bin(Part):
+class Bin(StoredModel):
     confidence: Share
     accuracy: Share
     rows: PositiveInt
 
 
-class Tables(Part):
+class Tables(StoredModel):
     before: list[Bin]
     after: list[Bin]
 
 
-class Calibrated(Part):
+class Calibrated(StoredModel):
     method: Literal["temperature"]
     temperature: PositiveFloat
     reason: str | None
@@ -195,25 +195,25 @@ class Calibrated(Part):
     reliability: Tables
 
 
-class Uncalibrated(Part):
+class Uncalibrated(StoredModel):
     method: Literal["none"]
     temperature: PositiveFloat
 
 
-class Called(Part):
+class Called(StoredModel):
     low: float = Field(alias="from")
     high: float = Field(alias="to")
     right: NonNegativeInt
     wrong: NonNegativeInt
 
 
-class Point(Part):
+class Point(StoredModel):
     coverage: Share
     risk: Share
     confidence: Share
 
 
-class Threshold(Part):
+class Threshold(StoredModel):
     wanted_precision: float
     min_confidence: float | None
     precision: float | None
@@ -221,14 +221,14 @@ class Threshold(Part):
     calls: NonNegativeInt
 
 
-class Selective(Part):
+class Selective(StoredModel):
     aurc: float
     curve: list[Point]
     histogram: list[Called]
     thresholds: dict[Label, Threshold]
 
 
-class Mistake(Part):
+class Mistake(StoredModel):
     id: str | None
     place: str
     symbol: str | None
@@ -247,14 +247,14 @@ class Mistake(Part):
         return self
 
 
-class ExportCheck(Part):
+class ExportCheck(StoredModel):
     rows: NonNegativeInt
     max_logit_difference: NonNegativeFloat
     allowed: PositiveFloat
 
 
-class Summary(Part):
-    """`version` rises when a key changes its meaning; a summary of another version is not read."""
+class Summary(StoredModel):
+    """`version` rises when a key changes its meaning; a summary of another version is refused."""
 
     verdict: str
     version: Literal[1]
@@ -281,7 +281,7 @@ class Summary(Part):
 
     @property
     def judged(self) -> Scores:
-        """The scores on the rows that judge the run."""
+        """Scores on the test rows; without them, on the validation rows."""
         return self.test or self.best
 
     @model_validator(mode="after")

@@ -1,20 +1,20 @@
-"""What a run came to, in words: for the end of a run, its report, its model card and its trackers.
+"""The verdict of a run in plain sentences, for the terminal, the report, the model card and the trackers.
 
-Comes in: the `Summary` of a run, or the `Runs` of several. Goes out: text. The first thing said, after what
-forbids to believe any figure, is whether to use the model, a baseline, or neither.
+Comes in: the `Summary` of a run, or the `Runs` of several. Goes out: text. It leads with leaks, if there are any, then
+with whether to use the model, a baseline or neither, and one next step; targets and omissions follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ctxtrain.evaluation.metrics import CHIEF
+from ctxtrain.evaluation.metrics import PRIMARY_METRIC
 from ctxtrain.reporting.runs_schema import Runs
 from ctxtrain.reporting.summary_schema import Baselines, Lead, LeadOverChance, Summary, Target
 
 _NAMES = {
-    "majority": "the commonest class",
-    "class_prior": "random calls",
+    "majority": "the most common class",
+    "class_prior": "random predictions",
     "extra_trees": "extremely randomised trees",
     "catboost": "CatBoost",
 }
@@ -22,40 +22,43 @@ _SHORT = {"logistic_regression": "logistic", "gradient_boosting": "boosting", "e
 
 
 def verdict(summary: Summary) -> str:
-    """The outcome in a few sentences, said as plainly when it is bad: warnings, baselines, targets, doubts."""
-    targets = _of_targets(summary.targets, summary.targets_judged_on, flatters=summary.judged_rows_chose_the_epoch)
-    said = [*warnings(summary.data.leaked, summary.unfinished), baselines_said(summary), targets, doubts_said(summary)]
-    return " ".join(filter(None, said))
+    """The outcome of a run in a few sentences."""
+    sentences = [
+        *warnings(summary.data.leaked, summary.unfinished),
+        advice(summary),
+        headline(summary),
+        omissions(summary),
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def verdict_of_several(several: Runs) -> str:
-    """The same of `runs.json`."""
-    runs, lead, doubt = several.runs, several.spread.lead, several.intervals.doubt
-    flatters = any(run.judged_rows_chose_the_epoch for run in runs)
+    """The outcome of several runs in a few sentences, from their pooled rows."""
+    runs, lead = several.runs, several.spread.lead
+    optimistic = any(run.judged_rows_chose_the_epoch for run in runs)
     ahead = sum(run.beats_baseline for run in runs)
-    beaten = f"In {ahead} of {len(runs)} runs the model beats that run's best baseline beyond chance"
     mean, lowest, highest = (f"{value:+.3f}" for value in (lead.mean, lead.lowest, lead.highest))
-    skipping = {run.name: run.skipped_steps for run in runs if run.skipped_steps}
-    said = [
-        leaks_said(several.leaked),
-        comparison_said(several.pooled.value(CHIEF), several.baselines),
-        f"{beaten}; in macro-F1 it leads by {mean} on average, {lowest} to {highest}.",
-        _of_targets(several.targets, "judged rows of all runs together", flatters=flatters),
-        _skipped(sum(skipping.values()), f"metrics.jsonl of {_and([*skipping])}") if skipping else "",
-        f"The intervals are not to be trusted: {doubt}." if doubt else "",
+    skipped = {run.name: run.skipped_steps for run in runs if run.skipped_steps}
+    beaten = f"{ahead} of {len(runs)} runs clearly beat their best baseline"
+    sentences = [
+        leak_warning(several.leaked),
+        recommendation(several.pooled.value(PRIMARY_METRIC), several.baselines, several.intervals.doubt),
+        f"{beaten}; the mean lead in macro-F1 is {mean} ({lowest} to {highest}).",
+        _targets(several.targets, "the pooled rows", optimistic=optimistic),
+        _skipped(sum(skipped.values()), f"metrics.jsonl of {_and([*skipped])}") if skipped else "",
         *_left_out(several.baselines.left_out),
     ]
-    return " ".join(filter(None, said))
+    return " ".join(filter(None, sentences))
 
 
 def warnings(leaked: str, unfinished: str | None) -> list[str]:
-    """What is to be read before any figure."""
-    early = f"This run is unfinished, it {unfinished}; test rows are not read before its end." if unfinished else ""
-    return [said for said in (leaks_said(leaked), early) if said]
+    """What a reader must know before any figure."""
+    early = f"This run is unfinished: it {unfinished}. Test rows are scored at the end only." if unfinished else ""
+    return [warning for warning in (leak_warning(leaked), early) if warning]
 
 
 def leak_mark(leaked: str) -> dict[str, str]:
-    """What every figure carries if rows stand in two files although they were allowed to."""
+    """The key that every figure carries if rows are in two files although that was allowed; empty without leaks."""
     return {"leaked": leaked} if leaked else {}
 
 
@@ -64,23 +67,15 @@ def leak_suffix(leaked: str) -> str:
     return f" (LEAKED: {leaked})" if leaked else ""
 
 
-def leaks_said(leaked: str) -> str:
-    return f"No figure here is to be believed, for rows are in two files: {leaked}." if leaked else ""
+def leak_warning(leaked: str) -> str:
+    return f"Do not believe any figure here: rows are in two files ({leaked})." if leaked else ""
 
 
 def headline(summary: Summary) -> str:
-    """The verdict against the targets in one sentence."""
-    missed, chance = ([metric_name(name) for name in names] for names in _missed_and_chance(summary.targets))
-    count = len(summary.targets)
-    where = f"on {summary.judged.rows:,} {'validation' if summary.test is None else 'test'} windows"
-    if missed:
-        said = f"{len(missed)} of {count} targets {'is' if len(missed) == 1 else 'are'} missed {where}: {_and(missed)}"
-        said += f"; {len(chance)} {'is' if len(chance) == 1 else 'are'} met, but within chance" if chance else ""
-    else:
-        said = f"All {count} targets are met {where}"
-        said += f", but within chance: {_and(chance)}" if chance else ", beyond chance"
-    flatters = "; these windows also chose the epoch, so the figures flatter"
-    return f"{said}{flatters if summary.judged_rows_chose_the_epoch else ''}."
+    """Which targets are reached, on which rows."""
+    split = "validation" if summary.test is None else "test"
+    where = f"{summary.judged.rows:,} {split} windows"
+    return _targets(summary.targets, where, optimistic=summary.judged_rows_chose_the_epoch)
 
 
 def metric_name(name: str) -> str:
@@ -93,104 +88,91 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _missed_and_chance(targets: Sequence[Target]) -> tuple[list[str], list[str]]:
-    """The metrics of the targets that are missed, and of those that are met, but within chance."""
-    missed = [target.metric for target in targets if target.verdict == "missed"]
-    return missed, [target.metric for target in targets if target.verdict == "met, but within chance"]
-
-
-def _of_targets(targets: Sequence[Target], where: str, *, flatters: bool) -> str:
-    missed, chance = _missed_and_chance(targets)
+def _targets(targets: Sequence[Target], where: str, *, optimistic: bool) -> str:
+    missed = [metric_name(target.metric) for target in targets if target.verdict == "missed"]
+    lucky = [metric_name(target.metric) for target in targets if target.verdict == "met, may be luck"]
     count = len(targets)
-    if flatters:
-        where += ", which also chose the epoch and so flatter"
-    if missed:
-        verb = "is" if len(missed) == 1 else "are"
-        said = f"{len(missed)} of {count} targets {verb} missed on the {where}: {', '.join(missed)}."
-    else:
-        said = f"All {count} targets are met on the {where}."
-    return f"{said} Met, but within chance: {', '.join(chance)}." if chance else said
+    text = f"{len(missed)} of {count} targets missed on {where}: {_and(missed)}" if missed else ""
+    text = text or f"All {count} targets reached on {where}"
+    if lucky:
+        text += "; all of them may be luck" if len(lucky) == count else f"; {_and(lucky)} may be luck"
+    after = " These rows were also used to choose the epoch, so the scores are optimistic." if optimistic else ""
+    return f"{text}.{after}"
 
 
-def baselines_said(summary: Summary, *, brief: bool = False) -> str:
-    """`comparison_said` of a run."""
-    return comparison_said(summary.judged.value(CHIEF), summary.baselines, brief=brief)
+def advice(summary: Summary, *, brief: bool = False) -> str:
+    """`recommendation` for one run."""
+    score, doubt = summary.judged.value(PRIMARY_METRIC), summary.intervals.doubt
+    return recommendation(score, summary.baselines, doubt, brief=brief)
 
 
-def comparison_said(own: float, found: Baselines, *, brief: bool = False) -> str:
-    """Whether to use the model, the best baseline or neither, and why; with figures unless it is to be brief.
+def recommendation(score: float, baselines: Baselines, doubt: str | None, *, brief: bool = False) -> str:
+    """Whether to use the model, the best baseline or neither, why, and one next step; without figures if `brief`.
 
-    `own` is the model's macro-F1, `found` what `compare` found.
+    `score` is the model's macro-F1. `doubt` is why no interval is shown, if none is.
     """
-    best, chance = found.scores[found.best], found.scores[found.best_without_input]
-    name, without_input = readable(found.best), readable(found.best_without_input)
-    over_best, over_chance = best.difference.macro_f1, chance.difference.macro_f1
-    lead = "" if brief else _figures(over_best, own, best.value(CHIEF))
-    own_lead = "" if brief else _figures(over_chance, own, chance.value(CHIEF))
-    alone = "" if brief or not best.over_chance else _figures(best.over_chance, best.value(CHIEF), chance.value(CHIEF))
-    if found.finding == "ahead":
-        return f"The model beats the best baseline, {name}, beyond chance{lead}."
-    if found.finding == "ahead, untrusted":
-        return (
-            f"The model is not shown to beat the best baseline, {name}: it scores more, but intervals that are not to "
-            f"be trusted cannot show that this is beyond chance{lead}. Before using it, judge it on 10 blocks of "
-            "windows or more, such as days."
-        )
-    if found.finding == "undecided":
-        return (
-            f"The model does not beat the best baseline, {name}, beyond chance{lead}. Nor does that baseline beat "
-            f"{without_input}{alone}, which the model does{own_lead}. Before using either, judge both on more windows."
-        )
-    if found.finding == "not ahead, untrusted":
-        return (
-            f"Which to use is not shown: the model does not beat the best baseline, {name}{lead}, and intervals that "
-            f"are not to be trusted cannot show that this baseline beats {without_input}{alone}. Before using either, "
-            "judge both on 10 blocks of windows or more, such as days."
-        )
-    if found.finding == "not ahead":
-        too = "does too" if over_chance.interval[0] > 0 else "is not shown to"
-        return (
-            f"Use {name} instead: {_behind(over_best)}{lead}. That baseline leads "
-            f"{without_input}{alone}; the model {too}{own_lead}."
-        )
-    nothing, look = "Nothing is shown to have been learned:", "look at the labels and at what the windows carry."
-    if best is chance:
-        return (
-            f"{nothing} the model does not beat {without_input} beyond chance{own_lead}. Do not use it; before "
-            f"training again, {look}"
-        )
-    return (
-        f"{nothing} neither the model{own_lead} nor the best baseline, {name}{alone}, beats {without_input} beyond "
-        f"chance. Use neither; before training again, {look}"
+    best, random = baselines.scores[baselines.best], baselines.scores[baselines.best_without_input]
+    name, random_name = readable(baselines.best), readable(baselines.best_without_input)
+    over_best, over_random = best.difference.macro_f1, random.difference.macro_f1
+    lead = "" if brief else _figures(over_best, score, best.value(PRIMARY_METRIC))
+    model_lead = "" if brief else _figures(over_random, score, random.value(PRIMARY_METRIC))
+    baseline_lead = (
+        ""
+        if brief or not best.over_chance
+        else _figures(best.over_chance, best.value(PRIMARY_METRIC), random.value(PRIMARY_METRIC))
     )
+    if baselines.finding == "too few blocks":
+        return (
+            f"Not shown whether the model is useful: {doubt}. The best baseline is {name}{lead}. "
+            "Next: score both on 10 or more days of windows."
+        )
+    if baselines.finding == "ahead":
+        return (
+            f"Usable: the model clearly beats the best baseline, {name}{lead}. "
+            "Next: score it on newer windows before you trade on it."
+        )
+    if baselines.finding == "not ahead":
+        model = "does too" if over_random.interval and over_random.interval[0] > 0 else "is not shown to"
+        return (
+            f"{_not_ahead(over_best, name)}{lead}. That baseline clearly beats {random_name}{baseline_lead}; the model "
+            f"{model}{model_lead}. Next: use {name}, or train on more windows."
+        )
+    if baselines.finding == "undecided":
+        return (
+            f"{_not_ahead(over_best, name)}{lead}. The model clearly beats {random_name}{model_lead}; that baseline is "
+            f"not shown to{baseline_lead}. Next: score both on more windows."
+        )
+    nothing = "No evidence that the model learned anything: do not use it."
+    if best is random:
+        why = f"It does not clearly beat {random_name}{model_lead}."
+    else:
+        why = (
+            f"Neither the model{model_lead} nor the best baseline, {name}{baseline_lead}, clearly beats {random_name}."
+        )
+    return f"{nothing} {why} Next: check the labels, and what the windows carry."
 
 
-def _behind(lead: Lead) -> str:
-    if lead.interval[1] < 0:
-        return "it is the best baseline, and the model scores less"
-    if lead.value < 0:
-        return "it is the best baseline, and the model scores less, though within chance"
-    return "it is the best baseline, and the model does not beat it beyond chance"
+def _not_ahead(lead: Lead, name: str) -> str:
+    if lead.interval and lead.interval[1] < 0:
+        return f"Beaten by the best baseline, {name}"
+    scores = "lower" if lead.value < 0 else "no higher" if lead.value == 0 else "higher"
+    return f"Not shown to beat the best baseline, {name}: the model scores {scores}, and the gap may be noise"
 
 
 def _figures(lead: Lead, first: float, second: float) -> str:
     """Two scores in macro-F1 and their difference, in brackets; `looks` widened the interval of the best of several."""
+    text = f"macro-F1 {first:.3f} against {second:.3f}, difference {lead.value:+.3f}"
+    if lead.interval is None:
+        return f" ({text})"
     low, high = lead.interval
     of = f" for the best of {lead.looks}" if isinstance(lead, LeadOverChance) and lead.looks > 1 else ""
-    return (
-        f" (macro-F1 {first:.3f} against {second:.3f}, difference {lead.value:+.3f}, "
-        f"95 % interval{of} {low:+.3f} to {high:+.3f})"
-    )
+    return f" ({text}, 95 % interval{of} {low:+.3f} to {high:+.3f})"
 
 
-def doubts_said(summary: Summary) -> str:
-    """Why the figures may not be believed; empty if nothing speaks against them."""
-    said = []
-    if summary.skipped_steps:
-        said.append(_skipped(summary.skipped_steps, "metrics.jsonl"))
-    if doubt := summary.intervals.doubt:
-        said.append(f"The intervals are not to be trusted: {doubt}.")
-    return " ".join([*said, *_left_out(summary.baselines.left_out)])
+def omissions(summary: Summary) -> str:
+    """Skipped optimizer steps and baselines that were left out; empty if there are none."""
+    skipped = [_skipped(summary.skipped_steps, "metrics.jsonl")] if summary.skipped_steps else []
+    return " ".join([*skipped, *_left_out(summary.baselines.left_out)])
 
 
 def _left_out(reasons: Mapping[str, str]) -> list[str]:
@@ -198,19 +180,19 @@ def _left_out(reasons: Mapping[str, str]) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(readable(name))
-    return [f"Left out: {_and(own)}; {reason}." for reason, own in names.items()]
+    return [f"Baselines left out: {_and(same)}; {reason}." for reason, same in names.items()]
 
 
 def _skipped(steps: int, where: str) -> str:
     were = "step was" if steps == 1 else "steps were"
-    return f"{steps} optimizer {were} skipped, for loss or gradient was not finite; {where} has their windows."
+    return f"{steps} optimizer {were} skipped because loss or gradient was not finite; {where} lists their windows."
 
 
 def readable(name: str) -> str:
-    """How people read a baseline's name."""
+    """A baseline's name for people."""
     return _NAMES.get(name, name.replace("_", " "))
 
 
 def short(name: str) -> str:
-    """The same in a narrow table."""
+    """The same for a narrow table."""
     return _SHORT.get(name, readable(name))

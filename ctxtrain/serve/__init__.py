@@ -1,1 +1,1 @@
-"""The inference server: HTTP requests in, predictions out, each as `ctxtrain predict` gives it."""
+"""HTTP inference server. Its predictions equal those of `ctxtrain predict`."""

@@ -1,12 +1,12 @@
-"""The routes.
+"""The ASGI application and its routes.
 
-    POST /predict         a row, as a line of `ctxtrain predict` takes it → label, confidence, probabilities
+    POST /predict         a row, in the format of `ctxtrain predict` → label, confidence, probabilities
     POST /predict/batch   {"rows": [row, …]} → {"predictions": […]}
-    GET  /health          200 while the process lives; /health/ready is 503 once it stops
-    GET  /metrics         for Prometheus
-    GET  /openapi.json    and /docs, a page of it that loads nothing from elsewhere
+    GET  /health          200 while the process runs; /health/ready is 503 while the server drains
+    GET  /metrics         Prometheus metrics
+    GET  /openapi.json    the OpenAPI document; /docs is the same as a page without external resources
 
-No route opens a file, and no answer depends on another request.
+No route opens a file, and no response depends on another request.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ctxtrain.serve import schema
 from ctxtrain.serve.bodies import parse_many, parse_one, read_body
-from ctxtrain.serve.refusals import Refusal, draining, json_response, of_http
+from ctxtrain.serve.refusals import Refusal, from_http_error, json_response, server_draining
 from ctxtrain.serve.service import Service
 
 ROUTES = frozenset({"/predict", "/predict/batch", "/health", "/health/ready", "/metrics", "/openapi.json", "/docs"})
-API_VERSION = "1"  # of routes, fields and codes; the model has its own
-OWN_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+API_VERSION = "1"  # of routes, fields and error codes, not of the model
+CONTENT_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _log = logging.getLogger("ctxtrain.serve")
 
@@ -46,34 +46,34 @@ def make_app(service: Service, *, access_log: bool) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        running = asyncio.create_task(service.batcher.run())
+        batching = asyncio.create_task(service.batcher.run())
         yield
-        running.cancel()
+        batching.cancel()
         with suppress(asyncio.CancelledError):
-            await running
+            await batching
         service.close()
 
     app = FastAPI(
         title="ctxtrain",
         version=API_VERSION,
         description="Windows of market bars in, calibrated probabilities of LONG, SHORT and SKIP out.",
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from a CDN
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    _add_predictions(app, service)
-    _add_states(app, service)
-    _add_documents(app, service)
-    _add_errors(app)
-    return _Front(app, service, access_log)
+    _add_prediction_routes(app, service)
+    _add_status_routes(app, service)
+    _add_document_routes(app, service)
+    _add_error_handlers(app)
+    return _RequestMiddleware(app, service, access_log)
 
 
-def _add_predictions(app: FastAPI, service: Service) -> None:
+def _add_prediction_routes(app: FastAPI, service: Service) -> None:
     limits, version = service.limits, service.predictor.version
 
-    def processed(since: float) -> dict[str, Any]:
+    def response_metadata(since: float) -> dict[str, Any]:
         return {"processing_time_ms": 1000 * (time.perf_counter() - since), "model_version": version}
 
     @app.post(
@@ -82,12 +82,12 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         openapi_extra=schema.body({"$ref": schema.REFERENCE.format(model="Row")}),
     )
     async def predict(request: Request) -> Response:
-        """Label one row."""
-        with service.admitted():
+        """Predict the label of one row."""
+        with service.admit():
             body = await read_body(request, limits.max_body_bytes)
             since = time.perf_counter()
             (prediction,) = await service.predict(await service.parse(parse_one, body))
-        return json_response({**prediction, **processed(since)})
+        return json_response({**prediction, **response_metadata(since)})
 
     @app.post(
         "/predict/batch",
@@ -95,55 +95,55 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         openapi_extra=schema.body({"$ref": schema.REFERENCE.format(model="Batch")}),
     )
     async def predict_batch(request: Request) -> Response:
-        """Label rows, in their order; one bad row refuses all of them."""
-        with service.admitted():
+        """Predict the labels of several rows, in order. One invalid row rejects the whole batch."""
+        with service.admit():
             body = await read_body(request, limits.max_body_bytes)
             since = time.perf_counter()
             predictions = await service.predict(await service.parse(parse_many, body, limits.queue))
-        return json_response({"predictions": predictions, **processed(since)})
+        return json_response({"predictions": predictions, **response_metadata(since)})
 
 
-def _add_states(app: FastAPI, service: Service) -> None:
-    wanted = schema.needs(service.predictor.codec).model_dump()
+def _add_status_routes(app: FastAPI, service: Service) -> None:
+    required = schema.required_input(service.predictor.codec).model_dump()
 
-    def state() -> Response:
+    def health_response() -> Response:
         return json_response(
             {
-                "status": "draining" if service.draining else "ok",
+                "status": "draining" if service.is_draining else "ok",
                 "model_version": service.predictor.version,
                 "uptime_seconds": time.monotonic() - service.started,
                 "waiting": len(service.batcher),
-                "reads": wanted,
+                "reads": required,
             }
         )
 
     @app.get("/health", responses=schema.responses(schema.Health))
     async def health() -> Response:
-        """Whether the process lives, what it serves, and whether it is stopping."""
-        return state()
+        """The state of the process, the version of the model and the required fields of a row."""
+        return health_response()
 
     @app.get("/health/ready", responses=schema.responses(schema.Health, 503))
     async def ready() -> Response:
-        """Whether it takes windows."""
-        if service.draining:
-            raise draining()
-        return state()
+        """200 if the server accepts windows, 503 while it drains."""
+        if service.is_draining:
+            raise server_draining()
+        return health_response()
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Prometheus metrics."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_documents(app: FastAPI, service: Service) -> None:
-    document = app.openapi()  # of the routes above
-    most = f"At most {service.limits.queue:,}, or the answer is 413."
+def _add_document_routes(app: FastAPI, service: Service) -> None:
+    document = app.openapi()  # only the routes that were added before
+    limit = f"At most {service.limits.queue:,}; a longer batch gets 413."
     row = {"$ref": schema.REFERENCE.format(model="Row")}
-    rows = {"type": "array", "items": row, "minItems": 1, "description": most}
+    rows = {"type": "array", "items": row, "minItems": 1, "description": limit}
     batch = {"type": "object", "properties": {"rows": rows}, "required": ["rows"]}
     document["components"]["schemas"] |= schema.row_schemas(service.predictor.codec) | {"Batch": batch}
     pages = Environment(loader=PackageLoader("ctxtrain.serve", "."), autoescape=select_autoescape(default=True))
-    page = pages.get_template("docs.html.j2").render(document=document, errors=schema.WHY)
+    page = pages.get_template("docs.html.j2").render(document=document)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
@@ -151,30 +151,28 @@ def _add_documents(app: FastAPI, service: Service) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(page, headers=OWN_POLICY)
+        return HTMLResponse(page, headers=CONTENT_POLICY)
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Refusal)
-    async def refused(_request: Request, refusal: Refusal) -> Response:
+    async def handle_refusal(_request: Request, refusal: Refusal) -> Response:
         return refusal.response()
 
     @app.exception_handler(HTTPException)
-    async def odd(_request: Request, error: HTTPException) -> Response:
-        return of_http(error.status_code, error.detail, error.headers).response()
+    async def handle_http_error(_request: Request, error: HTTPException) -> Response:
+        return from_http_error(error.status_code, error.detail, error.headers).response()
 
     @app.exception_handler(Exception)
-    async def fault(request: Request, _error: Exception) -> Response:
-        """The server around it prints the traceback."""
-        name = request.scope["state"]["request_id"]
-        _log.error("internal fault in request %s", name)
-        return Refusal(
-            500, "internal", f"internal fault, not yours; the server's log has it as request {name}"
-        ).response()
+    async def handle_internal_error(request: Request, _error: Exception) -> Response:
+        """Return 500. Starlette re-raises the exception afterwards, and uvicorn logs the traceback."""
+        request_id = request.scope["state"]["request_id"]
+        _log.error("internal error in request %s", request_id)
+        return Refusal(500, "internal", f"internal error; see request {request_id} in the server's log").response()
 
 
-class _Front:
-    """Around everything, so that each answer, whoever gives it, has its request id and is counted."""
+class _RequestMiddleware:
+    """Adds a request ID to every response and counts it, including error responses of the framework."""
 
     def __init__(self, app: ASGIApp, service: Service, access_log: bool) -> None:
         self.app = app
@@ -187,28 +185,32 @@ class _Front:
             return
         since, status = time.perf_counter(), 500
         given = Headers(scope=scope).get("x-request-id", "")
-        name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = name
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
 
-        async def marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = name
-                if self.service.draining:
+                headers["X-Request-ID"] = request_id
+                if self.service.is_draining:
                     headers["Connection"] = "close"
             await send(message)
 
         try:
-            await self.app(scope, receive, marked)
+            await self.app(scope, receive, send_with_headers)
         finally:
-            self._count(scope, name, status, time.perf_counter() - since)
+            self._record(scope, request_id, status, time.perf_counter() - since)
 
-    def _count(self, scope: Scope, name: str, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = scope["path"] if scope["path"] in ROUTES else "other"
         self.service.metrics.requests.labels(route, status).inc()
         self.service.metrics.request_seconds.labels(route).observe(seconds)
         if self.access_log:
-            with suppress(OSError):  # a log that nobody can take must not cost an answer
-                print(f"{name} {scope['method']} {route} {status} {1000 * seconds:.1f} ms", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a failed log line must not fail the request
+                print(
+                    f"{request_id} {scope['method']} {route} {status} {1000 * seconds:.1f} ms",
+                    file=sys.stderr,
+                    flush=True,
+                )

@@ -1,8 +1,8 @@
-"""Windows of concurrent requests go through the model together.
+"""Dynamic batching: windows of concurrent requests share one forward pass.
 
-Comes in: windows, from the event loop. Goes out: predictions, computed in one worker thread. While a pass runs, what
-arrives waits and makes the next one; an idle model waits at most `max_wait` seconds for company. A window that cannot
-be answered fails alone.
+Input: windows, from the event loop. Output: predictions, computed in one worker thread. Windows that arrive during a
+forward pass form the next batch; an idle model waits at most `max_wait` seconds for more windows. If a window has no
+valid prediction, only its own request fails.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from ctxtrain.data.parse_window import Window
 from ctxtrain.errors import DataError
 from ctxtrain.export.predictor import Prediction
 
-Answer = Callable[[Sequence[Window]], list[Prediction]]
+Predict = Callable[[Sequence[Window]], list[Prediction]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class _QueuedWindow:
     window: Window
-    arrived: float  # on the loop's clock
+    arrived: float  # time of the event loop
     prediction: asyncio.Future[Prediction]
 
 
 class QueueFull(Exception):
-    """The queue has no room for the windows of a request."""
+    """The windows of a request exceed the capacity of the queue."""
 
 
 class Batcher:
-    """A queue of at most `capacity` windows in front of the model; `run` empties it."""
+    """A queue of at most `capacity` windows, which `run` sends to the model in batches."""
 
-    def __init__(self, answer: Answer, *, max_batch: int, max_wait: float, capacity: int) -> None:
-        self.answer = answer
+    def __init__(self, predict: Predict, *, max_batch: int, max_wait: float, capacity: int) -> None:
+        self._predict = predict
         self.max_batch = max_batch
         self.max_wait = max_wait
         self.capacity = capacity
-        self._queue: deque[_Waiting] = deque()
-        self._filled = asyncio.Event()  # somebody waits
-        self._enough = asyncio.Event()  # a pass need not wait for more
-        self._hurried = False
+        self._queue: deque[_QueuedWindow] = deque()
+        self._has_windows = asyncio.Event()
+        self._batch_ready = asyncio.Event()  # the next forward pass can start without waiting for more windows
+        self._waits = True
         self.thread = ThreadPoolExecutor(1, "model")
 
     def __len__(self) -> int:
         return len(self._queue)
 
     async def predict(self, windows: Sequence[Window]) -> list[Prediction]:
-        """Predictions in the order of the windows. Raises QueueFull, or DataError with the fault of every window."""
+        """Predictions in the order of the windows. Raises QueueFull, or DataError with the faults of all windows."""
         if len(self._queue) + len(windows) > self.capacity:
             raise QueueFull
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(window, loop.time(), loop.create_future()) for window in windows]
-        self._queue.extend(waiting)
-        self._signal()
-        outcomes = await asyncio.gather(*(one.prediction for one in waiting), return_exceptions=True)
+        queued = [_QueuedWindow(window, loop.time(), loop.create_future()) for window in windows]
+        self._queue.extend(queued)
+        self._update_events()
+        outcomes = await asyncio.gather(*(entry.prediction for entry in queued), return_exceptions=True)
         faults: list[str] = []
         for outcome in outcomes:
             if isinstance(outcome, DataError):
@@ -67,45 +67,45 @@ class Batcher:
                 raise outcome
         if faults:
             raise DataError(faults)
-        return outcomes  # type: ignore[return-value]  # the failures are out
+        return outcomes  # type: ignore[return-value]  # exceptions were raised above
 
-    def hurry(self) -> None:
-        """From now on no window waits for company."""
-        self._hurried = True
-        self._signal()
+    def stop_waiting(self) -> None:
+        """Predict all windows at once from now on, without waiting for larger batches."""
+        self._waits = False
+        self._update_events()
 
     async def run(self) -> None:
-        """Answer what waits, until cancelled."""
+        """Predict queued windows in batches until cancelled."""
         while True:
-            await self._filled.wait()
+            await self._has_windows.wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._queue[0].arrived + self.max_wait):
-                    await self._enough.wait()
+                    await self._batch_ready.wait()
             batch = [self._queue.popleft() for _ in range(min(self.max_batch, len(self._queue)))]
-            self._signal()
-            for one, outcome in zip(batch, await self._outcomes([one.window for one in batch]), strict=True):
-                if one.prediction.done():  # its request was given up
+            self._update_events()
+            for entry, outcome in zip(batch, await self._outcomes([entry.window for entry in batch]), strict=True):
+                if entry.prediction.done():  # the request was cancelled
                     continue
                 if isinstance(outcome, BaseException):
-                    one.prediction.set_exception(outcome)
+                    entry.prediction.set_exception(outcome)
                 else:
-                    one.prediction.set_result(outcome)
+                    entry.prediction.set_result(outcome)
 
     def close(self) -> None:
         self.thread.shutdown(cancel_futures=True)
 
-    def _signal(self) -> None:
-        """Set the events to what the queue holds."""
-        for event, on in (
-            (self._filled, bool(self._queue)),
-            (self._enough, self._hurried or len(self._queue) >= self.max_batch),
+    def _update_events(self) -> None:
+        """Set or clear the events according to the length of the queue."""
+        for event, is_set in (
+            (self._has_windows, bool(self._queue)),
+            (self._batch_ready, not self._waits or len(self._queue) >= self.max_batch),
         ):
-            event.set() if on else event.clear()
+            event.set() if is_set else event.clear()
 
     async def _outcomes(self, windows: Sequence[Window]) -> list[Any]:
-        """A prediction or an exception for each window: where a pass fails, each window gets a pass of its own."""
+        """A prediction or an exception per window. If a batch fails, each of its windows is predicted separately."""
         loop = asyncio.get_running_loop()
-        call = loop.run_in_executor(self.thread, self.answer, windows)
+        call = loop.run_in_executor(self.thread, self._predict, windows)
         (outcome,) = await asyncio.gather(call, return_exceptions=True)
         if not isinstance(outcome, BaseException):
             return outcome

@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics: requests, passes of the model, predictions, and the process."""
+"""Prometheus metrics of a server: requests, forward passes, predictions and the process."""
 
 from __future__ import annotations
 
@@ -22,28 +22,36 @@ CONFIDENCES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
 class Metrics:
-    """The metrics of one server; `waiting` tells how many windows are in its queue."""
+    """The metrics of one server. `waiting` returns the number of windows in the queue."""
 
     def __init__(self, version: str, waiting: Callable[[], float]) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # else each count has a second line, with its date
-        self.registry = own = CollectorRegistry()
-        self.requests = Counter("ctxtrain_requests", "Requests by route and status", ["route", "status"], registry=own)
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter has a second line with its creation time
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "ctxtrain_requests", "Requests by route and status", ["route", "status"], registry=registry
+        )
         self.request_seconds = Histogram(
-            "ctxtrain_request_seconds", "From headers to answer", ["route"], buckets=SECONDS, registry=own
+            "ctxtrain_request_seconds",
+            "Seconds from headers to response",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
         )
         self.pass_seconds = Histogram(
-            "ctxtrain_pass_seconds", "A pass through the model", buckets=SECONDS, registry=own
+            "ctxtrain_pass_seconds", "Seconds of a forward pass", buckets=SECONDS, registry=registry
         )
-        self.pass_windows = Histogram("ctxtrain_pass_windows", "Windows of a pass", buckets=WINDOWS, registry=own)
-        self.predictions = Counter("ctxtrain_predictions", "Windows answered, by label", ["label"], registry=own)
-        self.abstentions = Counter("ctxtrain_abstentions", "Windows below --min-confidence", registry=own)
+        self.pass_windows = Histogram(
+            "ctxtrain_pass_windows", "Windows in a forward pass", buckets=WINDOWS, registry=registry
+        )
+        self.predictions = Counter("ctxtrain_predictions", "Predictions by label", ["label"], registry=registry)
+        self.abstentions = Counter("ctxtrain_abstentions", "Predictions below --min-confidence", registry=registry)
         self.confidence = Histogram(
-            "ctxtrain_confidence", "Largest probability of a window", buckets=CONFIDENCES, registry=own
+            "ctxtrain_confidence", "Largest probability of a prediction", buckets=CONFIDENCES, registry=registry
         )
-        self.draining = Gauge("ctxtrain_draining", "1 once the server stops", registry=own)
-        Gauge("ctxtrain_queue_windows", "Windows waiting", registry=own).set_function(waiting)
-        Gauge("ctxtrain_model", "The model served", ["version"], registry=own).labels(version).set(1)
-        ProcessCollector(registry=own)
+        self.draining = Gauge("ctxtrain_draining", "1 while the server drains", registry=registry)
+        Gauge("ctxtrain_queue_windows", "Windows in the queue", registry=registry).set_function(waiting)
+        Gauge("ctxtrain_model", "Version of the served model", ["version"], registry=registry).labels(version).set(1)
+        ProcessCollector(registry=registry)
 
     def count(self, predictions: Iterable[Prediction]) -> None:
         for prediction in predictions:

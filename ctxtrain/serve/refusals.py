@@ -1,7 +1,7 @@
-"""Why a request gets no prediction, as `{error, code, details}`.
+"""Error responses with the body `{error, code, details}`.
 
-Comes in: a `Refusal`, raised anywhere below a route. Goes out: a response with its status. `code` is for programs,
-`error` for people, `details` holds every fault that was found, in the words of `ctxtrain predict`.
+Input: a `Refusal`, which any code below a route may raise. Output: a response with its status. `code` is for programs
+and `error` for people. `details` has all faults, with the same texts as in `ctxtrain predict`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ctxtrain.errors import MAX_FAULTS_SHOWN
 
-RETRY_AFTER = {"Retry-After": "1"}  # seconds; a full queue of the embedded base is answered in about as many
+RETRY_AFTER = {"Retry-After": "1"}  # seconds; about the time that the embedded base takes for a full queue
 Code = Literal[
     "body_incomplete", "body_too_large", "draining", "internal", "invalid_json", "invalid_window", "method_not_allowed",
     "not_found", "queue_full", "too_many_rows", "unsupported_content",
@@ -24,7 +24,7 @@ Code = Literal[
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is not 200."""
+    """The body of every response other than 200."""
 
     error: str
     code: Code
@@ -32,7 +32,7 @@ class ErrorBody(BaseModel):
 
 
 class Refusal(Exception):
-    """A request that ends with `status`; `details` are its faults, all at once."""
+    """An error response with `status`. `details` has all faults of the request."""
 
     def __init__(
         self, status: int, code: Code, error: str, details: list[str] | None = None, headers: Mapping[str, str] = {}
@@ -50,25 +50,25 @@ def json_response(value: object, status: int = HTTPStatus.OK, headers: Mapping[s
     return Response(orjson.dumps(value), status, headers, "application/json")
 
 
-def no_window(faults: Sequence[str], total: int | None = None) -> Refusal:
-    """A body that is valid JSON and not what the model takes; `total` counts the faults that `faults` leaves out."""
-    shown = list(faults[:MAX_FAULTS_SHOWN])
-    hidden = (len(faults) if total is None else total) - len(shown)
-    shown += [f"… and {hidden:,} more"] if hidden else []
-    return Refusal(422, "invalid_window", "the body must hold what the model was trained on; see details", shown)
+def invalid_window(faults: Sequence[str], total: int | None = None) -> Refusal:
+    """Response to valid JSON that is not a valid input. `total` also counts faults that `faults` leaves out."""
+    details = list(faults[:MAX_FAULTS_SHOWN])
+    hidden = (len(faults) if total is None else total) - len(details)
+    details += [f"… and {hidden:,} more"] if hidden else []
+    return Refusal(422, "invalid_window", "the body must be a valid input of this model; see details", details)
 
 
 def queue_full(waiting: int) -> Refusal:
-    error = f"the queue is full ({waiting} windows wait). Try again after Retry-After seconds."
+    error = f"the queue is full ({waiting} windows). Try again after Retry-After seconds."
     return Refusal(503, "queue_full", error, headers=RETRY_AFTER)
 
 
-def draining() -> Refusal:
-    error = "the server is stopping and takes no more windows. Ask another one."
+def server_draining() -> Refusal:
+    error = "the server is shutting down and accepts no more windows. Use another server."
     return Refusal(503, "draining", error, headers=RETRY_AFTER)
 
 
-def of_http(status: int, detail: Any, headers: Mapping[str, str] | None) -> Refusal:
-    """A path or method that does not exist."""
+def from_http_error(status: int, detail: Any, headers: Mapping[str, str] | None) -> Refusal:
+    """Response to a path or method that does not exist."""
     code: Code = "method_not_allowed" if status == HTTPStatus.METHOD_NOT_ALLOWED else "not_found"
-    return Refusal(status, code, f"{detail}. GET /openapi.json lists what there is.", headers=headers or {})
+    return Refusal(status, code, f"{detail}. GET /openapi.json lists all routes.", headers=headers or {})

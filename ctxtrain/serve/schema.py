@@ -1,7 +1,7 @@
-"""What /openapi.json says beyond what FastAPI finds by itself: bodies, answers, errors, headers.
+"""Parts of the OpenAPI 3.1 document that FastAPI does not generate: request bodies, responses, errors and headers.
 
-Comes in: the codec of the model. Goes out: parts of an OpenAPI 3.1 document. The schema of a row is made from the
-types that `parse_row` checks with, and requires what this model was trained on.
+Input: the codec of the model. Output: schemas. The schema of a row is generated from the types that `parse_row`
+validates, and requires the fields that this model was trained on.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.parse_window import PLACE_FIELDS, TextRow, WindowRow
+from ctxtrain.data.parse_window import ORDER_FIELDS, TextRow, WindowRow
 from ctxtrain.serve.refusals import ErrorBody
 
 REFERENCE = "#/components/schemas/{model}"
 REQUEST_ID = {
-    "X-Request-ID": {"description": "The request's own, or a new one", "schema": {"type": "string"}, "required": True}
+    "X-Request-ID": {
+        "description": "The ID of the request, or a new one",
+        "schema": {"type": "string"},
+        "required": True,
+    }
 }
 RETRY = {"Retry-After": {"description": "Seconds", "schema": {"type": "string"}, "required": True}}
-UNREAD = {"metadata": {"description": "Never read"}, "timeframe": {"description": "Never read"}}
-WHY = {
-    400: "Not JSON in UTF-8, a key twice in an object, another Content-Type, or an incomplete body",
+IGNORED_FIELDS = {"metadata": {"description": "Ignored"}, "timeframe": {"description": "Ignored"}}
+ERROR_DESCRIPTIONS = {
+    400: "Not JSON in UTF-8, a duplicate key in an object, another Content-Type, or an incomplete body",
     413: "More than --max-body-bytes, or more rows than --queue",
-    422: "Valid JSON that is no window of the kind the model was trained on; `details` has all faults",
-    503: "The queue is full, or the server is stopping",
+    422: "Valid JSON that is not a valid input of this model; `details` has all faults",
+    503: "The queue is full, or the server is shutting down",
 }
 Label = Literal["LONG", "SHORT", "SKIP"]
 Share = Field(ge=0, le=1)
@@ -37,7 +41,7 @@ class Probabilities(BaseModel):
 
 
 class Predicted(BaseModel):
-    """`confidence` is the largest probability; `abstained` is there under --min-confidence."""
+    """`confidence` is the largest probability. `abstained` is present with --min-confidence."""
 
     id: str | None
     label: Label
@@ -47,7 +51,7 @@ class Predicted(BaseModel):
 
 
 class Processed(BaseModel):
-    processing_time_ms: float = Field(ge=0, description="From the last byte of the body to the answer")
+    processing_time_ms: float = Field(ge=0, description="From the last byte of the body to the response")
     model_version: str
 
 
@@ -60,7 +64,7 @@ class BatchAnswer(Processed):
 
 
 class Input(BaseModel):
-    """What a row must carry: `fields` in every bar, `features` in its features."""
+    """What a row must contain: `fields` in every bar, `features` in its features."""
 
     kind: Literal["window", "text"]
     fields: list[str]
@@ -75,17 +79,19 @@ class Health(BaseModel):
     reads: Input
 
 
-def needs(codec: Codec) -> Input:
+def required_input(codec: Codec) -> Input:
     return Input(kind="text" if codec.kind == "text" else "window", fields=codec.fields, features=[*codec.features])
 
 
 def responses(answer: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route: its answer, and the errors it can give."""
-    found: dict[int | str, dict[str, Any]] = {200: {"model": answer, "description": "Done", "headers": REQUEST_ID}}
+    """The `responses` of a route: its body for 200, and its errors."""
+    by_status: dict[int | str, dict[str, Any]] = {
+        200: {"model": answer, "description": "Success", "headers": REQUEST_ID}
+    }
     for status in statuses:
         headers = REQUEST_ID | (RETRY if status == 503 else {})
-        found[status] = {"model": ErrorBody, "description": WHY[status], "headers": headers}
-    return found
+        by_status[status] = {"model": ErrorBody, "description": ERROR_DESCRIPTIONS[status], "headers": headers}
+    return by_status
 
 
 def body(schema: dict[str, Any]) -> dict[str, Any]:
@@ -93,20 +99,20 @@ def body(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def row_schemas(codec: Codec) -> dict[str, Any]:
-    """`Row`, and the `Bar` it may refer to, for the rows that this model takes."""
+    """The schema of a `Row` that this model accepts, and of the `Bar` that it may refer to."""
     kind: type[Any] = TextRow if codec.kind == "text" else WindowRow
     row = TypeAdapter(kind).json_schema(ref_template=REFERENCE)
-    found: dict[str, Any] = row.pop("$defs", {})
-    row["properties"] |= UNREAD
-    row["description"] = "One event. Fields that are not listed, such as a label, are taken and never read."
+    schemas: dict[str, Any] = row.pop("$defs", {})
+    row["properties"] |= IGNORED_FIELDS
+    row["description"] = "One event. Fields that are not listed, such as a label, are accepted and ignored."
     if codec.kind != "text":
-        found["Bar"]["required"] = [name for name in codec.fields if name != "delta"]
+        schemas["Bar"]["required"] = [name for name in codec.fields if name != "delta"]
         if "delta" in codec.fields:
-            found["Bar"]["anyOf"] = [{"required": ["delta"]}, {"required": ["buy_vol", "sell_vol"]}]
-        order = " and ".join(PLACE_FIELDS)
-        found["Bar"]["description"] = (
-            f"low ≤ open, close ≤ high; {order} rise from bar to bar. This model needs, in every bar and not null: "
-            f"{', '.join(codec.fields)}; buy_vol and sell_vol make delta."
+            schemas["Bar"]["anyOf"] = [{"required": ["delta"]}, {"required": ["buy_vol", "sell_vol"]}]
+        order = " and ".join(ORDER_FIELDS)
+        schemas["Bar"]["description"] = (
+            f"low ≤ open, close ≤ high; {order} increase from bar to bar. This model requires, in every bar and not "
+            f"null: {', '.join(codec.fields)}. delta may be given as buy_vol and sell_vol."
         )
         if codec.features:
             row["required"] = [*row["required"], "features"]
@@ -115,4 +121,4 @@ def row_schemas(codec: Codec) -> dict[str, Any]:
                 "additionalProperties": {"type": "number"},
                 "required": [*codec.features],
             }
-    return found | {"Row": row}
+    return schemas | {"Row": row}

@@ -1,8 +1,8 @@
-"""From a model's path to a process that answers HTTP, and its end.
+"""Start and shutdown of the HTTP server.
 
-The port is taken first, the model opened and warmed, and only then are connections accepted. SIGTERM or SIGINT drains:
-new windows are refused with 503, what was let in is answered, and the process ends with 0, because nothing was lost. A
-second signal ends it at once with 128 + its number. SIGHUP changes nothing.
+The server binds the port, opens and warms up the model, and only then accepts connections. SIGTERM or SIGINT drains it:
+new windows get 503, admitted requests are completed, and the exit code is 0. A second signal ends the process at once
+with 128 + its number. SIGHUP is ignored.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from ctxtrain.export.predictor import MinConfidence, load_model
 from ctxtrain.serve.app import make_app
 from ctxtrain.serve.service import Limits, Service
 
-IDLE_SECONDS = 75  # a connection without requests; longer than proxies commonly keep theirs, so that they close first
-BACKLOG = 2048  # as uvicorn's
-LAST_SECONDS = 5  # for clients to take their answers after a drain
+IDLE_SECONDS = 75  # keep-alive timeout; longer than that of common proxies, so that the proxy closes first
+BACKLOG = 2048  # uvicorn's default
+SHUTDOWN_SECONDS = 5  # for clients to receive their responses after a drain
 Announce = Callable[[str], None]
 
 
 def serve(
     model: Path,
-    place: tuple[str, int],
+    address: tuple[str, int],
     limits: Limits,
     *,
     min_confidence: MinConfidence,
     access_log: bool,
     announce: Announce,
 ) -> None:
-    """Answer at host and port until a signal. `announce` is told the address once it answers; port 0 takes a free one.
+    """Serve a model at `address` (host and port) until a signal. Port 0 selects a free port.
 
-    Raises ConfigError for an address that cannot be taken, and what `load_model` and `predict` raise.
+    `announce` is called with one line that has the URL, once the server accepts connections. Raises ConfigError if the
+    address cannot be bound, and the errors of `load_model` and `predict`.
     """
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a server outlives its terminal, as a run does
-    with bound(*place) as listener:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # survive the terminal, as a run does
+    with bind_socket(*address) as listener:
         service = Service(load_model(model), limits, min_confidence)
         service.warm_up()
         config = uvicorn.Config(
@@ -58,26 +59,27 @@ def serve(
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=IDLE_SECONDS,
-            timeout_graceful_shutdown=LAST_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
-        address, taken = listener.getsockname()[:2]
-        url = f"http://[{address}]:{taken}" if ":" in address else f"http://{address}:{taken}"
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         _Server(config, service, lambda: announce(f"model {service.predictor.version} answers at {url}")).run(
             [listener]
         )
 
 
 @contextmanager
-def bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that has the address and listens: of two that have bound one, only the first to listen keeps it.
+def bind_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a socket that is bound and listens. Raises ConfigError if that fails.
 
-    Who connects before the model is open waits until it is.
+    With SO_REUSEADDR two processes can bind an address, but only the first can listen. Clients that connect before the
+    model is open wait until it is.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)  # with its protocol, or asyncio leaves Nagle's delay on: 40 ms
-    except (OSError, ValueError) as error:  # a name that no rule of names allows is a ValueError
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = addresses[0]
+        listener = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only with a protocol: saves 40 ms
+    except (OSError, ValueError) as error:  # ValueError: an invalid host name
         raise ConfigError(f"--host must be an address of this machine, got {host!r} ({error}).") from None
     with listener:
         try:
@@ -92,7 +94,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with our own end: it closes the port only when the service is drained."""
+    """A uvicorn server that stops accepting connections only after the service is drained."""
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -104,16 +106,16 @@ class _Server(uvicorn.Server):
         self.ready()
 
     async def on_tick(self, counter: int) -> bool:
-        return await super().on_tick(counter) or self.service.drained
+        return await super().on_tick(counter) or self.service.is_drained
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, number)
+            loop.add_signal_handler(number, self._drain_or_exit, number)
         yield
 
-    def _stop(self, number: int) -> None:
-        if self.service.draining:
+    def _drain_or_exit(self, number: int) -> None:
+        if self.service.is_draining:
             os._exit(128 + number)
         self.service.drain()

@@ -1,7 +1,7 @@
-"""The model of a server with its queue: what the routes share.
+"""The state that the routes share: the model, its queue and the limits.
 
-Comes in: bodies of requests. Goes out: predictions. Parsing has a thread and the model has one, so that the event loop
-only waits; its state (`draining`, `open`) is touched in the loop's thread alone.
+Input: bodies of requests. Output: predictions. Parsing and the model have one thread each, so the event loop never
+blocks. Only the thread of the event loop changes the state (`is_draining`, `open_requests`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ctxtrain.errors import DataError
 from ctxtrain.export.predictor import MinConfidence, Prediction, Predictor
 from ctxtrain.serve.batching import Batcher, QueueFull
 from ctxtrain.serve.metrics import Metrics
-from ctxtrain.serve.refusals import draining, no_window, queue_full
+from ctxtrain.serve.refusals import invalid_window, queue_full, server_draining
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`max_batch` and `queue` count windows, `max_wait` is in seconds."""
+    """Limits of a server. `max_batch` and `queue` are numbers of windows, `max_wait` is in seconds."""
 
     max_batch: int = 32
     max_wait: float = 0.002
@@ -38,78 +38,78 @@ class Service:
         self.limits = limits
         self.min_confidence = min_confidence
         self.batcher = Batcher(
-            self._answer, max_batch=limits.max_batch, max_wait=limits.max_wait, capacity=limits.queue
+            self._predict_batch, max_batch=limits.max_batch, max_wait=limits.max_wait, capacity=limits.queue
         )
         self.metrics = Metrics(predictor.version, self.batcher.__len__)
-        self.open = 0  # requests admitted and not answered
-        self.draining = False
+        self.open_requests = 0
+        self.is_draining = False
         self.started = time.monotonic()
         self._parser = ThreadPoolExecutor(1, "parser")
 
     def warm_up(self) -> None:
-        """Answer windows before the port opens, so that no request pays for what happens only once in a thread.
+        """Predict windows before the server starts, because the first forward passes of a thread are slow.
 
-        Raises ConfigError for a `min_confidence` that the export cannot give.
+        Raises ConfigError for an invalid `min_confidence`, or for "auto" if the export has no thresholds.
         """
-        window = warm_window(self.predictor.codec)
+        window = warm_up_window(self.predictor.codec)
         for count in (1, self.limits.max_batch):
-            passed = self.batcher.thread.submit(
+            forward_pass = self.batcher.thread.submit(
                 self.predictor.predict_windows, [window] * count, min_confidence=self.min_confidence
             )
-            passed.result()
+            forward_pass.result()
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Let a request in, or raise Refusal. So many bodies at most are in memory."""
-        if self.draining:
-            raise draining()
-        if self.open >= self.limits.queue + self.limits.max_batch:
+    def admit(self) -> Iterator[None]:
+        """Count a request as open, or raise Refusal. This bounds the number of bodies in memory."""
+        if self.is_draining:
+            raise server_draining()
+        if self.open_requests >= self.limits.queue + self.limits.max_batch:
             raise queue_full(len(self.batcher))
-        self.open += 1
+        self.open_requests += 1
         try:
             yield
         finally:
-            self.open -= 1
+            self.open_requests -= 1
 
     async def parse(self, read: Callable[..., list[Window]], body: bytes, *arguments: int) -> list[Window]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._parser, read, body, self.predictor.codec, *arguments)
 
     async def predict(self, windows: Sequence[Window]) -> list[Prediction]:
-        """Raises Refusal where the queue has no room, or the model no finite answer."""
+        """Predictions of windows, in order. Raises Refusal if the queue is full or the logits are not finite."""
         try:
             predictions = await self.batcher.predict(windows)
         except QueueFull:
             raise queue_full(len(self.batcher)) from None
         except DataError as error:
-            raise no_window(error.faults, error.total) from None
+            raise invalid_window(error.faults, error.total) from None
         self.metrics.count(predictions)
         return predictions
 
     def drain(self) -> None:
-        """Take no more windows, and answer at once those that wait."""
-        self.draining = True
+        """Accept no more windows, and predict the queued ones at once."""
+        self.is_draining = True
         self.metrics.draining.set(1)
-        self.batcher.hurry()
+        self.batcher.stop_waiting()
 
     @property
-    def drained(self) -> bool:
-        return self.draining and not self.open
+    def is_drained(self) -> bool:
+        return self.is_draining and not self.open_requests
 
     def close(self) -> None:
         self.batcher.close()
         self._parser.shutdown(cancel_futures=True)
 
-    def _answer(self, windows: Sequence[Window]) -> list[Prediction]:
-        """Runs in the model's thread."""
+    def _predict_batch(self, windows: Sequence[Window]) -> list[Prediction]:
+        """One forward pass. Runs in the thread of the model."""
         with self.metrics.pass_seconds.time():
             predictions = self.predictor.predict_windows(windows, min_confidence=self.min_confidence)
         self.metrics.pass_windows.observe(len(windows))
         return predictions
 
 
-def warm_window(codec: Codec) -> Window:
-    """A window of the longest kind, with everything the codec reads."""
+def warm_up_window(codec: Codec) -> Window:
+    """A window of maximum length with every field that the codec reads."""
     bar = dict.fromkeys(BAR_FIELDS, 1)
     features = {name: scale.centre for name, scale in codec.features.items()}
     row = {"context_bars": [bar] * (MAX_BARS - 1), "current_bar": bar, "features": features}

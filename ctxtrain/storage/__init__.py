@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all; checkpoints; the run folder."""
+"""Atomic file writes, checkpoints and the run folder."""

@@ -1,7 +1,7 @@
-"""`final_model.zip`: an export packed into one file, and unpacked again.
+"""Pack an export into `final_model.zip`, and unpack it.
 
-`pack` takes a folder of our own. `unpack` takes a zip that may come from anyone, and writes no byte of it before its
-layout has been checked: it must be that of `pack`.
+`pack` reads a folder that ctxtrain wrote. `unpack` treats the zip as untrusted: it extracts nothing until the layout is
+known to be exactly the one that `pack` writes.
 """
 
 from __future__ import annotations
@@ -18,49 +18,52 @@ from typing import IO, Any
 
 from ctxtrain.errors import DataError
 from ctxtrain.regular_files import open_regular
-from ctxtrain.storage.atomic_files import Damaged, files_below, replacing, seal, seal_fits
+from ctxtrain.storage.atomic_files import DamagedFile, append_checksum, list_files, replace_atomically, verify_checksum
 
-FILES = frozenset({
+EXPORT_FILES = frozenset({
     "config.json", "generation_config.json", "model.safetensors", "calibration.json", "codec.json", "manifest.json",
     "README.md", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
 })  # fmt: skip
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold; one date makes equal inputs equal bytes
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip; a fixed date makes the zip reproducible
 _CHUNK = 1 << 20
 ZIP64_EXTRA = 20  # bytes that `zipfile` adds to the header of a file of 2 GiB or more
-LONGEST_READ = 1 << 20
-_SEAL = re.compile(rb"(sha256 [0-9a-f]{64})?")  # what `seal` puts into the comment
+MAX_DIRECTORY_BYTES = 1 << 20
+_CHECKSUM_COMMENT = re.compile(rb"(sha256 [0-9a-f]{64})?")  # as `append_checksum` writes it
 
 
 def pack(folder: Path, target: Path) -> None:
-    """Zip a folder: names sorted, one date, one mode, nothing compressed (weights do not shrink); sealed."""
-    names = files_below(folder)
-    with replacing(target, sum((folder / name).stat().st_size for name in names)) as stream:
+    """Zip a folder reproducibly: sorted names, fixed date and mode, no compression, and a checksum at the end.
+
+    Compression is off because weights hardly compress.
+    """
+    names = list_files(folder)
+    with replace_atomically(target, sum((folder / name).stat().st_size for name in names)) as stream:
         with zipfile.ZipFile(stream, "w") as archive:
             for name in names:
                 entry = zipfile.ZipInfo(name, _ZIP_EPOCH)
                 entry.external_attr = (stat.S_IFREG | 0o644) << 16
-                entry.create_system = 3  # Unix, whatever system packs
+                entry.create_system = 3  # Unix, on every system
                 entry.file_size = (folder / name).stat().st_size
                 with (folder / name).open("rb") as source, archive.open(entry, "w") as packed:
                     shutil.copyfileobj(source, packed, _CHUNK)
-        seal(stream)
+        append_checksum(stream)
 
 
 def unpack(archive_path: Path, folder: Path) -> None:
-    """Unzip an export. Raises DataError, before anything is written, if it is not laid out as `pack` does it.
+    """Unzip an export. Raises DataError, before anything is written, if the layout differs from that of `pack`.
 
-    The seal is checked first; a zip without one is read, since its manifest has a digest of each file.
+    The checksum is verified first. A zip without one is accepted, because its manifest has a digest of each file.
     """
     with open_regular(archive_path) as stream:
-        if seal_fits(stream) is False:
-            raise Damaged(
-                f"{archive_path}: not a whole zip file (its bytes do not have the SHA-256 that was written with them). "
+        if verify_checksum(stream) is False:
+            raise DamagedFile(
+                f"{archive_path}: not a whole zip file (its SHA-256 differs from the one that it stores). "
                 "Copy or export it again."
             )
     try:
-        with opened_archive(archive_path) as archive:
+        with open_archive(archive_path) as archive:
             for entry in archive.infolist():
                 target = folder / entry.filename
                 target.parent.mkdir(exist_ok=True)
@@ -72,26 +75,29 @@ def unpack(archive_path: Path, folder: Path) -> None:
         ) from None
 
 
-class _ShortReads(io.FileIO):
-    """`zipfile` reads the directory of a zip in one piece and makes an object of each entry, however many they are."""
+class _BoundedReads(io.FileIO):
+    """A file that refuses large reads, which bounds the size of a zip's directory.
+
+    `zipfile` reads the whole directory at once and builds an object for each entry, without a limit.
+    """
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > LONGEST_READ:
-            raise zipfile.BadZipFile(f"its directory takes {size >> 20:,} MiB")
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its directory is {size >> 20:,} MiB long")
         return super().read(size)
 
 
 @contextmanager
-def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip. Raises BadZipFile unless it holds plain files of an export, one after the other and nothing between.
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip. Raises BadZipFile unless it holds uncompressed files of an export, one directly after the other.
 
-    So no name leads out of the folder, no entry stands twice, overlaps another, is packed, encrypted or a link, and
-    what is unpacked is no larger than the zip.
+    This excludes paths outside the folder, duplicate or overlapping entries, encryption, links and zip bombs: the
+    extracted files are never larger than the zip.
     """
-    with _ShortReads(path) as stream:
+    with _BoundedReads(path) as stream:
         try:
             archive = zipfile.ZipFile(stream)
-        except (ValueError, OverflowError) as error:  # names that are no text, places before the file
+        except (ValueError, OverflowError) as error:  # undecodable names, negative offsets
             raise zipfile.BadZipFile(str(error)) from None
         with archive:
             _check_layout(archive, stream)
@@ -103,12 +109,12 @@ def _check_layout(archive: zipfile.ZipFile, stream: io.FileIO) -> None:
     names = set()
     for entry in archive.infolist():
         name = entry.orig_filename
-        if name not in FILES or name in names:
+        if name not in EXPORT_FILES or name in names:
             raise zipfile.BadZipFile(f"it holds {name[:100]!r}{' twice' if name in names else ''}")
         names.add(name)
         plain = stat.S_ISREG(entry.external_attr >> 16) and entry.compress_type == zipfile.ZIP_STORED
         if not plain or entry.flag_bits or entry.compress_size != entry.file_size:
-            raise zipfile.BadZipFile(f"{name!r} must be a file that is neither packed nor encrypted")
+            raise zipfile.BadZipFile(f"{name!r} must be a regular file, neither compressed nor encrypted")
         stream.seek(end)
         header = stream.read(30 + len(name))
         extra = int.from_bytes(header[28:30], "little")
@@ -118,9 +124,9 @@ def _check_layout(archive: zipfile.ZipFile, stream: io.FileIO) -> None:
             or header[30:] != name.encode()
             or extra not in (0, ZIP64_EXTRA)
         ):
-            raise zipfile.BadZipFile(f"{name!r} must begin where the file before it ends")
+            raise zipfile.BadZipFile(f"{name!r} must start where the previous file ends")
         end += len(header) + extra + entry.file_size
-    if end != archive.start_dir or not _SEAL.fullmatch(archive.comment):
+    if end != archive.start_dir or not _CHECKSUM_COMMENT.fullmatch(archive.comment):
         raise zipfile.BadZipFile("it must hold the files of an export and nothing else")
 
 
@@ -129,4 +135,4 @@ def _copy_exactly(source: IO[bytes], target: IO[Any], size: int) -> None:
         target.write(chunk)
         size -= len(chunk)
     if size or source.read(1):
-        raise zipfile.BadZipFile("an entry is not as long as it says")
+        raise zipfile.BadZipFile("the length of an entry differs from its header")

@@ -1,13 +1,12 @@
-"""Files that appear whole or not at all, and their hashes.
+"""Atomic file writes, checksums and manifests.
 
-A file is written under another name in the same folder, flushed to the disk, renamed into place, and the folder is
-flushed too; so a name always shows either the old content or the new one, also after a crash or a power cut. A flush
-that fails is not tried again, since the system may have dropped what it could not write: the new file goes, the old
-one stays.
+A file is written under a temporary name in the same folder, flushed to the disk and renamed into place; then the folder
+is flushed. A reader sees either the old or the new content, even after a crash or a power cut. A failed flush is not
+retried, because the kernel may have dropped the unwritten pages: the new file is deleted and the old one stays.
 
-Checkpoints and `final_model.zip` are zip files and carry a seal: the SHA-256 of all bytes before it, in the comment
-that ends a zip file. So content and digest become visible by one rename, where a second file could be a version ahead
-or behind, and torch.load, unzip and zipfile pass over it.
+Checkpoints and `final_model.zip` are zip files with a checksum: the zip comment, at the end of the file, holds the
+SHA-256 of all bytes before the digest. Content and digest therefore become visible in one rename; a separate digest
+file could be of another version. torch.load, unzip and zipfile ignore the comment.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ctxtrain.errors import DataError
-from ctxtrain.regular_files import odd_kind, open_regular, read_regular
-from ctxtrain.storage.validated import reasons
+from ctxtrain.regular_files import non_regular_kind, open_regular, read_regular
+from ctxtrain.storage.validated import validation_faults
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
-_END, _END_SIGNATURE = struct.Struct("<4s16sH"), b"PK\5\6"  # a zip file's last record: its comment's length comes last
-_SEAL, _HEX = b"sha256 ", 64
+_END, _END_SIGNATURE = struct.Struct("<4s16sH"), b"PK\5\6"  # the last record of a zip; ends with the comment length
+_CHECKSUM_PREFIX, _DIGEST_LENGTH = b"sha256 ", 64
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
 
 
@@ -47,26 +46,26 @@ class ManifestEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Every file of an export but the manifest itself."""
+    """Digest and size of every file of an export except the manifest."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     files: dict[str, ManifestEntry]
 
 
-class Damaged(DataError):
-    """A file does not hold the bytes that were written."""
+class DamagedFile(DataError):
+    """The content of a file differs from what was written."""
 
 
 class WriteFailed(OSError):
-    """A write that the system refused; says how much room it needed and how much there is."""
+    """A failed write. The message has the bytes needed and the bytes free."""
 
 
 @contextmanager
-def needing(path: Path, size: int) -> Iterator[None]:
-    """Say of a failure to write below which path it was, and how many bytes it needed.
+def annotate_write_errors(path: Path, size: int) -> Iterator[None]:
+    """Convert write errors in the block to WriteFailed, with the path, the bytes needed and the bytes free.
 
-    Libraries written in Rust raise plain exceptions, with the system's error number in the text.
+    Libraries written in Rust raise exceptions that are no OSError and have the error number in their text.
     """
     try:
         yield
@@ -80,10 +79,11 @@ def needing(path: Path, size: int) -> Iterator[None]:
             code, reason = int(number[1]), os.strerror(int(number[1]))
         else:
             raise
-        raise WriteFailed(code, f"{reason} ({size:,} bytes needed, {_free(path)} free)", str(path)) from error
+        space = f"{size:,} bytes needed, {_format_free_bytes(path)} free"
+        raise WriteFailed(code, f"{reason} ({space})", str(path)) from error
 
 
-def _free(path: Path) -> str:
+def _format_free_bytes(path: Path) -> str:
     try:
         return f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,}"
     except OSError:
@@ -91,15 +91,15 @@ def _free(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
-    """Open a stream whose content, of about `size` bytes, takes the place of `path` when the block ends well.
+def replace_atomically(path: Path, size: int) -> Iterator[IO[bytes]]:
+    """Open a stream for about `size` bytes that replaces the file at `path` when the block succeeds.
 
-    When it does not, the new file vanishes. Raises WriteFailed. If it is the folder that cannot be flushed, the new
-    file is in place, but a power cut may take it back.
+    If the block fails, the temporary file is deleted. Raises WriteFailed. If only the flush of the folder fails, the
+    new file is in place, but a power cut may restore the old one.
     """
-    with needing(path, size):
-        scratch = scratch_for(path)
-        new = scratch.open("x+b")  # the umask says who may read it; tempfile would not ask
+    with annotate_write_errors(path, size):
+        scratch = scratch_path(path)
+        new = scratch.open("x+b")  # respects the umask; tempfile does not
         try:
             with new as stream:
                 yield stream
@@ -107,47 +107,49 @@ def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
                 os.fsync(stream.fileno())
             scratch.replace(path)
         except BaseException:
-            with suppress(OSError):  # the first failure is the one to tell
+            with suppress(OSError):  # report the first error, not that of the cleanup
                 scratch.unlink()
             raise
         sync(path.parent)
 
 
-def scratch_for(path: Path) -> Path:
-    """A new name in the same folder, which shows whose it is."""
+def scratch_path(path: Path) -> Path:
+    """An unused temporary path in the same folder, which includes the name of the file."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    with replacing(path, len(content)) as stream:
+    with replace_atomically(path, len(content)) as stream:
         stream.write(content)
 
 
-def seal(archive: IO[bytes]) -> None:
-    """Write the SHA-256 of a zip file into its comment, which must be empty."""
+def append_checksum(archive: IO[bytes]) -> None:
+    """Write the SHA-256 of a zip file to its comment, which must be empty."""
     archive.seek(-_END.size, os.SEEK_END)
     signature, _, length = _END.unpack(archive.read(_END.size))
     assert (signature, length) == (_END_SIGNATURE, 0), "not a zip file without comment"
     archive.seek(-2, os.SEEK_END)
-    archive.write(struct.pack("<H", len(_SEAL) + _HEX) + _SEAL)
+    archive.write(struct.pack("<H", len(_CHECKSUM_PREFIX) + _DIGEST_LENGTH) + _CHECKSUM_PREFIX)
     digest = _digest(archive, archive.tell())
     archive.write(digest)
 
 
-def seal_fits(archive: IO[bytes]) -> bool | None:
-    """Whether a file is what was sealed; None if it ends as a zip file that never had a seal."""
+def verify_checksum(archive: IO[bytes]) -> bool | None:
+    """Whether the content of a zip file matches its checksum; None for a zip file without a checksum."""
     size = archive.seek(0, os.SEEK_END)
-    archive.seek(max(0, size - _END.size - len(_SEAL) - _HEX))
+    archive.seek(max(0, size - _END.size - len(_CHECKSUM_PREFIX) - _DIGEST_LENGTH))
     tail = archive.read()
     if tail[-_END.size :][:4] == _END_SIGNATURE and tail.endswith(b"\0\0"):
         return None
-    fits = tail[:-_HEX].endswith(_SEAL) and tail[-_HEX:] == _digest(archive, size - _HEX)
+    content_size = size - _DIGEST_LENGTH
+    stored = tail[-_DIGEST_LENGTH:]
+    matches = tail[:-_DIGEST_LENGTH].endswith(_CHECKSUM_PREFIX) and stored == _digest(archive, content_size)
     archive.seek(0)
-    return fits
+    return matches
 
 
 def _digest(stream: IO[bytes], size: int) -> bytes:
-    """SHA-256, in hexadecimal, of the first `size` bytes; the stream is left after them."""
+    """The hexadecimal SHA-256 of the first `size` bytes. Leaves the stream positioned after them."""
     digest = hashlib.sha256()
     stream.seek(0)
     for start in range(0, size, _CHUNK):
@@ -156,7 +158,7 @@ def _digest(stream: IO[bytes], size: int) -> bytes:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, and flush their names to the disk."""
+    """Create a folder with its missing parents, and flush their directory entries to the disk."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -164,10 +166,10 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def new_content(folder: Path) -> Iterator[Path]:
-    """A scratch folder inside an empty one; when the block ends well its files, flushed, go into the empty one.
+def fill_empty_folder(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder inside the empty `folder`; when the block succeeds, its files move to `folder`.
 
-    When it does not, they vanish.
+    They are flushed to the disk before. If the block fails, they are deleted.
     """
     with tempfile.TemporaryDirectory(prefix=".new.", dir=folder) as name:
         scratch = Path(name)
@@ -188,8 +190,8 @@ def to_json(value: object) -> bytes:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    with needing(path, 0):
+    """Flush a file, or the entries of a folder, to the disk."""
+    with annotate_write_errors(path, 0):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -197,8 +199,8 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def share_or_copy(source: Path, target: Path) -> None:
-    """Make a new `target` the same file as `source` where the file system can link, else a copy."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """Create `target` as a hard link to `source`, or as a copy where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -211,21 +213,21 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def files_below(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def write_manifest(folder: Path) -> None:
     entries = {
         name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in files_below(folder)
+        for name in list_files(folder)
         if name != MANIFEST
     }
     write_json(folder / MANIFEST, {"files": entries})
 
 
 def check_manifest(folder: Path) -> None:
-    """Raises DataError that names every file of an export that is missing, changed or not listed."""
+    """Raise DataError with every file of an export that is missing, changed or not listed in the manifest."""
     try:
         manifest = Manifest.model_validate_json(read_regular(folder / MANIFEST))
     except FileNotFoundError:
@@ -233,20 +235,23 @@ def check_manifest(folder: Path) -> None:
             f"{folder}: not an export, it has no {MANIFEST}. Give a folder or zip made by export."
         ) from None
     except ValidationError as error:
-        raise DataError([f"{folder / MANIFEST}: {reason}. Export again." for reason in reasons(error)]) from None
-    odd = sorted(path for path in folder.rglob("*") if odd_kind(path) and not path.is_dir())
-    if odd:
-        raise DataError([f"{path}: {odd_kind(path)}, and an export has files alone. Move it away." for path in odd])
-    found = {name for name in files_below(folder) if name != MANIFEST}
-    lost, added = sorted(manifest.files.keys() - found), sorted(found - manifest.files.keys())
-    faults = [f"{folder / name}: listed in {MANIFEST} but missing. Export again" for name in lost]
+        raise DataError(
+            [f"{folder / MANIFEST}: {reason}. Export again." for reason in validation_faults(error)]
+        ) from None
+    kinds = {path: non_regular_kind(path) for path in sorted(folder.rglob("*")) if not path.is_dir()}
+    if special := {path: kind for path, kind in kinds.items() if kind}:
+        rule = "an export has only regular files"
+        raise DataError([f"{path}: {rule}, got {kind}. Move it away." for path, kind in special.items()])
+    present = {name for name in list_files(folder) if name != MANIFEST}
+    missing, added = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
+    faults = [f"{folder / name}: listed in {MANIFEST} but missing. Export again" for name in missing]
     faults += [f"{folder / name}: not listed in {MANIFEST}. Move it away" for name in added]
-    for name in sorted(found & manifest.files.keys()):
+    for name in sorted(present & manifest.files.keys()):
         digest = sha256_file(folder / name)
         if digest != manifest.files[name].sha256:
             faults.append(
-                f"{folder / name}: changed since the export; SHA-256 {digest}, not {manifest.files[name].sha256}. "
-                "Export again"
+                f"{folder / name}: changed since the export: SHA-256 must be {manifest.files[name].sha256}, "
+                f"got {digest}. Export again"
             )
     if faults:
         raise DataError([f"{fault}, or copy the whole export." for fault in faults])

@@ -1,4 +1,4 @@
-"""Where a command's result goes: standard output, a file that appears whole, or a pipe or device that is written to."""
+"""Write the result of a command to standard output, atomically to a file, or to a pipe or device."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import time
 from pathlib import Path
 from typing import IO
 
-from ctxtrain.storage.atomic_files import needing, scratch_for, write_bytes
-from ctxtrain.streams import write_out
+from ctxtrain.storage.atomic_files import annotate_write_errors, scratch_path, write_bytes
+from ctxtrain.streams import write_stdout
 
 STANDARD_OUTPUT = Path("-")
-READER_WAIT = 20  # tenths of a second for a pipe's reader to come
+READER_WAIT = 20  # tenths of a second to wait for the reader of a pipe
 
 
-def try_to_write(path: Path) -> None:
-    """Raises WriteFailed if `replacing` could not begin, as for want of access or for a name too long."""
-    with needing(path, 0):
-        scratch = scratch_for(path)
+def check_writable(path: Path) -> None:
+    """Raise WriteFailed if `replace_atomically` would fail at once, for example without write permission."""
+    with annotate_write_errors(path, 0):
+        scratch = scratch_path(path)
         scratch.open("xb").close()
         scratch.unlink()
 
 
 def write_result(path: Path | None, content: bytes) -> None:
     if path is None or path == STANDARD_OUTPUT:
-        write_out(content)
-    elif path.exists() and not path.is_file():  # a pipe or a device: it is written to, not replaced
+        write_stdout(content)
+    elif path.exists() and not path.is_file():  # write to a pipe or a device, do not replace it
         with _open_special(path) as stream:
             stream.write(content)
     else:
-        write_bytes(path.resolve(), content)  # a link stays, and what it names is replaced
+        write_bytes(path.resolve(), content)  # keep a symbolic link, replace its target
 
 
 def _open_special(path: Path) -> IO[bytes]:
-    """A pipe or a device, for writing. Raises OSError for a pipe that nobody opens to read for a while."""
+    """Open a pipe or a device for writing. Raises OSError if no reader opens the pipe within 2 seconds."""
     for _ in range(READER_WAIT):
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)

@@ -1,6 +1,6 @@
-"""Files that a program reads back, held to their schemas: what is wrong is named by its file and key.
+"""Validate files that ctxtrain reads back against their schemas.
 
-Comes in: a path and a pydantic model. Goes out: the value as it was read, or a DataError.
+Input: a path and a pydantic model. Output: the validated value, or a DataError that names the file and each faulty key.
 """
 
 from __future__ import annotations
@@ -12,61 +12,61 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from ctxtrain.errors import DataError, shown
+from ctxtrain.errors import DataError, short_repr
 from ctxtrain.regular_files import read_regular
 
-MOST_FAULTS = 10  # of one file: a foreign one has no key right
+MAX_FAULTS = 10  # per file: a file of another program may have hundreds
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-class Part(BaseModel):
-    """Keys that something reads, of the right types; others may stand beside them."""
+class StoredModel(BaseModel):
+    """Base class of schemas for stored files: strict types for the keys that the code reads; other keys are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
-    def plain(self) -> dict[str, Any]:
-        """As it stands in the file: keys that were not given stay away."""
+    def to_dict(self) -> dict[str, Any]:
+        """The value as stored in the file, without keys that were not set."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
-def reasons(error: ValidationError) -> list[str]:
-    """Each fault as `lacks key` or `key must …, got value`."""
-    found = []
-    for detail in error.errors(include_url=False)[:MOST_FAULTS]:
-        key = ".".join(map(str, detail["loc"])) or "the whole"
+def validation_faults(error: ValidationError) -> list[str]:
+    """One text per fault: `lacks key` or `key must …, got value`."""
+    faults = []
+    for detail in error.errors(include_url=False)[:MAX_FAULTS]:
+        key = ".".join(map(str, detail["loc"])) or "the value"
         if detail["type"] == "missing":
-            found.append(f"lacks {key}")
+            faults.append(f"lacks {key}")
             continue
         if detail["type"] == "extra_forbidden":
-            found.append(f"{key} is no key of it")
+            faults.append(f"has the unknown key {key}")
             continue
         rule = re.sub(
             r"^(Input|List|String|Dictionary|Tuple) should", "must", detail["msg"].removeprefix("Value error, ")
         )
-        found.append(f"{key} {rule}, got {shown(detail['input'])}")
-    return found
+        faults.append(f"{key} {rule}, got {short_repr(detail['input'])}")
+    return faults
 
 
-def refuse_unlike(schema: TypeAdapter[Any] | type[BaseModel], value: object, where: object, remedy: str) -> None:
-    """Raises DataError that names `where` and each key that is missing or wrong."""
-    if found := unlike(schema, value):
-        raise DataError([f"{where}: {reason}. {remedy}." for reason in found])
+def check_schema(schema: TypeAdapter[Any] | type[BaseModel], value: object, where: object, remedy: str) -> None:
+    """Raise DataError with `where` and each missing or invalid key if the value violates the schema."""
+    if faults := schema_faults(schema, value):
+        raise DataError([f"{where}: {fault}. {remedy}." for fault in faults])
 
 
-def unlike(schema: TypeAdapter[Any] | type[BaseModel], value: object) -> list[str]:
-    """How a value breaks its schema, each fault with its key; nothing if it does not."""
+def schema_faults(schema: TypeAdapter[Any] | type[BaseModel], value: object) -> list[str]:
+    """The violations of a schema, each with its key; empty for a valid value."""
     try:
         if isinstance(schema, TypeAdapter):
             schema.validate_python(value)
         else:
             schema.model_validate(value)
     except ValidationError as error:
-        return reasons(error)
+        return validation_faults(error)
     return []
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """The value of a JSON file. Raises DataError with its place if it is not valid, and FileNotFoundError."""
+    """Read a JSON file. Raises DataError with line and column if it is not valid JSON, and FileNotFoundError."""
     content = read_regular(path)
     try:
         return orjson.loads(content)
@@ -75,8 +75,8 @@ def read_json(path: Path, remedy: str) -> Any:
         raise DataError(f"{place}: not valid JSON: {error.msg}. {remedy}.") from None
 
 
-def read_as(schema: type[Schema], path: Path, remedy: str) -> Schema:
-    """What a JSON file holds. Raises DataError that names the file and the key, and FileNotFoundError."""
+def read_json_as(schema: type[Schema], path: Path, remedy: str) -> Schema:
+    """Read and validate a JSON file. Raises DataError with the file and the key, and FileNotFoundError."""
     value = read_json(path, remedy)
-    refuse_unlike(schema, value, path, remedy)
+    check_schema(schema, value, path, remedy)
     return schema.model_validate(value)

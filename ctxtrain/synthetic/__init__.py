@@ -1,1 +1,1 @@
-"""Simulated bars, their structure flags, and sample windows with a known answer."""
+"""Simulated bars, their structure flags, and sample windows with a known labelling rule."""

@@ -1,8 +1,7 @@
-"""Simulated one-minute bars, with their CTX V3 structure flags.
+"""Simulated one-minute bars with CTX V3 structure flags.
 
-In:  a numpy Generator, a number of bars and a `Symbol`.
-Out: `Bars`, a dict of equally long arrays, one entry a bar, with the field names of a CTX export. Prices
-     are whole ticks.
+Input: a numpy Generator, a number of bars and a `Symbol`. Output: `Bars`, a dict of arrays of equal length, one entry
+per bar, with the field names of a CTX export. Prices are whole ticks.
 
 Sources:
 - volatility clustering: GARCH(1, 1), Bollerslev (1986), scaled to a long-run variance of one;
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.labels import SIMULATED
+from ctxtrain.labels import SIMULATED_SUFFIX
 from ctxtrain.synthetic.structure import Bars, Bools, Floats, Ints, add_structure
 
 SESSION_BARS = 23 * 60  # futures trade from 22:00 to 21:00 UTC, then pause for an hour
@@ -25,35 +24,35 @@ FIRST_SESSION = np.datetime64("2023-01-01T22:00", "m")  # a Sunday
 DAY_MINUTES = 24 * 60
 
 GARCH_SHOCK, GARCH_MEMORY = 0.08, 0.90
-TAIL_DEGREES = 5  # of the Student t the shocks are drawn from
-BREAK_MINUTES = 60  # volatility gathered over a session break, in minutes of trading
+TAIL_DEGREES = 5  # of freedom of the Student t distribution of the shocks
+BREAK_MINUTES = 60  # of trading that give as much volatility as a session break
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """What tells one simulated market from another."""
+    """Parameters of one simulated market."""
 
     name: str
-    price: float  # where the simulation starts
+    price: float  # at the start of the simulation
     tick: float  # smallest price step
     volatility: float  # standard deviation of a one-minute log return
-    volume: float  # contracts in a usual minute
+    volume: float  # contracts in an average minute
 
 
 SYMBOLS = (
-    Symbol(f"ES{SIMULATED}", price=5000.0, tick=0.25, volatility=2.2e-4, volume=900.0),
-    Symbol(f"NQ{SIMULATED}", price=17500.0, tick=0.25, volatility=3.0e-4, volume=450.0),
-    Symbol(f"GC{SIMULATED}", price=2000.0, tick=0.1, volatility=2.5e-4, volume=160.0),
-    Symbol(f"CL{SIMULATED}", price=75.0, tick=0.01, volatility=4.5e-4, volume=240.0),
+    Symbol(f"ES{SIMULATED_SUFFIX}", price=5000.0, tick=0.25, volatility=2.2e-4, volume=900.0),
+    Symbol(f"NQ{SIMULATED_SUFFIX}", price=17500.0, tick=0.25, volatility=3.0e-4, volume=450.0),
+    Symbol(f"GC{SIMULATED_SUFFIX}", price=2000.0, tick=0.1, volatility=2.5e-4, volume=160.0),
+    Symbol(f"CL{SIMULATED_SUFFIX}", price=75.0, tick=0.01, volatility=4.5e-4, volume=240.0),
 )
 
 
 @dataclass(frozen=True)
 class Regime:
-    """A stretch of like behaviour; drift and pull are per bar, drift in standard deviations."""
+    """A period of constant behaviour. Drift and pull are per bar; drift is in standard deviations."""
 
     drift: float
-    pull: float  # share of the distance to the stretch's first price that is taken back
+    pull: float  # share of the distance from the first price of the period that is reversed
     volatility: float
     mean_bars: int
 
@@ -73,25 +72,25 @@ def simulate(
     first_bar: int = 0,
     last_close: float | None = None,
 ) -> Bars:
-    """All fields of `bars` bars of `symbol`, from `bar_index` first_bar on.
+    """All fields of `bars` bars of `symbol`, starting at `bar_index` first_bar.
 
-    Pass the last close of an earlier call to go on from its price; regime and flags start afresh.
+    Pass the last close of an earlier call to continue from its price; regime and flags start anew.
     """
     if bars < 1:
-        raise ValueError(f"bars must be at least 1, got {bars}. Ask for one bar or more.")
+        raise ValueError(f"bars must be at least 1, got {bars}.")
     index = np.arange(first_bar, first_bar + bars, dtype=np.int64)
     activity = _session_activity(index)
     opens, closes, spread, shocks = _price_path(rng, index, activity, symbol, last_close or symbol.price)
 
     open_ticks = np.rint(opens / symbol.tick)
     move = np.rint(closes / symbol.tick) - open_ticks
-    # Unrounded extremes lie on or beyond open and close, both whole ticks, so rounding keeps the order.
+    # The extremes are on or beyond open and close, which are whole ticks, so rounding keeps low ≤ open, close ≤ high.
     variance = (spread * opens / symbol.tick) ** 2
     rise = (move + np.sqrt(move**2 - 2 * variance * np.log1p(-rng.random(bars)))) / 2
     fall = (move - np.sqrt(move**2 - 2 * variance * np.log1p(-rng.random(bars)))) / 2
 
     def price(ticks: Floats) -> Floats:
-        return np.round(ticks * symbol.tick, 10)  # takes off binary dust
+        return np.round(ticks * symbol.tick, 10)  # removes binary rounding errors
 
     noise = np.exp(0.35 * rng.standard_normal(bars))
     volume = np.maximum(1, np.rint(symbol.volume * activity * (0.4 + 0.6 * np.abs(shocks)) * noise))
@@ -115,7 +114,7 @@ def simulate(
 
 
 def _bar_times(index: Ints) -> NDArray[np.datetime64]:
-    """When each bar opens: five sessions a week, one-minute steps within each."""
+    """Opening time of each bar: five sessions per week, one-minute steps within each."""
     session, minute = np.divmod(index, SESSION_BARS)
     week, day = np.divmod(session, WEEK_SESSIONS)
     minutes = (week * 7 + day) * DAY_MINUTES + minute
@@ -123,7 +122,7 @@ def _bar_times(index: Ints) -> NDArray[np.datetime64]:
 
 
 def _session_activity(index: Ints) -> Floats:
-    """How busy each minute of the session is: quiet nights, the London open, the busier New York open."""
+    """Relative activity by minute of the session: quiet nights, the London open, the busier New York open."""
     minute = index % SESSION_BARS
 
     def bump(centre: int, width: float) -> Floats:
@@ -135,7 +134,7 @@ def _session_activity(index: Ints) -> Floats:
 def _price_path(
     rng: np.random.Generator, index: Ints, activity: Floats, symbol: Symbol, start: float
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Opens, closes, standard deviation of each bar's return, and its shock in usual deviations."""
+    """Opens, closes, standard deviation of the return of each bar, and its shock in typical standard deviations."""
     bars = len(index)
     drift, pull, volatility, starts = _regime_path(rng, bars)
     tail = rng.standard_t(TAIL_DEGREES, bars) * np.sqrt((TAIL_DEGREES - 2) / TAIL_DEGREES)
@@ -163,7 +162,7 @@ def _price_path(
 
 
 def _regime_path(rng: np.random.Generator, bars: int) -> tuple[Floats, Floats, Floats, Bools]:
-    """Drift, pull and volatility of the regime at each bar, and where a new regime starts."""
+    """Drift, pull and volatility of the regime at each bar, and the bars at which a new regime starts."""
     drift, pull, volatility = np.empty(bars), np.empty(bars), np.empty(bars)
     starts = np.zeros(bars, dtype=np.bool_)
     first = 0

@@ -1,21 +1,22 @@
-"""Sample data with a known answer: simulated CTX windows, a label rule, and a known share of wrong labels.
+"""Sample data with known scores: simulated CTX windows, a labelling rule, and a known share of wrong labels.
 
-In:  numbers only (rows per file, seed, noise, class mix).
-Out: `train.jsonl`, `val.jsonl`, `test.jsonl` (one CTX window a line, in time order) and `sample.json`
-     (arguments, counts, and the best score a model can expect), the same bytes for the same arguments.
+Input: numbers only (rows per file, seed, noise, class mix). Output: `train.jsonl`, `val.jsonl`, `test.jsonl` (one CTX
+window per line, in time order) and `sample.json` (arguments, counts, and the best score a model can expect). The same
+arguments give the same bytes.
 
-An event is the bar on which price first trades back into the active fair value gap. Its window ends there,
-and `rule_label` reads the label off the window's own bars. Each file is cut from whole weeks of its own,
-later than those of the file before it, so no bar is in two files.
+An event is the bar on which the price first trades back into the active fair value gap. Its window ends there, and
+`rule_label` computes the label from the bars of the window alone. Each file uses whole weeks, later than those of the
+previous file, so no bar is in two files.
 
-Noise: a share `noise` of each file's rows, exactly counted, takes one of the other two labels, either with
-equal chance. Of all windows with rule class c, a share p_c, the label is then c with chance 1 - noise and
-each other class with chance noise / 2. Hence, in closed form:
+Noise: an exact share `noise` of the rows of each file gets one of the other two labels, with equal probability. Let p_c
+be the share of windows with rule class c. Their label is then c with probability 1 - noise, and each other class with
+probability noise / 2. In closed form:
+
 - accuracy: following the rule scores 1 - noise, and nothing scores more while noise < 2/3;
 - macro-F1: label c has the share l_c = noise / 2 + k p_c, with k = 1 - 3 noise / 2, and the rule's F1 for it
   is 2 (1 - noise) p_c / (p_c + l_c). A model that predicts c for a share q scores at most
   2 (noise q / 2 + k min(p_c, q)) / (q + l_c), which peaks at q = p_c when
-  k p_c (1 - noise / 2) >= noise^2 / 4. If that holds for the rarest class, the rule is the best there is;
+  k p_c (1 - noise / 2) >= noise^2 / 4. If that holds for the rarest class, the rule is optimal;
 - shuffled labels: only l_c can be known. The commonest class has the best accuracy; for macro-F1, predicting
   c for a share q scores 2 q l_c / (q + l_c), concave in q, best at q = l_c (Lagrange), a mean F1 of 1/3.
 """
@@ -33,11 +34,11 @@ from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
 
 from ctxtrain.labels import LABELS
-from ctxtrain.limits import MOST_ROWS
-from ctxtrain.storage.atomic_files import make_folder, replacing
+from ctxtrain.limits import MAX_SAMPLE_ROWS
+from ctxtrain.storage.atomic_files import make_folder, replace_atomically
 from ctxtrain.storage.ownership import SAMPLE
 from ctxtrain.synthetic.bars import SYMBOLS, WEEK_BARS, Symbol, simulate
-from ctxtrain.synthetic.sample_files import refuse_others_files
+from ctxtrain.synthetic.sample_files import require_sample_folder
 from ctxtrain.synthetic.structure import Bars
 
 PRICE_FIELDS = ("bar_index", "time", "open", "high", "low", "close", "volume", "delta")
@@ -47,9 +48,9 @@ RULE_FIELDS = (
 )  # fmt: skip
 MAX_EARLY_LEG = 2
 MIN_SHARE = 0.02
-MAX_NOISE = 2 / 3  # from here on the rule is no longer the best guess
+MAX_NOISE = 2 / 3  # from here on the rule is no longer optimal
 MAX_WINDOW_BARS = 500
-MAX_BARS = 10_000_000  # simulated in all; some minutes of work
+MAX_BARS = 10_000_000  # simulated in total; takes some minutes
 
 Bar = Mapping[str, Any]
 
@@ -67,19 +68,19 @@ def write_sample(
     hide_flags: bool = False,
     shuffle_labels: bool = False,
 ) -> dict[str, Any]:
-    """Write the three files and `sample.json` into `folder`, and return what `sample.json` holds.
+    """Write the three files and `sample.json` into `folder`, and return the contents of `sample.json`.
 
-    `mix` is the share of each rule label, in the order of `LABELS`, before noise; `bars` the shortest and the
-    longest window, current bar included. `hide_flags` leaves only prices, volume and delta on the bars; the
-    best score is then an upper bound, as flags also depend on bars before the window. `shuffle_labels`
-    permutes the labels within each file, which leaves nothing to learn.
+    `mix` is the share of each rule label before noise, in the order of `LABELS`; `bars` the shortest and the longest
+    window, including the current bar. `hide_flags` keeps only prices, volume and delta on the bars. The best score is
+    then an upper bound, because flags also depend on bars before the window. `shuffle_labels` permutes the labels
+    within each file, so that nothing can be learned.
     """
     rows = {"train": train, "val": val, "test": test}
     _check_arguments(rows, seed, noise, mix, bars)
     folder = Path(folder)
-    refuse_others_files(folder, rows)
+    require_sample_folder(folder, rows)
     market, files = _Market(seed), {}
-    with ExitStack() as written:  # all of them take their names together, sample.json first
+    with ExitStack() as written:  # all files are moved into place together, sample.json first
         for number, (name, count) in enumerate(rows.items()):
             rng = default_rng(SeedSequence(seed, spawn_key=(number,)))
             windows = _cut_windows(market, _class_counts(count, mix), bars, rng)
@@ -87,7 +88,7 @@ def write_sample(
             if shuffle_labels:
                 labels = [labels[i] for i in rng.permutation(count)]
             make_folder(folder)
-            lines, digest = written.enter_context(replacing(folder / f"{name}.jsonl", 0)), hashlib.sha256()
+            lines, digest = written.enter_context(replace_atomically(folder / f"{name}.jsonl", 0)), hashlib.sha256()
             for window, label in zip(windows, labels, strict=True):
                 line = _json(_row(window, label, hide_flags))
                 lines.write(line)
@@ -102,12 +103,12 @@ def write_sample(
             "files": files,
             "expected": _expected_scores(noise, mix, shuffle_labels),
         }  # fmt: skip
-        written.enter_context(replacing(folder / SAMPLE, 0)).write(_json(facts, orjson.OPT_INDENT_2))
+        written.enter_context(replace_atomically(folder / SAMPLE, 0)).write(_json(facts, orjson.OPT_INDENT_2))
     return facts
 
 
 def rule_label(bars: Sequence[Bar]) -> str:
-    """The noiseless label of a window (oldest bar first, current bar last), from its own bars alone."""
+    """The noiseless label of a window, from its own bars (oldest first, current bar last)."""
     for label in ("LONG", "SHORT"):
         if all(rule_conditions(bars, label).values()):
             return label
@@ -115,7 +116,7 @@ def rule_label(bars: Sequence[Bar]) -> str:
 
 
 def rule_conditions(bars: Sequence[Bar], label: str) -> dict[str, bool]:
-    """Whether each of the six conditions of LONG or of SHORT, its mirror image, holds at the last bar."""
+    """Whether each of the six conditions of LONG, or of SHORT (the mirror image), holds at the last bar."""
     event = bars[-1]
     side, against, direction = ("up", "down", 1) if label == "LONG" else ("down", "up", -1)
     first_against = next((t for t, bar in enumerate(bars) if bar[f"ext_choch_{against}"]), len(bars))
@@ -130,7 +131,7 @@ def rule_conditions(bars: Sequence[Bar], label: str) -> dict[str, bool]:
 
 
 class _Market:
-    """Every symbol, one week at a time; prices go on from week to week."""
+    """All symbols, one week at a time; prices continue from week to week."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -151,7 +152,7 @@ class _Market:
 
 @dataclass(frozen=True)
 class _Window:
-    """Bars `first` up to and including `event` of one symbol's week."""
+    """Bars `first` to `event`, inclusive, of one week of one symbol."""
 
     symbol: Symbol
     week: Bars
@@ -165,30 +166,30 @@ class _Window:
 
 
 def _cut_windows(market: _Market, counts: dict[str, int], bars: tuple[int, int], rng: Generator) -> list[_Window]:
-    """Windows in time order, `counts` of each rule label, drawn from as many new weeks as they need."""
-    found: dict[str, list[_Window]] = {label: [] for label in LABELS}
+    """Windows in time order, `counts` of each rule label, drawn from as many new weeks as necessary."""
+    windows_of_label: dict[str, list[_Window]] = {label: [] for label in LABELS}
     first_week = market.weeks
-    while any(len(found[label]) < count for label, count in counts.items()):
+    while any(len(windows_of_label[label]) < count for label, count in counts.items()):
         for symbol, week in market.next_week():
             for window in _week_windows(symbol, week, bars, rng):
-                found[window.rule_label].append(window)
-        # Judged by the weeks seen so far, so that a hopeless request fails at once.
-        times_more = max(count / max(1, len(found[label])) for label, count in counts.items())
+                windows_of_label[window.rule_label].append(window)
+        # Extrapolated from the weeks so far, so that an infeasible request fails early.
+        times_more = max(count / max(1, len(windows_of_label[label])) for label, count in counts.items())
         needed_weeks = first_week + times_more * (market.weeks - first_week)
         needed_bars = round(needed_weeks * len(SYMBOLS) * WEEK_BARS)
         if needed_bars > MAX_BARS:
             raise ValueError(
-                f"the rows asked for must be found within {MAX_BARS:,} simulated bars, "
-                f"got a need of about {needed_bars:,}. Ask for fewer rows, or for a mix with more SKIP."
+                f"the requested rows must fit into {MAX_BARS:,} simulated bars, but need about {needed_bars:,}. "
+                "Request fewer rows, or a mix with more SKIP."
             )
-    kept = []
+    selected = []
     for label, count in counts.items():
-        kept += [found[label][i] for i in rng.choice(len(found[label]), count, replace=False)]
-    return sorted(kept, key=lambda window: (window.week["bar_index"][window.event], window.symbol.name))
+        selected += [windows_of_label[label][i] for i in rng.choice(len(windows_of_label[label]), count, replace=False)]
+    return sorted(selected, key=lambda window: (window.week["bar_index"][window.event], window.symbol.name))
 
 
 def _week_windows(symbol: Symbol, week: Bars, bars: tuple[int, int], rng: Generator) -> list[_Window]:
-    """One window for each event of the week that has enough bars before it."""
+    """One window for each event of the week with enough bars before it."""
     retest = week["fvg_retest"]
     events = np.flatnonzero(retest[1:] & ~retest[:-1]) + 1
     firsts = events + 1 - rng.integers(bars[0], bars[1], size=len(events), endpoint=True)
@@ -201,7 +202,7 @@ def _week_windows(symbol: Symbol, week: Bars, bars: tuple[int, int], rng: Genera
 
 
 def _bar_rows(bars: Bars, first: int, stop: int, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Bars `first` up to `stop` as JSON objects with the fields `names`."""
+    """Bars `first` to `stop`, exclusive, as JSON objects with the fields `names`."""
     columns = []
     for name in names:
         values = bars[name][first:stop]
@@ -223,7 +224,7 @@ def _row(window: _Window, label: str, hide_flags: bool) -> dict[str, Any]:
         "label": label,
     }
     if not hide_flags:
-        # The conditions of the side the gap is on; they tell of the rule, not of the noisy label.
+        # The conditions for the side of the gap. They follow from the rule, not from the noisy label.
         conditions = rule_conditions(bars, "LONG" if bars[-1]["fvg_up"] else "SHORT")
         row["conditions_met"] = [name for name, holds in conditions.items() if holds]
         row["conditions_failed"] = [name for name, holds in conditions.items() if not holds]
@@ -231,7 +232,7 @@ def _row(window: _Window, label: str, hide_flags: bool) -> dict[str, Any]:
 
 
 def _class_counts(rows: int, mix: Sequence[float]) -> dict[str, int]:
-    """Whole rows of each label, as near to `mix` as can be: the largest remainders are rounded up."""
+    """Integer rows per label, as close to `mix` as possible: the largest remainders are rounded up."""
     exact = np.array(mix) * rows
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: rows - counts.sum()]] += 1
@@ -263,7 +264,7 @@ def _file_facts(windows: list[_Window], labels: list[str], replaced: int) -> dic
 
 
 def _expected_scores(noise: float, mix: Sequence[float], shuffled: bool) -> dict[str, Any]:
-    """What following the rule scores on average, and the best that anything can; see the module docstring."""
+    """Expected scores of the rule, and the best possible ones; derived in the module docstring."""
     shares = np.array(mix)
     keep = 1 - 1.5 * noise
     label_shares = noise / 2 + keep * shares
@@ -276,9 +277,9 @@ def _expected_scores(noise: float, mix: Sequence[float], shuffled: bool) -> dict
 
 
 def _score(confusion: NDArray[np.float64]) -> dict[str, float]:
-    """Accuracy and macro-F1 of predictions (rows) against labels (columns), counts or shares.
+    """Accuracy and macro-F1 of predictions (rows) against labels (columns), from counts or shares.
 
-    A class that is neither predicted nor a label has no F1 and is left out of the mean.
+    A class that neither occurs nor is predicted has no F1 and is excluded from the mean.
     """
     hits, either = confusion.diagonal(), confusion.sum(axis=0) + confusion.sum(axis=1)
     f1 = 2 * hits[either > 0] / either[either > 0]
@@ -292,18 +293,16 @@ def _json(value: Any, option: int = 0) -> bytes:
 def _check_arguments(
     rows: Mapping[str, int], seed: int, noise: float, mix: Sequence[float], bars: Sequence[int]
 ) -> None:
-    """Refuse what cannot be written, with every problem in one message."""
-    problems = [f"{name} must be at least 1 row, got {n}. Ask for 1." for name, n in rows.items() if n < 1]
+    """Raise ValueError with one line per invalid argument."""
+    problems = [f"{name} must be at least 1 row, got {n}." for name, n in rows.items() if n < 1]
     problems += [
-        f"{name} must be at most {MOST_ROWS:,} rows, got {n}. Ask for fewer."
-        for name, n in rows.items()
-        if n > MOST_ROWS
+        f"{name} must be at most {MAX_SAMPLE_ROWS:,} rows, got {n}." for name, n in rows.items() if n > MAX_SAMPLE_ROWS
     ]
     if not 0 <= seed < 2**32:
         problems.append(f"seed must be at least 0 and below 2^32, got {seed}. Use 0 or a smaller number.")
     if not 0 <= noise < MAX_NOISE:
         problems.append(f"noise must be at least 0 and below 2/3, got {noise}. Use 0 for none.")
-    if len(mix) != len(LABELS) or not abs(sum(mix) - 1) <= 1e-6 or min(mix) < MIN_SHARE:  # not: nan is no share
+    if len(mix) != len(LABELS) or not abs(sum(mix) - 1) <= 1e-6 or min(mix) < MIN_SHARE:  # `not` also catches NaN
         rule = f"mix must be the shares of LONG, SHORT and SKIP, each at least {MIN_SHARE}, that sum to 1"
         problems.append(f"{rule}, got {tuple(mix)}. Use (0.35, 0.35, 0.30).")
     if len(bars) != 2 or not 2 <= bars[0] <= bars[1] <= MAX_WINDOW_BARS:

@@ -1,4 +1,4 @@
-"""Whether the files of a folder are a sample's, which may be written anew, or anyone's own."""
+"""Checks whether the files of a folder belong to a sample and may be replaced, or are user data."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ctxtrain.regular_files import odd_kind, read_regular
+from ctxtrain.regular_files import non_regular_kind, read_regular
 from ctxtrain.storage.atomic_files import sha256_file
 from ctxtrain.storage.ownership import SAMPLE, SAMPLE_MARK, owner_of
-from ctxtrain.storage.validated import Part, read_as
+from ctxtrain.storage.validated import StoredModel, read_json_as
 
 
-class _File(Part):
+class _File(StoredModel):
     sha256: str
 
 
-class _Facts(Part):
-    """What tells the files of a sample from anyone's own."""
+class _Facts(StoredModel):
+    """The part of `sample.json` that identifies the files of a sample."""
 
     arguments: dict[str, Any]
     files: dict[str, _File]
 
 
-def described(folder: Path, written: Mapping[str, Any]) -> str:
-    """What `write_sample` wrote, a line a file, and the best that a model could score on it."""
+def describe_sample(folder: Path, written: Mapping[str, Any]) -> str:
+    """The files that `write_sample` wrote, one per line, and the best possible scores on them."""
     lines = [
         f"{folder / f'{name}.jsonl'}  {facts['rows']:,} windows  {facts['labels']}"
         for name, facts in written["files"].items()
@@ -35,26 +35,27 @@ def described(folder: Path, written: Mapping[str, Any]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def refuse_others_files(folder: Path, names: Iterable[str]) -> None:
-    """A sample may take the place of a sample, which its `sample.json` makes again, but of nothing else.
+def require_sample_folder(folder: Path, names: Iterable[str]) -> None:
+    """Raise ValueError if a new sample would replace files that are not those of an earlier sample.
 
-    Raises ValueError, and DataError for a `sample.json` that is a damaged one.
+    An earlier sample may be replaced, because its `sample.json` is enough to write it again. Raises DataError for a
+    damaged `sample.json`.
     """
     if owner := owner_of(folder):
-        raise ValueError(f"folder must not lie in {owner}, got {folder}. Give another folder.")
+        raise ValueError(f"folder must not be inside {owner}, got {folder}. Use another folder.")
     places = {name: folder / f"{name}.jsonl" for name in names}
     for path in (folder / SAMPLE, *places.values()):
-        if (kind := odd_kind(path)) or path.is_symlink():
-            raise ValueError(f"{path} must be a file of a sample, and it is {kind or 'a link'}. Give another folder.")
+        if (kind := non_regular_kind(path)) or path.is_symlink():
+            raise ValueError(f"{path} must be a sample file, but it is {kind or 'a link'}. Use another folder.")
     known: dict[str, str] = {}
     if (folder / SAMPLE).exists():
         if SAMPLE_MARK not in read_regular(folder / SAMPLE):
-            raise ValueError(f"{folder / SAMPLE} must be that of a sample, and it is not. Give another folder.")
-        facts = read_as(_Facts, folder / SAMPLE, "Move it away with the rows beside it, or give another folder")
+            raise ValueError(f"{folder / SAMPLE} must belong to a sample, but it does not. Use another folder.")
+        facts = read_json_as(_Facts, folder / SAMPLE, "Move it away together with its rows, or use another folder")
         known = {name: file.sha256 for name, file in facts.files.items()}
     others = [path.name for name, path in places.items() if path.exists() and sha256_file(path) != known.get(name)]
     if others:
         raise ValueError(
-            f"folder must hold no rows but those of a sample, got {', '.join(others)} in {folder} without "
-            f"a {SAMPLE} that has their SHA-256. Give another folder."
+            f"folder must contain no rows except those of a sample, but {SAMPLE} does not list the SHA-256 of "
+            f"{', '.join(others)} in {folder}. Use another folder."
         )

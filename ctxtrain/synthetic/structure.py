@@ -1,10 +1,10 @@
-"""CTX V3 structure flags, read off bare bars.
+"""CTX V3 structure flags, computed from plain bars.
 
-In:  `Bars`, a dict of equally long arrays with at least high, low, close and volume.
-Out: the same dict with `atr_14` and the structure flags added, under the field names of a CTX export.
+Input: `Bars`, a dict of arrays of equal length with at least high, low, close and volume. Output: the same dict with
+`atr_14` and the structure flags, under the field names of a CTX export.
 
-Every flag is causal: its value at bar t is a function of bars 0..t. A swing pivot, which needs bars on both
-sides, therefore counts from the bar that confirms it.
+Every flag is causal: its value at bar t depends only on bars 0..t. A swing pivot needs bars on both sides, so it counts
+from the bar that confirms it.
 
 Sources:
 - ATR: Wilder (1978), smoothed over 14 bars;
@@ -27,9 +27,9 @@ Bools = NDArray[np.bool_]
 EXTERNAL_SIDE = 5  # bars on either side of a large (external) pivot
 INTERNAL_SIDE = 2  # bars on either side of a small (internal) pivot
 ATR_BARS = 14
-VOLUME_BARS = 50  # the usual volume a leg is compared with
-STRENGTH_SCALE = 6.0  # leg travel, in ATR at usual volume, that scores 63 of 100
-PULLBACK_RATIO = 0.5  # a pull-back is weak up to this share of its impulse's strength
+VOLUME_BARS = 50  # over which the reference volume of a leg is averaged
+STRENGTH_SCALE = 6.0  # leg travel, in ATR at reference volume, with strength 63 of 100
+PULLBACK_RATIO = 0.5  # of the strength of the impulse, up to which a pull-back is weak
 MAX_LEG_INDEX = 10
 
 
@@ -51,7 +51,7 @@ def add_structure(bars: Bars) -> Bars:
         "int_dir": internal["dir"],
         "int_bos": internal["bos"],
         "int_choch": internal["choch"],
-        # A level that is unknown or already broken is NaN, which compares false.
+        # A level that is unknown or already broken is NaN, and comparisons with NaN are false.
         "sweep_prev_high": (high > external["last_high"]) & (close <= external["last_high"]),
         "sweep_prev_low": (low < external["last_low"]) & (close >= external["last_low"]),
         **_fair_value_gaps(high, low),
@@ -60,9 +60,9 @@ def add_structure(bars: Bars) -> Bars:
 
 
 def _average_true_range(high: Floats, low: Floats, close: Floats) -> Floats:
-    """Wilder's average; its first bars take the plain mean of what there is."""
-    before = np.concatenate((close[:1], close[:-1]))
-    true_range = np.maximum(high, before) - np.minimum(low, before)
+    """Wilder's average; for the first bars, the mean of all bars so far."""
+    previous_close = np.concatenate((close[:1], close[:-1]))
+    true_range = np.maximum(high, previous_close) - np.minimum(low, previous_close)
     atr = np.empty_like(true_range)
     average = 0.0
     for t, value in enumerate(true_range.tolist()):
@@ -72,9 +72,9 @@ def _average_true_range(high: Floats, low: Floats, close: Floats) -> Floats:
 
 
 def _confirmed_highs(high: Floats, side: int) -> Floats:
-    """At the bar that confirms a swing high, its price; NaN elsewhere.
+    """Price of a swing high at the bar that confirms it; NaN elsewhere.
 
-    A swing high tops the `side` bars before it and is not topped by the `side` bars after it.
+    A swing high is above the `side` bars before it and not below any of the `side` bars after it.
     """
     levels = np.full(len(high), np.nan)
     if len(high) > 2 * side:
@@ -88,7 +88,7 @@ def _confirmed_highs(high: Floats, side: int) -> Floats:
 def _break_of_structure(high: Floats, low: Floats, close: Floats, side: int) -> Bars:
     """Direction, breaks with it (bos) and against it (choch), and the unbroken swing levels at each bar.
 
-    A level breaks once, by a close beyond it. The first break of all sets the direction and is neither.
+    A level breaks once, by a close beyond it. The very first break sets the direction and counts as neither.
     """
     bars = len(close)
     bos, choch = np.zeros(bars, dtype=np.bool_), np.zeros(bars, dtype=np.bool_)
@@ -118,10 +118,10 @@ def _break_of_structure(high: Floats, low: Floats, close: Floats, side: int) -> 
 
 
 def _fair_value_gaps(high: Floats, low: Floats) -> Bars:
-    """The active gap's side, and the bars that trade back into it.
+    """Side of the active gap, and the bars that trade back into it.
 
-    One gap is active at a time: a newer gap replaces it, a trade at its far edge fills it. The bar that
-    makes the gap does not retest it, nor does the bar that fills it.
+    Only one gap is active: a newer gap replaces it, and a trade at its far edge fills it. Neither the bar that creates
+    the gap nor the bar that fills it counts as a retest.
     """
     bars = len(high)
     up, down, retest = (np.zeros(bars, dtype=np.bool_) for _ in range(3))
@@ -146,23 +146,23 @@ def _fair_value_gaps(high: Floats, low: Floats) -> Bars:
 def _legs(bars: Bars, atr: Floats, direction: NDArray[Any], choch: Bools) -> Bars:
     """Leg count since the last external CHoCH, strength of the leg, and whether the pull-back is weak.
 
-    Strength is travel in ATR times volume relative to usual. The impulse is the last leg that went with the
-    structure; the pull-back is what came after its far end.
+    Strength is travel in ATR times volume relative to the reference volume. The impulse is the last leg in the
+    direction of the structure; the pull-back is the movement after its far end.
     """
     high, low = bars["high"], bars["low"]
     leg_dir, before, start, extreme = _swing_chart(high, low)
     now = np.arange(len(high))
     traded = np.concatenate(([0], np.cumsum(bars["volume"])))  # before each bar
-    usual_first = np.maximum(0, now + 1 - VOLUME_BARS)
-    usual = (traded[now + 1] - traded[usual_first]) / (now + 1 - usual_first)
-    unit = atr * usual
+    reference_first = np.maximum(0, now + 1 - VOLUME_BARS)
+    reference = (traded[now + 1] - traded[reference_first]) / (now + 1 - reference_first)
+    unit = atr * reference
 
     def strength_of(first: Ints, last: Ints, way: NDArray[Any]) -> Floats:
-        """Of the move from bar `first` to bar `last`, which goes up where `way` is 1, else down."""
+        """Strength of the move from bar `first` to bar `last`, upwards where `way` is 1, else downwards."""
         travel = np.where(way == 1, high[last] - low[first], high[first] - low[last])
         mean_volume = (traded[last + 1] - traded[first + 1]) / np.maximum(last - first, 1)
         effort = np.maximum(travel, 0.0) * mean_volume
-        # Where prices have not moved or nothing traded, a move has no strength.
+        # Without price movement or volume, `unit` is 0 and so is the strength.
         strength: Floats = np.divide(effort, unit, out=np.zeros_like(unit), where=unit > 0)
         return strength
 
@@ -182,12 +182,12 @@ def _legs(bars: Bars, atr: Floats, direction: NDArray[Any], choch: Bools) -> Bar
 
 
 def _swing_chart(high: Floats, low: Floats) -> tuple[Ints, Ints, Ints, Ints]:
-    """At each bar: way of the current leg, first bar of the leg before, its own first bar, its extreme bar.
+    """For each bar: direction of the current leg, first bar of the previous leg, first bar and extreme bar of this leg.
 
-    A leg turns at the second bar against it (lower high and lower low, or the mirror) since its extreme;
-    inside and outside bars do not count. The new leg starts at that extreme.
+    A leg reverses at the second bar against it (lower high and lower low, or the mirror image) after its extreme.
+    Inside and outside bars do not count. The new leg starts at that extreme.
     """
-    # The mirror image of prices lets one rule serve both ways: an up leg in it is a down leg in the market.
+    # Negated prices allow one rule for both directions: an up leg in them is a down leg in the market.
     ends = {1: high.tolist(), -1: (-low).tolist()}
     way, before, start, extreme, against = 1, 0, 0, 0, 0
     legs = [(way, before, start, extreme)]
@@ -206,17 +206,17 @@ def _swing_chart(high: Floats, low: Floats) -> tuple[Ints, Ints, Ints, Ints]:
 
 
 def _leg_index(leg_dir: Ints, direction: NDArray[Any], choch: Bools) -> NDArray[np.int8]:
-    """1 for the leg that broke structure, 2 for the first pull-back, and so on up to the cap."""
+    """1 for the leg that broke the structure, 2 for the first pull-back, and so on up to the maximum."""
     index = np.empty(len(leg_dir), dtype=np.int8)
     count = 1
-    # A break may come before the swing chart has turned its way; that late turn is still the first leg.
-    turned = np.concatenate(([False], leg_dir[1:] != leg_dir[:-1]))
+    # A break may precede the reversal of the swing chart; this late reversal still belongs to the first leg.
+    reversed_legs = np.concatenate(([False], leg_dir[1:] != leg_dir[:-1]))
     with_structure = leg_dir == direction
-    columns = zip(turned.tolist(), with_structure.tolist(), choch.tolist(), strict=True)
-    for t, (turn, goes_with, breaks) in enumerate(columns):
-        if breaks:
+    columns = zip(reversed_legs.tolist(), with_structure.tolist(), choch.tolist(), strict=True)
+    for t, (is_reversed, is_with_structure, is_break) in enumerate(columns):
+        if is_break:
             count = 1
-        elif turn and not (goes_with and count == 1):
+        elif is_reversed and not (is_with_structure and count == 1):
             count = min(count + 1, MAX_LEG_INDEX)
         index[t] = count
     return index

@@ -1,1 +1,1 @@
-"""A config becomes a learner; one optimizer step."""
+"""Build the learner of a run from its config; run one optimizer step; check a checkpoint before resuming."""

@@ -1,7 +1,7 @@
-"""A config becomes a model, and a model becomes a learner.
+"""Build the parts of a run from its config: input files, model, learner, fingerprint, and settings of other modules.
 
-Comes in: a `Config` and what the data has fixed (pad id, class weights, number of steps). Goes out: the adapted
-model, or a `Learner` with optimizer, schedule and loss, on its devices.
+Input: a `Config`, and values that depend on the data (pad id, class weights, number of steps). Output: the model with
+adapters, or a `Learner` with optimizer, schedule and loss, on its devices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ctxtrain.config.overrides import required
+from ctxtrain.config.overrides import missing_key_message
 from ctxtrain.config.schema import Config
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.dataset import Inputs
@@ -29,62 +29,62 @@ from ctxtrain.model.losses import make_loss
 from ctxtrain.model.optimizer import make_optimizer
 from ctxtrain.model.schedule import make_schedule
 from ctxtrain.runtime import make_accelerator, resolve_dtype
-from ctxtrain.storage.ownership import refuse_cache
+from ctxtrain.storage.ownership import check_cache_dir
 from ctxtrain.tracking.trackers import require_trackers
 from ctxtrain.training.step import Learner
 
 
-def several(config: Config) -> dict[str, object]:
-    """The keys that ask for several runs, with their values."""
+def multi_run_keys(config: Config) -> dict[str, object]:
+    """The keys that request several runs, with their values."""
     folds = config.evaluation.folds if config.evaluation.fold is None else None
-    asking = {"training.seeds": config.training.seeds, "evaluation.folds": folds}
-    return {key: value for key, value in asking.items() if value is not None}
+    values = {"training.seeds": config.training.seeds, "evaluation.folds": folds}
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def one_run(config: Config) -> Config:
-    """The config itself. Raises ConfigError if it asks for several runs, or has no rows that choose the epoch."""
-    if asking := several(config):
+def require_single_run(config: Config) -> Config:
+    """The config itself. Raises ConfigError if it requests several runs, or has no validation rows."""
+    if keys := multi_run_keys(config):
         raise ConfigError(
             [
-                f"A TrainingPipeline makes one run, but {key}={value} asks for several. Give the config to "
+                f"A TrainingPipeline makes one run, but {key}={value} requests several. Pass the config to "
                 f"ctxtrain.run_several, or set {key} to null."
-                for key, value in asking.items()
+                for key, value in keys.items()
             ]
         )
     if config.data.val is None and config.evaluation.folds is None:
-        raise ConfigError(required("data.val"))
+        raise ConfigError(missing_key_message("data.val"))
     return config
 
 
-def row_files(config: Config) -> dict[str, WindowFile]:
-    """The files that a config reads, by split; under folds `train` alone, which they are cut from."""
+def window_files(config: Config) -> dict[str, WindowFile]:
+    """The files of a config by split; with folds only `train`, which the folds are cut from."""
     data = config.data
     cache = None
     if data.cache != "auto":
-        refuse_cache(Path(data.cache), Path(config.output_dir))
+        check_cache_dir(Path(data.cache), Path(config.output_dir))
         cache = TableCache(data.cache)
     splits = ("train",) if config.evaluation.folds else ("train", "val", "test")
     return {split: WindowFile(path, cache=cache) for split in splits if (path := getattr(data, split)) is not None}
 
 
-def inputs(config: Config, say: Callable[[str], None]) -> Inputs:
-    """The rows of one run; `say` shows notes. Raises ConfigError or DataError where they cannot be cut into folds."""
-    files = row_files(config)
+def build_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
+    """The rows of one run; `say` reports notes. Raises ConfigError or DataError if they cannot be cut into folds."""
+    files = window_files(config)
     if config.evaluation.folds:
-        note_unread(config, say)
-        assert config.evaluation.fold is not None, "one_run refuses a config of several folds"
+        note_unused_files(config, say)
+        assert config.evaluation.fold is not None, "require_single_run rejects a config of several folds"
         return Inputs(cut_folds(files["train"], config.evaluation.folds)[config.evaluation.fold - 1])
     return Inputs(files)
 
 
-def note_unread(config: Config, say: Callable[[str], None]) -> None:
-    """Say which files of a config no fold reads."""
+def note_unused_files(config: Config, say: Callable[[str], None]) -> None:
+    """Note that folds read only `data.train`, if the config names other files."""
     if config.data.val or config.data.test:
         say("note: evaluation.folds splits data.train; data.val and data.test are not read")
 
 
 def dataset_settings(config: Config) -> dict[str, Any]:
-    """What `load_dataset` takes from a config."""
+    """Keyword arguments of `load_dataset` from a config."""
     data = config.data
     return {
         "codec": data.codec,
@@ -99,7 +99,7 @@ def dataset_settings(config: Config) -> dict[str, Any]:
 
 
 def base_name(config: Config) -> str:
-    """How exports and summaries call the base: its hub id, or the name of its folder without the way to it."""
+    """The base model's name in exports and summaries: its hub id, or the name of its folder without the path."""
     base = config.model.base
     return Path(base).name if Path(base).is_dir() else base
 
@@ -112,7 +112,7 @@ def build_model(
     quantization: str,
     say: Callable[[str], None] | None = None,
 ) -> PeftModel:
-    """The base in the given precision, with new adapters and head; `say` shows notes."""
+    """The base model in the given precision with new adapters and head; `say` reports notes."""
     base = lora.load_classifier(
         config.model.base,
         pad_id,
@@ -125,13 +125,13 @@ def build_model(
     return lora.add_lora(base, **config.lora.model_dump(), seed=config.training.seed, base_name=base_name(config))
 
 
-def build_exact_model(config: Config, pad_id: int) -> PeftModel:
-    """The base in float32 and unquantised, as an export holds it, whatever precision trained the adapters."""
+def build_export_model(config: Config, pad_id: int) -> PeftModel:
+    """The base model in float32 and unquantised, as in an export, whatever precision trained the adapters."""
     return build_model(config, pad_id, dtype=torch.float32, quantization="none")
 
 
 def export_settings(config: Config) -> dict[str, Any]:
-    """What `prepare_export` takes from a config."""
+    """Keyword arguments of `prepare_export` from a config."""
     return {
         "max_tokens": config.model.max_tokens,
         "engine": config.model.engine,
@@ -142,16 +142,16 @@ def export_settings(config: Config) -> dict[str, Any]:
 
 
 def trains_in_float32(config: Config) -> bool:
-    """Whether the base is read in float32, as the export wants it; else its files are read again for that."""
+    """Whether the base model is trained in float32 and unquantised; otherwise the export must load it again."""
     return resolve_dtype(config.model.dtype) == torch.float32 and config.model.quantization == "none"
 
 
-def fingerprint(
+def run_fingerprint(
     config: Config, codec: Codec, rows: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, model: PeftModel
 ) -> dict[str, Any]:
-    """What a resumed run must have in common with its beginning; `rows` are digests of the splits."""
+    """What must be unchanged when a run is resumed; `rows` are digests of the splits."""
     dump = config.model_dump(mode="json")
-    # This key decides where a run ends, not what it trains: one that has ended may be given more.
+    # This key decides where a run stops, not what it trains: users may raise it to resume a stopped run.
     del dump["training"]["skip_nonfinite"]
     return {
         "config": {name: dump[name] for name in ("lora", "loss", "oversampling", "training")},
@@ -168,7 +168,7 @@ def fingerprint(
 def build_learner(
     config: Config, pad_id: int, class_weights: Sequence[float], total_steps: int, say: Callable[[str], None]
 ) -> Learner:
-    """Model, optimizer, schedule and loss; `say` shows notes. Raises ConfigError if they do not fit together."""
+    """Model, optimizer, schedule and loss; `say` reports notes. Raises ConfigError if they do not fit together."""
     training = config.training
     require_trackers(config.tracking.to)
     accelerator = make_accelerator(config.model.dtype)
@@ -192,8 +192,8 @@ def build_learner(
     )
 
 
-def model_facts(config: Config, base: str, family: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """What a summary says of the model besides its size."""
+def model_summary(config: Config, base: str, family: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's entries in the summary, except its size."""
     return {
         "base": base,
         "revision": config.model.revision,

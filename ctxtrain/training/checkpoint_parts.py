@@ -1,7 +1,7 @@
-"""Whether the parts of a checkpoint are those that a run's learner saves: keys, types, shapes.
+"""Check that a checkpoint has the parts that the run's learner saves: keys, types and shapes.
 
-Comes in: a checkpoint that was read, and the state of a new learner of the same run. Goes out: nothing, or a DataError
-that names each part that is missing, wrong or too many.
+Input: a loaded checkpoint, and the state of a new learner of the same run. Output: nothing, or a DataError that names
+each missing, wrong or unexpected part.
 """
 
 from __future__ import annotations
@@ -13,56 +13,55 @@ from typing import Any
 import torch
 
 from ctxtrain.errors import DataError
-from ctxtrain.model.optimizer import state_like
+from ctxtrain.model.optimizer import expected_state
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.checkpoint import REMEDY, CheckpointFolder, TrainState
 from ctxtrain.storage.metrics_log import EpochRecord
-from ctxtrain.storage.validated import refuse_unlike
+from ctxtrain.storage.validated import check_schema
 from ctxtrain.training.step import Learner
 
 
-def load_own(
+def load_resume_checkpoint(
     path: Path, folder: CheckpointFolder, fingerprint: Mapping[str, Any], learner: Learner, steps_per_epoch: int
 ) -> dict[str, Any]:
-    """A checkpoint to go on from, if it and that of the best epoch before it, for the export, are of this very run.
+    """Load a checkpoint to resume from; the checkpoint of the best epoch, needed for the export, is checked too.
 
-    Raises ConfigError if rows, base or settings are not those it was made with, DataError for its parts.
+    Raises ConfigError if either belongs to other rows, another base model or other settings, and DataError for wrong
+    parts.
     """
-    payload, own = (
-        checkpoint.load(path),
-        learner.state_dict()
-        | {"moments": [state_like(learner.optimizer, weight) for weight in learner.parameters.values()]},
-    )
-    best = checkpoint.ranking(payload["state"].get("epochs", []))[:1]
-    for one in [path, *(folder.epoch_path(epoch) for epoch in best if folder.epoch_path(epoch) != path)]:
-        found = payload if one == path else checkpoint.load(one)
-        checkpoint.check_same_run(one.name, found["fingerprint"], fingerprint)
-        refuse_other_parts(one, found, own, steps_per_epoch)
+    payload = checkpoint.load(path)
+    expected = learner.state_dict()
+    expected["moments"] = [expected_state(learner.optimizer, weight) for weight in learner.parameters.values()]
+    best = [folder.epoch_path(epoch) for epoch in checkpoint.rank_epochs(payload["state"].get("epochs", []))[:1]]
+    for file in dict.fromkeys([path, *best]):
+        content = payload if file == path else checkpoint.load(file)
+        checkpoint.check_same_run(file.name, content["fingerprint"], fingerprint)
+        check_parts(file, content, expected, steps_per_epoch)
     return payload
 
 
-def refuse_other_parts(path: Path, payload: Mapping[str, Any], own: Mapping[str, Any], steps_per_epoch: int) -> None:
-    """Raises DataError if a checkpoint of this very run, by its fingerprint, has parts that the run's learner lacks.
+def check_parts(path: Path, payload: Mapping[str, Any], expected: Mapping[str, Any], steps_per_epoch: int) -> None:
+    """Raises DataError if a checkpoint of this run, by its fingerprint, differs from what the run's learner saves.
 
-    `own` is the learner's state as it starts, with `moments`, what its optimizer keeps of each weight once it is
-    trained; every part must have its keys, types and shapes, and the settings of the optimizer must be its own.
+    `expected` is the state of a new learner, with `moments`: the optimizer state that each weight has once it is
+    trained. Every part must have the expected keys, types and shapes, and the optimizer settings must be equal.
     """
     state, schedule = TrainState(**payload["state"]), payload["learner"].get("schedule")
     for number, record in enumerate(state.epochs, start=1):
-        refuse_unlike(EpochRecord, record, f"{path}: epoch {number}", REMEDY)
-    found, own = dict(payload["learner"]), dict(own)
-    moments, optimizer = own.pop("moments"), found.get("optimizer")
+        check_schema(EpochRecord, record, f"{path}: epoch {number}", REMEDY)
+    learner, expected = dict(payload["learner"]), dict(expected)
+    moments, optimizer = expected.pop("moments"), learner.get("optimizer")
     reasons = []
     if isinstance(optimizer, dict) and "state" in optimizer:
-        reasons = _unlike_moments(optimizer["state"], moments)
-        found["optimizer"] = optimizer | {"state": own["optimizer"]["state"]}
-    reasons += _unlike(found, own, "learner")
+        reasons = _moment_differences(optimizer["state"], moments)
+        learner["optimizer"] = optimizer | {"state": expected["optimizer"]["state"]}
+    reasons += _differences(learner, expected, "learner")
     ends = [record["step"] for record in state.epochs]
     if ends != [steps_per_epoch * number for number in range(1, len(ends) + 1)]:
         reasons.append(f"state.epochs must end after each {steps_per_epoch} optimizer steps, got {ends[:10]}")
-    least = steps_per_epoch * len(ends)
-    if not least <= state.step <= least + steps_per_epoch or state.skipped > state.step:
-        reasons.append(f"state.step must be from {least} to {least + steps_per_epoch}, got {state.step}")
+    first = steps_per_epoch * len(ends)
+    if not first <= state.step <= first + steps_per_epoch or state.skipped > state.step:
+        reasons.append(f"state.step must be from {first} to {first + steps_per_epoch}, got {state.step}")
     if isinstance(schedule, dict) and schedule.get("last_epoch") != state.step:
         reasons.append(
             f"learner.schedule.last_epoch must be state.step, {state.step}, got {schedule.get('last_epoch')!r}"
@@ -71,35 +70,45 @@ def refuse_other_parts(path: Path, payload: Mapping[str, Any], own: Mapping[str,
         raise DataError([f"{path}: {reason}. {REMEDY}." for reason in reasons])
 
 
-def _unlike(found: Any, own: Any, key: str) -> list[str]:
-    """How a nested state differs from the learner's own in keys, types and shapes; values may differ."""
-    if isinstance(own, Mapping) and isinstance(found, Mapping):
-        lines = [f"{key} lacks {name}" for name in own if name not in found]
-        lines += [f"{key} has {str(name)[:60]}, which no run writes" for name in found if name not in own]
+def _differences(value: Any, expected: Any, key: str) -> list[str]:
+    """How a nested state differs from the expected one in keys, types, shapes and optimizer settings."""
+    if isinstance(expected, Mapping) and isinstance(value, Mapping):
+        lines = [f"{key} lacks {name}" for name in expected if name not in value]
+        lines += [f"{key} has the unexpected key {str(name)[:60]}" for name in value if name not in expected]
         return lines + [
-            line for name in own if name in found for line in _unlike(found[name], own[name], f"{key}.{name}")
+            line
+            for name in expected
+            if name in value
+            for line in _differences(value[name], expected[name], f"{key}.{name}")
         ]
-    if isinstance(own, list | tuple) and type(found) is type(own) and len(found) == len(own):
-        return [line for n, part in enumerate(own) for line in _unlike(found[n], part, f"{key}.{n}")]
-    if isinstance(own, torch.Tensor) and isinstance(found, torch.Tensor):
-        same = found.shape == own.shape and found.dtype == own.dtype and found.layout == own.layout
+    if isinstance(expected, list | tuple) and type(value) is type(expected) and len(value) == len(expected):
+        return [line for n, part in enumerate(expected) for line in _differences(value[n], part, f"{key}.{n}")]
+    if isinstance(expected, torch.Tensor) and isinstance(value, torch.Tensor):
+        matches = value.shape == expected.shape and value.dtype == expected.dtype and value.layout == expected.layout
     else:
-        numbers = isinstance(own, float) and isinstance(found, int | float) and not isinstance(found, bool)
-        same = numbers or (type(found) is type(own) and not isinstance(own, list | tuple | torch.Tensor))
-        if same and key.startswith("learner.optimizer.param_groups.") and not key.endswith(".lr") and found != own:
-            return [f"{key} must be {own!r}, got {found!r}"]
-    return [] if same else [f"{key} must be {_described(own)}, got {_described(found)}"]
+        are_numbers = isinstance(expected, float) and isinstance(value, int | float) and not isinstance(value, bool)
+        matches = are_numbers or (
+            type(value) is type(expected) and not isinstance(expected, list | tuple | torch.Tensor)
+        )
+        is_setting = key.startswith("learner.optimizer.param_groups.") and not key.endswith(".lr")
+        if matches and is_setting and value != expected:
+            return [f"{key} must be {expected!r}, got {value!r}"]
+    return [] if matches else [f"{key} must be {_describe(expected)}, got {_describe(value)}"]
 
 
-def _unlike_moments(found: Any, own: Sequence[Mapping[str, torch.Tensor]]) -> list[str]:
-    """The optimizer's state of each weight that has been trained, by position of the weight."""
+def _moment_differences(states: Any, expected: Sequence[Mapping[str, torch.Tensor]]) -> list[str]:
+    """How the optimizer's state of trained weights, keyed by position of the weight, differs from the expected one."""
     key = "learner.optimizer.state"
-    if not isinstance(found, dict) or not found.keys() <= set(range(len(own))):
-        return [f"{key} must be by position of the {len(own)} weights, got {_described(found)}"]
-    return [line for place, moments in found.items() for line in _unlike(moments, own[place], f"{key}.{place}")]
+    if not isinstance(states, dict) or not states.keys() <= set(range(len(expected))):
+        return [f"{key} must be keyed by position of the {len(expected)} weights, got {_describe(states)}"]
+    return [
+        line
+        for position, state in states.items()
+        for line in _differences(state, expected[position], f"{key}.{position}")
+    ]
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""One optimizer step, and one pass for logits: the arithmetic of training, in one process or several.
+"""One optimizer step, and the logits of a set of rows, in one process or several.
 
-Comes in: token rows, labels, and the plan of a step from `batches.py`. Goes out: changed adapters and head, and the
-figures of the step; or logits of shape (N, 3). What is lost or drawn does not depend on the number of processes.
+Input: tokens, labels, and the plan of a step from `batches.py`. Output: updated adapters and head with the figures of
+the step; or logits of shape (N, 3). Loss and dropout are independent of world size.
 
 Legend: N rows, B windows of a micro-batch, C = 3 classes.
 """
@@ -24,63 +24,64 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ctxtrain.data.batches import StepPlan, Tokens, evaluation_batches
-from ctxtrain.engine.api import Engine, for_training
+from ctxtrain.engine.api import EngineChoice, make_training_engine
 from ctxtrain.errors import ConfigError, TrainingDiverged
 from ctxtrain.labels import LABELS
 from ctxtrain.model.lora import load_trainable_state, logits, trainable_parameters, trainable_state
 from ctxtrain.model.losses import Loss
-from ctxtrain.model.optimizer import not_finite
+from ctxtrain.model.optimizer import find_non_finite
 from ctxtrain.runtime import Purpose, seed_torch
 
 Ints = NDArray[np.int64]
 
-ADVICE = "Check those rows, start again with a lower training.learning_rate, or resume from the last checkpoint"
+REMEDY = "Check those rows, start again with a lower training.learning_rate, or resume from the last checkpoint"
 
 
-class NonFinite(Exception):
-    """A step's loss, gradient, weight or moment is not finite; raised before any weight changes.
+class NonFiniteStep(Exception):
+    """A loss, gradient, weight or moment of a step is not finite; raised before any weight changes.
 
-    `figures` are those of the step; `rows` cause it on their own; `broken` names a weight or moment.
+    `figures` are those of the step. `rows` are the rows that alone give a non-finite loss or gradient. `broken` names
+    a weight or moment that is not finite.
     """
 
     def __init__(self, figures: dict[str, float], rows: list[int], broken: str | None) -> None:
         loss, rate, norm = figures["loss"], figures["learning_rate"], figures["grad_norm"]
-        also = f", and {broken} is not finite" if broken else ""
-        super().__init__(f"loss {loss}, gradient norm {norm}, learning rate {rate:g}{also}")
+        suffix = f", and {broken} is not finite" if broken else ""
+        super().__init__(f"loss {loss}, gradient norm {norm}, learning rate {rate:g}{suffix}")
         self.figures = figures
         self.rows = rows
         self.broken = broken
 
-    def told(self, names: Sequence[str], group: Ints) -> str:
-        """For a user: the figures, and the windows behind them; `names` are those of all rows, `group` the step's."""
-        named = ", ".join(dict.fromkeys(names[row] for row in self.rows or group.tolist()))
-        whose = "the window that causes it" if self.rows else "no window alone causes it; those of the step"
-        return f"{self}; {whose}: {named}"
+    def describe(self, names: Sequence[str], step_rows: Ints) -> str:
+        """The figures and the windows that cause them; `names` are the names of all rows."""
+        windows = ", ".join(dict.fromkeys(names[row] for row in self.rows or step_rows.tolist()))
+        cause = "the window that causes it" if self.rows else "no single window causes it; windows of the step"
+        return f"{self}; {cause}: {windows}"
 
-    def why_end(self, skipped: int, allowed: int, *, epoch_untrained: bool) -> str | None:
-        """What keeps a run from leaving the step out, and the remedy; None if it may."""
-        if self.broken:  # every later step would have it too
-            return f"No weight was changed. {ADVICE}."
+    def stop_reason(self, skipped: int, allowed: int, *, is_epoch_untrained: bool) -> str | None:
+        """Why the run cannot skip the step, with the remedy; None if it can."""
+        if self.broken:  # no later step could repair it
+            return f"No weight was changed. {REMEDY}."
         if skipped >= allowed:
-            rule = f"training.skip_nonfinite={allowed} lets no{' more' if allowed else ''} step be skipped"
-            return f"No weight was changed, and {rule}. {ADVICE} with training.skip_nonfinite={skipped + 1}."
-        if epoch_untrained:
-            return f"No step of its epoch was finite, and an epoch has to train something. {ADVICE}."
+            rule = f"training.skip_nonfinite={allowed} allows no{' more' if allowed else ''} skipped steps"
+            return f"No weight was changed, and {rule}. {REMEDY} with training.skip_nonfinite={skipped + 1}."
+        if is_epoch_untrained:
+            return f"No step of its epoch was finite, and an epoch needs at least one. {REMEDY}."
         return None
 
 
-def refuse_not_finite(logits_NC: Tensor, names: Sequence[str]) -> None:
-    """Raises TrainingDiverged, with the first rows by name, if logits of validation rows are not finite."""
+def require_finite_logits(logits_NC: Tensor, names: Sequence[str]) -> None:
+    """Raises TrainingDiverged, with the names of the first rows, if logits of validation rows are not finite."""
     rows = (~torch.isfinite(logits_NC)).any(dim=1).nonzero().flatten().tolist()
     if rows:
-        named = ", ".join(names[row] for row in rows[:10])
-        raise TrainingDiverged(f"the logits of {len(rows)} validation rows are not finite: {named}. {ADVICE}.")
+        first = ", ".join(names[row] for row in rows[:10])
+        raise TrainingDiverged(f"the logits of {len(rows)} validation rows are not finite: {first}. {REMEDY}.")
 
 
 class Learner:
     """A model with its optimizer, schedule and loss, on the devices of an Accelerator.
 
-    `engine` is that of `engine/api.py`, and `passes` are what it gives; `say` is told if the engine has no disk space.
+    `engine` selects the engine, see `engine/api.py`. The engine reports through `say` that it has no disk space.
     """
 
     def __init__(
@@ -93,13 +94,15 @@ class Learner:
         *,
         max_grad_norm: float | None,
         seed: int,
-        engine: Engine = "auto",
+        engine: EngineChoice = "auto",
         say: Callable[[str], None] = print,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
-        self.passes = for_training(model, accelerator.device, engine=engine, scratch=accelerator.project_dir, say=say)
-        self.network = accelerator.prepare_model(self.passes.network)
+        self.engine = make_training_engine(
+            model, accelerator.device, engine=engine, scratch=accelerator.project_dir, say=say
+        )
+        self.network = accelerator.prepare_model(self.engine.network)
         self.optimizer = optimizer
         self.schedule = schedule
         self.loss_fn = loss_fn
@@ -115,13 +118,13 @@ class Learner:
         position: tuple[int, int],
         before_batch: Callable[[], None] | None = None,
     ) -> dict[str, float]:
-        """Train once on the windows of a plan.
+        """Run one optimizer step on the windows of a plan; returns loss, learning rate and gradient norm.
 
-        The loss is one quotient over the whole step, in whatever process its windows are. Dropout is drawn from
-        (seed, position, number of the micro-batch). `before_batch` may raise to give the step up: until its end no
-        weight, moment or rate has changed. Raises NonFinite.
+        The loss is the weighted mean over all windows of the step, across processes. `position` is the epoch and the
+        step within it; dropout is seeded with (seed, position, index of the micro-batch). `before_batch` may raise to
+        abandon the step: no weight, moment or learning rate changes before the end. Raises NonFiniteStep.
         """
-        if not self.network.training:  # walking through all modules takes as long as a product
+        if not self.network.training:  # train() visits every module, which costs as much as a matrix product
             self.network.train()
         accelerator = self.accelerator
         weight = self.loss_fn.weight(labels_N[plan.windows])
@@ -130,54 +133,59 @@ class Learner:
             if before_batch:
                 before_batch()
             seed_torch(self.seed, Purpose.DROPOUT, *position, batch.index)
-            last = batch is plan.micro_batches[-1]
-            with nullcontext() if last else accelerator.no_sync(self.network):
-                part = self._loss_sum(self.network, tokens, labels_N, batch.rows) * batch.counts / weight
-                accelerator.backward(part * accelerator.num_processes)  # gradients are averaged over processes
-            loss += part.detach()
-        loss_value = float(accelerator.reduce(loss, "sum"))
-        norm = float(accelerator.clip_grad_norm_(self.parameters.values(), self.max_grad_norm or math.inf))
-        figures = {"loss": loss_value, "learning_rate": float(self.schedule.get_last_lr()[0]), "grad_norm": norm}
-        broken = not_finite(self.parameters, self.optimizer)
-        if broken or not math.isfinite(loss_value) or not math.isfinite(norm):
-            raise NonFinite(figures, self._culprits(tokens, labels_N, plan.windows), broken)
+            is_last = batch is plan.micro_batches[-1]
+            with nullcontext() if is_last else accelerator.no_sync(self.network):
+                batch_loss = self._loss_sum(self.network, tokens, labels_N, batch.rows) * batch.is_counted / weight
+                accelerator.backward(batch_loss * accelerator.num_processes)  # gradients are averaged over processes
+            loss += batch_loss.detach()
+        figures = {
+            "loss": float(accelerator.reduce(loss, "sum")),
+            "learning_rate": float(self.schedule.get_last_lr()[0]),
+            "grad_norm": float(accelerator.clip_grad_norm_(self.parameters.values(), self.max_grad_norm or math.inf)),
+        }
+        broken = find_non_finite(self.parameters, self.optimizer)
+        if broken or not math.isfinite(figures["loss"]) or not math.isfinite(figures["grad_norm"]):
+            raise NonFiniteStep(figures, self._non_finite_rows(tokens, labels_N, plan.windows), broken)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         return figures
 
     def skip(self) -> None:
-        """Go on after a step that raised NonFinite: its gradients are gone, and only the schedule has moved."""
-        with warnings.catch_warnings():  # torch warns of a schedule that moves before the first step of its optimizer
+        """Skip a step that raised NonFiniteStep: only the schedule advances; the gradients are already cleared."""
+        with warnings.catch_warnings():  # torch warns if a schedule advances before the first step of its optimizer
             warnings.simplefilter("ignore", UserWarning)
             self.schedule.step()
 
     @torch.no_grad()
     def logits(self, tokens: Tokens, batch_size: int, advance: Callable[[int], None]) -> Tensor:
-        """Logits of all rows, of shape (N, 3), in every process. Draws no random number and changes no weight."""
+        """Logits of all rows, of shape (N, 3), in every process. Uses no random numbers and changes no weight.
+
+        `advance` is called with the number of rows after each batch.
+        """
         self.network.eval()
         accelerator = self.accelerator
         batches = list(evaluation_batches(tokens.lengths, batch_size))
         logits_NC = torch.zeros(len(tokens), len(LABELS), device=accelerator.device)
         for first in range(0, len(batches), accelerator.num_processes):
-            # All processes go through the model equally often; one without a batch of its own repeats the last.
-            own = first + accelerator.process_index
-            rows = batches[min(own, len(batches) - 1)]
-            scores_BC = self._scores(self.network, tokens, rows)
-            if own < len(batches):
-                logits_NC[rows] = scores_BC
+            # All processes must run the model equally often; a process without a batch repeats the last one.
+            index = first + accelerator.process_index
+            rows = batches[min(index, len(batches) - 1)]
+            logits_BC = self._logits(self.network, tokens, rows)
+            if index < len(batches):
+                logits_NC[rows] = logits_BC
             advance(sum(len(batch) for batch in batches[first : first + accelerator.num_processes]))
-        gathered: Tensor = accelerator.reduce(logits_NC, "sum")  # a row is zero in all processes but one
+        gathered: Tensor = accelerator.reduce(logits_NC, "sum")  # each row is zero in all processes but one
         return gathered
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, moments and schedule; optimizers know weights by position, so their names come along.
+        """Weights, optimizer state, schedule, and the weight names: optimizers key their state by position.
 
-        Raises TrainingDiverged if the last step left something that is not finite: no checkpoint may hold it.
+        Raises TrainingDiverged if a weight or moment is not finite: a checkpoint must never hold one.
         """
-        if broken := not_finite(self.parameters, self.optimizer):
+        if broken := find_non_finite(self.parameters, self.optimizer):
             raise TrainingDiverged(
-                f"a checkpoint must be finite, but {broken} is not. Those on disk are untouched: "
+                f"a checkpoint must be finite, but {broken} is not. Checkpoints on disk are unchanged: "
                 "start again with a lower training.learning_rate, or resume from the last one."
             )
         return {
@@ -188,34 +196,34 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ConfigError if the state is of other weights."""
+        """Load what `state_dict` returned. Raises ConfigError if the weights differ in name or order."""
         if state["optimizer_names"] != list(self.parameters):
             raise ConfigError(
-                "A checkpoint must train the weights of this config in the same order; resume with the run's own."
+                "The checkpoint must hold the weights of this config in the same order. Resume with the run's config."
             )
         load_trainable_state(self.model, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
     def _loss_sum(self, network: torch.nn.Module, tokens: Tokens, labels_N: Ints, rows: Ints) -> Tensor:
-        """Sum of the loss over rows."""
+        """Weighted sum of the loss over rows."""
         labels_B = torch.from_numpy(labels_N[rows]).to(self.accelerator.device)
-        loss_sum, _ = self.loss_fn.sums(self._scores(network, tokens, rows), labels_B)
+        loss_sum, _ = self.loss_fn.sums(self._logits(network, tokens, rows), labels_B)
         return loss_sum
 
-    def _scores(self, network: torch.nn.Module, tokens: Tokens, rows: Ints) -> Tensor:
+    def _logits(self, network: torch.nn.Module, tokens: Tokens, rows: Ints) -> Tensor:
         """Logits of rows, of shape (B, 3)."""
-        return logits(network, self.passes.batch(tokens, rows, self.accelerator.device))
+        return logits(network, self.engine.batch(tokens, rows, self.accelerator.device))
 
-    def _culprits(self, tokens: Tokens, labels_N: Ints, rows: Ints) -> list[int]:
-        """The rows whose loss or gradient is not finite when each is computed alone."""
-        culprits = []
+    def _non_finite_rows(self, tokens: Tokens, labels_N: Ints, rows: Ints) -> list[int]:
+        """The rows whose loss or gradient is not finite when computed alone."""
+        non_finite = []
         for row in sorted(set(rows.tolist())):
             self.optimizer.zero_grad()
-            loss_sum = self._loss_sum(self.passes.network, tokens, labels_N, np.array([row]))
+            loss_sum = self._loss_sum(self.engine.network, tokens, labels_N, np.array([row]))
             self.accelerator.backward(loss_sum)
             gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
             if not all(bool(torch.isfinite(value).all()) for value in (loss_sum, *gradients)):
-                culprits.append(row)
+                non_finite.append(row)
         self.optimizer.zero_grad()
-        return culprits
+        return non_finite

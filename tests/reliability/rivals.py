@@ -53,7 +53,7 @@ def races(root: str, rounds: str) -> None:
         assert os.waitpid(winner, 0)[1] == signal.SIGKILL
         os.close(reading)
         os.close(writing)
-        with folder.owned():
+        with folder.lock():
             assert str(os.getpid()) in (folder.root / "run.owner").read_text()
         fork_and_die(folder)
 
@@ -62,12 +62,12 @@ def contend(folder: RunFolder, start: float, writing: int) -> int:
     while time.monotonic() < start:
         pass
     try:
-        with folder.owned():
+        with folder.lock():
             os.write(writing, str(os.getpid()).encode())
             signal.pause()
             return WRONG
     except RunLocked as error:
-        named = re.search(r"and process ([0-9]+) on \S+ since \S+ has it", str(error))
+        named = re.search(r"in use by process ([0-9]+) on \S+ since \S+\. Wait", str(error))
         (folder.root / f"loser{os.getpid()}").write_text(named[1] if named else str(error))
         return LOST
 
@@ -76,7 +76,7 @@ def fork_and_die(folder: RunFolder) -> None:
     """Leave the name of an owner that is no more."""
 
     def work() -> int:
-        with folder.owned():
+        with folder.lock():
             os.kill(os.getpid(), signal.SIGKILL)
         return WRONG
 
@@ -113,7 +113,7 @@ def reads(export: str, root: str, count: str) -> None:
             while step < newest:
                 # What was newest when the folder was listed may be replaced before it is opened, and a listing may miss
                 # a name that appears while it is made (POSIX, readdir); it cannot miss the same one again.
-                path = folder.resume_point(PER_EPOCH, complain)
+                path = folder.find_resume_point(PER_EPOCH, complain)
                 assert path
                 with suppress(FileNotFoundError):
                     found = checkpoint.load(path)
@@ -134,4 +134,4 @@ def reads(export: str, root: str, count: str) -> None:
 
 
 def complain(note: str) -> None:
-    assert "of no use without" in note, note  # a file that was there when the folder was listed
+    assert "not usable without" in note, note  # a file that was there when the folder was listed

@@ -47,7 +47,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "resuming": (checkpoint, "check_same_run"),
     "training": (Learner, "_loss_sum"),
     "evaluation": (Learner, "logits"),
-    "saving": (checkpoint, "seal"),
+    "saving": (checkpoint, "append_checksum"),
     "merging": (package, "merge"),
     "calibration": (TemperatureScaler, "fit"),
     "reopening": (package, "reopened_logits"),

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from ctxtrain.errors import DataError
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.archive import pack, unpack
-from ctxtrain.storage.atomic_files import Damaged, check_manifest, seal, sha256_file
+from ctxtrain.storage.atomic_files import DamagedFile, append_checksum, check_manifest, sha256_file
 from ctxtrain.storage.checkpoint import CheckpointFolder
 from ctxtrain.storage.metrics_log import MetricsLog
 from ctxtrain.storage.run_folder import RunFolder
@@ -68,8 +68,8 @@ def small_run(root: Path, seed: int, committed: Callable[[int], None]) -> None:
     luck, folder = random.Random(seed), RunFolder(root)
     epochs: list[dict[str, Any]] = []
     checkpoints = folder.checkpoints(keep=2)
-    with folder.owned():
-        folder.metrics.restart(b"")
+    with folder.lock():
+        folder.metrics.replace_lines(b"")
         for step in range(1, 4 * PER_EPOCH + 1):
             folder.metrics.append(step_line(step, (step - 1) // PER_EPOCH + 1))
             if step % 4 == 0 or step % PER_EPOCH == 0:
@@ -100,14 +100,14 @@ def test_after_a_power_cut_the_newest_committed_checkpoint_is_there(
         recorded.crash(at, luck, crashed)
         committed = max(step for count, step in commits if count <= at)
         run = RunFolder(crashed / "run")
-        found = run.checkpoints(keep=2).resume_point(PER_EPOCH, quiet)
+        found = run.checkpoints(keep=2).find_resume_point(PER_EPOCH, quiet)
         assert (found is not None) >= (committed > 0), (at, committed)
         if found:
             saved = checkpoint.load(found)
             step = saved["state"]["step"]
             assert step >= committed
             assert saved["learner"]["weights"]["head"].tolist() == [float(step)] * 64
-            lines, _ = run.metrics.behind(step=step, epoch=0)
+            lines, _ = run.metrics.lines_up_to(step=step, epoch=0)
             assert [json.loads(line)["step"] for line in lines.splitlines()] == list(range(1, step + 1))
         shutil.rmtree(crashed, ignore_errors=True)
     figure("B1", "{} states after a power cut, 0 lost", states)
@@ -160,10 +160,10 @@ def test_every_flipped_bit_and_every_cut_is_seen(
     for number, content in enumerate(damages(saved.read_bytes(), luck, flips, cuts)):
         path = tmp_path / f"checkpoint{number}.pt"
         path.write_bytes(content)
-        with pytest.raises(Damaged, match=f"{path}: not a readable checkpoint"):
+        with pytest.raises(DamagedFile, match=f"{path}: not a readable checkpoint"):
             checkpoint.load(path)
         path.unlink()
-    ends = [run.zip.read_bytes()[:-71]]  # the seal alone is gone, by chance at its edge
+    ends = [run.zip.read_bytes()[:-71]]  # without the checksum, cut exactly where it starts
     for number, content in enumerate(chain(ends, damages(run.zip.read_bytes(), luck, flips, cuts))):
         path = tmp_path / f"model{number}.zip"
         path.write_bytes(content)
@@ -194,14 +194,14 @@ def test_removed_and_swapped_files_are_named_and_the_previous_checkpoint_is_used
                 check_manifest(root / "export")
         elif how == "best":
             best.unlink() if luck.random() < 0.5 else best.write_bytes(best.read_bytes()[:99])
-            assert folder.resume_point(7, said.append) == other  # from there the best epoch is trained again
+            assert folder.find_resume_point(7, said.append) == other  # from there the best epoch is trained again
             assert sum(best.name in note for note in said) >= 1
         else:
             shutil.copy(other, newest) if how == "swap" else newest.write_bytes(b"")
-            assert folder.resume_point(7, said.append) == best
+            assert folder.find_resume_point(7, said.append) == best
             assert len(said) == 1
             assert f"{newest}: not a readable checkpoint" in said[0]
-            assert said[0].endswith(f"Resuming from {best.name}, which is whole.")
+            assert said[0].endswith(f"Resuming from {best.name}, which is intact.")
         shutil.rmtree(root)
     figure("B2", "{} removed and swapped files named", count)
 
@@ -260,7 +260,7 @@ def test_a_failure_of_any_call_costs_nothing_and_is_told(
             assert os.strerror(failure) in last
             if kind in ("create", "write", "half", "replace") and "run.lock" not in path:
                 assert re.search(r"\([0-9,]+ bytes needed, [0-9,]+ free\)\. Make room", last), last
-            assert CheckpointFolder(trial.root / "checkpoints", 2).resume_point(7, quiet)
+            assert CheckpointFolder(trial.root / "checkpoints", 2).find_resume_point(7, quiet)
         trial.finish()
         same(results(trial.root), expected)
         trial.gone()
@@ -445,7 +445,7 @@ def test_a_checkpoint_of_the_first_format_loads_and_one_of_a_later_is_refused_by
     assert checkpoint.TrainState(**saved["state"]).skipped == 0  # what is not in it has its default
     buffer = io.BytesIO()
     torch.save(saved | {"format": 2}, buffer)
-    seal(buffer)
+    append_checksum(buffer)
     later = tmp_path / "later.pt"
     later.write_bytes(buffer.getvalue())
     with pytest.raises(DataError, match=f"{later}: a checkpoint must be of format 1, got 2"):
@@ -460,12 +460,12 @@ def test_what_is_torn_behind_a_checkpoint_s_lines_is_counted_and_before_it_is_re
     whole = log.path.read_bytes()
     with log.path.open("ab") as stream:
         stream.write(b"\0\0\0\n" + json.dumps(step_line(3)).encode() + b'\n{"kind": "st')
-    assert log.behind(step=1, epoch=0) == (
+    assert log.lines_up_to(step=1, epoch=0) == (
         whole,
         [f"{log.path}: 2 lines after optimizer step 1, 1 of them damaged, dropped; they are written again"],
     )
     with pytest.raises(DataError, match=f"{log.path}:2:1: not valid JSON"):
-        log.behind(step=3, epoch=0)
+        log.lines_up_to(step=3, epoch=0)
 
 
 def test_strays_of_a_killed_run_go_at_its_next_start_and_nothing_else(tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_strays_of_a_killed_run_go_at_its_next_start_and_nothing_else(tmp_path: 
     for name in strays + others:
         (folder.root / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.root / name).write_text("x")
-    with folder.owned():
+    with folder.lock():
         assert not any((folder.root / name).exists() for name in strays)
     assert all((folder.root / name).exists() for name in others)
     assert not (folder.root / ".export.abcd1234").exists()

@@ -17,12 +17,12 @@ from numpy.random import Generator
 from ctxtrain.data.check import check_files
 from ctxtrain.data.codec import CodecFitter
 from ctxtrain.data.parse_window import BAR_FIELDS
-from ctxtrain.data.profile import noticed, survey
+from ctxtrain.data.profile import row_notices, survey
 from ctxtrain.data.walk_forward import walk_forward
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, ConfigError
 from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
-from ctxtrain.evaluation.blocks import blocks_of
+from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.worst_errors import confident_mistakes
 from tests.conftest import Amount
 from tests.helpers import Row, bars_of, dated_rows, make_row
@@ -228,7 +228,7 @@ def mutated(rng: Generator) -> bytes:
 def looked_at(path: Path, rows: int) -> Counter[str]:
     """Every part that looks at rows of a file looks at these; how many rows it read and refused."""
     surveyed, error = survey(WindowFile(path))
-    reading = surveyed.file.reading
+    reading = surveyed.file.report
     assert reading.rows == rows
     places = {match[1] for fault in reading.faults if (match := re.match(rf"{re.escape(str(path))}:(\d+)[:]", fault))}
     assert all(fault.startswith(f"{path}:") for fault in reading.faults), reading.faults
@@ -239,7 +239,7 @@ def looked_at(path: Path, rows: int) -> Counter[str]:
     if len(kinds) == 1:
         fitter = CodecFitter()
         for window in windows:
-            fitter.see(window)
+            fitter.add(window)
         for kind in ("compact", "json"):
             codec = fitter.fit(kind)
             assert len(list(codec.render_all(windows))) == len(windows)
@@ -247,10 +247,10 @@ def looked_at(path: Path, rows: int) -> Counter[str]:
             table = window_inputs(windows, *input_names(codec))
             assert not np.isinf(table).any()
     if windows:
-        assert len(blocks_of(surveyed.places).block_N) == len(windows)
+        assert len(assign_blocks(surveyed.positions).block_N) == len(windows)
         labels_N = np.zeros(len(windows), dtype=np.int64)
         json.dumps(confident_mistakes(surveyed.file.take, labels_N, np.tile([0.2, 0.5, 0.3], (len(windows), 1))))
-        assert all(noticed({"rows": surveyed}))
+        assert all(row_notices({"rows": surveyed}))
         with suppress(ConfigError):  # rows without a place, or a class
             walk_forward(surveyed, 2)
     report = check_files({"train": path, "val": path})

@@ -22,7 +22,7 @@ from ctxtrain import Config, TrainingPipeline, load_model
 from ctxtrain.data.batches import plan_step
 from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import TrainingDiverged
-from ctxtrain.evaluation.calibration import HIGHEST, LOWEST, TemperatureScaler, best_temperature
+from ctxtrain.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, TemperatureScaler, fit_temperature
 from ctxtrain.evaluation.scores import negative_log_likelihood
 from ctxtrain.model import lora
 from ctxtrain.model.base_config import HEAD
@@ -62,7 +62,7 @@ def spoil_logits(pipeline: TrainingPipeline, bad: float) -> None:
         output.logits = output.logits + torch.tensor([0.0, bad, 0.0])
         return output
 
-    pipeline.learner.passes.network.register_forward_hook(change)
+    pipeline.learner.engine.network.register_forward_hook(change)
 
 
 def spoil_loss(pipeline: TrainingPipeline, bad: float) -> None:
@@ -189,7 +189,7 @@ def test_a_step_that_overflows_is_not_saved(make_config: MakeConfig, tmp_path: P
     with torch.no_grad():
         next(iter(pipeline.learner.parameters.values())).view(-1)[0] = 100
     pipeline.learner.optimizer.register_step_pre_hook(large_step)
-    with pytest.raises(TrainingDiverged, match=r"a checkpoint must be finite, but .* is not\. Those on disk"):
+    with pytest.raises(TrainingDiverged, match=r"a checkpoint must be finite, but .* is not\. Checkpoints on disk"):
         pipeline.train_epoch()
     assert not list((tmp_path / "run").rglob("*.pt"))
 
@@ -293,7 +293,7 @@ def drawn_logits(seed: int) -> tuple[np.ndarray, np.ndarray, bool]:
 
 def grid_temperature(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """The best of a grid that is laid ever closer around its best, to 1e-5 of ln T."""
-    low, high = math.log(LOWEST), math.log(HIGHEST)
+    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     while True:
         grid = np.linspace(low, high, 201)
         best = int(np.argmin([negative_log_likelihood(logits_NC / math.exp(t), labels_N) for t in grid]))
@@ -314,7 +314,7 @@ def test_a_temperature_is_the_best_there_is_or_1_with_a_reason(amount: Amount, f
             continue
         fitted += 1
         temperature = scaler.temperature_
-        assert LOWEST <= temperature <= HIGHEST, seed
+        assert MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE, seed
         before, after = (negative_log_likelihood(logits_NC / t, labels_N) for t in (1.0, temperature))
         assert after <= before + 1e-9, seed
         likeliest_N = logits_NC.argmax(axis=1)[:, None]
@@ -322,7 +322,7 @@ def test_a_temperature_is_the_best_there_is_or_1_with_a_reason(amount: Amount, f
         assert (np.take_along_axis(p_NC, likeliest_N, 1)[:, 0] == p_NC.max(axis=1)).all(), seed
         if seed % 8 in (0, 3, 7):  # elsewhere many temperatures are equally good
             compared += 1
-            assert abs(best_temperature(logits_NC, labels_N) - grid_temperature(logits_NC, labels_N)) <= 1e-3, seed
+            assert abs(fit_temperature(logits_NC, labels_N) - grid_temperature(logits_NC, labels_N)) <= 1e-3, seed
     assert fitted > amount(40, 250)
     assert compared > amount(20, 150)
     figure("D4", "{} sets of logits, {} of them fitted", amount(160, 1_000), fitted)

@@ -26,7 +26,7 @@ from ctxtrain.errors import ConfigError
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.archive import pack
 from ctxtrain.storage.atomic_files import write_manifest
-from ctxtrain.versions import FIRST_SAFE
+from ctxtrain.versions import FIRST_SAFE_VERSIONS
 from tests.conftest import Amount, Needs
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.reliability import hostile_pt, hostile_zip
@@ -84,7 +84,7 @@ def test_no_checkpoint_runs_anything(tmp_path: Path, sound_checkpoint: Path, amo
 def test_a_checkpoint_of_changed_bytes_ends_in_a_data_error(
     tmp_path: Path, sound_checkpoint: Path, amount: Amount, figure: Figure
 ) -> None:
-    """The seal is made anew, so that it is the reader behind it which meets the changes."""
+    """The checksum is recomputed, so that the changes reach the reader behind it."""
     sound = sound_checkpoint.read_bytes()
     content = sound[: sound.rindex(b"sha256 ") - 2] + b"\0\0"  # as before it was sealed
     paths = []
@@ -539,14 +539,14 @@ def test_libraries_with_known_holes_are_refused_all_at_once(tmp_path: Path, figu
     done = installed(tmp_path / "old", torch="2.9.1+cpu", transformers="5.2.9", filelock="3.20.2")
     assert (done.returncode, done.stdout) == (2, "")
     assert [line.split()[1:8] for line in done.stderr.splitlines()] == [
-        [name, "must", "be", FIRST_SAFE[name][0], "or", "newer", f"({FIRST_SAFE[name][1].split()[0]}"]
-        for name in FIRST_SAFE
+        [name, "must", "be", FIRST_SAFE_VERSIONS[name][0], "or", "newer", f"({FIRST_SAFE_VERSIONS[name][1].split()[0]}"]
+        for name in FIRST_SAFE_VERSIONS
     ] or done.stderr.count("must be") == 3
     for found in ("got 2.9.1+cpu.", "got 5.2.9.", "got 3.20.2."):
         assert found in done.stderr
     done = installed(tmp_path / "new", torch="2.10.0+cpu", transformers="5.3.0", filelock="3.20.3")
     assert (done.returncode, done.stderr) == (0, "")
-    figure("F5", "{} libraries", len(FIRST_SAFE))
+    figure("F5", "{} libraries", len(FIRST_SAFE_VERSIONS))
 
 
 @pytest.mark.promise("F5")

@@ -35,7 +35,7 @@ def stopped_well(root: Path, code: int, said: str) -> None:
     left = sorted(path.name for path in root.iterdir())
     assert set(left) <= {"run.lock", "config.yaml", "metrics.jsonl", "checkpoints"}, left
     steps = [line["step"] for line in folder.metrics.read()]
-    found = CheckpointFolder(root / "checkpoints", 2).resume_point(7, lambda _: None)
+    found = CheckpointFolder(root / "checkpoints", 2).find_resume_point(7, lambda _: None)
     assert (found is None) == (not steps)
     if found:
         assert checkpoint.load(found)["state"]["step"] == steps[-1]
@@ -78,7 +78,7 @@ def test_a_signal_is_not_lost_in_a_library_that_catches_everything(library: Exce
             if library:
                 raise library from None
 
-    with pytest.raises(Interrupted), catch_signals() as request, request.at_once():
+    with pytest.raises(Interrupted), catch_signals() as request, request.interrupt_immediately():
         load()
 
 
@@ -196,7 +196,7 @@ def test_a_second_command_ends_with_75_and_changes_nothing(undisturbed: Trial, n
     trial = new_trial("run")
     trial.finish()
     before = {path: path.stat().st_mtime_ns for path in trial.root.rglob("*")}
-    with RunFolder(trial.root).owned():
+    with RunFolder(trial.root).lock():
         owned = {path: path.stat().st_mtime_ns for path in trial.root.rglob("*")}
         ended = trial.train().wait()
         assert ended.code == 75

@@ -153,12 +153,12 @@ def test_the_step_after_the_last_that_may_be_skipped_ends_the_run_and_more_let_i
         ended = undisturbed.server.start(*words, str(allowed), root=tmp_path / "run").wait()
         assert ended.code == 70
         more = " more" if allowed else ""
-        assert f"training.skip_nonfinite={allowed} lets no{more} step be skipped" in ended.said
+        assert f"training.skip_nonfinite={allowed} allows no{more} skipped steps" in ended.said
         assert f"or resume from the last checkpoint with training.skip_nonfinite={allowed + 1}." in ended.said
         assert f"train.jsonl:{SICK_LINE}. No weight was changed" in ended.said
     ended = undisturbed.server.start(*words, "3", root=tmp_path / "run").wait()
     assert ended.code == 0
-    assert f"train.jsonl:{SICK_LINE}. It is skipped, 3 of 3 that may be" in ended.said
+    assert f"train.jsonl:{SICK_LINE}. Step skipped, 3 of 3 allowed" in ended.said
     same(results(tmp_path / "run"), expected)
     figure("D2", "{} runs ended at the first skip too many, then went on to the same bits", 3)
 
@@ -191,6 +191,6 @@ def test_neither_a_broken_weight_nor_a_whole_epoch_can_be_skipped(bases: dict[st
     assert pipeline.state.skipped == 0
 
     config = config_of(tmp_path / "epoch", bases["sick"], batch_size=40, gradient_accumulation=1, warmup_steps=0)
-    with pytest.raises(TrainingDiverged, match=r"No step of its epoch was finite, and an epoch has to train something"):
+    with pytest.raises(TrainingDiverged, match=r"No step of its epoch was finite, and an epoch needs at least one"):
         TrainingPipeline(config).run()
     assert not list(tmp_path.rglob("*.pt"))

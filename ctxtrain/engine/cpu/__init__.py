@@ -1,1 +1,1 @@
-"""Passes of a dense Qwen2 or Qwen3 classifier on CPUs: same results as transformers, fewer walks through memory."""
+"""The fast engine for dense Qwen2 and Qwen3 classifiers on CPUs. It gives the results of transformers."""

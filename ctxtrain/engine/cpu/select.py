@@ -1,6 +1,6 @@
-"""Which passes of this folder fit a model: the way in from `engine/api.py`.
+"""Selects the fast engine that fits a model; `engine/api.py` calls it.
 
-Comes in: a model. Goes out: its passes, sooner than by transformers, or those of transformers with the reason.
+Input: a model. Output: a fast engine, or the reference engine with the reason.
 """
 
 from __future__ import annotations
@@ -16,72 +16,72 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ctxtrain.data.batches import Tokens
-from ctxtrain.engine.cpu.frozen_layers import Trunk
-from ctxtrain.engine.cpu.rope_tables import LONGEST
-from ctxtrain.engine.cpu.training_model import FastClassifier, why_plain
+from ctxtrain.engine.cpu.frozen_layers import FrozenStateCache
+from ctxtrain.engine.cpu.rope_tables import MAX_GRAPH_TOKENS
+from ctxtrain.engine.cpu.training_model import FastClassifier, unsupported_reason
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
-from ctxtrain.engine.reference import InferencePasses, Ints, TrainingPasses
+from ctxtrain.engine.reference import InferenceEngine, Ints, TrainingEngine
 
-NARROW = 512  # from this width on products take nearly all the time, and a second copy of the weights is large
-STATES_OF_A_CORE = 1 << 18  # tokens times width
-FEWEST_TOKENS = 512  # with fewer for each thread, threads cost more than they bring
+NARROW_WIDTH = 512  # from this width on, products dominate the time and the graph's copy of the weights is large
+STATES_PER_CORE = 1 << 18  # tokens times width
+MIN_BATCH_TOKENS = 512  # per thread; with fewer, starting a thread costs more than it saves
 
 
-class CpuTrainingPasses(TrainingPasses):
-    """What the layers below the first adapter give is computed once a row."""
+class CpuTrainingEngine(TrainingEngine):
+    """Computes the layers below the first adapter once per row and caches their output."""
 
     def __init__(self, network: FastClassifier, scratch: str | None, say: Callable[[str], None]) -> None:
         super().__init__(network, None)
-        self.trunk = Trunk(network, scratch, say) if network.trunk_layers else None
+        self.frozen_cache = FrozenStateCache(network, scratch, say) if network.frozen_layer_count else None
 
     def batch(self, tokens: Tokens, rows: Ints, device: torch.device) -> dict[str, Tensor]:
         batch = super().batch(tokens, rows, device)
-        if self.trunk is not None:
-            batch["states_BTD"] = self.trunk.states(tokens, rows)
+        if self.frozen_cache is not None:
+            batch["states_BTD"] = self.frozen_cache.states(tokens, rows)
         return batch
 
 
-class GraphPasses(InferencePasses):
-    """A narrow model by ONNX Runtime.
+class OnnxInferenceEngine(InferenceEngine):
+    """Runs a narrow model with ONNX Runtime, one batch per core.
 
-    What it does with a batch is so little that cores would mostly wait for each other. So each batch has a core of its
-    own, and is so small that it stays in caches.
+    Operators of a narrow model are so short that cores sharing a batch would mostly wait for each other. The batches
+    are small enough to stay in a core's caches.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        from ctxtrain.engine.cpu.onnx_inference import GraphClassifier
+        from ctxtrain.engine.cpu.onnx_inference import OnnxClassifier
 
-        super().__init__(GraphClassifier.of(model).eval())
+        super().__init__(OnnxClassifier.from_model(model).eval())
         self.width = int(model.config.hidden_size)
 
-    def _division(self, tokens: Tokens) -> tuple[int, int]:
+    def _batch_limits(self, tokens: Tokens) -> tuple[int, int]:
         workers = torch.get_num_threads()
         share = -(-int(tokens.lengths.sum()) // workers)
-        return workers, min(STATES_OF_A_CORE // self.width, max(FEWEST_TOKENS, share))
+        return workers, min(STATES_PER_CORE // self.width, max(MIN_BATCH_TOKENS, share))
 
 
-def for_training(
+def make_training_engine(
     model: PeftModel, device: torch.device, scratch: str | None, say: Callable[[str], None]
-) -> TrainingPasses:
-    if reason := why_plain(model, device):
-        return TrainingPasses(model, reason)
-    return CpuTrainingPasses(FastClassifier(model), scratch, say)
+) -> TrainingEngine:
+    if reason := unsupported_reason(model, device):
+        return TrainingEngine(model, reason)
+    return CpuTrainingEngine(FastClassifier(model), scratch, say)
 
 
-def for_inference(model: PreTrainedModel, max_tokens: int) -> InferencePasses:
-    if why_plain(model, model.device) is not None:
-        return InferencePasses(model)
-    if model.config.hidden_size < NARROW and max_tokens <= LONGEST:
+def make_inference_engine(model: PreTrainedModel, max_tokens: int) -> InferenceEngine:
+    if unsupported_reason(model, model.device) is not None:
+        return InferenceEngine(model)
+    if model.config.hidden_size < NARROW_WIDTH and max_tokens <= MAX_GRAPH_TOKENS:
         if find_spec("onnxruntime") and find_spec("onnx"):
-            return GraphPasses(model)
-        _say_without_onnx()
-    return InferencePasses(MergedClassifier(model).eval())
+            return OnnxInferenceEngine(model)
+        _warn_missing_onnx()
+    return InferenceEngine(MergedClassifier(model).eval())
 
 
-@cache  # Python's own rule, once a place, begins anew whenever a library changes the filters
-def _say_without_onnx() -> None:
+@cache  # Python's once-per-location filter resets whenever a library changes the warning filters
+def _warn_missing_onnx() -> None:
     warnings.warn(
-        "prediction runs without ONNX Runtime, which answers about 1.2 times as fast for a model this narrow. "
+        "prediction runs without ONNX Runtime, which is about 1.2 times as fast for a model this narrow. "
         "Install it with: pip install 'ctxtrain[onnx]'.",
         RuntimeWarning,
         stacklevel=2,

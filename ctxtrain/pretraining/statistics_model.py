@@ -1,8 +1,9 @@
-"""A Qwen3 that reads statistics: what the embedded base is while it is pre-trained.
+"""The model that pre-training trains: a Qwen3 with linear heads that predict statistics of windows.
 
-Comes in: token ids, padded on the right. Goes out: guesses at the last token of every bar and at the last token of
-the text; and, at the end, the plain Qwen inside. Token embeddings are sums of the embeddings of their numbers, so that
-17,000 tokens share what is learnt about a hundred levels; `plain` writes the sums out as Qwen's ordinary table.
+Input: token ids, padded on the right. Output: predictions at the last token of every bar and at the last token of the
+text; after training, the Qwen3 without heads. A token embedding is the sum of the embeddings of the numbers in the
+token, so that 17,000 tokens share the embeddings of a hundred levels. `to_qwen` writes these sums into the ordinary
+embedding table of Qwen3.
 
 Legend: B windows, T tokens, D width, X bars of all windows, P and E statistics at a bar and at the event.
 """
@@ -17,11 +18,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 
 from ctxtrain.model.embedded import PARTS, is_close_token, token_parts
 
-PART_SPREAD = 0.3  # standard deviation of a part's embedding at the start
+PART_SPREAD = 0.3  # initial standard deviation of a part's embedding
 
 
-class Reader(nn.Module):
-    """Qwen3 without its table, a table of parts, and a linear head for bars and one for events."""
+class StatisticsModel(nn.Module):
+    """Qwen3 with a table of token parts as its embedding, a linear head for bars and one for the event."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, config: Qwen3Config, bar_statistics: int, event_statistics: int
@@ -38,27 +39,27 @@ class Reader(nn.Module):
         _initialise_parts(self.table.weight)
 
     def forward(self, ids_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Guesses of shape (X, P), bars in the order of the text, and (B, E).
+        """Predictions at bars, of shape (X, P) in the order of the text, and at the event, of shape (B, E).
 
-        Attention is causal and pad stands on the right, so no real token sees it and no mask is needed.
+        Attention is causal and padding is on the right, so no token attends to padding and no mask is needed.
         """
         states_BTD = self.qwen(inputs_embeds=self.table(self.parts[ids_BT]).sum(dim=2)).last_hidden_state
-        at_bars = states_BTD[self.is_close[ids_BT]]
-        at_end = states_BTD[torch.arange(len(ids_BT)), lengths_B - 1]
-        return self.bar_head(at_bars), self.event_head(at_end)
+        bar_states_XD = states_BTD[self.is_close[ids_BT]]
+        event_states_BD = states_BTD[torch.arange(len(ids_BT)), lengths_B - 1]
+        return self.bar_head(bar_states_XD), self.event_head(event_states_BD)
 
-    def matrices(self) -> list[nn.Parameter]:
-        """The matrices inside the layers."""
+    def layer_matrices(self) -> list[nn.Parameter]:
+        """The matrices of the layers, which Muon trains."""
         return [weight for weight in self.qwen.layers.parameters() if weight.ndim == 2]
 
-    def others(self) -> list[nn.Parameter]:
-        """All other weights that are trained: parts, norms and heads."""
-        apart = {id(weight) for weight in [*self.matrices(), self.qwen.embed_tokens.weight]}
-        return [weight for weight in self.parameters() if id(weight) not in apart]
+    def other_parameters(self) -> list[nn.Parameter]:
+        """All other trained weights: parts, norms and heads."""
+        excluded = {id(weight) for weight in [*self.layer_matrices(), self.qwen.embed_tokens.weight]}
+        return [weight for weight in self.parameters() if id(weight) not in excluded]
 
     @torch.no_grad()
-    def plain(self) -> Qwen3ForCausalLM:
-        """The Qwen3 that this is, with an ordinary table of token embeddings."""
+    def to_qwen(self) -> Qwen3ForCausalLM:
+        """The trained Qwen3 with an ordinary table of token embeddings."""
         model = Qwen3ForCausalLM(self.qwen.config)
         model.model.load_state_dict(self.qwen.state_dict())
         model.model.embed_tokens.weight.copy_(self.table(self.parts).sum(dim=1))
@@ -67,9 +68,9 @@ class Reader(nn.Module):
 
 @torch.no_grad()
 def _initialise_layers(qwen: Qwen3Model) -> None:
-    """Spread 1/√inputs, which suits narrow models.
+    """Initialise matrices with standard deviation 1/√inputs, which suits narrow models.
 
-    What is added to the residual stream starts smaller, by 1/√(2·layers), as in GPT-2 (Radford et al. 2019).
+    Projections into the residual stream start smaller by 1/√(2·layers), as in GPT-2 (Radford et al. 2019).
     """
     for name, weight in qwen.layers.named_parameters():
         if weight.ndim == 2:
@@ -81,15 +82,15 @@ def _initialise_layers(qwen: Qwen3Model) -> None:
 
 @torch.no_grad()
 def _initialise_parts(table: Tensor) -> None:
-    """Numbers start as random mixtures of waves, so that like values are alike from the first step."""
+    """Initialise numbers as random mixtures of waves, so that similar values have similar embeddings from the start."""
     table.normal_(0, PART_SPREAD)
     first = 0
     for count in PARTS.values():
-        place = torch.arange(count)[:, None] / count
+        position = torch.arange(count)[:, None] / count
         octaves = range(7 if count > 20 else 3)
-        waves = [wave(math.pi * place * 2.0**octave) for octave in octaves for wave in (torch.sin, torch.cos)]
-        shapes = torch.cat([2 * place - 1, *waves], dim=1)
+        waves = [wave(math.pi * position * 2.0**octave) for octave in octaves for wave in (torch.sin, torch.cos)]
+        shapes = torch.cat([2 * position - 1, *waves], dim=1)
         mixture = torch.randn(shapes.shape[1], table.shape[1]) * PART_SPREAD / math.sqrt(shapes.shape[1] / 2)
         table[first : first + count] = shapes @ mixture
         first += count
-    table[first] = 0  # the part that adds nothing
+    table[first] = 0  # unused columns of `token_parts` point here

@@ -1,4 +1,4 @@
-"""Windows side by side as arrays, which the statistics are taken of.
+"""Many windows as arrays, from which the statistics are computed.
 
 Legend: W windows, L bars of the longest window; windows are aligned at the event, the last bar.
 """
@@ -17,11 +17,11 @@ Table = dict[str, Floats]
 
 
 @dataclass(frozen=True)
-class Stack:
-    """Windows side by side. `exists` marks their bars; where it is false, prices repeat the first bar's open.
+class WindowArrays:
+    """Arrays of shape (W, L). `exists` marks the bars of a window; elsewhere, prices repeat the first bar's open.
 
-    `flags` are CTX V3 flags by name, `bar_range_W` mean true ranges in window ranges. What a window does not have, its
-    delta or a flag, is NaN at all of its bars.
+    `flags` are CTX V3 flags by name, `bar_range_W` mean true ranges in window ranges. If a window has no delta or lacks
+    a flag, those values are NaN at all of its bars.
     """
 
     open: Floats

@@ -1,0 +1,101 @@
+"""Shared by commands: options, messages on standard error, a progress bar, rows for a model, results as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctxtrain.errors import ConfigError
+from ctxtrain.labels import LABELS
+from ctxtrain.streams import ResilientStream, write_stdout
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, export folder or final_model.zip.")]
+MinConfidence = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE|auto",
+        help="Call a less confident row SKIP, and mark it abstained; auto takes the export's thresholds.",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Instead of standard output, which is -.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def announce(message: str) -> None:
+    """Print a line on standard error at once, so that a command says what it does before seconds of imports."""
+    if sys.stderr is not None:
+        stream = ResilientStream(sys.stderr, results=False)
+        stream.write(f"{message}\n")
+        stream.flush()
+
+
+def encode_rows(predictor: Any, rows: Any) -> Any:
+    """The `EncodedBatch` of rows; what was dropped or guessed in them is printed once, on standard error."""
+    batch = predictor.encode_rows(rows)
+    for line in rows.report.notices.lines():
+        announce(f"note: {line}")
+    return batch
+
+
+def parse_min_confidence(text: str | None) -> Any:
+    """None, `auto`, or a number from 0 to 1. Raises ConfigError for anything else."""
+    if text in (None, "auto"):
+        return text
+    try:
+        value: Any = float(str(text))
+    except ValueError:
+        value = text
+    if isinstance(value, float) and 0 <= value <= 1:
+        return value
+    raise ConfigError(f"min-confidence must be auto or a number from 0 to 1, got {value!r}. Try 0.55.")
+
+
+def parse_mix(text: str) -> tuple[float, ...]:
+    """Shares of LONG, SHORT and SKIP. Raises ConfigError if they are not numbers."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise ConfigError(f"mix must be three numbers with commas between, got {text!r}. Use 0.35,0.35,0.30.") from None
+
+
+def count_labels(predictions: Iterable[Any], counts: Counter[str]) -> Iterator[Any]:
+    """Pass predictions on, and count them by label and as `abstained`."""
+    for prediction in predictions:
+        counts[prediction["label"]] += 1
+        counts["abstained"] += prediction.get("abstained", False)
+        yield prediction
+
+
+def describe_counts(counts: Counter[str]) -> str:
+    """As in `400 predictions: 131 LONG, 140 SHORT, 129 SKIP (12 of them because confidence was too low)`."""
+    classes = {label: counts[label] for label in LABELS}
+    text = ", ".join(f"{count:,} {label}" for label, count in classes.items())
+    abstained = counts["abstained"]
+    return f"{sum(classes.values()):,} predictions: {text}" + (
+        f" ({abstained:,} of them because confidence was too low)" if abstained else ""
+    )
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Any]:
+    """A progress bar on standard error, if that is a terminal; yields a function that takes the rows of each batch."""
+    from ctxtrain.cli.console import stderr
+    from ctxtrain.progress import Reporter
+
+    with Reporter(stderr()).track_rows(what, total) as advance:
+        yield advance
+
+
+def print_json(value: object) -> None:
+    """Write a value to standard output as indented JSON."""
+    from ctxtrain.storage.atomic_files import to_json
+
+    write_stdout(to_json(value))
