@@ -50,7 +50,7 @@ def run_seed(seed: int, overrides: list[str]) -> dict[str, Any]:
         "accuracy": summary["test"]["accuracy"],
         "confusion": summary["test"]["confusion"],
         "met": {target["metric"]: target["target"] for target in summary["targets"] if target["met"]},
-        "says_missed": f"{len(missed)} of {len(summary['targets'])} targets are missed" in said,
+        "says_missed": f"{len(missed)} of {len(summary['targets'])} targets missed on" in said,
         "targets": len(summary["targets"]),
     }
 

@@ -1,7 +1,7 @@
 """Recognise out-of-memory errors of any library and raise them as OutOfMemory.
 
-Input: what a block of code does, and a remedy that lowers its memory use. Output: an OutOfMemory whose message has
-both, and the size of the failed allocation where the library reports one.
+Input: a description of what a block of code does, and a remedy. Output: an OutOfMemory with both in its message, and
+the size of the failed allocation if the library reports it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from contextlib import contextmanager
 
 from ctxtrain.errors import CtxtrainError, OutOfMemory
 
-REMEDY = "Free memory, or process fewer rows at a time, and run again; files that were finished are complete"
+REMEDY = "Free memory or use fewer rows, and run the command again; files that it has finished are complete"
 TRAINING_REMEDY = (
     "Free memory and continue with --resume, or start again in another output_dir with a smaller "
     "training.batch_size, model.max_tokens or model.base"
 )
-# In order: torch on a CPU, CUDA, C++ and ONNX Runtime, the C library, Python's threads, the dynamic linker. The
+# Messages of torch on a CPU, CUDA, C++ and ONNX Runtime, the C library, Python's threads and the dynamic linker. The
 # lookaheads exclude linker errors with the same text but another cause: a noexec file system, a full static TLS block.
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|DefaultCPUAllocator|CUDA out of memory|bad_alloc|bad allocation|"
@@ -51,7 +51,7 @@ def mentions_out_of_memory(traceback: str) -> bool:
 
 
 def out_of_memory_message(error: BaseException, doing: str, remedy: str = REMEDY) -> str:
-    """Build the message: the operation, the size of the failed allocation if it is known, and the remedy."""
+    """The message: what was being done, the size of the failed allocation if known, and the remedy."""
     match = _ALLOCATION_SIZE.search(str(error))
     allocation = f" (an allocation of {_format_size(match[1], match[2])} failed)" if match else ""
     return f"memory ran out {doing}{allocation}. {remedy}."

@@ -15,11 +15,11 @@ from rich.table import Column
 
 LINES_PER_EPOCH = 4
 MIN_BAR_WIDTH = 5
-TIME_LEFT = "0:00:00"
+TIME_LEFT = "0:00:00"  # as wide as the remaining time that rich displays
 
 
 class Reporter:
-    """Prints the progress of a run to a console. Without a console it prints nothing, as in all ranks above 0."""
+    """Prints the progress of a run to a console. Without a console it prints nothing; only the main process has one."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
@@ -30,7 +30,7 @@ class Reporter:
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def begin_run(self, message: str) -> None:
-        """Print that the next of several runs starts. Its epochs go to a new table."""
+        """Print that the next of several runs starts, and begin a new table of epochs."""
         self._best, self._has_header = None, False
         self.say(message)
 
@@ -46,7 +46,7 @@ class Reporter:
     ) -> Iterator[Callable[[float, float, int], None]]:
         """Display one epoch. Call the yielded function with loss, learning rate and number of windows after each step.
 
-        On a terminal the bar covers all epochs, so that the time left is that of the whole run.
+        On a terminal the bar covers all epochs, so that it shows the remaining time of the whole run.
         """
         start = time.monotonic()
         seen = 0
@@ -74,7 +74,7 @@ class Reporter:
             yield lambda count: advance(count, "")
 
     def report_epoch(self, record: Mapping[str, Any], best: bool) -> None:
-        """Print one line of the table of epochs, after a header before the first line."""
+        """Print an epoch as one line of the table of epochs, preceded by the header if it is the first line."""
         if best:
             self._best = record["macro_f1"]
         figures = {

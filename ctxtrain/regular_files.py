@@ -1,7 +1,7 @@
 """Open and read regular files only.
 
-A pipe, socket, device or folder raises NotRegularFile at once. Opening a named pipe would block until a writer opens
-it, possibly forever.
+A pipe, socket, device or folder raises NotRegularFile. Plain `open` would block on a named pipe until another process
+opens the pipe for writing, possibly forever.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KINDS = {
 
 
 class NotRegularFile(DataError):
-    """The path of an input file is not a regular file; `kind` names what it is."""
+    """The path of an input is not a regular file. `kind` says what it is instead, such as "a folder"."""
 
     def __init__(self, path: Path, kind: str) -> None:
         super().__init__(f"{path}: must be a regular file, got {kind}. Move it away or give another path.")
@@ -38,7 +38,7 @@ def non_regular_kind(path: Path) -> str | None:
     """
     try:
         mode = path.stat().st_mode
-    except OSError:  # missing or inaccessible: opening the path raises the right error
+    except OSError:  # missing or inaccessible: the caller gets the error when it opens the path
         return None
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
 

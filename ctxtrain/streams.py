@@ -1,7 +1,7 @@
 """Standard output and standard error that survive write errors.
 
-A closed terminal or pipe must not end a training run. A write error is therefore recorded, and later output goes to
-/dev/null. At the end of the process, `raise_lost_write` raises the recorded error if a result was lost.
+A closed terminal or pipe must not end a training run. So a write error is suppressed, and later output goes to
+/dev/null. If the error lost a result on standard output, `raise_lost_write` raises it at the end of the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _lost_writes: list[OSError] = []  # errors on standard output since the last `ra
 class ResilientStream:
     """A text stream that suppresses write errors.
 
-    With `results`, an error is recorded for `raise_lost_write`, unless the reader closed the stream.
+    With `results`, an error is recorded for `raise_lost_write`. A reader that closed the stream is not an error.
     """
 
     def __init__(self, stream: TextIO, *, results: bool) -> None:
@@ -53,7 +53,7 @@ class ResilientStream:
             number = self._stream.fileno()
             if self._results and not _is_reader_gone(error, number):
                 _lost_writes.append(error)
-            devnull = os.open(os.devnull, os.O_WRONLY)  # buffered text is flushed to it at exit without an error
+            devnull = os.open(os.devnull, os.O_WRONLY)  # at exit, buffered text goes there without an error
             os.dup2(devnull, number)
             os.close(devnull)
 
@@ -77,7 +77,7 @@ def write_stdout(content: bytes | str) -> None:
 
 
 def print_notice(line: str) -> None:
-    """Print a line that is not a result to standard output, and ignore write errors."""
+    """Print a line to standard output that is not a result, so that write errors are ignored."""
     if sys.stdout is not None:
         stream = ResilientStream(sys.stdout, results=False)
         stream.write(f"{line}\n")

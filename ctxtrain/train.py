@@ -26,6 +26,7 @@ from ctxtrain.data.dataset import Inputs, load_dataset
 from ctxtrain.data.oversampling import epoch_rows
 from ctxtrain.errors import ConfigError, Interrupted, TrainingDiverged
 from ctxtrain.evaluation.metrics import evaluate_logits
+from ctxtrain.export.fresh_process import fresh_process
 from ctxtrain.export.package import place_export, prepare_export
 from ctxtrain.memory import TRAINING_REMEDY, annotate_memory_errors
 from ctxtrain.model import lora
@@ -49,7 +50,7 @@ EVALUATION_BATCH = 32
 
 
 class TrainingPipeline:
-    """One run of one config; `multi_run.py` makes several. The methods can also be called one by one, in this order."""
+    """One run of one config (`multi_run.py` makes several). `run` calls the steps listed above; so can other code."""
 
     learner: Learner
 
@@ -76,7 +77,7 @@ class TrainingPipeline:
         self.loss_fn: Loss | None = None
 
     def load_data(self) -> None:
-        """Read, check, balance, render and tokenise the rows. Raises DataError that lists the faults of all files."""
+        """Read, check, balance, render and tokenise the rows. Raises one DataError with the faults of all files."""
         model, training = self.config.model, self.config.training
         self.base_name = build.base_name(self.config)
         self.tokenizer, notes = tokenizer_and_notes(model.base, model.revision)
@@ -101,7 +102,7 @@ class TrainingPipeline:
             self.reporter.say(f"note: training uses the slower reference engine: {reason}")
 
     def run(self) -> dict[str, Any] | None:
-        """Train epoch by epoch, then export the best one; returns the summary, or None in all but the main process."""
+        """Train all epochs and export the best one. Returns the summary in the main process, None in all others."""
         with self._open_run():
             while not self._is_finished():
                 epoch_end = (len(self.state.epochs) + 1) * self.steps_per_epoch
@@ -134,7 +135,7 @@ class TrainingPipeline:
     def evaluate(self) -> dict[str, Any]:
         """Score the validation rows; `loss` is the focal loss with the class weights of training.
 
-        Raises TrainingDiverged if a logit is not finite. A signal stops it after a batch.
+        Raises TrainingDiverged if a logit is not finite. After each batch it stops if a signal has arrived.
         """
         assert self.loss_fn is not None, "call setup_model first"
         tokens, labels_N = self.data.tokens["val"], self.data.labels["val"]
@@ -180,7 +181,7 @@ class TrainingPipeline:
         """Restore the state of a checkpoint without writing files. Raises what `load_resume_checkpoint` raises."""
         payload = load_resume_checkpoint(path, self.checkpoints, self.fingerprint, self.learner, self.steps_per_epoch)
         for change in checkpoint.differences(payload["environment"], self._environment()):
-            self.reporter.say(f"note: results are no longer bit for bit those of an uninterrupted run: {change}")
+            self.reporter.say(f"note: results can differ from those of an uninterrupted run: {change}")
         self.learner.load_state_dict(payload["learner"])
         self.state = checkpoint.TrainState(**payload["state"])
         self.saved_position = (self.state.step, len(self.state.epochs))
@@ -214,8 +215,9 @@ class TrainingPipeline:
                     base_name=self.base_name,
                     caveat=" ".join(warnings(self.data.leaked, unfinished)),
                     scratch=scratch,
+                    say=self.reporter.say,
                 )
-            place_export(scratch, self.folder)  # from here on signals are ignored, the export is in place
+            place_export(scratch, self.folder)  # signals are ignored from here on, because the export is in place
         model_facts = build.model_summary(self.config, self.base_name, model.config.model_type, self.fingerprint)
         summary = make_summary(
             model=model_facts | sizes,
@@ -240,8 +242,13 @@ class TrainingPipeline:
         config, say = self.config, self.reporter.say
         check_output_dir(self.folder.root, config.model.base)
         size = f"batches of {config.training.batch_size} windows of at most {config.model.max_tokens} tokens"
-        lock = self.folder.lock() if is_main_process() else nullcontext()
-        with catch_signals() as self.stop, lock, annotate_memory_errors(f"in a run with {size}", TRAINING_REMEDY):
+        main = is_main_process()
+        with (
+            catch_signals() as self.stop,
+            self.folder.lock() if main else nullcontext(),
+            fresh_process.running() if main else nullcontext(),
+            annotate_memory_errors(f"in a run with {size}", TRAINING_REMEDY),
+        ):
             self.folder.refuse_other_run(resume=self.resume, epochs=config.training.epochs)
             with self.stop.interrupt_immediately():
                 self.load_data()
@@ -250,7 +257,7 @@ class TrainingPipeline:
                 if start:
                     self.load_checkpoint(start)
             if exporting and not self.state.epochs:
-                rule = "an export needs one finished epoch, this run has none. Continue it with train --resume."
+                rule = "an export needs one finished epoch, this run has none. Continue the run with train --resume."
                 raise ConfigError(f"{self.folder.root}: {rule}")
             if is_main_process():
                 self.folder.begin_run(config.with_absolute_paths().to_yaml(), self.state, start, self.checkpoints, say)
@@ -281,7 +288,7 @@ class TrainingPipeline:
         """Run and log one optimizer step, or skip it if it is not finite; returns its figures."""
         tokens, labels_N = self.data.tokens["train"], self.data.labels["train"]
         numbers = {"step": self.state.step + 1, "epoch": epoch + 1}
-        # Several processes can only stop between steps: within one their numbers of micro-batches may differ.
+        # Several processes stop between steps only: within a step, they may have different numbers of micro-batches.
         before_batch = self._stop_on_signal if self.learner.accelerator.num_processes == 1 else None
         try:
             figures = self.learner.step(tokens, labels_N, plan, (epoch, step), before_batch)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ctxtrain.config.schema import Config
+from ctxtrain.export.fresh_process import fresh_process
 from tests.helpers import learnable_rows, write_rows
 from tests.tiny_models import build_tiny
 
@@ -54,6 +55,7 @@ def needs(request: pytest.FixtureRequest) -> Needs:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Qwen2 of random weights with the embedded tokenizer."""
+    fresh_process.start()  # the runs of one test process share it
     return build_tiny(tmp_path_factory.mktemp("base"))
 
 

@@ -317,8 +317,8 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
 
     code, out, err = run(capsys, "check", files["good"], tmp_path / "val.jsonl.gz", "--max-tokens", "70")
     assert (code, errors(err)) == (BAD_DATA, [])
-    assert f"leak: 1 × identical window in train and val: {' and '.join(pair)}. Remove them from one file" in out
-    assert "data.purge=true drops these 12 of 12 train events." in out
+    assert f"leak: 1 × identical window in train and val: {' and '.join(pair)}. Remove these rows from one file" in out
+    assert "data.purge=true drops these 12 of 12 train rows." in out
     assert (
         "fields that the model does not read: bars.label_reason (label-side), conditions_met (label-side), mood" in out
     )

@@ -30,8 +30,9 @@ from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.engine.reference import InferenceEngine
 from ctxtrain.errors import ConfigError, DataError, ExportError
 from ctxtrain.export import reopen
+from ctxtrain.export.fresh_process import fresh_process
 from ctxtrain.export.model_card import model_card
-from ctxtrain.export.package import TrainedLogits, check_reopened, reopened_logits
+from ctxtrain.export.package import TrainedLogits, compare_logits
 from ctxtrain.model import lora
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.reporting.summary_schema import Summary
@@ -301,6 +302,11 @@ def test_export_names_no_path_of_this_machine(finished: Finished) -> None:
             assert str(finished.root.parent).encode() not in path.read_bytes()
 
 
+def reopened(folder: Path, texts: list[str]) -> Any:
+    with fresh_process.reopened_logits(folder, texts, 1) as logits:
+        return logits.result()
+
+
 def test_an_export_that_answers_differently_is_refused(finished: Finished, tmp_path: Path) -> None:
     folder = shutil.copytree(finished.root / "export", tmp_path / "export")
     predictor = load_model(finished.root)
@@ -308,16 +314,17 @@ def test_an_export_that_answers_differently_is_refused(finished: Finished, tmp_p
     trained = TrainedLogits(finished.trained_logits()[:20], 0.0)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     merged = np.array(reopen.model_logits(model, predictor.tokenizer, texts, 32))
-    check = check_reopened(folder, texts, trained, merged)
+    check = compare_logits(reopened(folder, texts), trained, merged)
     assert check["max_logit_difference"] <= 1e-5
     assert check["max_reading_difference"] <= 2e-6
     with torch.no_grad():
         model.score.weight[0] += 1e-6  # what merging could round, but writing and reading could not
     model.save_pretrained(folder)
+    logits_NC = reopened(folder, texts)
     with pytest.raises(ExportError, match=r"the merged model's logits within .*, but differs by"):
-        check_reopened(folder, texts, trained, merged)
+        compare_logits(logits_NC, trained, merged)
     with pytest.raises(ExportError, match=r"the trained model's logits within .*, but differs by"):
-        check_reopened(folder, texts, TrainedLogits(trained.logits_NC + 1e-3, 0.0), reopened_logits(folder, texts))
+        compare_logits(logits_NC, TrainedLogits(trained.logits_NC + 1e-3, 0.0), logits_NC)
 
 
 def test_every_changed_missing_or_added_file_is_named(finished: Finished, tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_a_run_does_not_lie_in_its_base(
 def test_a_run_does_not_write_over_the_base_that_it_exported(run: Path, capsys: Capture) -> None:
     with unchanged(run):
         code, err = ends(capsys, "train", run.parent / "config.yaml", f"model.base={run}/export", "--resume")
-    assert (code, "the base must not be what the run writes" in err) == (2, True), err
+    assert (code, "the run must not overwrite its base" in err) == (2, True), err
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl", "sample.json"])

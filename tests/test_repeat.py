@@ -56,7 +56,7 @@ def test_folds_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         walk_forward(survey(WindowFile(write_rows(tmp_path / "b", one_class)))[0], 3)
     assert [fault.split(" of ")[0] for fault in refused.value.faults] == ["fold 1", "fold 2", "fold 3"]
-    assert "6 rows without LONG, SHORT" in refused.value.faults[0]
+    assert "6 training rows and no LONG rows, no SHORT rows" in refused.value.faults[0]
 
 
 @pytest.fixture(scope="module")

@@ -675,7 +675,7 @@ def test_every_code_and_metric_of_the_page_is_there(server: Served) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{model}", "--port", "{taken}"], "127.0.0.1:{taken} cannot be taken (Address already in use). Give another"),
+        (["{model}", "--port", "{taken}"], "got 127.0.0.1:{taken} (Address already in use). Give another"),
         (["{model}", "--host", "no such host"], "--host must be an address of this machine, got 'no such host'"),
         (["{model}", "--host", "a..b"], "--host must be an address of this machine, got 'a..b'"),
         (["{model}", "--host", "a" * 300], "--host must be an address of this machine, got 'aaa"),
@@ -710,7 +710,8 @@ def test_of_two_servers_on_one_port_the_second_ends_at_once_before_it_opens_a_mo
         port = first.getsockname()[1]
         command = [sys.executable, "-m", "ctxtrain", "serve", str(empty), "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
-    said = f"error: 127.0.0.1:{port} cannot be taken (Address already in use). Give another --port or --host.\n"
+    rule = "--host and --port must be a free address of this machine"
+    said = f"error: {rule}, got 127.0.0.1:{port} (Address already in use). Give another --port or --host.\n"
     assert (done.returncode, done.stderr) == (2, said)
 
 

@@ -39,7 +39,11 @@ def unlike(count: int) -> list[Row]:
         if n % 7 == 0 and n >= count:
             for number, bar in enumerate([*row["context_bars"], row["current_bar"]]):
                 bar["time"] = 5 * number  # of a day, that is no date
-        if n % 5 == 0:
+        if n % 11 == 0:
+            for bar in [*row["context_bars"], row["current_bar"]]:
+                del bar["delta"]
+                bar |= {"buy_vol": 7.5 + n, "sell_vol": 3.0}
+        elif n % 5 == 0:
             row["symbol"] = None
             row["current_bar"]["delta"] = None
     return rows

@@ -233,7 +233,7 @@ def test_a_row_without_a_place_leaves_the_others_theirs(lacking: tuple[int, ...]
     }
     report = check_files(paths)
     assert by_place(report) == {}
-    assert report["unchecked"] == ["the position of 1 of 31 train rows: they lack time on their first or last bar"]
+    assert report["unchecked"] == ["the position of 1 of 31 train rows: their first or last bar has no time"]
     surveys = {name: survey(WindowFile(path))[0] for name, path in paths.items() if path}
     assert purged_rows(surveys, 0)["train"].tolist() == [30]
     assert report["times"]["train"]["rows_without_time"] == 1

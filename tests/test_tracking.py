@@ -132,7 +132,7 @@ def test_a_tracker_that_cannot_begin_is_said_once_and_costs_nothing(make_config:
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_the_way_to_get_it() -> None:
-    expected = r"tracking\.to must name installed packages, no_such_one is not\. Run pip install no_such_one\."
+    expected = r"tracking\.to must name installed packages, not installed: no_such_one\. Run pip install no_such_one\."
     with pytest.raises(ConfigError, match=expected):
         require_trackers(["tensorboard", "no_such_one"])
 

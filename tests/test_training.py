@@ -231,7 +231,7 @@ def test_an_export_before_the_end_says_so_and_leaves_the_test_rows_for_it(
     pipeline.save_checkpoint(pipeline.evaluate())
 
     early = TrainingPipeline(config, resume=True).export()
-    said = "This run is unfinished, it stopped at optimizer step 7 of 14; test rows are not read before its end."
+    said = "This run is unfinished: it stopped at optimizer step 7 of 14. Test rows are scored at the end only."
     assert early["unfinished"] == "stopped at optimizer step 7 of 14"
     assert (early["test"], early["targets_judged_on"]) == (None, "validation rows")
     assert verdict(Summary.model_validate(early)).startswith(said)

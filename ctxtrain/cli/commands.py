@@ -26,6 +26,7 @@ from ctxtrain.cli.shared import (
     parse_mix,
     print_json,
     progress,
+    start_fresh_process,
 )
 from ctxtrain.engine.api import tune_process
 from ctxtrain.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
@@ -93,10 +94,7 @@ def check(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training rows.")],
     val: Annotated[Path | None, typer.Argument(metavar="[VAL]", help="Validation rows.")] = None,
     test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="Test rows.")] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="Look for faults of this Qwen too, and count tokens as it does."),
-    ] = None,
+    base: Annotated[str | None, typer.Option(metavar="FOLDER", help="Check this Qwen, and use its tokenizer.")] = None,
     max_tokens: Annotated[
         int, typer.Option(metavar="N", min=8, max=MAX_TEXT_TOKENS, help="Longest text, as model.max_tokens.")
     ] = 2048,
@@ -148,6 +146,7 @@ def train(
     look_at_inputs(settings)
     if not quiet:
         announce(f"training with {config}: loading torch and transformers")
+    start_fresh_process()
     from ctxtrain.cli.console import print_runs, print_summary, stderr, stdout
     from ctxtrain.multi_run import run_several
     from ctxtrain.progress import Reporter
@@ -278,6 +277,7 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
         update={"output_dir": str(run)}
     )
     announce(f"exporting {run}")
+    start_fresh_process()
     tune_process()
     from ctxtrain.cli.console import print_summary, stdout
     from ctxtrain.progress import Reporter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,14 @@ def announce(message: str) -> None:
         stream = ResilientStream(sys.stderr, results=False)
         stream.write(f"{message}\n")
         stream.flush()
+
+
+def start_fresh_process() -> None:
+    """Start the process that will check the export, so that it imports torch while this one does."""
+    if "WORLD_SIZE" not in os.environ:
+        from ctxtrain.export.fresh_process import fresh_process
+
+        fresh_process.start()
 
 
 def encode_rows(predictor: Any, rows: Any) -> Any:

@@ -1,10 +1,10 @@
-"""Leakage: training rows that reveal more about evaluation rows than will be known in the market.
+"""Find leakage: information about evaluation rows that is in the training data but will not be known in the market.
 
 Input: a `Survey` by split and, optionally, digests of the rendered texts. Output: findings as plain values, each with
 example rows and a remedy; and the rows that purging drops.
 
-Purging and embargo: López de Prado, Advances in Financial Machine Learning (2018), section 7.4. Training rows whose
-bars also occur in an evaluation window are dropped; an embargo adds a distance of more bars.
+Purging drops training rows that share bars with an evaluation window. An embargo also drops rows within a number of
+bars of an evaluation window (López de Prado, Advances in Financial Machine Learning, 2018, section 7.4).
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ POSITION_KINDS = ("shared bars", "training on later rows")
 SINGLE_FIELD = "single-field leakage"
 CONTENT_KINDS = ("identical window", "identical text", "same id", "two labels for one window", SINGLE_FIELD)
 EXAMPLES = 5
-# Recall and specificity of a class from which a single field is reported: too high for a legitimate forecast. A flag
-# that is part of the labelling rule stays below 0.85 on simulated rows.
+# A field is reported if it alone predicts a class with this recall and this specificity, too high for a legitimate
+# forecast. On simulated rows, a flag that is part of the labelling rule stays below 0.85.
 SINGLE_FIELD_RATE = 0.9
-MIN_ROWS, MIN_ROWS_PER_CLASS = 30, 5  # below that, single-field leakage cannot be detected
-MAX_EMBARGO = 2**60  # nanoseconds, 36 years; added to a time it fits in 64 bits
+MIN_ROWS, MIN_ROWS_PER_CLASS = 30, 5  # with fewer rows, single-field leakage cannot be detected
+MAX_EMBARGO = 2**60  # nanoseconds (36 years); a time plus this fits in 64 bits
 REMEDIES = {
     DIFFERENT_TIME: (
-        "If the clocks of the two files differ, as by a time zone, these are the same windows: correct the times."
+        "If the clocks of the two files differ, for example by a time zone, these are the same windows: correct the "
+        "times."
     ),
     LOOK_ALIKES: (
-        "They change so little that they may be equal by chance, and one has no position or a different symbol. Give "
-        "every bar a time, or remove them from one file if they are the same windows."
+        "Their prices change so little that they may be equal by chance, and one of two has no position or another "
+        "symbol. Give every bar a time, or remove these rows from one file if they are the same windows."
     ),
 }
-REMOVE = "Remove them from one file, or set data.allow_leakage=true, which marks all results as unreliable."
+REMOVE = "Remove these rows from one file, or set data.allow_leakage=true, which marks all results as unreliable."
 
 
 def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Hashes]) -> list[Finding]:
-    """Findings of all kinds, refused ones first.
+    """Findings of all kinds; those that training refuses come first.
 
-    `texts` holds 16 bytes of a digest of each rendered text, in arrays of shape (rows, 2), or is empty.
+    `texts` holds, by split, 16 bytes of a digest of each rendered text, of shape (rows, 2). It may be empty.
     """
     spans = _spans_of_splits(surveys)
     finder = DuplicateFinder(surveys, spans)
@@ -75,7 +76,7 @@ def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Hashes]) -> li
 
 
 def kinds_not_found(found: Collection[str], unchecked: Sequence[str]) -> list[str]:
-    """The kinds that were checked without a finding."""
+    """The kinds of leakage that were checked and not found."""
     skipped = [check.partition(":")[0] for check in unchecked]
     return [
         kind
@@ -85,7 +86,7 @@ def kinds_not_found(found: Collection[str], unchecked: Sequence[str]) -> list[st
 
 
 def skipped_checks(surveys: Mapping[str, Survey]) -> list[str]:
-    """The checks that were not possible, each followed by a colon and the reason."""
+    """The checks that were not possible, each as `check: reason`."""
     skipped: list[str] = []
     spans = _spans_of_splits(surveys)
     positions = {name: surveyed.positions for name, surveyed in surveys.items()}
@@ -98,7 +99,7 @@ def skipped_checks(surveys: Mapping[str, Survey]) -> list[str]:
         ]
         for split, count in count_unpositioned(spans).items():
             rows = f"{count:,} of {len(surveys[split]):,} {split} rows"
-            skipped.append(f"the position of {rows}: they lack {spans.scale} on their first or last bar")
+            skipped.append(f"the position of {rows}: their first or last bar has no {spans.scale}")
     if "train" in surveys:
         labels_N, testable_N = _testable_rows(surveys["train"])
         rare = [
@@ -108,15 +109,16 @@ def skipped_checks(surveys: Mapping[str, Survey]) -> list[str]:
             needed = f"{MIN_ROWS} training rows and two classes of at least {MIN_ROWS_PER_CLASS}"
             skipped.append(f"{SINGLE_FIELD}: too few rows, needs {needed}")
         elif rare:
-            few = f"fewer than {MIN_ROWS_PER_CLASS} of the {len(labels_N):,} examined training rows"
+            few = f"fewer than {MIN_ROWS_PER_CLASS} of the {len(labels_N):,} examined training rows have this label"
             skipped.append(f"fields that reveal {' or '.join(rare)}: {few}")
     return skipped
 
 
 def overlapping(spans: Spans, name: str, others: Sequence[str], embargo: int = 0) -> tuple[Ints, list[Row]]:
-    """Rows of `name` that overlap a window of `others`, or come within `embargo` bars of one, each with such a window.
+    """Rows of split `name` that overlap a window of the splits `others` or are within `embargo` bars of one.
 
-    An embargo of N bars is N times the median bar length of the symbol, so nights and weekends count as time.
+    The second result has, for each of these rows, one such window. An embargo of N bars is a duration, N times the
+    median bar length of the symbol, so a night or a weekend uses it up although it has no bars.
     """
     rows, partners = [], []
     for symbol in np.unique(spans.symbol_N[name][spans.placed_N[name]]).tolist():
@@ -130,7 +132,7 @@ def overlapping(spans: Spans, name: str, others: Sequence[str], embargo: int = 0
         if not len(first):
             continue
         order = np.argsort(first, kind="stable")
-        # Among the windows that start before a row ends, the one that ends last overlaps the row if any does.
+        # If a window that starts before the row ends overlaps the row, then so does the one of them that ends last.
         furthest = np.maximum.accumulate(last[order])
         holder = order[np.maximum.accumulate(np.where(last[order] == furthest, np.arange(len(order)), 0))]
         before = np.searchsorted(first[order], spans.last_N[name][own_N] + gap, side="right") - 1
@@ -142,9 +144,10 @@ def overlapping(spans: Spans, name: str, others: Sequence[str], embargo: int = 0
 
 
 def purged_rows(surveys: Mapping[str, Survey], embargo: int) -> dict[str, Ints]:
-    """Rows to drop by split: those that overlap, or come too close to, a row of a later split in the given order.
+    """Rows to drop, by split: rows that overlap a row of a later split, or are within `embargo` bars of one.
 
-    Rows without a position might overlap too, so they are dropped as well. Raises ValueError if no common scale exists.
+    "Later" refers to the order of `surveys`. Rows without a position may overlap too, so they are also dropped. Raises
+    ValueError if the splits have no common scale of positions.
     """
     spans = _spans_of_splits(surveys)
     if spans is None:
@@ -159,7 +162,7 @@ def purged_rows(surveys: Mapping[str, Survey], embargo: int) -> dict[str, Ints]:
 
 
 def count_unpositioned(spans: Spans) -> dict[str, int]:
-    """Number of rows without a position on the scale, by split, where there are any."""
+    """By split, the number of rows without a position on the scale; splits without such rows are omitted."""
     return {name: int((~placed_N).sum()) for name, placed_N in spans.placed_N.items() if not placed_N.all()}
 
 
@@ -207,7 +210,7 @@ def _same_id(files: tuple[str, str], surveys: Mapping[str, Survey]) -> list[Find
 
 
 def _with_hash_in(survey: Survey, other: Survey) -> list[int]:
-    """Rows whose id hash occurs in the other file, so that the ids may be equal."""
+    """Rows whose id may occur in the other file, because its hash does."""
     return np.flatnonzero(np.isin(survey.ids_N, other.ids_N) & (survey.ids_N != 0)).tolist()
 
 
@@ -229,7 +232,7 @@ def _shared_bars(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Sur
     rows, partners = overlapping(spans, files[0], [files[1]])
     if not len(rows):
         return []
-    remedy = f"data.purge=true drops these {len(rows):,} of {len(surveys[files[0]]):,} {files[0]} events."
+    remedy = f"data.purge=true drops these {len(rows):,} of {len(surveys[files[0]]):,} {files[0]} rows."
     examples = zip(rows[:EXAMPLES], partners[:EXAMPLES], strict=True)
     names = [[surveys[files[0]].names[row], surveys[other].names[twin]] for row, (other, twin) in examples]
     return [_finding("shared bars", files, len(rows), names, remedy)]
@@ -254,30 +257,30 @@ def _later_rows(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Surv
     if not count:
         return []
     remedy = (
-        f"These events, out of {len(surveys[first]):,} in {first}, are later than the first {second} event of their "
-        f"symbol; {touching:,} of their windows start less than a bar after a {second} event. This is "
-        "acceptable if blocks of time are held out on purpose. Otherwise split the files by time."
+        f"These rows, out of {len(surveys[first]):,} in {first}, are later than the first {second} row of their "
+        f"symbol; {touching:,} of them have no bar between their window and an earlier {second} event. This is correct "
+        "only if you hold out blocks of time on purpose. Otherwise split the files by time."
     )
     return [_finding("training on later rows", files, count, examples, remedy)]
 
 
 def _two_labels(surveys: Mapping[str, Survey], finder: DuplicateFinder) -> list[Finding]:
-    """Equal windows with different labels, in one file or in two."""
+    """Equal windows with different labels, within one file or in two files."""
     files: dict[str, None] = {}
     examples = []
     for (other, twin), (name, row) in finder.repeated():
         if surveys[other].labels_N[twin] != surveys[name].labels_N[row]:
             files |= dict.fromkeys((other, name))
             examples.append([surveys[other].names[twin], surveys[name].names[row]])
-    remedy = "A window has one outcome. Keep the right label, or drop the rows."
+    remedy = "Equal windows must have one label. Keep the rows with the right label, or remove all of them."
     return [_finding("two labels for one window", list(files), len(examples), examples, remedy)] if examples else []
 
 
 def _single_field_leaks(train: Survey) -> list[Finding]:
-    """Fields whose value at the event predicts one or more classes almost perfectly, with a small decision tree.
+    """Fields whose value at the event is enough for a small decision tree to predict a class almost perfectly.
 
-    In five-fold cross-validation, a class is reported if the tree predicts it for 90 % of its rows and for at most 10 %
-    of the other rows.
+    The tree is scored by five-fold cross-validation. A class is reported if it is predicted for at least 90 % of its
+    rows and for at most 10 % of the other rows.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
@@ -309,7 +312,7 @@ def _single_field_leaks(train: Survey) -> list[Finding]:
 
 
 def _testable_rows(train: Survey) -> tuple[Ints, Ints]:
-    """Labels of the sampled rows, and the rows whose class is frequent enough; no rows if too few remain."""
+    """Labels of the sampled rows, and which of them have a class with enough rows; none of them if too few remain."""
     labels_N = train.labels_N[train.sample.rows]
     counts_C = np.bincount(labels_N, minlength=len(LABELS))
     rows = np.flatnonzero(counts_C[labels_N] >= MIN_ROWS_PER_CLASS)

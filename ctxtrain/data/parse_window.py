@@ -198,6 +198,7 @@ def _columns(bars: Sequence[Mapping[str, Any]]) -> tuple[dict[str, NDArray[np.fl
             buying, selling = columns["buy_vol"], columns["sell_vol"]
             lacking.pop("delta", None)
             columns["delta"] = np.where(np.abs(buying - selling) <= REL_TOL * (buying + selling), 0.0, buying - selling)
+            columns = {name: columns[name] for name in BAR_FIELDS if name in columns}  # as a table has them
         elif flows:
             (other,) = {"buy_vol", "sell_vol"} - flows
             lacking.setdefault(other, len(bars))

@@ -266,7 +266,7 @@ def _digest(content: bytes) -> bytes:
 
 def _content(window: Window) -> bytes:
     digest = hashlib.sha256((window.text or "").encode())
-    for name in sorted(window.bars):  # a parsed window and one from a table may differ in their order
-        digest.update(name.encode() + window.bars[name].tobytes())
+    for name, values in window.bars.items():
+        digest.update(name.encode() + values.tobytes())
     digest.update(repr(sorted(window.features.items())).encode())
     return digest.digest()[:16]

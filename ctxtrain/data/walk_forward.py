@@ -1,11 +1,11 @@
-"""Walk-forward folds: one file becomes several splits in time order.
+"""Walk-forward folds: divide one file into train, val and test in time order, once for each fold (Pardo 1992).
 
 Input: the `Survey` of a file. Output: row numbers of train, val and test by fold; no row is copied.
 
-The rows, ordered by event time, are divided into folds + 1 parts of equal size. Fold k tests on part k + 1 and uses
-only earlier parts: the last fifth of them validates (it chooses the epoch and the temperature), the rest trains. Rows
-that share bars across a boundary are purged later, when the files of a fold are read (walk-forward: Pardo 1992;
-purging: `leakage.py`).
+The rows, ordered by event time, are divided into folds + 1 parts of equal size. Fold k tests on part k + 1. All earlier
+parts are for fitting: their last fifth is the validation split, which selects the epoch and fits the temperature, and
+the rest is the training split. Rows that share bars across a boundary are not dropped here. They are purged when the
+files of a fold are read (`leakage.py`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ctxtrain.labels import LABELS
 
 Ints = NDArray[np.int64]
 
-VALIDATION_SHARE = 0.2  # of the rows before the test rows of a fold
+VALIDATION_SHARE = 0.2  # of the rows that are earlier than the test rows of a fold
 
 
 def cut_folds(file: WindowFile, folds: int) -> list[dict[str, WindowFile]]:
     """The rows of each fold, by split.
 
-    Raises DataError with the faults of the file, and ConfigError as `walk_forward` does.
+    Raises DataError with the faults of the file, and the ConfigErrors of `walk_forward`.
     """
     surveyed, error = survey(file)
     if error:
@@ -39,7 +39,7 @@ def cut_folds(file: WindowFile, folds: int) -> list[dict[str, WindowFile]]:
 def walk_forward(surveyed: Survey, folds: int) -> list[dict[str, Ints]]:
     """Row numbers by fold and split, in order of event time.
 
-    Raises ConfigError if rows cannot be ordered in time, or if a fold would train without one of the classes.
+    Raises ConfigError if the rows cannot be ordered in time, or if a fold lacks test rows or training rows of a class.
     """
     positions = {"rows": surveyed.positions}
     spans = common_spans(positions, require_all=True)
@@ -60,11 +60,12 @@ def walk_forward(surveyed: Survey, folds: int) -> list[dict[str, Ints]]:
         earlier = np.concatenate(parts[:number])
         cut = len(earlier) - max(1, round(VALIDATION_SHARE * len(earlier)))
         fold = {"train": earlier[:cut], "val": earlier[cut:], "test": parts[number]}
-        missing = [LABELS[c] for c in np.flatnonzero(class_counts(labels_N[fold["train"]]) == 0)]
-        if missing or not len(fold["test"]):
+        missing = [f"{LABELS[c]} rows" for c in np.flatnonzero(class_counts(labels_N[fold["train"]]) == 0)]
+        missing += [] if len(fold["test"]) else ["test rows"]
+        if missing:
             faults.append(
-                f"fold {number} of evaluation.folds={folds} would train on {cut:,} rows without "
-                f"{', '.join(missing) or 'test rows'}. Use fewer folds or more rows."
+                f"fold {number} of evaluation.folds={folds} must have test rows and training rows of every class, got "
+                f"{cut:,} training rows and no {', no '.join(missing)}. Use fewer folds or more rows."
             )
         splits.append(fold)
     if faults:

@@ -1,7 +1,7 @@
-"""Compare the model with its baselines on the same rows: leads with intervals, and which classifier to use.
+"""Compare the model with its baselines on the same rows: score differences with intervals, and which one to use.
 
 Input: `ScoredRows` of the model and the baselines, and the blocks of the rows. Output: plain values for
-`training_summary.json` and `runs.json`.
+`training_summary.json` and `runs.json`. "Chance" is the better of the two baselines that read no input.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def compare(
     seed: int,
     candidate_count: int = 1,
 ) -> dict[str, Any]:
-    """Scores of the baselines, the model's `difference` to each, the lead of each `over_chance`, and the finding.
+    """The scores of each baseline with the model's `difference` to it and its lead `over_chance`, and the finding.
 
-    `best` names the baseline to beat, chosen by the caller. `best_without_input` is the stronger of the two baselines
-    that read no input, by these rows. `use` is `model`, the name of a baseline, or None. With too few blocks all
-    intervals are None.
+    `best` names the baseline to beat; the caller selects it. `best_without_input`, which is chance, names the baseline
+    without input that has the higher macro-F1 on these rows. `use` is `model`, the name of a baseline, or None if
+    neither is shown to be useful. With too few blocks, all intervals are None.
 
-    `candidate_count` is the number of models that `best` was chosen from by these same rows. It widens the intervals of
-    leads over chance (Bonferroni), because the best of several is ahead by luck more often than a single one.
+    `candidate_count` is the number of models from which `best` was selected on these same rows, or 1. The intervals of
+    leads over chance are widened for it (Bonferroni), because the best of several models is more often ahead by luck.
     """
     chance = max(WITHOUT_INPUT, key=lambda name: float(baselines[name].scores[PRIMARY_METRIC]))
     scores = {}
@@ -68,14 +68,14 @@ def compare(
 
 
 def finding(scores: Mapping[str, Any], best: str, chance: str) -> Finding:
-    """The outcome of three leads in macro-F1: model over best baseline, and each of the two over chance.
+    """The outcome of three comparisons in macro-F1: model with best baseline, and each of these two with chance.
 
-    A lead counts if its interval lies above 0. Chance is the best baseline without input.
+    X leads Y if the whole interval of the difference X − Y lies above 0. The first case that applies is returned:
 
+    nothing learned   neither the model nor the best baseline leads chance
     ahead             the model leads the best baseline
-    not ahead         the model does not lead the best baseline, which leads chance: use the baseline
-    undecided         the model does not lead the best baseline, but only the model leads chance
-    nothing learned   neither leads chance
+    not ahead         the best baseline leads chance: use the baseline
+    undecided         only the model leads chance, but it does not lead the best baseline
     """
     model_learned = _is_positive(scores[chance]["difference"][PRIMARY_METRIC])
     baseline_learned = best != chance and _is_positive(scores[best]["over_chance"])
@@ -87,7 +87,7 @@ def finding(scores: Mapping[str, Any], best: str, chance: str) -> Finding:
 
 
 def _bonferroni(lead: Mapping[str, Any], candidate_count: int) -> dict[str, Any]:
-    """The lead with its interval widened for the best of `candidate_count` candidates."""
+    """The lead with its interval widened for a selection from `candidate_count` candidates."""
     if lead["interval"] is None:
         return {**lead, "looks": candidate_count}
     factor = float(ndtri(1 - TAIL / candidate_count) / ndtri(1 - TAIL))
@@ -108,7 +108,11 @@ def _difference(
     blocks: Blocks,
     seed: int,
 ) -> dict[str, Any]:
-    """First minus second, centred on the given scores: those of random predictions are expectations, not a draw."""
+    """First minus second in each metric of the "baselines" view, as {name: {value, interval}}.
+
+    The values are differences of the given scores, not of the rows, because the scores of random predictions are exact
+    expectations. The intervals are shifted to these values.
+    """
     names = [metric.name for metric in metrics_for("baselines")]
     exact = {name: float(first_scores[name]) - float(second_scores[name]) for name in names}
     if not blocks.trusted:

@@ -1,7 +1,8 @@
 """Selective prediction: the risk–coverage curve, confidence thresholds per class, and abstention.
 
 Input: calibrated probabilities and labels. Output: the risk–coverage curve with its area, a threshold per class for a
-target precision, and predictions under thresholds: a row below the threshold of its class is predicted as SKIP.
+target precision, and predictions under thresholds. A row abstains if its confidence is below the threshold of its
+predicted class; its prediction is then SKIP.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 CURVE_POINTS = 20
-MIN_PREDICTIONS = 10  # a precision of fewer predictions is no evidence
-CONFIDENCE_MARGIN = 1e-5  # rounding changes a row's confidence in another batch by less (docs/reliability.md, D6)
+MIN_PREDICTIONS = 10  # the precision of fewer predictions is too noisy to choose a threshold by
+CONFIDENCE_MARGIN = 1e-5  # more than rounding changes a row's confidence between batches (docs/reliability.md, D6)
 HISTOGRAM_EDGES = np.linspace(0.3, 1.0, 15)  # the most probable of three classes has at least 1/3
 SKIP = LABELS.index("SKIP")
 
 
 class Threshold(TypedDict):
-    """The precision of a class's predictions with at least `min_confidence`; None if no threshold reaches the target.
+    """The confidence threshold of a class: its predictions with at least `min_confidence` are kept.
 
-    `coverage` is the share of the class's predictions that are kept, `calls` their number.
+    `precision` is that of the kept predictions, `calls` their number, and `coverage` their share of all predictions of
+    the class. If no threshold reaches `wanted_precision`, `min_confidence` and `precision` are None.
     """
 
     wanted_precision: float
@@ -38,9 +40,9 @@ class Threshold(TypedDict):
 
 
 def risk_coverage(probabilities_NC: Floats, labels_N: Ints) -> dict[str, Any]:
-    """`aurc`, and `curve`: {coverage, risk, confidence} at 20 coverages.
+    """The risk–coverage `curve` as {coverage, risk, confidence} at 20 coverages, and its area `aurc`.
 
-    Coverage k/n keeps the k most confident rows; risk is their error rate, confidence their lowest confidence.
+    At coverage k/n, risk is the error rate of the k most confident rows, and confidence the lowest among them.
     AURC = (1/n) Σ_k risk of the k most confident (Geifman and El-Yaniv 2017, section 3; Ding et al. 2020). It equals
     the plug-in estimator Σ_i error_i (H_n − H_{i−1}) / n of Zhou et al. 2025, section 4. Rows of equal confidence share
     their mean error, so the result does not depend on the order of the rows.
@@ -72,11 +74,11 @@ def confidence_histogram(probabilities_NC: Floats, labels_N: Ints) -> list[dict[
 
 
 def choose_thresholds(probabilities_NC: Floats, labels_N: Ints, targets: Mapping[str, float]) -> dict[str, Threshold]:
-    """For each class of `targets`, the lowest threshold whose predictions reach the target precision.
+    """For each class of `targets`, the lowest threshold that keeps 10 predictions or more at the target precision.
 
-    Thresholds are chosen and scored on the same rows, so the precision is optimistic. At least 10 predictions are
-    required. A threshold lies below the least confident row that it keeps, by 1e-5 or half the distance to the next
-    row, so that rounding does not exclude that row.
+    Thresholds are chosen and scored on the same rows, so the precision is optimistic. A threshold is lower than the
+    lowest confidence that it keeps, so that rounding does not exclude that row: by 1e-5, or by half the distance to the
+    next lower confidence if that is less.
     """
     predicted_N, confidence_N = probabilities_NC.argmax(axis=1), probabilities_NC.max(axis=1)
     thresholds = {}
@@ -101,13 +103,13 @@ def choose_thresholds(probabilities_NC: Floats, labels_N: Ints, targets: Mapping
 
 
 def abstain(probabilities_NC: Floats, min_confidence_C: Floats) -> tuple[Ints, NDArray[np.bool_]]:
-    """Predicted classes, and which rows abstain and become SKIP: those below the threshold of their predicted class."""
+    """Predicted classes, SKIP for rows that abstain, and whether each row abstains: its confidence is too low."""
     predicted_N = probabilities_NC.argmax(axis=1)
     abstained_N = probabilities_NC.max(axis=1) < min_confidence_C[predicted_N]
     return np.where(abstained_N, SKIP, predicted_N), abstained_N
 
 
 def min_confidence_by_class(thresholds: Mapping[str, float | None]) -> Floats:
-    """Thresholds as an array by class; a missing class gets 0 (never abstain), None infinity (always abstain)."""
+    """Thresholds as an array by class. A missing class gets 0 (never abstain), None gets infinity (always abstain)."""
     values = [thresholds.get(label, 0.0) for label in LABELS]
     return np.array([np.inf if value is None else value for value in values])

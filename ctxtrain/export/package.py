@@ -8,11 +8,7 @@ inputs give identical bytes.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,19 +23,20 @@ from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from ctxtrain.data.batches import Tokens, tokenise
+from ctxtrain.data.codec import Codec
 from ctxtrain.data.dataset import Dataset
 from ctxtrain.engine.api import EngineChoice
-from ctxtrain.errors import DataError, ExportError, OutOfMemory
+from ctxtrain.errors import DataError, ExportError
 from ctxtrain.evaluation.assess import assess
 from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.calibration import TemperatureScaler
 from ctxtrain.evaluation.metrics import PRIMARY_METRIC, Metrics, evaluate_logits
 from ctxtrain.evaluation.selective import Threshold, choose_thresholds
 from ctxtrain.export import reopen
+from ctxtrain.export.fresh_process import BATCH_SIZE, fresh_process
 from ctxtrain.export.locate import EXPORT_FOLDER
 from ctxtrain.export.model_card import model_card
 from ctxtrain.export.predictor import Predictor, load_model
-from ctxtrain.memory import REMEDY, mentions_out_of_memory
 from ctxtrain.model.lora import merge
 from ctxtrain.model.tokenizer import quiet_transformers
 from ctxtrain.reporting.summary_schema import Baselines
@@ -57,21 +54,28 @@ READING_TOLERANCE = 2e-6
 # similar size, so the measured difference between batch sizes, times a margin, bounds that of merging.
 NOISE_FACTOR = 16
 CHECKED_ROWS = 200
-BATCH_SIZE = 32  # of `reopen.py`
 
 
 @dataclass(frozen=True)
-class ExportResult:
-    """The exported model with its calibration, its scores and the result of the logit check.
+class ExportScores:
+    """Calibration, thresholds and scores of the merged model.
 
     `assessment` is the result of `assess` on the test rows, or on the validation rows if there are no test rows.
     """
 
-    predictor: Predictor
     calibration: dict[str, Any]
+    thresholds: dict[str, Threshold]
     validation: Metrics
     test: Metrics | None
     assessment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The exported model with its scores and the result of the logit check."""
+
+    predictor: Predictor
+    scores: ExportScores
     check: dict[str, float | int]
 
 
@@ -89,6 +93,7 @@ def prepare_export(
     base_name: str,
     caveat: str,
     scratch: Path,
+    say: Callable[[str], None],
 ) -> ExportResult:
     """Merge, calibrate, write, check and pack the model in an empty scratch folder.
 
@@ -97,8 +102,7 @@ def prepare_export(
     ExportError if the logits of the reopened model differ, WriteFailed if the disk is full.
     """
     folder = scratch / EXPORT_FOLDER
-    labels, codec = data.labels, data.codec
-    texts = list(codec.render_all(islice(data.files["val"], CHECKED_ROWS)))
+    texts = list(data.codec.render_all(islice(data.files["val"], CHECKED_ROWS)))
     tokenizer.model_max_length = max_tokens
     trained = TrainedLogits.of(model.eval(), tokenizer, texts)
     with annotate_write_errors(scratch, 2 * sum(weight.nbytes for weight in model.parameters())):  # folder and zip
@@ -107,49 +111,68 @@ def prepare_export(
         with quiet_transformers():
             merged.save_pretrained(folder, max_shard_size="1TB")  # a single file
             tokenizer.save_pretrained(folder)
-        predictor = Predictor(merged, tokenizer, codec, 1.0, max_tokens, engine=engine)
-        logits_NC, test = predictor.token_logits(tokens["val"]), None
-        blocks = assign_blocks(data.positions["val"]).fold_groups if calibrate else None
-        calibration, thresholds = _calibrate(predictor, logits_NC, labels["val"], blocks, targets)
-        validation = evaluate_logits(logits_NC, labels["val"], predictor.temperature)
-        if "test" in tokens:
-            logits_NC = predictor.token_logits(tokens["test"])
-            test = evaluate_logits(logits_NC, labels["test"], predictor.temperature)
-        assessment = assess(
-            data.files,
-            data.positions,
-            labels,
-            "val" if test is None else "test",
-            codec=codec,
-            logits_NC=logits_NC,
-            temperature=predictor.temperature,
-            metrics=test or validation,
-            targets=targets,
-            thresholds=thresholds,
-            seed=seed,
-        )
-        codec.save(folder / "codec.json")
-        (folder / "calibration.json").write_bytes(to_json({**calibration, "thresholds": thresholds}))
-        text = texts[0] if codec.kind == "compact" else "your text"
-        card = _card(base_name, validation, test, assessment, text, caveat)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        check = _check_and_pack(scratch, texts, trained, _local_logits(merged, tokenizer, texts[:BATCH_SIZE]), engine)
-    return ExportResult(predictor, calibration, validation, test, assessment, check)
+        merged_NC = _local_logits(merged, tokenizer, texts[:BATCH_SIZE])
+        predictor = Predictor(merged, tokenizer, data.codec, 1.0, max_tokens, engine=engine)
+        # The fresh process computes while this one fits the baselines.
+        with fresh_process.reopened_logits(folder, texts, torch.get_num_threads()) as reopened:
+            say("scoring the model and its baselines")
+            scored = _score(predictor, data, tokens, calibrate=calibrate, targets=targets, seed=seed)
+            _write_extras(folder, data.codec, scored, base_name, texts[0], caveat)
+            say("checking the export in a fresh process")
+            check = compare_logits(reopened.result(), trained, merged_NC)
+        check["max_predict_difference"] = _pack(scratch, texts, trained, check, engine)
+    return ExportResult(predictor, scored, check)
 
 
-def _card(
-    base_name: str, validation: Metrics, test: Metrics | None, assessment: Mapping[str, Any], text: str, caveat: str
-) -> str:
-    score = (test or validation)[PRIMARY_METRIC]
-    baselines, doubt = Baselines.model_validate(assessment["baselines"]), assessment["intervals"]["doubt"]
-    return model_card(
+def _score(
+    predictor: Predictor,
+    data: Dataset,
+    tokens: Mapping[str, Tokens],
+    *,
+    calibrate: bool,
+    targets: Mapping[str, float],
+    seed: int,
+) -> ExportScores:
+    """Calibrate on the validation rows, then score the model and its baselines."""
+    labels, split = data.labels, "test" if "test" in tokens else "val"
+    logits_NC = predictor.token_logits(tokens["val"])
+    blocks = assign_blocks(data.positions["val"]).fold_groups if calibrate else None
+    calibration, thresholds = _calibrate(predictor, logits_NC, labels["val"], blocks, targets)
+    validation, test = evaluate_logits(logits_NC, labels["val"], predictor.temperature), None
+    if split == "test":
+        logits_NC = predictor.token_logits(tokens["test"])
+        test = evaluate_logits(logits_NC, labels["test"], predictor.temperature)
+    assessment = assess(
+        data.files,
+        data.positions,
+        labels,
+        split,
+        codec=data.codec,
+        logits_NC=logits_NC,
+        temperature=predictor.temperature,
+        metrics=test or validation,
+        targets=targets,
+        thresholds=thresholds,
+        seed=seed,
+    )
+    return ExportScores(calibration, thresholds, validation, test, assessment)
+
+
+def _write_extras(folder: Path, codec: Codec, scored: ExportScores, base_name: str, text: str, caveat: str) -> None:
+    """Write `codec.json`, `calibration.json` and the model card, with `text` as its example."""
+    codec.save(folder / "codec.json")
+    (folder / "calibration.json").write_bytes(to_json({**scored.calibration, "thresholds": scored.thresholds}))
+    baselines = Baselines.model_validate(scored.assessment["baselines"])
+    score = (scored.test or scored.validation)[PRIMARY_METRIC]
+    card = model_card(
         base_name,
-        Scores.model_validate(validation),
-        None if test is None else Scores.model_validate(test),
-        recommendation(score, baselines, doubt),
-        text,
+        Scores.model_validate(scored.validation),
+        None if scored.test is None else Scores.model_validate(scored.test),
+        recommendation(score, baselines, scored.assessment["intervals"]["doubt"]),
+        text if codec.kind == "compact" else "your text",
         caveat,
     )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _calibrate(
@@ -173,18 +196,16 @@ def _calibrate(
     return calibration, thresholds
 
 
-def _check_and_pack(
-    scratch: Path, texts: list[str], trained: TrainedLogits, merged_NC: NDArray[np.float64], engine: EngineChoice
-) -> dict[str, float | int]:
-    """Check the written folder against the trained model, pack it, and check the zip the way `predict` opens it."""
+def _pack(
+    scratch: Path, texts: list[str], trained: TrainedLogits, check: Mapping[str, float | int], engine: EngineChoice
+) -> float:
+    """Pack the folder, and open the zip the way `predict` does; returns the largest difference of a logit."""
     folder, archive = scratch / EXPORT_FOLDER, scratch / "final_model.zip"
-    check = check_reopened(folder, texts, trained, merged_NC)
     write_manifest(folder)
     _flush(folder)
     link_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
     pack(folder, archive)
-    check["max_predict_difference"] = check_archive(archive, texts, trained, check, engine)
-    return check
+    return check_archive(archive, texts, trained, check, engine)
 
 
 def place_export(scratch: Path, folder: RunFolder) -> None:
@@ -215,23 +236,22 @@ class TrainedLogits:
         return cls(logits_NC, float(np.abs(other_NC - logits_NC[:BATCH_SIZE]).max()))
 
 
-def check_reopened(
-    folder: Path, texts: list[str], trained: TrainedLogits, merged_NC: NDArray[np.float64]
+def compare_logits(
+    reopened_NC: NDArray[np.float64], trained: TrainedLogits, merged_NC: NDArray[np.float64]
 ) -> dict[str, float | int]:
-    """Open the folder with transformers in a new process, and compare its logits with two references.
+    """Compare the logits of transformers in a fresh process with two references.
 
     The first is the merged model in this process, on the first rows: only writing and reading lie between, so the
     logits may differ only in the last bits. The second is the trained model with separate adapters: merging rounds, so
     they may differ by 1e-5 times the largest logit (at least 1, as float32 has 24 bits at any scale), or by a multiple
     of the noise measured on these rows if that is more. Raises ExportError.
     """
-    reopened_NC = reopened_logits(folder, texts)
     scale = max(1.0, float(np.abs(trained.logits_NC).max()))
     reading = _max_difference("merged", reopened_NC[: len(merged_NC)], merged_NC, READING_TOLERANCE * scale)
     allowed = max(TOLERANCE * scale, NOISE_FACTOR * trained.noise)
     merging = _max_difference("trained", reopened_NC, trained.logits_NC, allowed)
     return {
-        "rows": len(texts),
+        "rows": len(reopened_NC),
         "max_logit_difference": merging,
         "allowed": allowed,
         "noise": trained.noise,
@@ -279,20 +299,6 @@ def _local_logits(
 ) -> NDArray[np.float64]:
     """Logits of shape (texts, 3), computed in this process as in `reopen.py`."""
     return np.array(reopen.model_logits(model, tokenizer, texts, batch_size or BATCH_SIZE))
-
-
-def reopened_logits(folder: Path, texts: Sequence[str]) -> NDArray[np.float64]:
-    """The logits that `reopen.py` computes in a new process, shape (texts, 3)."""
-    command = [sys.executable, "-I", str(reopen.__file__), str(folder), str(BATCH_SIZE)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        environment.pop(name, None)
-    done = subprocess.run(command, input=orjson.dumps(list(texts)), env=environment, capture_output=True, check=False)
-    if done.returncode == -signal.SIGKILL or mentions_out_of_memory(done.stderr.decode(errors="replace")):
-        raise OutOfMemory(f"memory ran out while transformers opened the new export. {REMEDY}.")
-    if done.returncode:
-        raise ExportError(f"{folder}: transformers cannot open the export:\n{done.stderr.decode()[-2000:]}")
-    return np.array(orjson.loads(done.stdout.splitlines()[-1]))
 
 
 def _save_adapter(model: PeftModel, folder: Path) -> None:

@@ -25,7 +25,8 @@ def make_summary(
     folder: RunFolder,
 ) -> Summary:
     """The validated summary of a run, with the verdict in words as its first key."""
-    test, assessment = exported.test, exported.assessment
+    scores = exported.scores
+    test, assessment = scores.test, scores.assessment
     leaked = data["leaked"]
     mark = leak_mark(leaked)
     values = {
@@ -34,7 +35,7 @@ def make_summary(
         "epochs": [dict(epoch) | mark for epoch in epochs],
         "unfinished": unfinished,
         "skipped_steps": skipped,
-        "best": {"epoch": best_epoch, **exported.validation} | mark,
+        "best": {"epoch": best_epoch, **scores.validation} | mark,
         "test": test and {**test, **mark},
         "targets": [target | mark for target in assessment["targets"]],
         "targets_judged_on": f"{'validation rows' if test is None else 'test rows'}{leak_suffix(leaked)}",
@@ -43,7 +44,7 @@ def make_summary(
         "targets_met": all(target["met"] for target in assessment["targets"]),
         "intervals": assessment["intervals"],
         "baselines": assessment["baselines"],
-        "calibration": exported.calibration,
+        "calibration": scores.calibration,
         "selective": assessment["selective"],
         "mistakes": assessment["mistakes"],
         "export_check": exported.check,

@@ -1,8 +1,8 @@
-"""Start and shutdown of the HTTP server.
+"""Start and shut down the HTTP server.
 
-The server binds the port, opens and warms up the model, and only then accepts connections. SIGTERM or SIGINT drains it:
-new windows get 503, admitted requests are completed, and the exit code is 0. A second signal ends the process at once
-with 128 + its number. SIGHUP is ignored.
+The server binds the port, loads and warms up the model, and only then answers connections. SIGTERM or SIGINT drains the
+server: new windows get 503, admitted requests are completed, and the exit code is 0. A second signal ends the process
+at once with exit code 128 + signal number. SIGHUP is ignored.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def serve(
     access_log: bool,
     announce: Announce,
 ) -> None:
-    """Serve a model at `address` (host and port) until a signal. Port 0 selects a free port.
+    """Serve a model at `address` (host and port) until a signal arrives. Port 0 selects a free port.
 
-    `announce` is called with one line that has the URL, once the server accepts connections. Raises ConfigError if the
-    address cannot be bound, and the errors of `load_model` and `predict`.
+    When the server is ready, `announce` is called with one line of text that contains the URL. Raises ConfigError if
+    the address cannot be bound, and the errors of `load_model` and `predict`.
     """
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # survive the terminal, as a run does
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # closing the terminal must not end the server
     with bind_socket(*address) as listener:
         service = Service(load_model(model), limits, min_confidence)
         service.warm_up()
@@ -70,17 +70,19 @@ def serve(
 
 @contextmanager
 def bind_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that is bound and listens. Raises ConfigError if that fails.
+    """Yield a socket that is bound and listens. Raises ConfigError if the address is invalid or in use.
 
-    With SO_REUSEADDR two processes can bind an address, but only the first can listen. Clients that connect before the
-    model is open wait until it is.
+    Listening detects an address in use: with SO_REUSEADDR two processes can bind it, but only the first can listen.
+    Clients that connect while the model loads wait until it is loaded.
     """
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = addresses[0]
-        listener = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only with a protocol: saves 40 ms
+        listener = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only with a protocol: 40 ms less
     except (OSError, ValueError) as error:  # ValueError: an invalid host name
-        raise ConfigError(f"--host must be an address of this machine, got {host!r} ({error}).") from None
+        raise ConfigError(
+            f"--host must be an address of this machine, got {host!r} ({error}). Try 127.0.0.1."
+        ) from None
     with listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -88,13 +90,14 @@ def bind_socket(host: str, port: int) -> Iterator[socket.socket]:
             listener.listen(BACKLOG)
         except OSError as error:
             raise ConfigError(
-                f"{host}:{port} cannot be taken ({error.strerror}). Give another --port or --host."
+                f"--host and --port must be a free address of this machine, got {host}:{port} ({error.strerror}). "
+                "Give another --port or --host."
             ) from None
         yield listener
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that stops accepting connections only after the service is drained."""
+    """A uvicorn server that calls `ready` when it accepts connections, and stops once the service is drained."""
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)

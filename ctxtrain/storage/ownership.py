@@ -1,4 +1,4 @@
-"""Checks that a command overwrites neither its inputs nor files of another run, export, base or program.
+"""Refuse an output path if writing to it would replace an input, or a file of a run, export, sample or base.
 
 Input: the paths that a command writes and reads. Output: nothing, or a ConfigError before anything is computed.
 """
@@ -24,16 +24,16 @@ RUN_NAMES = frozenset({
     "export", "final_model.zip", "run.lock", "run.owner", "tracking.json", "runs.json", "ctxtrain", "mlflow",
     "mlflow.db", "wandb",
 })  # fmt: skip
-RUN_SUBFOLDER = re.compile(r"fold_[0-9]+(-seed_[0-9]+)?|seed_[0-9]+")  # one of several runs
+RUN_SUBFOLDER = re.compile(r"fold_[0-9]+(-seed_[0-9]+)?|seed_[0-9]+")  # folder of one run among several
 _REMEDY = "Give another path"
-_MAGIC = {"final_model.zip": (0, b"PK"), "best_model.safetensors": (8, b"{")}  # name → offset and bytes there
+_MAGIC = {"final_model.zip": (0, b"PK"), "best_model.safetensors": (8, b"{")}  # file name → offset, and the bytes at it
 _FOLDERS = ("checkpoints", "export")
 PAGE_MARK = b"Written by ctxtrain"
 MAX_NAMES = 6  # listed in a message
 SPLITS = ("train", "val", "test")
 SAMPLE, SAMPLE_MARK = "sample.json", b'"simulated_bars"'
 _SAMPLE_FILES = frozenset({SAMPLE, *(f"{split}.jsonl" for split in SPLITS)})
-_BASE_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".py"})  # that libraries load
+_BASE_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".py"})  # libraries load these
 _BASE_DEPTH = 2  # levels of subfolders in a base; some bases have onnx/
 _MAX_LINKS = 40  # in one path, as Linux allows
 
@@ -45,14 +45,14 @@ def is_run(folder: Path) -> bool:
 
 
 def holds_runs(folder: Path) -> bool:
-    """Whether the folder has several runs, of seeds or folds."""
+    """Whether the folder contains the runs of several seeds or folds."""
     return (folder / "runs.json").exists() or any(
         is_run(path) for path in folder.glob("*_[0-9]*") if RUN_SUBFOLDER.fullmatch(path.name)
     )
 
 
 def refuse_folder_of_runs(folder: Path) -> None:
-    """Raise ConfigError if the folder is not a run but contains runs, as with several seeds or folds."""
+    """Raise ConfigError if the folder is not one run but contains several, one per seed or fold."""
     runs = (
         [] if (folder / "config.yaml").exists() else sorted(path.parent.name for path in folder.glob("*/config.yaml"))
     )
@@ -80,9 +80,10 @@ def is_sample(folder: Path) -> bool:
 
 
 def equivalent_paths(path: Path) -> list[Path]:
-    """Every absolute path without `..` to the target of `path`: one per symbolic link, then the fully resolved path.
+    """Absolute forms of `path` without `..`: one for each symbolic link on the way, and last the fully resolved path.
 
-    The path of a link can be inside a run or export while its target is not. Raises ConfigError for circular links.
+    The caller must check all of them, because a link can be inside a run or export while its target is outside. Raises
+    ConfigError for circular links.
     """
     absolute = Path.cwd() / path
     paths, resolved, remaining = list[Path](), Path(absolute.anchor), list(absolute.parts[1:])
@@ -92,7 +93,7 @@ def equivalent_paths(path: Path) -> list[Path]:
         if not step.is_symlink():
             resolved = step
             continue
-        if ".." not in remaining:  # `..` may leave the linked folder again
+        if ".." not in remaining:  # a later `..` may leave the linked folder
             paths.append(step.joinpath(*remaining))
         if len(paths) > _MAX_LINKS:
             raise ConfigError(f"a path must not have circular links; the links of {path} are circular. {_REMEDY}.")
@@ -130,9 +131,10 @@ def _owner(place: Path) -> str | None:
 
 
 def check_output_file(path: Path | None, model: Path, data: str) -> None:
-    """Raise ConfigError if a result must not be written to `path`, and OSError if it cannot be.
+    """Raise ConfigError if a result must not be written to `path`, and OSError if `path` is not writable.
 
-    Called before any input is read. A `path` of None or `-` is standard output; `data` of `-` is standard input.
+    Called before any input is read. If `path` is None or `-`, the output is standard output, which is always allowed.
+    If `data` is `-`, the input is standard input.
     """
     if path is None or path == STANDARD_OUTPUT:
         return
@@ -152,12 +154,12 @@ def check_output_file(path: Path | None, model: Path, data: str) -> None:
         if _file_id(model_path) in forbidden:
             relation = f"is in {model_path}" if model_path.is_dir() else f"is the same file as {model_path}"
             raise ConfigError(f"output must not be a part of the model; {path} {relation}. {_REMEDY}.")
-    if not path.exists() or path.is_file():  # pipes and devices are written to, not replaced
+    if not path.exists() or path.is_file():  # pipes and devices are not replaced
         check_writable(place)
 
 
 def check_output_dir(output_dir: Path, base: str) -> None:
-    """Raise ConfigError if `output_dir` of a new run or base is inside its base, an export or another run."""
+    """Raise ConfigError if a new run or base cannot use `output_dir`: inside its base, an export or another run."""
     place, base_folder = equivalent_paths(output_dir)[-1], Path(os.path.realpath(base))
     for folder in (place, *place.parents):
         if folder.exists() and not folder.is_dir():
@@ -165,7 +167,7 @@ def check_output_dir(output_dir: Path, base: str) -> None:
     if Path(base).is_dir() and (place == base_folder or base_folder in place.parents):
         raise ConfigError(f"output_dir must not lie in the base, got {output_dir} in {base}. Use another output_dir.")
     if Path(base).is_dir() and place in base_folder.parents and base_folder.relative_to(place).parts[0] in RUN_NAMES:
-        raise ConfigError(f"the base must not be what the run writes, got {base} in {output_dir}. Copy it elsewhere.")
+        raise ConfigError(f"the run must not overwrite its base, got {base} in {output_dir}. Copy the base elsewhere.")
     if owner := owner_of(output_dir):
         raise ConfigError(f"output_dir must not lie in {owner}, got {output_dir}. Use another output_dir.")
 
@@ -197,10 +199,10 @@ def require_empty_output_dir(output_dir: Path, base: str) -> None:
 
 
 def refuse_foreign_files(run: Path, epochs: int = 0) -> None:
-    """Raise ConfigError if the run would overwrite something in its folder that no run wrote.
+    """Raise ConfigError if the run would overwrite a file in its folder that was not written by a run.
 
-    `epochs` is the number of epochs whose checkpoints will be written. Files are recognised by their first bytes, so
-    damaged files of a run may be overwritten.
+    `epochs` is the number of epochs whose checkpoints will be written. A file of a run is recognised by its first
+    bytes, so a file of a run that is damaged further on may be overwritten.
     """
     files = sorted(RUN_NAMES - {*_FOLDERS, "run.lock", "ctxtrain", "mlflow", "wandb"})
     special = {run / name: kind for name in files if (kind := non_regular_kind(run / name))}
@@ -250,9 +252,9 @@ def _foreign_files(export: Path) -> list[Path]:
 
 
 def _has_magic(path: Path, offset: int, magic: bytes) -> bool:
-    """Whether a file has the bytes `magic` at `offset`. Also True if it is empty, missing or not a regular file.
+    """Whether a file has the bytes `magic` at `offset`. Also True if the file is empty, missing or not regular.
 
-    The caller reports paths that are not regular files.
+    The caller reports files that are not regular.
     """
     if non_regular_kind(path) or not path.exists():
         return True
@@ -262,7 +264,7 @@ def _has_magic(path: Path, offset: int, magic: bytes) -> bool:
 
 
 def _model_paths(model: Path) -> Iterator[Path]:
-    """Every file and folder of a model, of the run that contains it, and of the inputs of that run."""
+    """Every file and folder of the model and of the run that contains it, and the files that this run reads."""
     places = equivalent_paths(model)
     folders = [folder for place in places for folder in (place, *list(place.parents)[:2])]
     runs = dict.fromkeys(folder for folder in folders if folder.is_dir() and is_run(folder))
@@ -277,7 +279,7 @@ def _model_paths(model: Path) -> Iterator[Path]:
 
 
 def _walk(path: Path) -> Iterator[Path]:
-    """A file, or a folder with everything in it. Follows links to folders, which `Path.walk` does not do by default."""
+    """The path, and everything in it if it is a folder. Unlike `Path.walk`, it follows links to folders."""
     seen = set[str]()
     stack = [path]
     while stack:

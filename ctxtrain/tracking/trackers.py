@@ -3,8 +3,8 @@
 Input: records of `metrics.jsonl`, the config, the summary. Output, to each tracker: the scalars of each optimizer step
 and epoch, the confusion matrices, the final scores and files.
 
-The run folder is the record; trackers hold copies. A tracker that fails is therefore disabled with one note, and the
-run continues.
+The run folder has all results, and trackers only receive copies. So if a tracker fails, it is disabled with one note
+and the run continues.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from ctxtrain.tracking.backends import Backend, Outcome, open_backend
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Raises ConfigError that lists the trackers whose package is not installed."""
+    """Raise ConfigError if packages of trackers are not installed; the message lists them."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"tracking.to must name installed packages, {', '.join(missing)} is not. "
+            f"tracking.to must name installed packages, not installed: {', '.join(missing)}. "
             f"Run pip install {' '.join(missing)}."
         )
 
 
 class Trackers:
-    """The open trackers of a run. Without trackers, every call does nothing."""
+    """The open trackers of a run. Without trackers, every method does nothing."""
 
     def __init__(self, say: Callable[[str], None] = print) -> None:
         self.say = say
         self.backends: dict[str, Backend] = {}
 
     def open(self, names: Sequence[str], folder: RunFolder, config: Mapping[str, Any], step: int) -> None:
-        """Start each tracker's run, or continue the one in `tracking.json` after optimizer step `step`."""
+        """Start a run in each tracker, or continue the one that `tracking.json` names after optimizer step `step`."""
         for name in names:
             self._guard(name, partial(self._open, name, folder, flatten(config), step))
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Send the scalars of a step or an epoch, and the confusion matrix of an epoch, at their optimizer step."""
+        """Send the scalars of a step or an epoch, and the confusion matrix of an epoch, under its optimizer step."""
         kind, step = record["kind"], record["step"]
         self._for_each(partial(_log_scalars, kind, scalars(record), step))
         if "confusion" in record:
@@ -77,7 +77,7 @@ class Trackers:
             self._guard(name, partial(action, backend))
 
     def _guard(self, name: str, action: Callable[[], None]) -> None:
-        """Run an action; disable the tracker if it fails, because no error of a tracker should end a run."""
+        """Run an action. If it fails, disable the tracker, because no error of a tracker may end the run."""
         try:
             action()
         except Exception as error:
@@ -90,7 +90,7 @@ class Trackers:
 def open_trackers(
     names: Sequence[str], folder: RunFolder, config: Mapping[str, Any], step: int, say: Callable[[str], None]
 ) -> Iterator[Trackers]:
-    """Open trackers for the block, and close them with its outcome: finished, interrupted or failed."""
+    """Open trackers for the block, and close them with the outcome of the block: finished, interrupted or failed."""
     trackers = Trackers(say)
     trackers.open(names, folder, config, step)
     outcome: Outcome = "failed"
@@ -109,12 +109,12 @@ def _log_scalars(kind: str, values: Mapping[str, float], step: int, backend: Bac
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record under dotted names."""
+    """The numbers of a record, by dotted name as in `per_class.LONG.f1`."""
     return {name: value for name, value in flatten(record).items() if isinstance(value, int | float)}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as `section.key: value`, other values as text: trackers support neither nesting nor lists."""
+    """Replace nesting by dotted keys, and lists by text, because trackers support neither nesting nor lists."""
     result: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

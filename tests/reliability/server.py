@@ -16,8 +16,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ctxtrain.cli import process
 from ctxtrain.data import formats, tokens
 from ctxtrain.evaluation.calibration import TemperatureScaler
 from ctxtrain.export import package, reopen
-from ctxtrain.export.package import BATCH_SIZE
+from ctxtrain.export.fresh_process import BATCH_SIZE, FreshProcess
 from ctxtrain.reporting import charts, report
 from ctxtrain.storage import checkpoint
 from ctxtrain.training.step import Learner
@@ -50,7 +51,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "saving": (checkpoint, "append_checksum"),
     "merging": (package, "merge"),
     "calibration": (TemperatureScaler, "fit"),
-    "reopening": (package, "reopened_logits"),
+    "reopening": (FreshProcess, "reopened_logits"),
     "packing": (package, "pack"),
     "placing": (ctxtrain.train, "place_export"),
     "summary": (ctxtrain.train, "make_summary"),
@@ -98,7 +99,8 @@ def child(
         sys.stdout = None  # as Python starts without one
     signal.alarm(HANGS_AFTER)
     loaded = set(sys.modules)
-    package.reopened_logits = forked_logits
+    FreshProcess.start = lambda _self: None  # type: ignore[assignment,method-assign,return-value]
+    FreshProcess.reopened_logits = forked_logits  # type: ignore[assignment,method-assign]
     events: list[tuple[str, str]] = []
 
     def on_event(count: int, kind: str, path: str) -> None:
@@ -177,15 +179,16 @@ def keep_ledger(path: str) -> None:
     Learner.step = counted  # type: ignore[method-assign,assignment]
 
 
-def forked_logits(folder: Path, texts: Any) -> Any:
-    """What `package.reopened_logits` does, in a fork in place of a fresh interpreter, which takes seconds to import."""
+@contextmanager
+def forked_logits(_self: FreshProcess, folder: Path, texts: Any, threads: int) -> Iterator[Any]:
+    """What `FreshProcess.reopened_logits` does, in a fork of this process: a fresh one takes seconds to import."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
         code = 1
         with suppress(BaseException):
-            rows = reopen.logits(str(folder), list(texts), BATCH_SIZE)
-            os.write(writing, json.dumps(rows).encode())
+            request = {"folder": str(folder), "texts": list(texts), "batch_size": BATCH_SIZE, "threads": threads}
+            os.write(writing, reopen.compute(request).encode())
             code = 0
         os._exit(code)
     os.close(writing)
@@ -197,7 +200,9 @@ def forked_logits(folder: Path, texts: Any) -> Any:
         raise
     finally:
         os.waitpid(pid, 0)
-    return np.array(json.loads(content))
+    future = Future[Any]()
+    future.set_result(np.array(json.loads(content)))
+    yield future
 
 
 def warm(modules: list[str]) -> None:

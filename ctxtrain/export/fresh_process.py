@@ -1,0 +1,116 @@
+"""Run `reopen.py`, which opens exports with transformers alone, in a process that is started early.
+
+Input: an export folder and texts. Output: logits. The process imports torch and transformers, which takes seconds,
+while this one reads rows and trains; then it waits for requests.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ctxtrain.errors import ExportError, OutOfMemory
+from ctxtrain.memory import REMEDY, mentions_out_of_memory
+
+BATCH_SIZE = 32
+SCRIPT = Path(__file__).with_name("reopen.py")
+DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+Floats = NDArray[np.float64]
+
+
+class FreshProcess:
+    """At most one running process; a fork of this process does not use the one of its parent."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the process, unless it runs already."""
+        if self._process is not None and self._is_running():
+            return self._process
+        self.stop()
+        environment = {name: value for name, value in os.environ.items() if name not in DISTRIBUTED}
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment | {"HF_HUB_OFFLINE": "1"},
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the other
+        )
+        self._owner = os.getpid()
+        return self._process
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Start the process for the block, and end it afterwards unless it ran before."""
+        ran_before = self._is_running()
+        self.start()
+        try:
+            yield
+        finally:
+            if not ran_before:
+                self.stop()
+
+    def stop(self) -> None:
+        """End the process, if it runs."""
+        process, self._process = self._process, None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                with suppress(OSError):
+                    stream.close()  # type: ignore[union-attr]  # all three are pipes
+
+    def _is_running(self) -> bool:
+        return self._process is not None and self._owner == os.getpid() and self._process.poll() is None
+
+    @contextmanager
+    def reopened_logits(self, folder: Path, texts: Sequence[str], threads: int) -> Iterator[Future[Floats]]:
+        """Yield a future of the logits, shape (texts, 3), that plain transformers computes from an export folder.
+
+        The future raises OutOfMemory or ExportError. If the block ends by an exception, the process is stopped.
+        """
+        request = {"folder": str(folder), "texts": list(texts), "batch_size": BATCH_SIZE, "threads": threads}
+        process = self.start()
+        with ThreadPoolExecutor(1, "reopening") as pool:
+            try:
+                yield pool.submit(_ask, process, orjson.dumps(request), folder)
+            except BaseException:
+                self.stop()
+                raise
+
+
+def _ask(process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floats:
+    assert process.stdin is not None, "it is a pipe, as the two below"
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with suppress(BrokenPipeError):  # it ended; its exit code tells why
+        process.stdin.write(request + b"\n")
+        process.stdin.flush()
+    answer = next((line for line in process.stdout if line.startswith(b'{"status"')), None)
+    if answer is None:
+        status, output = process.wait(), process.stderr.read().decode(errors="replace")
+    else:
+        status, output = orjson.loads(answer)["status"], orjson.loads(answer)["output"]
+    if status == -signal.SIGKILL or (status and mentions_out_of_memory(output)):
+        raise OutOfMemory(f"memory ran out while transformers opened the new export. {REMEDY}.")
+    if status:
+        raise ExportError(f"{folder}: transformers cannot open the export:\n{output[-2000:]}")
+    return np.array(orjson.loads(output.splitlines()[-1]))
+
+
+fresh_process = FreshProcess()
+atexit.register(fresh_process.stop)
