@@ -82,6 +82,13 @@ def make_accelerator(dtype: str) -> Accelerator:
     )
 
 
+def thread_count() -> int:
+    """The number of threads of torch in this process; `OMP_NUM_THREADS` sets it."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 @contextmanager
 def thread_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Yield a `map` that runs calls in `workers` threads, which share the torch threads of the calling thread equally.

@@ -11,7 +11,7 @@ run                all of these, epoch by epoch, then `finish`: best epoch → m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch.optim import Optimizer
 
 from ctxtrain.config.schema import Config
-from ctxtrain.data.batches import StepPlan, plan_step, steps_per_epoch
+from ctxtrain.data.batches import StepPlan, steps_per_epoch
 from ctxtrain.data.dataset import Inputs, load_dataset
 from ctxtrain.data.oversampling import epoch_rows
 from ctxtrain.errors import ConfigError, Interrupted, TrainingDiverged
@@ -121,10 +121,11 @@ class TrainingPipeline:
         epoch, first = divmod(self.state.step, self.steps_per_epoch)
         if first == 0:
             self.state.loss_sum = self.state.weight_sum = 0.0
+        lengths = self.data.tokens["train"].lengths
         order = epoch_rows(self.data.labels["train"], self.data.epoch_counts_C, training.seed, epoch)
         with self.reporter.track_epoch(epoch + 1, training.epochs, self.steps_per_epoch, first) as after_step:
             for step in range(first, self.steps_per_epoch):
-                plan = self._plan_step(order, step)
+                plan = self.learner.plan(order, lengths, step, training.batch_size, training.gradient_accumulation)
                 figures = self._train_step(plan, epoch, step)
                 after_step(figures["loss"], figures["learning_rate"], len(plan.windows))
                 if every_steps is not None and self.state.step % every_steps == 0:
@@ -218,9 +219,8 @@ class TrainingPipeline:
                     say=self.reporter.say,
                 )
             place_export(scratch, self.folder)  # signals are ignored from here on, because the export is in place
-        model_facts = build.model_summary(self.config, self.base_name, model.config.model_type, self.fingerprint)
         summary = make_summary(
-            model=model_facts | sizes,
+            model=build.model_summary(self.config, self.base_name, model.config.model_type, self.fingerprint) | sizes,
             data=self.data.summary(),
             epochs=self.state.epochs,
             best_epoch=best,
@@ -230,8 +230,7 @@ class TrainingPipeline:
             environment=environment,
             folder=self.folder,
         )
-        written = summary.to_dict()
-        write_json(self.folder.summary, written)
+        write_json(self.folder.summary, written := summary.to_dict())
         write_report(self.folder, summary)
         self.trackers.log_summary(summary, self.folder)
         return written
@@ -242,13 +241,8 @@ class TrainingPipeline:
         config, say = self.config, self.reporter.say
         check_output_dir(self.folder.root, config.model.base)
         size = f"batches of {config.training.batch_size} windows of at most {config.model.max_tokens} tokens"
-        main = is_main_process()
-        with (
-            catch_signals() as self.stop,
-            self.folder.lock() if main else nullcontext(),
-            fresh_process.running() if main else nullcontext(),
-            annotate_memory_errors(f"in a run with {size}", TRAINING_REMEDY),
-        ):
+        memory = annotate_memory_errors(f"in a run with {size}", TRAINING_REMEDY)
+        with catch_signals() as self.stop, _first_process_only(self.folder), memory:
             self.folder.refuse_other_run(resume=self.resume, epochs=config.training.epochs)
             with self.stop.interrupt_immediately():
                 self.load_data()
@@ -272,17 +266,6 @@ class TrainingPipeline:
 
     def _environment(self) -> dict[str, Any]:
         return {**environment(), "processes": self.learner.accelerator.num_processes}
-
-    def _plan_step(self, order: Ints, step: int) -> StepPlan:
-        return plan_step(
-            order,
-            self.data.tokens["train"].lengths,
-            step,
-            batch_size=self.config.training.batch_size,
-            accumulation=self.config.training.gradient_accumulation,
-            rank=self.learner.accelerator.process_index,
-            world_size=self.learner.accelerator.num_processes,
-        )
 
     def _train_step(self, plan: StepPlan, epoch: int, step: int) -> dict[str, float]:
         """Run and log one optimizer step, or skip it if it is not finite; returns its figures."""
@@ -335,3 +318,13 @@ class TrainingPipeline:
         if is_main_process():
             self.folder.metrics.append(record)
         self.trackers.log(record)
+
+
+@contextmanager
+def _first_process_only(folder: RunFolder) -> Iterator[None]:
+    """In the first process, lock the run folder and keep the process running that will check the export."""
+    if is_main_process():
+        with folder.lock(), fresh_process.running():
+            yield
+    else:
+        yield

@@ -373,11 +373,12 @@ def test_leaks_are_shown_with_what_to_do(run: Path, rewritten: Rewritten) -> Non
     assert "identical window in train and test: 1,234. Delete them from train." in page.text
     assert f"train.jsonl:1{HOSTILE} and test.jsonl:9" in page.text
     assert "Do not believe any figure here: rows are in two files (1,234 × identical window" in page.text
-    assert "Not looked for: shared bars, training on later rows: the rest." in page.text
-    assert "Looked for in vain: identical text; same id; two labels for one window; single-field leakage." in page.text
+    assert "Not checked: shared bars, training on later rows: the rest." in page.text
+    checked = "Checked without a finding: identical text; same id; two labels for one window; single-field leakage."
+    assert checked in page.text
     assert "17 train windows are dropped" in page.text
-    assert "1 of 2 numbers of the windows differ between training and validation" in page.text
-    assert ["range", "0.50", "0.12", "yes"] in page.tables["The numbers that differ most"]
+    assert "1 of 2 features drift between training and validation" in page.text
+    assert ["range", "0.50", "0.12", "yes"] in page.tables["The features that drift most"]
     assert len(page.scripts) == 2
 
 

@@ -39,8 +39,8 @@ REMEDIES = {
         "times."
     ),
     LOOK_ALIKES: (
-        "Their prices change so little that they may be equal by chance, and one of two has no position or another "
-        "symbol. Give every bar a time, or remove these rows from one file if they are the same windows."
+        "Their prices change so little that they may be equal by chance, and in each pair one row has no position or "
+        "another symbol. Give every bar a time, or remove these rows from one file if they are the same windows."
     ),
 }
 REMOVE = "Remove these rows from one file, or set data.allow_leakage=true, which marks all results as unreliable."

@@ -18,6 +18,7 @@ score on the test rows, it would look better than it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,6 +33,7 @@ from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
 from ctxtrain.evaluation.metrics import METRICS, FromColumnSums, class_scores, macro_f1
 from ctxtrain.evaluation.scores import ScoredRows
 from ctxtrain.labels import LABELS
+from ctxtrain.runtime import thread_count
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -39,6 +41,7 @@ Ints = NDArray[np.int64]
 MIN_PROBABILITY = 1e-6  # a classifier may predict 0, and one such row would make the mean loss infinite
 NO_BARS_REASON = "text rows have no bars to compute features from"
 WITHOUT_INPUT = ("majority", "class_prior")
+VARIANTS = ("none", "balanced")  # class weights
 TRAINED = ("logistic_regression", "gradient_boosting", "extra_trees", "catboost")  # simplest first
 
 
@@ -79,11 +82,20 @@ def fit_baselines(
     known = ~np.isnan(tables["train"]).all(axis=0)
     tables = {name: table[:, known] for name, table in tables.items()}
     left_out = {}
-    for name in trained:
-        try:
-            baselines[name] = _fit_best_variant(CLASSIFIERS[name], tables, labels, split, seed)
-        except FitFailed as error:
-            left_out[name] = str(error)
+    # On tables this small, threads within one fit only wait for each other; several fits at a time do not.
+    with threadpool_limits(1), ThreadPoolExecutor(thread_count(), "baseline") as pool:
+        fits = {
+            name: [
+                pool.submit(_fit_variant, CLASSIFIERS[name], weights, tables, labels, split, seed)
+                for weights in VARIANTS
+            ]
+            for name in trained
+        }
+        for name, variants in fits.items():
+            try:
+                baselines[name] = _better_variant([variant.result() for variant in variants])
+            except FitFailed as error:
+                left_out[name] = str(error)
     return baselines, left_out
 
 
@@ -162,27 +174,27 @@ def _input_free_baseline(name: str, shares_C: Floats, labels: Mapping[str, Ints]
     return Baseline({**scores, "validation_macro_f1": validation_macro_f1, "class_weights": None}, scored)
 
 
-def _fit_best_variant(
+def _fit_variant(
     make: Callable[[bool, int, int], Any],
+    weights: str,
     tables: Mapping[str, Floats],
     labels: Mapping[str, Ints],
     split: str,
     seed: int,
 ) -> Baseline:
-    """Fit with and without class weights; keep the variant with the better macro-F1 on the validation rows."""
-    train_N, best = labels["train"], None
-    for weights in ("none", "balanced"):
-        with threadpool_limits(1):  # on tables this small a second thread only makes the first one wait
-            model = make(weights == "balanced", seed, len(train_N)).fit(tables["train"], train_N)
-            validation = _score_probabilities(labels["val"], model.predict_proba(tables["val"]))
-            if best is None or _macro_f1(validation) > best[0]:
-                scored = _score_probabilities(labels[split], model.predict_proba(tables[split]))
-                best = _macro_f1(validation), weights, scored
-    assert best is not None, "there are two variants"
-    validation_macro_f1, weights, scored = best
-    return Baseline(
-        {**_baseline_scores(scored), "validation_macro_f1": validation_macro_f1, "class_weights": weights}, scored
+    """Fit with or without class weights."""
+    train_N = labels["train"]
+    model = make(weights == "balanced", seed, len(train_N)).fit(tables["train"], train_N)
+    validation, scored = (
+        _score_probabilities(labels[name], model.predict_proba(tables[name])) for name in ("val", split)
     )
+    scores = {**_baseline_scores(scored), "validation_macro_f1": _macro_f1(validation), "class_weights": weights}
+    return Baseline(scores, scored)
+
+
+def _better_variant(variants: Sequence[Baseline]) -> Baseline:
+    """The variant with the better macro-F1 on the validation rows; of equal ones the first."""
+    return max(variants, key=lambda variant: float(variant.scores["validation_macro_f1"]))
 
 
 def _score_probabilities(labels_N: Ints, probabilities_NC: Floats) -> ScoredRows:

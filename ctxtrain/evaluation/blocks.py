@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Days = NDArray[np.datetime64]
 
-# With fewer blocks, the measured coverage of the intervals is too low: benchmarks/bench_coverage.py, docs/trust.md.
+# With fewer blocks no intervals are computed: they could not show how much other days differ (docs/trust.md).
 MIN_BLOCKS = 10
 ONE_BLOCK = f"all windows share bars or a day, so they are one independent period; use {MIN_BLOCKS} or more"
 

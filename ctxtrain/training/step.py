@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ctxtrain.data.batches import StepPlan, Tokens, evaluation_batches
+from ctxtrain.data.batches import StepPlan, Tokens, evaluation_batches, plan_step
 from ctxtrain.engine.api import EngineChoice, make_training_engine
 from ctxtrain.errors import ConfigError, TrainingDiverged
 from ctxtrain.labels import LABELS
@@ -109,6 +109,13 @@ class Learner:
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.parameters = trainable_parameters(model)
+
+    def plan(self, order: Ints, lengths: Ints, step: int, batch_size: int, accumulation: int) -> StepPlan:
+        """The micro-batches of optimizer step `step` of an epoch, and which of them are of this process."""
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        return plan_step(
+            order, lengths, step, batch_size=batch_size, accumulation=accumulation, rank=rank, world_size=world_size
+        )
 
     def step(
         self,
