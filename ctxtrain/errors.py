@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 EXIT_TARGETS_MISSED = 3
 EXIT_INTERNAL = 70
@@ -37,6 +38,12 @@ def short_repr(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
+def describe_kinds(counts: Mapping[str, int]) -> str:
+    """The three most common kinds of faults with their counts, as the end of a line; empty if none is known."""
+    kinds = [f"{count:,} × {kind}" for kind, count in Counter(counts).most_common(3)]
+    return f": {'; '.join(kinds)}" if kinds else ""
+
+
 class CtxtrainError(Exception):
     """Base class of errors that a user can act on; `exit_code` is the exit code of the process."""
 
@@ -46,15 +53,19 @@ class CtxtrainError(Exception):
 class FaultsError(CtxtrainError):
     """Several faults of one pass over the input, reported together so that a user can fix all of them at once.
 
-    `faults` has at most the first `MAX_FAULTS_SHOWN`; `total` counts all of them.
+    `faults` has at most the first `MAX_FAULTS_SHOWN`; `total` counts all of them. `hidden` counts, by kind, those that
+    are left out of `faults`, as far as the kind is known.
     """
 
-    def __init__(self, faults: str | Sequence[str], *, total: int | None = None) -> None:
+    def __init__(
+        self, faults: str | Sequence[str], *, total: int | None = None, hidden: Mapping[str, int] | None = None
+    ) -> None:
         self.faults = [faults] if isinstance(faults, str) else list(faults)[:MAX_FAULTS_SHOWN]
         self.total = total if total is not None else (1 if isinstance(faults, str) else len(faults))
-        hidden = self.total - len(self.faults)
-        lines = self.faults + ([f"… and {hidden:,} more ({self.total:,} in all)"] if hidden else [])
-        super().__init__("\n".join(lines))
+        self.hidden = Counter(hidden)
+        more = self.total - len(self.faults)
+        tail = [f"… and {more:,} more ({self.total:,} in all){describe_kinds(self.hidden)}"] if more else []
+        super().__init__("\n".join(self.faults + tail))
 
 
 class ConfigError(FaultsError):

@@ -372,11 +372,11 @@ def test_a_check_counts_the_faults_that_it_does_not_show(capsys: Capture, tmp_pa
     code, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["[]"] * 130))
     assert code == BAD_DATA
     assert out.splitlines()[-2:] == [
-        "… and 30 more faults",
+        "… and 120 more faults: 120 × a row must be a JSON object",
         "130 faults, 0 leaks that training refuses, 0 warnings",
     ]
-    _, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["[]"] * 101))
-    assert out.splitlines()[-2] == "… and 1 more fault"
+    _, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["[]"] * 11))
+    assert out.splitlines()[-2] == "… and 1 more fault: 1 × a row must be a JSON object"
 
 
 # Whole processes

@@ -307,7 +307,7 @@ def test_numbers_that_begin_anew_place_nothing_whatever_their_steps(numbers: str
     paths = {"train": write_rows(tmp_path / "a.jsonl", rows[:20]), "val": write_rows(tmp_path / "b.jsonl", rows[20:])}
     report = check_files(dict(paths))
     assert by_place(report) == {}
-    assert "anew" in report["unchecked"][0]
+    assert "restart" in report["unchecked"][0]
 
 
 @pytest.mark.parametrize("field", ["bar_index", "time"])

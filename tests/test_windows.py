@@ -355,14 +355,33 @@ def test_all_faults_of_a_file_are_listed_in_one_pass(tmp_path: Path) -> None:
     assert lines == ["1", "3", "4", "4", "4", "5"]
 
 
-def test_the_first_hundred_faults_are_shown_with_the_total(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", ["[]"] * 1234)
+def test_ten_rows_of_a_kind_of_fault_are_listed_and_the_others_counted(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ["[]"] * 1234 + [make_row("UP")])
     with pytest.raises(DataError) as caught:
         load_windows(path)
     shown = str(caught.value).splitlines()
-    assert len(shown) == 101
-    assert shown[99].startswith(f"{path}:100: ")
-    assert shown[100] == "… and 1,134 more (1,234 in all)"
+    assert len(shown) == 12
+    assert shown[9].startswith(f"{path}:10: ")
+    assert shown[10] == f'{path}:1235: label must be LONG, SHORT, SKIP in any case, got "UP"'
+    assert shown[11] == "… and 1,224 more (1,235 in all): 1,224 × a row must be a JSON object"
+
+
+def test_a_fault_of_every_bar_is_one_fault_of_its_row(tmp_path: Path) -> None:
+    rows = [make_row(seed=seed) for seed in range(40)]
+    for row in rows:
+        for bar in bars_of(row):
+            bar["Close"] = bar.pop("close")
+    with pytest.raises(DataError) as caught:
+        load_windows(write_rows(tmp_path / "rows.jsonl", rows))
+    shown = str(caught.value).splitlines()
+    assert shown[0].endswith("rows.jsonl:1: context_bars[0].close is missing (and 29 more bars of the row)")
+    assert (len(shown), shown[10]) == (11, "… and 30 more (40 in all): 30 × a bar.close is missing")
+
+
+def test_a_hundred_faults_are_listed_at_most(tmp_path: Path) -> None:
+    rows = [{f"key{n}": n, "context": 1, "label": n} for n in range(5)] * 50
+    reading = walk(write_rows(tmp_path / "rows.jsonl", rows))
+    assert (len(reading.faults) <= 100, len(reading.faults) + reading.hidden.total()) == (True, reading.fault_total)
 
 
 def test_fields_that_no_model_reads_are_counted() -> None:

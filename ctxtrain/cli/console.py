@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from ctxtrain.errors import describe_kinds
 from ctxtrain.evaluation.metrics import Metric, metrics_for
 from ctxtrain.labels import Label
 from ctxtrain.reporting.runs_schema import PooledBaselines, Runs
@@ -212,7 +213,8 @@ def print_check(report: Mapping[str, Any]) -> None:
     _print_table(console, _rows_table(report))
     lines = list(report["faults"])
     if report["fault_total"] > len(lines):
-        lines.append(f"… and {_counted(report['fault_total'] - len(lines), 'more fault')}")
+        more = _counted(report["fault_total"] - len(lines), "more fault")
+        lines.append(f"… and {more}{describe_kinds(report['hidden_faults'])}")
     refused = [describe_finding(leak) for leak in report["leaks"] if leak["refused"]]
     warnings = _warnings(report)
     lines += [f"leak: {leak}" for leak in refused] + [f"warning: {warning}" for warning in warnings]

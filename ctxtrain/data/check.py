@@ -7,6 +7,7 @@ time, all faults, leaks, drift, text lengths, and unused fields.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,30 +40,30 @@ def check_files(
     """
     results = {name: survey(WindowFile(path)) for name, path in paths.items() if path is not None}
     surveys = {name: surveyed for name, (surveyed, _) in results.items() if len(surveyed)}
-    faults = [fault for _, error in results.values() if error for fault in error.faults]
-    total = sum(error.total for _, error in results.values() if error)
+    errors = [error for _, error in results.values() if error]
     texts: dict[str, Hashes] = {}
     tokens: dict[str, dict[str, int]] = {}
-    if "train" in surveys and not faults:
+    if "train" in surveys and not errors:
         codec, tokenizer = surveys["train"].fields.fit("compact"), tokenizer or embedded_tokenizer()
         for name, surveyed in surveys.items():
             try:
                 texts[name], tokens[name] = _digest_texts(surveyed, codec, tokenizer, max_tokens)
             except DataError as error:
-                faults, total = faults + error.faults, total + error.total
+                errors.append(error)
     if "train" in results and not results["train"][1]:  # with faults, the missing classes may be among the faulty rows
         try:
             require_every_class(class_counts(surveys["train"].labels_N))
         except DataError as error:
-            faults, total = faults + error.faults, total + error.total
+            errors.append(error)
     ignored = {name for surveyed, _ in results.values() for name in surveyed.file.report.ignored_fields}
     is_rendered = "train" in surveys and texts.keys() == surveys.keys()
     return {
         "rows": {name: surveyed.file.report.rows for name, (surveyed, _) in results.items()},
         "classes": {name: by_label(class_counts(surveyed.labels_N)) for name, (surveyed, _) in results.items()},
         "classes_over_time": {name: _over_time(surveyed) for name, surveyed in surveys.items()},
-        "faults": faults[:MAX_FAULTS_SHOWN],
-        "fault_total": total,
+        "faults": [fault for error in errors for fault in error.faults][:MAX_FAULTS_SHOWN],
+        "fault_total": sum(error.total for error in errors),
+        "hidden_faults": dict(sum((error.hidden for error in errors), Counter[str]())),
         "leaks": find_leaks(surveys, texts if is_rendered else {}) if "train" in surveys else [],
         "unchecked": skipped_checks(surveys),
         "duplicates": {name: _count_duplicates(name, surveyed) for name, surveyed in surveys.items()},

@@ -10,6 +10,7 @@ tokenise. Purging reads them once more. Windows, columns and tokens stay on disk
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -230,7 +231,8 @@ def _read_surveys(files: Mapping[str, WindowFile]) -> dict[str, Survey]:
     errors = [error for _, error in results.values() if error]
     if errors:
         faults = [fault for error in errors for fault in error.faults]
-        raise DataError(faults, total=sum(error.total for error in errors))
+        hidden = sum((error.hidden for error in errors), Counter[str]())
+        raise DataError(faults, total=sum(error.total for error in errors), hidden=hidden)
     return {split: surveyed for split, (surveyed, _) in results.items()}
 
 

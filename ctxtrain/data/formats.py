@@ -64,6 +64,16 @@ _UTF16_MARKS = {  # byte order marks of files that are not UTF-8
 }
 
 
+MAX_ROWS_PER_KIND = 10  # of faults that are alike: with one in every row, no other would be seen
+MAX_KINDS = 1_000
+_BAR = re.compile(r"\b(context_bars\[\d+\]|current_bar)")
+
+
+def fault_kind(reason: str) -> str:
+    """A reason without the number of the bar and the value, equal for faults that have one cause."""
+    return _BAR.sub("a bar", reason).partition(", got ")[0]
+
+
 @dataclass
 class ParseReport:
     """Result of one pass over a file: `rows` = `good` windows + rows with faults."""
@@ -73,19 +83,32 @@ class ParseReport:
     good: int = 0
     faults: list[str] = field(default_factory=list)
     fault_total: int = 0
+    hidden: Counter[str] = field(default_factory=Counter)  # faults by kind that are not among `faults`
+    _kinds: Counter[str] = field(default_factory=Counter)
     ignored_fields: Counter[str] = field(default_factory=Counter)
     sha256: str = ""  # of the file as stored, compressed or not
     notices: Notices = field(default_factory=Notices)
 
     def add_faults(self, place: str, reasons: Sequence[str]) -> None:
-        self.fault_total += len(reasons)
-        capacity = MAX_FAULTS_SHOWN - len(self.faults)
-        self.faults += [f"{place}: {reason}" for reason in reasons[:capacity]]
+        """Add the faults of a row. Of each kind the first rows are listed, and the others counted."""
+        by_kind: dict[str, list[str]] = {}
+        for reason in reasons:
+            kind = fault_kind(reason)
+            is_counted = kind in self._kinds or len(self._kinds) < MAX_KINDS
+            by_kind.setdefault(kind if is_counted else "other faults", []).append(reason)
+        for kind, same in by_kind.items():
+            self.fault_total += 1
+            self._kinds[kind] += 1
+            if self._kinds[kind] <= MAX_ROWS_PER_KIND and len(self.faults) < MAX_FAULTS_SHOWN:
+                more = f" (and {len(same) - 1} more bars of the row)" if len(same) > 1 else ""
+                self.faults.append(f"{place}: {same[0]}{more}")
+            else:
+                self.hidden[kind] += 1
 
     def refuse_faults(self) -> None:
         """Raise DataError if there are faults."""
         if self.faults:
-            raise DataError(self.faults, total=self.fault_total)
+            raise DataError(self.faults, total=self.fault_total, hidden=self.hidden)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that are stored beside the cached table of a file without faults."""

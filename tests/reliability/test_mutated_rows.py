@@ -20,7 +20,7 @@ from ctxtrain.data.parse_window import BAR_FIELDS
 from ctxtrain.data.profile import row_notices, survey
 from ctxtrain.data.walk_forward import walk_forward
 from ctxtrain.data.window_file import WindowFile
-from ctxtrain.errors import MAX_FAULTS_SHOWN, ConfigError
+from ctxtrain.errors import ConfigError
 from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
 from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.worst_errors import confident_mistakes
@@ -232,7 +232,7 @@ def looked_at(path: Path, rows: int) -> Counter[str]:
     assert reading.rows == rows
     places = {match[1] for fault in reading.faults if (match := re.match(rf"{re.escape(str(path))}:(\d+)[:]", fault))}
     assert all(fault.startswith(f"{path}:") for fault in reading.faults), reading.faults
-    assert len(places) + reading.good >= rows or reading.fault_total > MAX_FAULTS_SHOWN
+    assert len(places) + reading.good >= rows or reading.hidden
     assert (error is None) == (reading.fault_total == 0)
     windows = list(surveyed.file)
     kinds = {window.text is None for window in windows}
