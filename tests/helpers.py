@@ -120,6 +120,8 @@ def errors(stderr: str) -> list[str]:
         "predicting ",
         "training ",
         "exporting ",
+        "simulating ",
+        "pretraining ",
         "writing ",
         "note: ",
     )

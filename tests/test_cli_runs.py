@@ -29,6 +29,7 @@ from ctxtrain.storage.metrics_log import Scores
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig, short_run
+from tests.helpers import dated_rows, errors, write_rows
 from tests.tiny_models import build_tiny
 
 SHORT = ("training.epochs=1", "training.warmup_steps=0")
@@ -66,7 +67,7 @@ def test_met_targets_end_with_0_and_say_so(
     assert ends("train", file_of(config, tmp_path), "--require-targets", "--resume") == 0
     shown = capfd.readouterr().out
     assert f"note: {config.output_dir} has no checkpoint to resume from; the run starts from the beginning\n" in shown
-    assert "All 6 targets reached on 20 validation windows." in shown
+    assert "All 6 targets reached on 20 validation windows; all of them may be luck." in shown
     assert "These rows were also used to choose the epoch, so the scores are optimistic." in shown
     assert "\x1b" not in shown  # no terminal, no escapes
     assert "epoch 1/1  step 7/7  loss " in shown
@@ -93,8 +94,8 @@ def test_divergence_ends_with_70_and_names_the_rows(
     embeddings[AutoTokenizer.from_pretrained(base)("?")["input_ids"], 0] = 1  # the end of every window
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     assert ends("train", file_of(make_config(*SHORT, f"model.base={base}"), tmp_path)) == 70
-    message = capfd.readouterr().err
-    assert message.startswith("error: a step needs a finite loss and gradient, but optimizer step 1 has loss nan")
+    (message,) = errors(capfd.readouterr().err)
+    assert message.startswith("a step needs a finite loss and gradient, but optimizer step 1 has loss nan")
     assert "train.jsonl:" in message
     assert "Traceback" not in message
 
@@ -225,19 +226,24 @@ def test_the_verdicts_stand_under_their_name_in_words_that_are_not_mistaken(
     narrow_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    verdicts = ["met", "met, may be luck", "missed"]
-    targets = [row | {"verdict": verdicts[n % 3]} for n, row in enumerate(narrow_run["targets"])]
+    verdicts = {"met": "met", "met, may be luck": "met (luck?)", "missed": "missed"}
+    targets = [row | {"verdict": list(verdicts)[n % 3]} for n, row in enumerate(narrow_run["targets"])]
     print_summary(Summary.model_validate(narrow_run | {"targets": targets}), "runs/narrow")
     shown = capsys.readouterr().out
     assert rows_shown(shown, "metric", "value", "95 %", "target", "verdict", "priority")
     for row in targets:
-        assert rows_shown(shown, f"{row['target']:.2f}", row["verdict"], row["priority"]), shown
+        assert rows_shown(shown, f"{row['target']:.2f}", verdicts[row["verdict"]], row["priority"]), shown
 
 
 @pytest.fixture(scope="module")
-def narrow_run(tiny_base: Path, tiny_rows: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The summary of a run that has called every class."""
-    config = short_run(tiny_base, tiny_rows, tmp_path_factory.mktemp("narrow") / "run")
+def narrow_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of a run on rows of many days that has predicted every class."""
+    folder = tmp_path_factory.mktemp("narrow")
+    rows = {
+        name: str(write_rows(folder / f"{name}.jsonl", dated_rows(count, seed, apart=1440)))
+        for seed, (name, count) in enumerate({"train": 46, "val": 20}.items(), start=1)
+    }
+    config = short_run(tiny_base, rows, folder / "run")
     summary = TrainingPipeline(config).run()
     assert summary
     assert np.array(summary["best"]["confusion"]).sum(axis=0).all()

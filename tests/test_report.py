@@ -31,7 +31,7 @@ from ctxtrain.reporting.report import write_report
 from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import advice, headline, readable
 from ctxtrain.storage.run_folder import RunFolder
-from tests.helpers import make_row, make_window
+from tests.helpers import errors, make_row, make_window
 from tests.reported import CHARTS, HOSTILE, SECTIONS, finished_run, summary_of
 
 LIMIT = 3_000_000
@@ -470,10 +470,10 @@ def test_a_summary_of_an_older_version_is_refused_with_the_way_out(
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path)])
     assert ended.value.code == 65
-    assert capfd.readouterr().err == (
-        f"error: {tmp_path}/training_summary.json: must be the summary of a finished run, "
-        "but it lacks data.extent. "
-        f"Run ctxtrain export {tmp_path} to write it again.\n"
+    (line,) = errors(capfd.readouterr().err)
+    assert line == (
+        f"{tmp_path}/training_summary.json: must be the summary of a finished run, but it lacks data.extent. "
+        f"Run ctxtrain export {tmp_path} to write it again."
     )
 
 
@@ -485,6 +485,6 @@ def test_a_summary_that_is_damaged_is_refused_by_its_name(
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path)])
     assert ended.value.code == 65
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path}/training_summary.json: must be the summary of a finished run, ")
+    (line,) = errors(capfd.readouterr().err)
+    assert line.startswith(f"{tmp_path}/training_summary.json: must be the summary of a finished run, ")
     assert line.endswith(f"Run ctxtrain export {tmp_path} to write it again.")

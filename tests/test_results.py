@@ -1,8 +1,10 @@
 """A result that standard output does not take ends with 74; a reader that goes away costs nothing."""
 
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from ctxtrain import TrainingPipeline
 from ctxtrain.cli.process import main
 from ctxtrain.config.schema import Config
+from ctxtrain.labels import LABELS
 from ctxtrain.storage.result_file import write_result
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
@@ -74,6 +77,57 @@ def ends(stdout: IO[str], words: Sequence[object]) -> object:
         with suppress(OSError):  # what is still in its buffer has nowhere to go
             stdout.close()
     return end.value.code
+
+
+# Runs each command in one process up to its first message; prints that, and the heavy modules that were loaded by then.
+FIRST_MESSAGES = """
+import json, sys
+from ctxtrain.cli import commands
+from ctxtrain.cli.process import main
+
+class Said(BaseException): ...
+
+def announce(message):
+    heavy = {"accelerate", "altair", "catboost", "peft", "scipy", "sklearn", "tokenizers", "torch", "transformers"}
+    print(json.dumps([message, sorted(heavy & sys.modules.keys())]))
+    raise Said
+
+commands.announce = announce
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except Said:
+        pass
+"""
+
+
+def test_every_command_says_what_it_does_before_it_loads_a_library_that_takes_long(
+    commands: dict[str, list[object]],
+) -> None:
+    names = ["evaluate", "check", "predict", "report", "sample", "export", "train", "train --json", "pretrain"]
+    words = json.dumps([[str(word) for word in commands[name]] for name in names])
+    done = subprocess.run([sys.executable, "-c", FIRST_MESSAGES, words], capture_output=True, text=True, check=False)
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [message.split()[0] for message, _ in said] == [
+        *("loading", "checking", "loading", "writing", "simulating", "exporting", "training", "training"),
+        "pretraining",
+    ], done.stderr
+    assert [heavy for _, heavy in said] == [[]] * len(names)
+
+
+def test_predict_says_how_many_rows_it_wrote_of_each_class_and_where(
+    commands: dict[str, list[object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(SystemExit):
+        main([*map(str, commands["predict"]), "-o", str(out), "--min-confidence", "0.999"])
+    labels = Counter(json.loads(line)["label"] for line in out.read_text().splitlines())
+    abstained = sum(json.loads(line)["abstained"] for line in out.read_text().splitlines())
+    counts = ", ".join(f"{labels[label]} {label}" for label in LABELS)
+    last = capsys.readouterr().err.splitlines()[-1]
+    said = f"{out}: {labels.total()} predictions: {counts} ({abstained} of them because confidence was too low)"
+    assert last == said
+    assert abstained
 
 
 @pytest.mark.promise("B10")

@@ -76,6 +76,7 @@ def sample(
     shuffle_labels: Annotated[bool, typer.Option("--shuffle-labels", help="Leave nothing to learn.")] = False,
 ) -> None:
     """Write simulated windows with a known answer."""
+    announce(f"simulating {train + val + test:,} windows")
     from ctxtrain.synthetic.sample import write_sample
     from ctxtrain.synthetic.sample_files import describe_sample
 
@@ -271,12 +272,12 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     from ctxtrain.storage.ownership import refuse_folder_of_runs
 
     refuse_folder_of_runs(run)
+    announce(f"exporting {run}")
     from ctxtrain.storage.run_folder import RunFolder
 
     settings = Config.from_run(RunFolder(run).read_config(), run / "config.yaml").model_copy(
         update={"output_dir": str(run)}
     )
-    announce(f"exporting {run}")
     start_fresh_process()
     tune_process()
     from ctxtrain.cli.console import print_summary, stdout
@@ -294,6 +295,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     from ctxtrain.storage.ownership import refuse_folder_of_runs, refuse_foreign_report
 
     refuse_folder_of_runs(run)
+    announce(f"writing the report of {run}")
     from ctxtrain.storage.run_folder import RunFolder
 
     folder = RunFolder(run)
@@ -301,7 +303,6 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
         raise ConfigError(f"{run}: no finished run, it has no {folder.summary.name}. Finish it with train --resume.")
     summary = folder.read_summary()
     refuse_foreign_report(folder.report)
-    announce(f"writing {folder.report}")
     from ctxtrain.reporting.report import write_report
 
     write_report(folder, summary, announce)

@@ -125,7 +125,7 @@ def _targets(targets: Sequence[Target], scored_on: str, *, priorities: bool) -> 
             f"{target.value:.3f}",
             interval_text(target.interval),
             f"{target.target:.2f}",
-            target.verdict,
+            target.verdict.replace("met, may be luck", "met (luck?)"),
             target.priority,
         ]
         table.add_row(*cells[: len(table.columns)])
