@@ -109,23 +109,19 @@ def read(lines: Iterable[bytes], *, labelled: bool = True) -> ParseReport:
     return reading
 
 
+VERBS = "loading reading checking scoring predicting training exporting simulating pretraining writing"
+PROGRESS = tuple(f"{verb} " for verb in VERBS.split(" "))
+
+
+def without_progress(stderr: str) -> str:
+    """Standard error less the lines that say what a command is doing."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(PROGRESS))
+
+
 def errors(stderr: str) -> list[str]:
-    """The lines of an error without their prefix; all other lines must say what a command is doing."""
-    lines = stderr.splitlines()
-    progress = (
-        "loading ",
-        "reading ",
-        "checking ",
-        "scoring ",
-        "predicting ",
-        "training ",
-        "exporting ",
-        "simulating ",
-        "pretraining ",
-        "writing ",
-        "note: ",
-    )
-    assert all(line.startswith(("error: ", *progress)) for line in lines), stderr
+    """The lines of an error without their prefix; the others say what a command is doing, or are notes."""
+    lines = without_progress(stderr).splitlines()
+    assert all(line.startswith(("error: ", "note: ")) for line in lines), stderr
     return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
 
 

@@ -523,7 +523,7 @@ def test_leaked_rows_are_refused_or_mark_every_figure(make_config: MakeConfig, t
     card = Path(config.output_dir, "export", "README.md").read_text()
     assert f"**Do not believe any figure here: rows are in two files ({leaked}).**" in card
     assert (
-        f"rows are in two files: {leaked}."
+        f"rows are in two files ({leaked})."
         in yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["dataset"]["name"]
     )
     said = f"Do not believe any figure here: rows are in two files ({leaked})."

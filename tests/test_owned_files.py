@@ -30,7 +30,7 @@ from ctxtrain.storage.atomic_files import append_checksum, sha256_file
 from ctxtrain.storage.checkpoint import CheckpointFolder
 from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import short_run
-from tests.helpers import learnable_rows, write_rows
+from tests.helpers import learnable_rows, without_progress, write_rows
 
 Capture = pytest.CaptureFixture[str]
 SECONDS = 60  # until a process that waits for ever is given up
@@ -62,13 +62,13 @@ def unfinished(run: Path) -> None:
 
 
 def ends(capsys: Capture, *words: object) -> tuple[object, str]:
-    """Exit code and stderr of a command in this process."""
+    """Exit code of a command in this process, and stderr less the lines that say what it is doing."""
     with pytest.raises(SystemExit) as end:
         main([str(word) for word in words])
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     assert "internal fault" not in err
-    return end.value.code, err
+    return end.value.code, without_progress(err)
 
 
 def resumed(capsys: Capture, run: Path) -> tuple[object, str]:
@@ -419,7 +419,7 @@ def test_a_history_that_was_moved_away_is_counted_as_lost_and_a_cut_line_is_no_l
         assert code == 0, err
         assert [json.loads(line)["step"] for line in lines_of(run)] == [*range(8, 15), 14]
     assert f"note: {run}/metrics.jsonl: lacks the lines of 7 optimizer steps up to step 7\n" in err
-    said = f"note: {run}/metrics.jsonl lacks 7 of 14 optimizer steps; the curves are without them\n"
+    said = f"note: {run}/metrics.jsonl lacks 7 of 14 optimizer steps, and so do the curves\n"
     assert ends(capsys, "report", run) == (0, said)
 
 
@@ -569,7 +569,7 @@ def test_a_checkpoint_with_a_part_too_many_or_wrong_is_refused_and_nothing_chang
     with unchanged(run):
         code, err = resumed(capsys, run)
     assert (code, f"error: {newest}" in err) == (65, True), err
-    assert "move it away, and the resume takes the one before.\n" in err
+    assert "Move it away to resume from the previous one.\n" in err
 
 
 def test_the_checkpoint_of_the_best_epoch_is_held_to_the_same(run: Path, capsys: Capture) -> None:
