@@ -36,6 +36,15 @@ def test_it_gives_the_logits_of_plain_transformers_again_and_again(export: Path)
     assert fresh_process.start().pid == before
 
 
+def test_a_relative_folder_is_one_of_this_process_wherever_it_went_since_the_other_started(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh_process.start()
+    monkeypatch.chdir(export.parent)
+    with fresh_process.reopened_logits(Path(export.name), TEXTS[:3], 1) as logits:
+        assert logits.result().shape == (3, 3)
+
+
 def test_a_folder_that_does_not_open_is_refused_with_the_reason_and_the_next_one_is_answered(
     export: Path, tmp_path: Path
 ) -> None:

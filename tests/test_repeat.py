@@ -88,8 +88,8 @@ def test_folds_times_seeds_are_runs_of_their_own_and_pooled(make_config: MakeCon
     assert "skipped" not in verdict_of_several(Runs.model_validate(report))
     skipping = [run | {"skipped_steps": steps} for run, steps in zip(report["runs"], (2, 0, 0, 1), strict=True)]
     assert (
-        "3 optimizer steps were skipped, for loss or gradient was not finite; "
-        "metrics.jsonl of fold_1-seed_0 and fold_2-seed_4 has their windows."
+        "3 optimizer steps were skipped because loss or gradient was not finite; "
+        "metrics.jsonl of fold_1-seed_0 and fold_2-seed_4 lists their windows."
     ) in verdict_of_several(Runs.model_validate(report | {"runs": skipping}))
     scores = [run["macro_f1"] for run in report["runs"]]
     assert report["spread"]["macro_f1"]["mean"] == pytest.approx(np.mean(scores))
@@ -183,7 +183,7 @@ def test_leaked_rows_mark_every_figure_of_several_runs(
     assert shown.startswith(f"Runs (LEAKED: {pooled})")
     assert "seed_1 LEAKED" in shown
     assert "seed_2 LEAKED" in shown
-    assert f"Targets, judged on the judged rows of all runs together (LEAKED: {pooled})" in shown
+    assert f"Targets, on the pooled rows of all runs (LEAKED: {pooled})" in shown
     assert f"Do not believe any figure here: rows are in two files ({pooled})." in shown
 
 
@@ -240,7 +240,9 @@ def test_a_damaged_summary_of_a_run_that_has_ended_is_named_and_can_be_written_a
     run = Path(config.output_dir) / "seed_1"
     whole = (run / "training_summary.json").read_bytes()
     (run / "training_summary.json").write_bytes(whole[:500])
-    with pytest.raises(DataError, match=rf"{run}/training_summary\.json: .* Run ctxtrain export {run}, which"):
+    with pytest.raises(
+        DataError, match=rf"{run}/training_summary\.json: .* Run ctxtrain export {run} to write it again"
+    ):
         run_several(config, resume=True)
     with pytest.raises(SystemExit) as ended:
         main(["export", str(run)])
@@ -344,7 +346,7 @@ def test_a_pipeline_makes_one_run_and_says_what_makes_several(make_config: MakeC
 
 def test_several_runs_of_a_config_that_asks_for_one_are_refused(make_config: MakeConfig) -> None:
     config = make_config()
-    with pytest.raises(ConfigError, match=r"neither training\.seeds nor evaluation\.folds\. Set one of them, or give"):
+    with pytest.raises(ConfigError, match=r"neither training\.seeds nor evaluation\.folds\. Set one of them, or pass"):
         run_several(config)
     assert not Path(config.output_dir).exists()
 

@@ -83,7 +83,7 @@ class FreshProcess:
 
         The future raises OutOfMemory or ExportError. If the block ends by an exception, the process is stopped.
         """
-        request = {"folder": str(folder), "texts": list(texts), "batch_size": BATCH_SIZE, "threads": threads}
+        request = {"folder": str(folder.absolute()), "texts": list(texts), "batch_size": BATCH_SIZE, "threads": threads}
         process = self.start()
         with ThreadPoolExecutor(1, "reopening") as pool:
             try:
