@@ -39,7 +39,7 @@ test-trackers: export OMP_NUM_THREADS = 1
 test-trackers: export TOKENIZERS_PARALLELISM = false
 test-trackers: export HF_HUB_OFFLINE = 1
 test-trackers: $(VENV)/.trackers ## install MLflow and W&B too; test the trackers against the real ones
-	$(BIN)/python -m pytest tests/test_tracking.py --torture $(ARGS)
+	$(BIN)/python -m pytest tests/tracking/test_tracking.py --torture $(ARGS)
 
 torture: export OMP_NUM_THREADS = 1
 torture: export TOKENIZERS_PARALLELISM = false
@@ -63,7 +63,7 @@ format: $(VENV)/.dev ## rewrite the code: formatter, then what the linter can re
 
 golden: export OMP_NUM_THREADS = 1
 golden: $(VENV)/.dev ## write tests/golden/losses.txt anew, after a change that means to move numbers
-	$(BIN)/python -m pytest tests/test_training.py -k golden --rewrite-golden
+	$(BIN)/python -m pytest tests/test_train.py -k golden --rewrite-golden
 
 bench: $(VENV)/.bench ## run every benchmarks/bench_*.py
 	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do \

@@ -9,6 +9,7 @@ so that its children can: torch's threads do not survive a fork.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import json
@@ -200,6 +201,8 @@ def forked_logits(_self: FreshProcess, folder: Path, texts: Any, threads: int) -
         raise
     finally:
         os.waitpid(pid, 0)
+    if not content:  # an injected fault of a system call hits the fork, too
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     future = Future[Any]()
     future.set_result(np.array(json.loads(content)))
     yield future

@@ -127,7 +127,7 @@ def test_a_step_that_is_not_finite_is_skipped_whole_and_stands_in_the_ledger(
             assert pipeline.optimizer_steps == len(steps) - len(skips)
             assert summary["skipped_steps"] == len(skips) == (3 if name == "sick" else 0)
             said = verdict(Summary.model_validate(summary))
-            assert ("3 optimizer steps were skipped, for loss or gradient" in said) == bool(skips)
+            assert ("3 optimizer steps were skipped because loss or gradient" in said) == bool(skips)
             for number, record in enumerate(steps):
                 changed = record["trained"] != (steps[number - 1]["trained"] if number else pipeline.first)
                 assert changed == (record["kind"] == "step"), record["step"]

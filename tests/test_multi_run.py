@@ -26,7 +26,7 @@ from ctxtrain.storage.atomic_files import list_files, sha256_file
 from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
-from tests.test_resume import Signaller
+from tests.storage.test_resume import Signaller
 
 LABELS = ("LONG", "SHORT", "SKIP")
 

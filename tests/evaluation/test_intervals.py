@@ -83,7 +83,7 @@ def test_blocks_of_windows_say_what_they_are_and_what_is_wrong_with_them() -> No
     many = assign_blocks(collect_positions(windows_on(moments)))
     assert (many.count, many.trusted) == (20, True)
     few = assign_blocks(collect_positions(windows_on([f"2025-03-{day:02d}T10:00" for day in range(1, MIN_BLOCKS)])))
-    assert few.doubt == f"{MIN_BLOCKS - 1} blocks are fewer than {MIN_BLOCKS}"
+    assert few.doubt == f"the windows cover {MIN_BLOCKS - 1} independent periods; use {MIN_BLOCKS} or more"
     one = assign_blocks(collect_positions(windows_on([f"2025-03-03T10:{minute:02d}" for minute in range(30)])))
     assert (one.count, one.doubt) == (30, ONE_BLOCK)
     assert assign_folds(one.fold_groups).max() == 0  # rows of a single block stay in one fold

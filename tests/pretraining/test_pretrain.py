@@ -336,7 +336,7 @@ def test_the_embedded_base_is_small_and_has_the_tokenizer_of_the_code() -> None:
 
 def test_the_embedded_base_was_made_by_the_recipe_of_the_repository() -> None:
     facts = json.loads((embedded_base() / "pretrain.json").read_text(encoding="utf-8"))
-    recipe = PretrainConfig.load(Path(__file__).parents[1] / "configs" / "pretrain.yaml").model_dump(mode="json")
+    recipe = PretrainConfig.load(Path(__file__).parents[2] / "configs" / "pretrain.yaml").model_dump(mode="json")
     where = {"output_dir"}
     assert {k: v for k, v in facts["config"].items() if k not in where} == {
         k: v for k, v in recipe.items() if k not in where

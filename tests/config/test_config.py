@@ -15,7 +15,7 @@ from ctxtrain.config.strict_yaml import parse_yaml
 from ctxtrain.errors import ConfigError
 from ctxtrain.pretraining.run import PretrainConfig
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 SCHEMA = REPOSITORY / "configs" / "config.schema.json"
 REWRITE_SCHEMA = """The schema in configs/ is not that of ctxtrain/config/schema.py. Rewrite it:
 .venv/bin/python -c "import orjson, pathlib; from ctxtrain.config.schema import Config; \

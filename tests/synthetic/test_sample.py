@@ -1,6 +1,6 @@
 """Simulated bars, structure flags, and the sample files cut from them.
 
-python -m pytest tests/test_sample.py
+python -m pytest tests/synthetic/test_sample.py
 """
 
 import json

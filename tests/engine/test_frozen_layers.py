@@ -22,9 +22,9 @@ from ctxtrain.model.embedded import embedded_base
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig
-from tests.test_fast import ALL, assert_same, build, ragged, results
+from tests.engine.test_cpu_engine import ALL, assert_same, build, ragged, results
+from tests.storage.test_resume import Signaller
 from tests.test_processes import SETTINGS, torchrun
-from tests.test_resume import Signaller
 from tests.tiny_models import build_tiny
 
 LENGTHS = (150, 97, 81, 80, 2, 1)

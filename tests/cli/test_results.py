@@ -19,7 +19,7 @@ from ctxtrain.labels import LABELS
 from ctxtrain.storage.result_file import write_result
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
-from tests.test_owned_files import pretrain_file
+from tests.storage.test_owned_files import pretrain_file
 
 IO_FAULT = 74
 FULL = Path("/dev/full")

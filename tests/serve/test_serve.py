@@ -627,7 +627,7 @@ def test_every_command_of_the_page_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """curl is played here, since not every machine has it; the model is another than the demo's."""
-    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     (tmp_path / "data" / "sample").mkdir(parents=True)
     write_rows(tmp_path / "data" / "sample" / "test.jsonl", trained.rows)
     monkeypatch.chdir(tmp_path)
@@ -662,7 +662,7 @@ def curl(server: Served, *words: str) -> Reply:
 
 
 def test_every_code_and_metric_of_the_page_is_there(server: Served) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     table = re.findall(r"^\| (?:\d{3}(?:, )?)+ \| ([^|]+) \|", page, re.MULTILINE)
     assert {code for cell in table for code in re.findall(r"`(\w+)`", cell)} == set(get_args(Code))
     exported = {re.sub("_(bucket|count|sum)$", "", name) for name, *_ in server.metrics()}
@@ -712,7 +712,7 @@ def test_of_two_servers_on_one_port_the_second_ends_at_once_before_it_opens_a_mo
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     rule = "--host and --port must be a free address of this machine"
     said = f"error: {rule}, got 127.0.0.1:{port} (Address already in use). Give another --port or --host.\n"
-    assert (done.returncode, done.stderr) == (2, said)
+    assert (done.returncode, done.stderr) == (2, f"loading {empty}\n{said}")
 
 
 @contextmanager
