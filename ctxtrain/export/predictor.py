@@ -127,6 +127,10 @@ class Predictor:
         self.thresholds = dict(thresholds or {})
         self.version = version
 
+    def __repr__(self) -> str:
+        engine = type(self.engine).__name__
+        return f"<Predictor {self.version or 'in memory'}: temperature {self.temperature:.3f}, {engine}>"
+
     @classmethod
     def load(cls, path: Path, engine: EngineChoice = "auto") -> Predictor:
         export = find_export(path)
@@ -178,9 +182,11 @@ class Predictor:
         return self.predict_windows(self._windows(rows), min_confidence=min_confidence)
 
     def logits(self, rows: Rows) -> NDArray[np.float64]:
+        """Uncalibrated logits, shape (rows, 3), in the order of `LABELS`. Raises DataError for invalid rows."""
         return self.window_logits(self._windows(rows))
 
     def render(self, row: Mapping[str, Any]) -> str:
+        """The text that the tokenizer receives for a row. Raises DataError if the row is invalid."""
         return self.codec.render(self._windows([row])[0])
 
     def predict_windows(self, windows: Iterable[Window], *, min_confidence: MinConfidence = None) -> list[Prediction]:
@@ -267,6 +273,11 @@ class Predictor:
         return logits_NC
 
     def _windows(self, rows: Rows) -> list[Window]:
+        if isinstance(rows, Mapping):
+            raise DataError("rows must be a list of rows, got a single dict. Pass [row].")
+        if hasattr(rows, "columns"):
+            kind = type(rows).__name__
+            raise DataError(f"rows must be a list of dicts, got a {kind}. Pass its rows, as frame.to_dict('records').")
         windows, faults = [], []
         for number, row in enumerate(rows, start=1):
             window, reasons = parse_row(row, f"row {number}", labelled=False)

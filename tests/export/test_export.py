@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -269,6 +270,19 @@ def test_faults_of_the_rows_are_named_before_what_the_model_misses_in_them(
 def test_a_row_without_a_trained_field_is_refused(finished: Finished) -> None:
     with pytest.raises(DataError, match=r"row 2: lacks delta, which the model was trained on"):
         load_model(finished.root).predict([make_row(flags=False), make_row(flags=False, delta=False)])
+
+
+def test_rows_that_are_a_dict_or_a_frame_are_refused_with_what_to_pass(finished: Finished) -> None:
+    model = load_model(finished.root)
+    row = make_row(flags=False)
+    refused: list[tuple[Any, str]] = [
+        (row, r"got a single dict\. Pass \[row\]\."),
+        (pd.DataFrame([row]), "got a DataFrame. Pass its rows"),
+    ]
+    for rows, remedy in refused:
+        with pytest.raises(DataError, match=remedy):
+            model.predict(rows)
+    assert re.fullmatch(r"<Predictor \w+: temperature \d\.\d{3}, \w+>", repr(model))
 
 
 def test_the_example_of_the_model_card_runs_as_it_stands(finished: Finished) -> None:
