@@ -6,18 +6,30 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # the libraries read the environment when th
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from ctxtrain.config.schema import Config
+from ctxtrain.evaluation import baseline_models
 from ctxtrain.export.fresh_process import fresh_process
 from tests.helpers import learnable_rows, write_rows
 from tests.tiny_models import build_tiny
 
 torch.set_num_threads(1)
+# Trees of the baselines in runs that are not about them: on a few rows those of the product take most of a run's time.
+FEWER_TREES = {"EXTRA_TREES": 20, "CATBOOST_TREES": 20, "BOOSTING_ROUNDS": 10}
+ALL_TREES = {name: getattr(baseline_models, name) for name in FEWER_TREES}
+
+
+def set_trees(numbers: Mapping[str, int]) -> None:
+    for name, number in numbers.items():
+        setattr(baseline_models, name, number)
+
+
+set_trees(FEWER_TREES)
 # A shell starts background jobs with interrupts ignored, which the processes under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -50,6 +62,14 @@ def needs(request: pytest.FixtureRequest) -> Needs:
             (pytest.fail if request.config.getoption("--torture") else pytest.skip)(f"needs {what}")
 
     return check
+
+
+@pytest.fixture(scope="module")
+def all_trees() -> Iterator[None]:
+    """The baselines as the product fits them."""
+    set_trees(ALL_TREES)
+    yield
+    set_trees(FEWER_TREES)
 
 
 @pytest.fixture(scope="session")

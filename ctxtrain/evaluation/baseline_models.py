@@ -1,7 +1,7 @@
 """The classifiers of the four trained baselines, each with or without class weights.
 
 Input: whether to balance the classes, a seed, and the number of training rows. Output: a classifier with `fit` and
-`predict_proba`.
+`predict_proba`. Each function imports its library itself, since scikit-learn takes seconds.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+EXTRA_TREES, CATBOOST_TREES, BOOSTING_ROUNDS = 500, 400, 100
 MAX_ROWS_PER_TREE = 10_000  # trees grow with their rows: 500 trees on a million rows would take 30 GB
 
 
@@ -28,6 +24,11 @@ class FitFailed(Exception):
 
 
 def _logistic_regression(balanced: bool, _seed: int, _rows: int) -> Any:
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     # A tenth of the default C: about 150 features on a few hundred rows need stronger regularisation.
     weights = "balanced" if balanced else None
     return make_pipeline(
@@ -36,8 +37,11 @@ def _logistic_regression(balanced: bool, _seed: int, _rows: int) -> Any:
 
 
 def _gradient_boosting(balanced: bool, seed: int, _rows: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
     # Small trees on a third of the columns, with 63 bins, match the scores of the defaults in a tenth of the time.
     return HistGradientBoostingClassifier(
+        max_iter=BOOSTING_ROUNDS,
         max_leaf_nodes=8,
         max_features=0.3,
         max_bins=63,
@@ -48,10 +52,12 @@ def _gradient_boosting(balanced: bool, seed: int, _rows: int) -> Any:
 
 
 def extra_trees(balanced: bool, seed: int, rows: int) -> Any:
-    """500 trees; each is fitted on all `rows`, or on a sample of 10,000 if there are more."""
+    """Each tree is fitted on all `rows`, or on a sample of 10,000 if there are more."""
+    from sklearn.ensemble import ExtraTreesClassifier
+
     sampling = {"bootstrap": True, "max_samples": MAX_ROWS_PER_TREE} if rows > MAX_ROWS_PER_TREE else {}
     return ExtraTreesClassifier(
-        500,
+        EXTRA_TREES,
         min_samples_leaf=2,
         max_features=0.3,
         class_weight="balanced" if balanced else None,
@@ -64,14 +70,10 @@ class _CatBoost:
     """CatBoost with scikit-learn's `fit` and `predict_proba`; writes no files and prints nothing."""
 
     def __init__(self, balanced: bool, seed: int, _rows: int) -> None:
-        self._settings = {"auto_class_weights": "Balanced" if balanced else None, "random_seed": seed}
-        self._model: Any = None
-
-    def fit(self, table: Floats, labels_N: Ints) -> _CatBoost:
-        from catboost import CatBoostClassifier, CatBoostError  # takes half a second to import
+        from catboost import CatBoostClassifier
 
         self._model = CatBoostClassifier(
-            iterations=400,
+            iterations=CATBOOST_TREES,
             depth=5,
             learning_rate=0.06,
             rsm=0.3,
@@ -79,8 +81,13 @@ class _CatBoost:
             thread_count=1,
             allow_writing_files=False,
             logging_level="Silent",
-            **self._settings,
+            auto_class_weights="Balanced" if balanced else None,
+            random_seed=seed,
         )
+
+    def fit(self, table: Floats, labels_N: Ints) -> _CatBoost:
+        from catboost import CatBoostError
+
         try:
             self._model.fit(table, labels_N)
         except CatBoostError as error:  # for example if all rows have the same features

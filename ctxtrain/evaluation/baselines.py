@@ -17,7 +17,7 @@ score on the test rows, it would look better than it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.parse_window import Window
 from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
+from ctxtrain.evaluation.baseline_models import CLASSIFIERS, FitFailed
 from ctxtrain.evaluation.metrics import METRICS, FromColumnSums, class_scores, macro_f1
 from ctxtrain.evaluation.scores import ScoredRows
 from ctxtrain.labels import LABELS
@@ -75,21 +76,17 @@ def fit_baselines(
     trained = _selected(TRAINED, only)
     if codec.kind == "text" or not trained:
         return baselines, dict.fromkeys(trained, NO_BARS_REASON)
-    from ctxtrain.evaluation.baseline_models import CLASSIFIERS, FitFailed  # scikit-learn takes seconds to import
-
     flags, features = input_names(codec)
     tables = {name: window_inputs(windows[name], flags, features) for name in {"train", "val", split}}
     known = ~np.isnan(tables["train"]).all(axis=0)
     tables = {name: table[:, known] for name, table in tables.items()}
-    left_out = {}
+    rows, left_out = len(labels["train"]), {}
+    models = {name: {how: CLASSIFIERS[name](how == "balanced", seed, rows) for how in VARIANTS} for name in trained}
     # On tables this small, threads within one fit only wait for each other; several fits at a time do not.
     with threadpool_limits(1), ThreadPoolExecutor(thread_count(), "baseline") as pool:
         fits = {
-            name: [
-                pool.submit(_fit_variant, CLASSIFIERS[name], weights, tables, labels, split, seed)
-                for weights in VARIANTS
-            ]
-            for name in trained
+            name: [pool.submit(_fit_variant, model, how, tables, labels, split) for how, model in variants.items()]
+            for name, variants in models.items()
         }
         for name, variants in fits.items():
             try:
@@ -175,16 +172,10 @@ def _input_free_baseline(name: str, shares_C: Floats, labels: Mapping[str, Ints]
 
 
 def _fit_variant(
-    make: Callable[[bool, int, int], Any],
-    weights: str,
-    tables: Mapping[str, Floats],
-    labels: Mapping[str, Ints],
-    split: str,
-    seed: int,
+    model: Any, weights: str, tables: Mapping[str, Floats], labels: Mapping[str, Ints], split: str
 ) -> Baseline:
-    """Fit with or without class weights."""
-    train_N = labels["train"]
-    model = make(weights == "balanced", seed, len(train_N)).fit(tables["train"], train_N)
+    """Fit and score a classifier; `weights` names its class weights."""
+    model.fit(tables["train"], labels["train"])
     validation, scored = (
         _score_probabilities(labels[name], model.predict_proba(tables[name])) for name in ("val", split)
     )

@@ -43,6 +43,9 @@ def splits(**rows: list[Row]) -> Splits:
     return windows, {name: np.array([LABELS.index(row["label"]) for row in own]) for name, own in rows.items()}
 
 
+pytestmark = pytest.mark.usefixtures("all_trees")
+
+
 def learnable_days() -> dict[str, list[Row]]:
     sizes = {"train": 120, "val": 40, "test": 40}
     return {name: dated_rows(count, seed, apart=1440) for seed, (name, count) in enumerate(sizes.items())}
@@ -54,7 +57,7 @@ def learnable() -> Splits:
 
 
 @pytest.fixture(scope="module")
-def fitted(learnable: Splits) -> dict[str, Baseline]:
+def fitted(learnable: Splits, all_trees: None) -> dict[str, Baseline]:
     windows, labels = learnable
     found, left_out = fit_baselines(windows, labels, "test", fit_codec("compact", windows["train"]), seed=0)
     assert left_out == {}
