@@ -5,10 +5,13 @@ A traceback only with --debug.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from typing import NoReturn
 
 from ctxtrain.cli.commands import app
@@ -21,8 +24,29 @@ NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EN
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and end the process with the documented exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
+    """Run the command line and end the process with the documented exit code.
+
+    With `arguments`, SystemExit is raised instead. Without them, the process ends right after its exit handlers: to
+    tear down the modules of torch and transformers would take more than a second.
+    """
+    if arguments is not None:
+        _run(arguments)
+    code: object = EXIT_INTERNAL
+    try:
+        _run(sys.argv[1:])
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    finally:
+        atexit._run_exitfuncs()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _run(words: list[str]) -> NoReturn:
     _open_standard_streams()
     debug = "--debug" in words
     try:
@@ -32,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         except SystemExit:
             raise_lost_write()
             raise
+        raise SystemExit(0)
     except OutOfMemory as error:
         _end_without_memory(error, words, debug)
     except CtxtrainError as error:
