@@ -16,7 +16,7 @@ COMPILE = .cache/lock/bin/uv pip compile pyproject.toml --universal --python-ver
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-trackers torture docs lint format golden bench lock clean distclean
+.PHONY: help demo test test-fast test-trackers torture docs lint format golden bench lock clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,13 @@ test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1
 test: lint ## install the development tools; linter, formatter, type check, all tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-fast: export OMP_NUM_THREADS = 1
+test-fast: export TOKENIZERS_PARALLELISM = false
+test-fast: export HF_HUB_OFFLINE = 1
+test-fast: $(VENV)/.dev ## linter, and the tests that need neither a whole run nor a process of their own
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-trackers: export OMP_NUM_THREADS = 1
 test-trackers: export TOKENIZERS_PARALLELISM = false

@@ -23,6 +23,8 @@ from ctxtrain.storage import checkpoint
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, without_progress, write_rows
 
+pytestmark = pytest.mark.slow
+
 TOO_MUCH = 1 << 60  # bytes: no machine has them, so none gives them
 
 

@@ -28,6 +28,8 @@ from tests.conftest import MakeConfig
 from tests.helpers import dated_rows, learnable_rows, make_row, write_rows
 from tests.storage.test_resume import Signaller
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("LONG", "SHORT", "SKIP")
 
 

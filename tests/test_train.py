@@ -23,6 +23,8 @@ from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden" / "losses.txt"
 
 

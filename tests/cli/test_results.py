@@ -21,6 +21,8 @@ from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 from tests.storage.test_owned_files import pretrain_file
 
+pytestmark = pytest.mark.slow
+
 IO_FAULT = 74
 FULL = Path("/dev/full")
 

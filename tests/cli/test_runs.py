@@ -32,6 +32,8 @@ from tests.conftest import MakeConfig, short_run
 from tests.helpers import dated_rows, errors, write_rows
 from tests.tiny_models import build_tiny
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("training.epochs=1", "training.warmup_steps=0")
 
 

@@ -29,6 +29,8 @@ from ctxtrain.training.build import window_files
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import Row, bars_of, dated_rows, learnable_rows, make_row, write_rows
 
+pytestmark = pytest.mark.slow
+
 Files = dict[str, list[Row]]
 Plant = Callable[[Files, np.random.Generator], None]
 SPLITS = ("train", "val", "test")

@@ -24,6 +24,8 @@ from ctxtrain.evaluation.blocks import assign_blocks
 from tests.conftest import MakeConfig
 from tests.helpers import Row, dated_rows, make_row, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 def unlike(count: int) -> list[Row]:
     """Rows with and without flags, features, times, ids and symbols, of several lengths."""

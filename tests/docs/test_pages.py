@@ -23,6 +23,8 @@ from tests import config_page
 from tests.documented import PAGES, ROOT, blocks, commands, run, typed, write_working_folder
 from tests.helpers import dated_rows, learnable_rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 RUN = {
     "README.md",
     "docs/commands.md",

@@ -9,6 +9,8 @@ import pytest
 from tests.documented import PAGES, ROOT, SHORT, blocks, commands, run, write_working_folder
 from tests.helpers import learnable_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path) -> Path:

@@ -15,6 +15,8 @@ from ctxtrain.engine.reference import InferenceEngine, TrainingEngine
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows
 
+pytestmark = pytest.mark.slow
+
 
 def losses(config: Config) -> list[float]:
     pipeline = TrainingPipeline(config)

@@ -27,6 +27,8 @@ from tests.storage.test_resume import Signaller
 from tests.test_processes import SETTINGS, torchrun
 from tests.tiny_models import build_tiny
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (150, 97, 81, 80, 2, 1)
 LAST = "lora.layers=last:1"
 

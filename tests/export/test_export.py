@@ -44,6 +44,8 @@ from ctxtrain.storage.atomic_files import check_manifest, sha256_file, write_man
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.tiny_models import build_tiny
 
+pytestmark = pytest.mark.slow
+
 # Transformers alone, as a stranger would write it.
 STRANGER = """
 import json, sys, torch

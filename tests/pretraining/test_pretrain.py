@@ -24,6 +24,8 @@ from ctxtrain.pretraining.window_arrays import WindowArrays
 from ctxtrain.progress import Reporter
 from ctxtrain.synthetic.bars import SYMBOLS, simulate
 
+pytestmark = pytest.mark.slow
+
 TINY = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "intermediate": 16}
 
 

@@ -121,6 +121,13 @@ def new_trial(undisturbed: Trial, tmp_path: Path) -> NewTrial:
     return lambda name: Trial(undisturbed.server, undisturbed.config, tmp_path / name)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of this folder are slow; the hook sees those of all folders."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shard" in metafunc.fixturenames:
         metafunc.parametrize("shard", range(SHARDS if metafunc.config.getoption("--torture") else 1))

@@ -44,6 +44,8 @@ from tests.helpers import Row, bars_of, learnable_rows, make_row, write_rows
 from tests.reliability.json_corpus import ACCEPTED, REFUSED, TWICE
 from tests.tiny_models import build_tiny
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Content-Type": "application/json"}
 SECONDS = 60
 BODY_LIMIT, QUEUE = 300_000, 40

@@ -32,6 +32,8 @@ from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, without_progress, write_rows
 
+pytestmark = pytest.mark.slow
+
 Capture = pytest.CaptureFixture[str]
 SECONDS = 60  # until a process that waits for ever is given up
 SETTINGS = ("training.epochs=2", "model.max_tokens=64", "checkpoints.keep=2")

@@ -24,6 +24,8 @@ from ctxtrain.storage.atomic_files import append_checksum, sha256_file
 from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 
+pytestmark = pytest.mark.slow
+
 FILES = ("final_model.zip", "metrics.jsonl", "best_model.safetensors")
 Unbroken = Callable[[MakeConfig], Config]
 SETTINGS = ("training.epochs=2", "training.gradient_accumulation=2", "checkpoints.every_steps=3")

@@ -28,6 +28,8 @@ from ctxtrain.tracking.trackers import require_trackers
 from tests.conftest import MakeConfig, Needs
 from tests.event_files import curve, events_of, scalars, texts
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("training.epochs=2", "model.max_tokens=200")
 STEPS = 14
 
