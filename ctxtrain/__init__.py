@@ -21,6 +21,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.time_units             units and parsing of times
     data.bar_order              the position of a row's bars in time
     data.outliers               outlying prints, moved closer to the others
+    data.spellings              other spellings of fields and numbers
     data.parse_window           JSON object → window, or faults
     data.notices                notices about what was dropped, assumed or corrected
     data.columns                growing columns of numbers on disk

@@ -40,6 +40,7 @@ from ctxtrain.evaluation.comparison import compare
 from ctxtrain.evaluation.metrics import PRIMARY_METRIC, evaluate_logits
 from ctxtrain.evaluation.scores import ScoredRows
 from ctxtrain.evaluation.targets import evaluate_targets
+from ctxtrain.export.fresh_process import fresh_process
 from ctxtrain.export.predictor import load_model
 from ctxtrain.progress import Reporter
 from ctxtrain.reporting.runs_schema import OF_EACH_RUN, RUNS_VERSION, Run, Runs
@@ -69,7 +70,7 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
     reporter = reporter or Reporter()
     folder = RunFolder(config.output_dir)
     check_output_dir(folder.root, config.model.base)
-    with folder.lock():
+    with folder.lock(), fresh_process.running():
         refuse_foreign_runs_file(folder.root / REPORT)
         if not resume:
             _refuse_other_runs(folder)

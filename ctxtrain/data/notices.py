@@ -34,6 +34,7 @@ class Notices:
     rounded_bars: int = 0
     empty_rows: int = 0
     empty_bars: int = 0
+    changes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def add(self, window: Window) -> None:
         self.rows += 1
@@ -42,6 +43,7 @@ class Notices:
         for name, bars in window.lacking.items():
             rows_so_far, bars_so_far = self.lacking.get(name, (0, 0))
             self.lacking[name] = (rows_so_far + 1, bars_so_far + bars)
+        self.changes.update(window.changes)
         position = window.position
         if position.unit:
             self.units.setdefault(position.unit, window.location)
@@ -60,6 +62,7 @@ class Notices:
         """The counts as plain values, without locations of rows."""
         values = {**vars(self), "units": list(self.units)}
         values["untimely"] = values.pop("rejected_names")  # key in existing caches
+        values["changes"] = [[*change, rows] for change, rows in self.changes.items()]
         return values
 
     @classmethod
@@ -70,6 +73,7 @@ class Notices:
         fields["lacking"] = {name: (rows, bars) for name, (rows, bars) in values["lacking"].items()}
         fields["units"] = dict.fromkeys(values["units"], "")
         fields["time_names"] = Counter(values["time_names"])
+        fields["changes"] = Counter({(kind, found, name): rows for kind, found, name, rows in values["changes"]})
         return cls(**fields)
 
     def unit_fault(self) -> tuple[str, list[str]] | None:
@@ -89,6 +93,7 @@ class Notices:
 
     def lines(self) -> Iterator[str]:
         """One message per kind of notice."""
+        yield from self._change_lines()
         yield from self._field_lines()
         for name, rows in self.time_names.items():
             if name != "time":
@@ -124,6 +129,23 @@ class Notices:
             )
         if self.blank_lines:
             yield f"{_count(self.blank_lines, 'blank line')} ignored"
+
+    def _change_lines(self) -> Iterator[str]:
+        """One message for each kind of spelling that is not the documented one, with the largest number of rows."""
+        kinds: dict[str, list[tuple[str, str]]] = {}
+        rows: Counter[str] = Counter()
+        for (kind, found, name), count in sorted(self.changes.items()):
+            kinds.setdefault(kind, []).append((found, name))
+            rows[kind] = max(rows[kind], count)
+        for kind, pairs in kinds.items():
+            fields, of = ", ".join(found for found, _ in pairs), _of_rows(rows[kind], self.rows)
+            if kind == "name":
+                yield f"{fields} in bars are read as {', '.join(name for _, name in pairs)} (up to {of})"
+            elif kind == "flag":
+                yield f"true and false are read as 1 and 0 in the features {fields} (up to {of})"
+            else:
+                what = "text is read as numbers" if kind == "text" else "numbers with a decimal point are read as whole"
+                yield f"{what} in {fields} (up to {of})"
 
     def _field_lines(self) -> Iterator[str]:
         for name, (rows, bars) in sorted(self.lacking.items()):

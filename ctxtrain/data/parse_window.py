@@ -20,10 +20,11 @@ from typing_extensions import TypedDict
 
 from ctxtrain.data.bar_order import WindowPosition, bar_name, locate_bars
 from ctxtrain.data.outliers import REL_TOL
+from ctxtrain.data.spellings import Changes, known_spelling, normalise_row
 from ctxtrain.errors import short_repr
 from ctxtrain.labels import LABELS
 
-MIN_BARS, MAX_BARS = 30, 50
+MIN_BARS, MAX_BARS = 20, 256
 MAX_MAGNITUDE = 1e15  # beyond any market; small enough that sums of squares do not overflow
 
 Number = Annotated[float, Strict(), Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE, allow_inf_nan=False)]
@@ -88,6 +89,7 @@ class TextRow(TypedDict, total=False):
 ORDER_FIELDS = ("bar_index", "time")  # used to order the bars; never read by the model
 BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in ORDER_FIELDS)
 BAR_NAMES = frozenset(Bar.__annotations__)
+SPELLED_FIELDS = BAR_NAMES - {"time"}  # `bar_order.py` finds the field with the time
 ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
 WINDOW_ROW_FIELDS = ROW_FIELDS - {"context"}  # a prompt in a row with bars is not read
 TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
@@ -107,7 +109,7 @@ class Window:
     or 1. A text row has `text` and no bars. `location` is `file:line`, `label` an index into `LABELS`. `position`
     locates the bars in time; the model never reads it. `lacking` maps each field that only some bars have to the number
     of bars without it, and each null feature to 0. `rounded` counts the bars whose high or low had a rounding error and
-    was corrected.
+    was corrected. `changes` names the other spellings that the row was read from.
     """
 
     location: str
@@ -120,6 +122,7 @@ class Window:
     position: WindowPosition = field(default_factory=WindowPosition)
     lacking: Mapping[str, int] = field(default_factory=dict)
     rounded: int = 0
+    changes: Changes = frozenset()
 
     @property
     def name(self) -> str:
@@ -132,11 +135,12 @@ def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | N
         return None, [f"a row must be a JSON object, got {short_repr(row)}"]
     label, reasons = _parse_label(row) if labelled else (None, [])
     is_text = "context" in row and "context_bars" not in row
+    changes: Changes = frozenset()
     try:
         if is_text:
             text = _TEXT_ROW.validate_python(row)["context"]
         else:
-            validated = _WINDOW_ROW.validate_python(row)
+            validated, row, changes = _validate_window(row)
     except ValidationError as error:
         return None, reasons + [_explain(detail) for detail in error.errors(include_url=False)]
     row_id, faults = _parse_id(row.get("id"))
@@ -162,14 +166,33 @@ def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | N
         position=position,
         lacking=position.lacking | lacking | null_features,
         rounded=rounded,
+        changes=changes,
     ), []
+
+
+def _validate_window(row: dict[str, Any]) -> tuple[Any, dict[str, Any], Changes]:
+    """The validated row, the row as it was read, and what was changed to read it. Raises ValidationError."""
+    current = row.get("current_bar")
+    changes: Changes = frozenset()
+    is_spelled_otherwise = isinstance(current, dict) and any(
+        known_spelling(name, SPELLED_FIELDS) for name in current.keys() - BAR_NAMES
+    )
+    if not is_spelled_otherwise:
+        try:
+            return _WINDOW_ROW.validate_python(row), row, changes
+        except ValidationError:
+            pass
+    row, changes = normalise_row(row, SPELLED_FIELDS)
+    return _WINDOW_ROW.validate_python(row), row, changes
 
 
 def unread_fields(row: Mapping[str, Any], window: Window) -> set[str]:
     """Fields of a valid row that no code reads; those of bars are prefixed with `bars.`."""
     if window.text is not None:
         return row.keys() - TEXT_ROW_FIELDS
+    read_as_others = {found for kind, found, _ in window.changes if kind == "name"}
     in_bars = set(row["current_bar"]).union(*row["context_bars"]) - BAR_NAMES - {window.position.time_name}
+    in_bars -= read_as_others
     return (row.keys() - WINDOW_ROW_FIELDS) | {f"bars.{name}" for name in in_bars}
 
 

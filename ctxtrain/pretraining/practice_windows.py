@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from ctxtrain.data.codec import PULSES, STATES, Codec, FeatureScale
 from ctxtrain.data.features import true_range, window_numbers
-from ctxtrain.data.parse_window import MAX_BARS, MIN_BARS, Window
+from ctxtrain.data.parse_window import Window
 from ctxtrain.pretraining.statistics import bar_statistics, event_statistics
 from ctxtrain.pretraining.window_arrays import Floats, WindowArrays
 from ctxtrain.synthetic.bars import Symbol, simulate
 from ctxtrain.synthetic.structure import Bars, add_structure
 
 SERIES_BARS = 2400
+MIN_PRACTICE_BARS, MAX_PRACTICE_BARS = 30, 50  # of a window
 WINDOWS_PER_SERIES = 48
 RETEST_SHARE = 0.5  # of windows, which end where a gap is retested; the others end anywhere
 RENDERED_FLAGS = {"all": 0.1, "some": 0.2, "none": 0.7}  # share of windows whose text has these flags
@@ -117,19 +118,19 @@ def _log_uniform(rng: Generator, low: float, high: float) -> float:
 def _cut_windows(rng: Generator, bars: Bars, count: int) -> list[Window]:
     """Cut windows that end at random bars or retests. Some take their flags from other bars."""
     length = len(bars["close"])
-    ends = rng.integers(2 * MAX_BARS, length, size=count)
-    retests = np.flatnonzero(bars["fvg_retest"][2 * MAX_BARS :]) + 2 * MAX_BARS
+    ends = rng.integers(2 * MAX_PRACTICE_BARS, length, size=count)
+    retests = np.flatnonzero(bars["fvg_retest"][2 * MAX_PRACTICE_BARS :]) + 2 * MAX_PRACTICE_BARS
     if len(retests):
         ends = np.where(rng.random(count) < RETEST_SHARE, rng.choice(retests, count), ends)
     windows = []
     for end in (ends + 1).tolist():
-        size = int(rng.integers(MIN_BARS, MAX_BARS, endpoint=True))
+        size = int(rng.integers(MIN_PRACTICE_BARS, MAX_PRACTICE_BARS, endpoint=True))
         names = ["open", "high", "low", "close", "volume"] + ["delta"] * bool(rng.random() < DELTA_SHARE)
         cut = {name: bars[name][end - size : end].astype(np.float64) for name in names}
         if rng.random() < ATR_SHARE:
             cut["atr_14"] = bars["atr_14"][end - size : end]
         foreign = rng.random() < FOREIGN_SHARE
-        flag_end = int(rng.integers(2 * MAX_BARS, length)) if foreign else end
+        flag_end = int(rng.integers(2 * MAX_PRACTICE_BARS, length)) if foreign else end
         known = _random_flags(rng) if foreign and rng.random() < 0.5 else FLAGS
         flags = {name: bars[name][flag_end - size : flag_end].astype(np.float64) for name in known}
         features = {f"z{k}": float(rng.standard_normal()) for k in range(int(rng.integers(MAX_FEATURES + 1)))}
@@ -152,7 +153,7 @@ def _random_codec(rng: Generator, window: Window) -> Codec:
 
 
 def _to_arrays(windows: list[Window]) -> WindowArrays:
-    shape = (len(windows), MAX_BARS)
+    shape = (len(windows), MAX_PRACTICE_BARS)
     columns = {name: np.zeros(shape) for name in ("open", "high", "low", "close", "volume", "delta", *FLAGS)}
     exists = np.zeros(shape, dtype=np.bool_)
     mean_range = np.zeros(len(windows))

@@ -10,13 +10,18 @@ from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ctxtrain.data.batches import collate, tokenise
-from ctxtrain.data.parse_window import MAX_BARS, MIN_BARS
 from ctxtrain.errors import ConfigError
 from ctxtrain.model.embedded import base_config, build_tokenizer, embedded_base, is_close_token, token_parts
 from ctxtrain.pretraining import practice_windows as windows_module
 from ctxtrain.pretraining import run as pretrain_module
 from ctxtrain.pretraining.muon import orthogonalize
-from ctxtrain.pretraining.practice_windows import FLAGS, PracticeWindows, practice_windows
+from ctxtrain.pretraining.practice_windows import (
+    FLAGS,
+    MAX_PRACTICE_BARS,
+    MIN_PRACTICE_BARS,
+    PracticeWindows,
+    practice_windows,
+)
 from ctxtrain.pretraining.run import PretrainConfig, pretrain
 from ctxtrain.pretraining.statistics import bar_statistics, event_statistics
 from ctxtrain.pretraining.statistics_model import StatisticsModel
@@ -32,11 +37,11 @@ TINY = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "int
 def random_stack(seed: int, bars: tuple[int, ...]) -> WindowArrays:
     """Windows of the given lengths, of any shape, with all flags drawn at random."""
     rng = np.random.default_rng(seed)
-    shape = (len(bars), MAX_BARS)
-    exists = np.arange(MAX_BARS)[::-1] < np.array(bars)[:, None]
+    shape = (len(bars), MAX_PRACTICE_BARS)
+    exists = np.arange(MAX_PRACTICE_BARS)[::-1] < np.array(bars)[:, None]
     close = np.cumsum(rng.standard_normal(shape) / 20, axis=1)
     opens = np.concatenate([close[:, :1], close[:, :-1]], axis=1)
-    first = opens[np.arange(len(bars)), MAX_BARS - np.array(bars)][:, None]
+    first = opens[np.arange(len(bars)), MAX_PRACTICE_BARS - np.array(bars)][:, None]
     wick = rng.random(shape) / 20
     paths = {"high": np.maximum(opens, close) + wick, "low": np.minimum(opens, close) - wick}
     paths |= {"open": opens, "close": close}
@@ -126,7 +131,7 @@ def test_a_flag_that_a_window_does_not_have_is_unknown_and_changes_nothing_else(
 
 def test_legs_turn_at_their_extremes() -> None:
     path = np.concatenate([np.linspace(0, 1, 21), np.linspace(0.95, 0.5, 10), np.linspace(0.55, 0.65, 3)])
-    close = np.concatenate([np.zeros(MAX_BARS - len(path)), path])[None]
+    close = np.concatenate([np.zeros(MAX_PRACTICE_BARS - len(path)), path])[None]
     still = np.zeros_like(close)
     flags = dict.fromkeys(FLAGS, still)
     exists = np.ones(close.shape, dtype=np.bool_)
@@ -151,8 +156,8 @@ def test_practice_windows_differ_in_length_and_in_what_they_show(practice: Pract
     tokenizer = build_tokenizer()
     ends_bar = is_close_token(tokenizer)
     bars = np.array([ends_bar[ids].sum() for ids in tokenizer(practice.texts)["input_ids"]])
-    assert (bars.min(), bars.max()) >= (MIN_BARS, MIN_BARS)
-    assert bars.max() <= MAX_BARS
+    assert (bars.min(), bars.max()) >= (MIN_PRACTICE_BARS, MIN_PRACTICE_BARS)
+    assert bars.max() <= MAX_PRACTICE_BARS
     assert (~np.isnan(practice.bar_WLP[:, :, 0])).sum(axis=1).tolist() == bars.tolist()
     without_delta = sum("- " in text for text in practice.texts)
     without_flags = sum(not set("DNU") & set(text) for text in practice.texts)

@@ -191,23 +191,23 @@ def test_a_key_of_a_real_row_that_stands_twice_is_found_wherever_it_is(amount: A
 # Rows
 
 
-NUMBER: list[Any] = ["1", True, [], {}, 1e16, -1e16, "", "NaN"]
+NUMBER: list[Any] = ["1,5", True, [], {}, 1e16, -1e16, "", "NaN"]
 QUANTITY = [*NUMBER, -1, -1e-9]
 FLAG = ["yes", 2, -1, 1.5, [], {}, "true"]
 WRONG: dict[str, list[Any]] = dict.fromkeys(Bar.__annotations__, FLAG)
 WRONG |= dict.fromkeys(("open", "high", "low", "close", "delta"), NUMBER)
 WRONG |= dict.fromkeys(("volume", "buy_vol", "sell_vol", "atr_14"), QUANTITY)
-DIRECTION = ["1", 2, -2, 0.5, [], {}]
+DIRECTION = ["up", "2", 2, -2, 0.5, [], {}]
 WRONG |= dict.fromkeys(("ext_dir", "int_dir"), DIRECTION)
-WRONG["mgann_leg_index"] = [0, 11, 1.5, "3", True, []]
-WRONG["wave_strength"] = [-1, 101, "50", True, [], {}]
-WRONG["bar_index"] = ["1", 1.5, True, []]
+WRONG["mgann_leg_index"] = [0, 11, 1.5, "three", "11", True, []]
+WRONG["wave_strength"] = [-1, 101, "50 %", "101", True, [], {}]
+WRONG["bar_index"] = ["1st", "1.5", 1.5, True, []]
 WRONG["time"] = ["noon", True, [], {}, "2025-13-01"]
 WRONG_IN_ROW: dict[str, list[Any]] = {
     "label": [None, "", " LONG", "HOLD", "LONG,SHORT", 1, 1.0, True, ["LONG"], {"LONG": 1}, "L\u041eNG", "long\0"],
     "id": [1.5, True, [], {}],
     "symbol": [1, True, [], {}],
-    "features": [[1], "a", 1, {"a": "1"}, {"a": True}, {"a": [1]}, {"a": 1e16}],
+    "features": [[1], "a", 1, {"a": "one"}, {"a": "true"}, {"a": [1]}, {"a": 1e16}],
     "context_bars": [None, {}, "bars", 1, [None] * 29, ["x"] * 30, [[]] * 40],
     "current_bar": [None, [], "bar", 1, {}],
 }
@@ -233,7 +233,7 @@ def mutations() -> Iterator[tuple[str, object]]:
             bars[first][name], bars[first + 1][name] = bars[first + 1][name], bars[first][name]
             yield name, row
     yield from ((name, make_row() | {name: value}) for name, values in WRONG_IN_ROW.items() for value in values)
-    yield from (("30 to 50 bars", make_row(bars=bars)) for bars in (2, 3, 28, 29, 51, 52, 60, 200))
+    yield from (("20 to 256 bars", make_row(bars=bars)) for bars in (2, 3, 18, 19, 257, 258, 300, 400))
     texts: list[object] = ["", " \n\t", None, 1, True, [], {}, 1.5]
     yield from (("context", {"context": value, "label": "LONG"}) for value in texts)
     odd: list[object] = [None, True, 1, 1.5, '"LONG"', [], [1], ["LONG", "SHORT"]]

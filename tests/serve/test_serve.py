@@ -299,8 +299,8 @@ def test_all_faults_of_a_row_come_in_the_words_of_predict(server: Served) -> Non
 @pytest.mark.parametrize(
     ("row", "detail"),
     [
-        (make_row(bars=29, flags=False), "a window must have 30 to 50 bars, current_bar included, got 29"),
-        (make_row(bars=51, flags=False), "a window must have 30 to 50 bars, current_bar included, got 51"),
+        (make_row(bars=19, flags=False), "a window must have 20 to 256 bars, current_bar included, got 19"),
+        (make_row(bars=257, flags=False), "a window must have 20 to 256 bars, current_bar included, got 257"),
         (make_row(delta=False, flags=False), "lacks delta, which the model was trained on; add the field to every bar"),
         ({"context": "up or down?"}, "the model was trained on window rows, got a text row"),
         ([make_row()], "a row must be a JSON object, got [{"),
@@ -314,7 +314,7 @@ def test_a_row_that_is_no_window_of_the_model_is_422(server: Served, row: object
 
 
 def test_one_bad_row_refuses_its_batch_and_names_its_place(server: Served, trained: Trained) -> None:
-    rows = [trained.rows[0], make_row(bars=29, flags=False), trained.rows[1], {"context": "?"}]
+    rows = [trained.rows[0], make_row(bars=19, flags=False), trained.rows[1], {"context": "?"}]
     details = assert_refused(server.ask("/predict/batch", {"rows": rows}), 422, "invalid_window")
     assert [detail.partition(":")[0] for detail in details] == ["rows[1]", "rows[3]"]
     values: tuple[object, ...] = ({}, {"rows": []}, {"rows": {}}, [], [make_row()])
