@@ -43,6 +43,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="fault tests in full: many more kills, flips and inputs")
 
 
+# Files that take longest come first, so that no worker is left with one of them at the end.
+LONGEST = (
+    *("test_repeats", "test_signals", "test_multi_run", "test_exact_resume", "test_processes", "test_serve"),
+    *("test_train", "test_durability", "test_export", "test_memory", "test_table", "test_results", "test_owned_files"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture
 def amount(request: pytest.FixtureRequest) -> Amount:
     """`amount(sample, full)`: how often a fault test tries; the full number under --torture, else a fixed sample."""
