@@ -22,6 +22,7 @@ DIFFERENT_TIME = "same bars at a different time"
 LOOK_ALIKES = "look-alike quiet windows"
 # Number of bars that differ from the previous bar. One tick up and down again gives two changes, two such ticks four.
 MIN_CHANGES, MANY_CHANGES = 5, 10
+CHUNK = 65_536  # rows compared at a time
 Row = tuple[str, int]
 Hashes = NDArray[np.uint64]
 Span = tuple[int, int]
@@ -52,16 +53,29 @@ class RowKeys:
 
     def common(self, first: str, second: str) -> tuple[list[int], list[int]]:
         """Rows of two files whose keys occur in both."""
-        rows = {name: np.flatnonzero(self.included(name)) for name in (first, second)}
         # Comparing the first half of each key is fast and leaves few candidates; the whole keys decide below.
-        first_N, second_N = (self.halves[name][rows[name], 0] for name in (first, second))
-        in_first = rows[first][np.isin(first_N, second_N)].tolist()
-        in_second = rows[second][np.isin(second_N, first_N)].tolist()
+        small, large = sorted((first, second), key=lambda name: len(self.halves[name]))
+        in_large = self._rows_with(large, self.halves[small][self.included(small), 0])
+        in_small = self._rows_with(small, self.halves[large][in_large, 0])
+        in_first, in_second = (in_small, in_large) if small == first else (in_large, in_small)
         both = {self.of(first, row) for row in in_first} & {self.of(second, row) for row in in_second}
         return (
             [row for row in in_first if self.of(first, row) in both],
             [row for row in in_second if self.of(second, row) in both],
         )
+
+
+    def _rows_with(self, name: str, values_N: Hashes) -> list[int]:
+        """Included rows of a file whose first half is among the values; by chunks, so that only these take memory."""
+        ordered, rows = np.unique(values_N), list[int]()
+        if not len(ordered):
+            return rows
+        for start in range(0, len(self.halves[name]), CHUNK):
+            part_N = self.halves[name][start : start + CHUNK, 0]
+            nearest_N = ordered[np.minimum(np.searchsorted(ordered, part_N), len(ordered) - 1)]
+            rows += (start + np.flatnonzero(nearest_N == part_N)).tolist()
+        excluded = self._excluded.get(name)
+        return rows if excluded is None else [row for row in rows if not excluded[row]]
 
 
 class DuplicateFinder:
