@@ -64,7 +64,6 @@ class RowKeys:
             [row for row in in_second if self.of(second, row) in both],
         )
 
-
     def _rows_with(self, name: str, values_N: Hashes) -> list[int]:
         """Included rows of a file whose first half is among the values; by chunks, so that only these take memory."""
         ordered, rows = np.unique(values_N), list[int]()

@@ -66,12 +66,13 @@ _UTF16_MARKS = {  # byte order marks of files that are not UTF-8
 
 MAX_ROWS_PER_KIND = 10  # of faults that are alike: with one in every row, no other would be seen
 MAX_KINDS = 1_000
+_FEATURE = re.compile(r"^features\.\S+")
 _BAR = re.compile(r"\b(context_bars\[\d+\]|current_bar)")
 
 
 def fault_kind(reason: str) -> str:
-    """A reason without the number of the bar and the value, equal for faults that have one cause."""
-    return _BAR.sub("a bar", reason).partition(", got ")[0]
+    """A reason without the number of the bar, the name of the feature and the value: equal for faults of one cause."""
+    return _FEATURE.sub("a feature", _BAR.sub("a bar", reason)).partition(", got ")[0]
 
 
 @dataclass

@@ -129,6 +129,13 @@ class Window:
         return f"{self.id} ({self.location})" if self.id else self.location
 
 
+class _Invalid(Exception):
+    """A row that breaks rules, by `reasons`."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        self.reasons = reasons
+
+
 def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | None, list[str]]:
     """Convert one decoded row into a window, or into the reasons why it is invalid."""
     if not isinstance(row, dict):
@@ -143,6 +150,8 @@ def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | N
             validated, row, changes = _validate_window(row)
     except ValidationError as error:
         return None, reasons + [_explain(detail) for detail in error.errors(include_url=False)]
+    except _Invalid as error:
+        return None, reasons + error.reasons
     row_id, faults = _parse_id(row.get("id"))
     reasons = reasons + faults
     if is_text:
@@ -172,18 +181,20 @@ def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | N
 
 def _validate_window(row: dict[str, Any]) -> tuple[Any, dict[str, Any], Changes]:
     """The validated row, the row as it was read, and what was changed to read it. Raises ValidationError."""
-    current = row.get("current_bar")
+    current, others = row.get("current_bar"), row.get("context_bars")
+    bars = [*(others if isinstance(others, list) else ()), current]
+    names = set[str]().union(*(bar for bar in bars if isinstance(bar, dict))) - BAR_NAMES
     changes: Changes = frozenset()
-    is_spelled_otherwise = isinstance(current, dict) and any(
-        known_spelling(name, SPELLED_FIELDS) for name in current.keys() - BAR_NAMES
-    )
-    if not is_spelled_otherwise:
+    if not any(known_spelling(name, SPELLED_FIELDS) for name in names):
         try:
             return _WINDOW_ROW.validate_python(row), row, changes
         except ValidationError:
             pass
     row, changes = normalise_row(row, SPELLED_FIELDS)
-    return _WINDOW_ROW.validate_python(row), row, changes
+    try:
+        return _WINDOW_ROW.validate_python(row), row, changes
+    except ValidationError as error:
+        raise _Invalid([_explain(detail, changes) for detail in error.errors(include_url=False)]) from None
 
 
 def unread_fields(row: Mapping[str, Any], window: Window) -> set[str]:
@@ -261,10 +272,10 @@ def _price_faults(bars: Sequence[Mapping[str, Any]]) -> list[str]:
     return reasons
 
 
-def _explain(detail: ErrorDetails) -> str:
-    """One pydantic error as `path rule, got value`."""
-    path = ""
-    for part in detail["loc"]:
+def _explain(detail: ErrorDetails, changes: Changes = frozenset()) -> str:
+    """One pydantic error as `path rule, got value`; fields have the names of the row before the `changes`."""
+    path, given = "", {field: found for kind, found, field in changes if kind == "name"}
+    for part in (given.get(str(part), part) for part in detail["loc"]):
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     if detail["type"] == "missing":
         return f"{path} is missing"

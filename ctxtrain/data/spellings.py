@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 SPELLINGS = {"o": "open", "h": "high", "l": "low", "c": "close", "v": "volume", "vol": "volume"}
@@ -49,8 +50,12 @@ def _normalise_bar(bar: Any, known: frozenset[str], changes: set[tuple[str, str,
     result: dict[str, Any] = {}
     for name, value in bar.items():
         field = name if name in known else known_spelling(name, known) or name
-        if field != name and (field in bar or field in result):  # given twice: the documented name is the one
+        if field != name and (
+            bar.get(field) is not None or result.get(field) is not None
+        ):  # given twice: the documented one counts
             field = name
+        if value is None and field in result:  # null counts as not given
+            continue
         if field != name:
             changes.add(("name", name, field))
         result[field] = _value(field, value, changes) if field in known else value
@@ -59,8 +64,10 @@ def _normalise_bar(bar: Any, known: frozenset[str], changes: set[tuple[str, str,
 
 def _value(field: str, value: Any, changes: set[tuple[str, str, str]]) -> Any:
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        changes.add(("text", field, ""))
         number = float(value)
+        if not isfinite(number):  # its text says more to the user than Infinity
+            return value
+        changes.add(("text", field, ""))
         return int(number) if field not in NUMBERS and number.is_integer() else number
     if isinstance(value, float) and field not in NUMBERS and value.is_integer():
         changes.add(("whole", field, ""))

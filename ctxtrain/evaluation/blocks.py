@@ -138,4 +138,5 @@ def _no_positions_reason(positions: WindowPositions) -> str:
 def _few_blocks_reason(count: int) -> str | None:
     if count >= MIN_BLOCKS:
         return None
-    return f"the windows cover {count} independent periods; use {MIN_BLOCKS} or more"
+    periods = "one independent period" if count == 1 else f"{count} independent periods"
+    return f"the windows cover {periods}; use {MIN_BLOCKS} or more"

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock, RLock
 
 import numpy as np
 import orjson
@@ -35,6 +36,10 @@ class FreshProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
+        self._users = 0  # blocks of `running`
+        self._started_by_user = False  # so that it was running before the first of them
+        self._lock = RLock()
+        self._request = Lock()
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the process, unless it runs already."""
@@ -55,14 +60,19 @@ class FreshProcess:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Start the process for the block, and end it afterwards unless it ran before."""
-        ran_before = self._is_running()
-        self.start()
+        """Start the process for the block; the last of several blocks ends it, unless it ran before the first."""
+        with self._lock:
+            if not self._users:
+                self._started_by_user = not self._is_running()
+            self._users += 1
+            self.start()
         try:
             yield
         finally:
-            if not ran_before:
-                self.stop()
+            with self._lock:
+                self._users -= 1
+                if not self._users and self._started_by_user:
+                    self.stop()
 
     def stop(self) -> None:
         """End the process, if it runs."""
@@ -87,10 +97,14 @@ class FreshProcess:
         process = self.start()
         with ThreadPoolExecutor(1, "reopening") as pool:
             try:
-                yield pool.submit(_ask, process, orjson.dumps(request), folder)
+                yield pool.submit(self._ask_alone, process, orjson.dumps(request), folder)
             except BaseException:
                 self.stop()
                 raise
+
+    def _ask_alone(self, process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floats:
+        with self._request:  # two threads would mix up their answers
+            return _ask(process, request, folder)
 
 
 def _ask(process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floats:
@@ -107,6 +121,9 @@ def _ask(process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floa
         status, output = orjson.loads(answer)["status"], orjson.loads(answer)["output"]
     if status == -signal.SIGKILL or (status and mentions_out_of_memory(output)):
         raise OutOfMemory(f"memory ran out while transformers opened the new export. {REMEDY}.")
+    if status < 0 and not output.strip():
+        name = signal.Signals(-status).name
+        raise ExportError(f"the process that opens the new export was ended by {name}. Export again.")
     if status:
         raise ExportError(f"{folder}: transformers cannot open the export:\n{output[-2000:]}")
     return np.array(orjson.loads(output.splitlines()[-1]))

@@ -124,7 +124,7 @@ def recommendation(score: float, baselines: Baselines, doubt: str | None, *, bri
     if baselines.finding == "too few blocks":
         return (
             f"Not shown whether the model is useful: {doubt}. The best baseline is {name}{lead}. "
-            "Next: score both on 10 or more days of windows."
+            "Next: score both on 10 or more independent periods, such as days."
         )
     if baselines.finding == "ahead":
         return (

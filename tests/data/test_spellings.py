@@ -89,6 +89,36 @@ def test_the_documented_name_is_taken_where_both_are_given_and_the_other_stays_u
     assert unread_fields(row, window) == {"bars.Close", "bars.o"}
 
 
+def test_a_field_that_only_some_context_bars_spell_otherwise_is_read() -> None:
+    row = make_row(seed=6)
+    other: Row = json.loads(json.dumps(row))
+    for name, spelled in (("delta", "Delta"), ("close", "C"), ("ext_bos", "EXT_BOS")):
+        other["context_bars"][4][spelled] = other["context_bars"][4].pop(name)
+    assert same_numbers(parsed(other), parsed(row))
+    assert parsed(other).lacking == {}
+
+
+@pytest.mark.parametrize("null_first", [True, False])
+def test_null_counts_as_not_given_beside_another_spelling(null_first: bool) -> None:
+    row = make_row(seed=7)
+    other: Row = json.loads(json.dumps(row))
+    for bar in bars_of(other):
+        close = bar.pop("close")
+        bar.update({"close": None, "c": close} if null_first else {"c": close, "close": None})
+    assert same_numbers(parsed(other), parsed(row))
+
+
+def test_a_fault_names_the_field_and_the_value_as_the_row_has_them() -> None:
+    row = renamed(make_row(), SPELLINGS["capitalised"])
+    row["context_bars"][3]["Open"] = "abc"
+    row["current_bar"]["Close"] = "1e400"
+    _, reasons = parse_row(row, "rows.jsonl:1", labelled=True)
+    assert reasons == [
+        'context_bars[3].Open must be a valid number, got "abc"',
+        'current_bar.Close must be a valid number, got "1e400"',
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "1,5", "1 500", "0x10", "nan", "inf", "1_000", "\uff11"])
 def test_text_that_is_no_plain_number_is_refused(text: str) -> None:
     row = make_row()

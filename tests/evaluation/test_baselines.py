@@ -394,6 +394,6 @@ def test_with_too_few_blocks_there_are_no_intervals_and_the_verdict_claims_nothi
     scores["catboost"]["difference"]["macro_f1"]["interval"] = None
     assert verdict(summary("too few blocks", doubt, scores=scores)).startswith(
         "Not shown whether the model is useful: the windows cover 2 independent periods; use 10 or more. The best "
-        "baseline is CatBoost (macro-F1 0.700 against 0.650, difference +0.050). Next: score both on 10 or more days "
-        "of windows. 1 of 3 targets missed"
+        "baseline is CatBoost (macro-F1 0.700 against 0.650, difference +0.050). Next: score both on 10 or more "
+        "independent periods, such as days. 1 of 3 targets missed"
     )

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ctxtrain.errors import ExportError
 from ctxtrain.export import reopen
-from ctxtrain.export.fresh_process import SCRIPT, FreshProcess, fresh_process
+from ctxtrain.export.fresh_process import SCRIPT, FreshProcess, _ask, fresh_process
 from ctxtrain.model.lora import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer
 
@@ -69,6 +69,23 @@ def test_a_process_that_was_killed_is_started_again_and_one_that_is_left_early_i
         assert second.poll() is not None
         third = process.start()
     assert third.poll() is not None
+
+
+def test_the_last_of_several_blocks_ends_it_and_a_signal_is_named(export: Path) -> None:
+    process = FreshProcess()
+    with process.running():
+        with process.running():
+            first = process.start()
+        assert first.poll() is None
+        with process.reopened_logits(export, TEXTS[:3], 1) as logits:
+            assert logits.result().shape == (3, 3)
+        first.terminate()
+        first.wait()
+        ended = pytest.raises(ExportError, match="the process that opens the new export was ended by SIGTERM")
+        with ended:
+            _ask(first, b"{}", export)
+    assert process.start().poll() is None
+    process.stop()
 
 
 def test_a_fork_leaves_the_process_of_its_parent_alone() -> None:
