@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from typing import NoReturn
@@ -20,6 +21,8 @@ from ctxtrain.memory import is_out_of_memory, out_of_memory_message
 from ctxtrain.streams import raise_lost_write
 from ctxtrain.versions import require_safe_versions
 
+# A launcher ends all processes once one has ended, so the silent ones wait until the first has printed its error.
+LAUNCHER_GRACE = 3.0  # seconds
 NOT_A_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}  # no file can be made there
 
 
@@ -88,6 +91,8 @@ def _end(message: str, exit_code: int, debug: bool) -> NoReturn:
             sys.stderr.flush()
         except (OSError, AttributeError):
             sys.stderr = None  # or Python tries again at its end, and ends with 120
+    else:
+        time.sleep(LAUNCHER_GRACE)
     raise SystemExit(exit_code)
 
 

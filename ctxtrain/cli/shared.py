@@ -31,8 +31,11 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")
 
 
 def announce(message: str) -> None:
-    """Print a line on standard error at once, so that a command says what it does before seconds of imports."""
-    if sys.stderr is not None:
+    """Print a line on standard error at once, so that a command says what it does before seconds of imports.
+
+    Of several processes only the first does.
+    """
+    if sys.stderr is not None and os.environ.get("RANK", "0") == "0":
         stream = ResilientStream(sys.stderr, results=False)
         stream.write(f"{message}\n")
         stream.flush()
