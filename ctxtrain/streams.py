@@ -78,10 +78,15 @@ def write_stdout(content: bytes | str) -> None:
 
 def print_notice(line: str) -> None:
     """Print a line to standard output that is not a result, so that write errors are ignored."""
-    if sys.stdout is not None:
-        stream = ResilientStream(sys.stdout, results=False)
-        stream.write(f"{line}\n")
-        stream.flush()
+    print_line(sys.stdout, line)
+
+
+def print_line(stream: TextIO | None, line: str) -> None:
+    """Print a line to a stream at once; write errors are ignored, and so is a stream that is closed."""
+    if stream is not None:
+        resilient = ResilientStream(stream, results=False)
+        resilient.write(f"{line}\n")
+        resilient.flush()
 
 
 def raise_lost_write() -> None:

@@ -33,7 +33,7 @@ from ctxtrain.model import lora
 from ctxtrain.model.losses import Loss
 from ctxtrain.model.tokenizer import tokenizer_and_notes
 from ctxtrain.progress import Reporter
-from ctxtrain.reporting.report import start_preparing, write_report
+from ctxtrain.reporting.report import write_report
 from ctxtrain.reporting.summary import make_summary
 from ctxtrain.reporting.verdict import warnings
 from ctxtrain.runtime import StopRequest, catch_signals, environment, is_main_process, leave_process_group
@@ -194,7 +194,6 @@ class TrainingPipeline:
     def finish(self) -> dict[str, Any]:
         """Export the best epoch in float32 and score the export; writes and returns the summary."""
         assert self.model is not None, "call setup_model first"
-        start_preparing()
         best = checkpoint.rank_epochs(self.state.epochs)[0]
         environment, sizes = self._environment(), lora.parameter_counts(self.model)
         device, unfinished = self.learner.accelerator.device, None if self._is_finished() else self._progress()

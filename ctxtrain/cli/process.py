@@ -41,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = end.code
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
     finally:
         atexit._run_exitfuncs()
         for stream in filter(None, (sys.stdout, sys.stderr)):

@@ -14,7 +14,7 @@ import typer
 
 from ctxtrain.errors import ConfigError
 from ctxtrain.labels import LABELS
-from ctxtrain.streams import ResilientStream, write_stdout
+from ctxtrain.streams import print_line, write_stdout
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, export folder or final_model.zip.")]
 MinConfidence = Annotated[
@@ -35,10 +35,8 @@ def announce(message: str) -> None:
 
     Of several processes only the first does.
     """
-    if sys.stderr is not None and os.environ.get("RANK", "0") == "0":
-        stream = ResilientStream(sys.stderr, results=False)
-        stream.write(f"{message}\n")
-        stream.flush()
+    if os.environ.get("RANK", "0") == "0":
+        print_line(sys.stderr, message)
 
 
 def start_fresh_process() -> None:

@@ -70,9 +70,9 @@ _FEATURE = re.compile(r"^features\.\S+")
 _BAR = re.compile(r"\b(context_bars\[\d+\]|current_bar)")
 
 
-def fault_kind(reason: str) -> str:
-    """A reason without the number of the bar, the name of the feature and the value: equal for faults of one cause."""
-    return _FEATURE.sub("a feature", _BAR.sub("a bar", reason)).partition(", got ")[0]
+def _without_bar(reason: str) -> str:
+    """A reason without the bar and the value: equal for the bars of a row with one fault."""
+    return _BAR.sub("a bar", reason).partition(", got ")[0]
 
 
 @dataclass
@@ -92,17 +92,19 @@ class ParseReport:
 
     def add_faults(self, place: str, reasons: Sequence[str]) -> None:
         """Add the faults of a row. Of each kind the first rows are listed, and the others counted."""
-        by_kind: dict[str, list[str]] = {}
+        of_row: dict[str, list[str]] = {}
         for reason in reasons:
-            kind = fault_kind(reason)
-            is_counted = kind in self._kinds or len(self._kinds) < MAX_KINDS
-            by_kind.setdefault(kind if is_counted else "other faults", []).append(reason)
-        for kind, same in by_kind.items():
+            of_row.setdefault(_without_bar(reason), []).append(reason)
+        for name, bars in of_row.items():
+            kind = _FEATURE.sub("a feature", name)
+            if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
+                kind = "other faults"
             self.fault_total += 1
             self._kinds[kind] += 1
             if self._kinds[kind] <= MAX_ROWS_PER_KIND and len(self.faults) < MAX_FAULTS_SHOWN:
-                more = f" (and {len(same) - 1} more bars of the row)" if len(same) > 1 else ""
-                self.faults.append(f"{place}: {same[0]}{more}")
+                others = len(bars) - 1
+                more = f" (and {others} more bar{'' if others == 1 else 's'} of the row)" if others else ""
+                self.faults.append(f"{place}: {bars[0]}{more}")
             else:
                 self.hidden[kind] += 1
 

@@ -109,7 +109,8 @@ class Window:
     or 1. A text row has `text` and no bars. `location` is `file:line`, `label` an index into `LABELS`. `position`
     locates the bars in time; the model never reads it. `lacking` maps each field that only some bars have to the number
     of bars without it, and each null feature to 0. `rounded` counts the bars whose high or low had a rounding error and
-    was corrected. `changes` names the other spellings that the row was read from.
+    was corrected. `changes` names the other spellings that the row was read from,
+    `unknown` the fields of its bars that are not declared.
     """
 
     location: str
@@ -123,6 +124,7 @@ class Window:
     lacking: Mapping[str, int] = field(default_factory=dict)
     rounded: int = 0
     changes: Changes = frozenset()
+    unknown: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -142,12 +144,12 @@ def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | N
         return None, [f"a row must be a JSON object, got {short_repr(row)}"]
     label, reasons = _parse_label(row) if labelled else (None, [])
     is_text = "context" in row and "context_bars" not in row
-    changes: Changes = frozenset()
     try:
         if is_text:
             text = _TEXT_ROW.validate_python(row)["context"]
         else:
-            validated, row, changes = _validate_window(row)
+            unknown = _unknown_fields(row)
+            validated, row, changes = _validate_window(row, unknown)
     except ValidationError as error:
         return None, reasons + [_explain(detail) for detail in error.errors(include_url=False)]
     except _Invalid as error:
@@ -176,18 +178,22 @@ def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | N
         lacking=position.lacking | lacking | null_features,
         rounded=rounded,
         changes=changes,
+        unknown=unknown,
     ), []
 
 
-def _validate_window(row: dict[str, Any]) -> tuple[Any, dict[str, Any], Changes]:
-    """The validated row, the row as it was read, and what was changed to read it. Raises ValidationError."""
+def _unknown_fields(row: Mapping[str, Any]) -> frozenset[str]:
+    """Fields of the bars that `Bar` does not declare; the row may be invalid."""
     current, others = row.get("current_bar"), row.get("context_bars")
     bars = [*(others if isinstance(others, list) else ()), current]
-    names = set[str]().union(*(bar for bar in bars if isinstance(bar, dict))) - BAR_NAMES
-    changes: Changes = frozenset()
-    if not any(known_spelling(name, SPELLED_FIELDS) for name in names):
+    return frozenset[str]().union(*(bar for bar in bars if isinstance(bar, dict))) - BAR_NAMES
+
+
+def _validate_window(row: dict[str, Any], unknown: frozenset[str]) -> tuple[Any, dict[str, Any], Changes]:
+    """The validated row, the row as read, and what was changed to read it. Raises ValidationError or _Invalid."""
+    if not any(known_spelling(name, SPELLED_FIELDS) for name in unknown):
         try:
-            return _WINDOW_ROW.validate_python(row), row, changes
+            return _WINDOW_ROW.validate_python(row), row, frozenset()
         except ValidationError:
             pass
     row, changes = normalise_row(row, SPELLED_FIELDS)
@@ -202,8 +208,7 @@ def unread_fields(row: Mapping[str, Any], window: Window) -> set[str]:
     if window.text is not None:
         return row.keys() - TEXT_ROW_FIELDS
     read_as_others = {found for kind, found, _ in window.changes if kind == "name"}
-    in_bars = set(row["current_bar"]).union(*row["context_bars"]) - BAR_NAMES - {window.position.time_name}
-    in_bars -= read_as_others
+    in_bars = window.unknown - read_as_others - {window.position.time_name}
     return (row.keys() - WINDOW_ROW_FIELDS) | {f"bars.{name}" for name in in_bars}
 
 

@@ -50,9 +50,8 @@ def _normalise_bar(bar: Any, known: frozenset[str], changes: set[tuple[str, str,
     result: dict[str, Any] = {}
     for name, value in bar.items():
         field = name if name in known else known_spelling(name, known) or name
-        if field != name and (
-            bar.get(field) is not None or result.get(field) is not None
-        ):  # given twice: the documented one counts
+        is_given = bar.get(field) is not None or result.get(field) is not None
+        if field != name and is_given:  # twice: the documented name, or else the first, counts
             field = name
         if value is None and field in result:  # null counts as not given
             continue
@@ -63,10 +62,7 @@ def _normalise_bar(bar: Any, known: frozenset[str], changes: set[tuple[str, str,
 
 
 def _value(field: str, value: Any, changes: set[tuple[str, str, str]]) -> Any:
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        number = float(value)
-        if not isfinite(number):  # its text says more to the user than Infinity
-            return value
+    if (number := _parse_number(value)) is not None:
         changes.add(("text", field, ""))
         return int(number) if field not in NUMBERS and number.is_integer() else number
     if isinstance(value, float) and field not in NUMBERS and value.is_integer():
@@ -79,7 +75,14 @@ def _feature(name: str, value: Any, changes: set[tuple[str, str, str]]) -> Any:
     if isinstance(value, bool):
         changes.add(("flag", name, ""))
         return float(value)
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+    if (number := _parse_number(value)) is not None:
         changes.add(("text", f"features.{name}", ""))
-        return float(value)
+        return number
     return value
+
+
+def _parse_number(value: Any) -> float | None:
+    """The number in a text, or None. Text beyond the range of floats stays text, which says more than Infinity."""
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
+        return None
+    return number if isfinite(number := float(value)) else None

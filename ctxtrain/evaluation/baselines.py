@@ -18,7 +18,7 @@ score on the test rows, it would look better than it is.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -80,14 +80,15 @@ def fit_baselines(
     tables = {name: window_inputs(windows[name], flags, features) for name in {"train", "val", split}}
     known = ~np.isnan(tables["train"]).all(axis=0)
     tables = {name: table[:, known] for name, table in tables.items()}
-    rows, left_out = len(labels["train"]), {}
-    models = {name: {how: CLASSIFIERS[name](how == "balanced", seed, rows) for how in VARIANTS} for name in trained}
+    left_out = {}
     # On tables this small, threads within one fit only wait for each other; several fits at a time do not.
     with threadpool_limits(1), ThreadPoolExecutor(thread_count(), "baseline") as pool:
-        fits = {
-            name: [pool.submit(_fit_variant, model, how, tables, labels, split) for how, model in variants.items()]
-            for name, variants in models.items()
-        }
+
+        def fit(name: str, how: str) -> Future[Baseline]:  # keeps no model: 500 trees are large
+            model = CLASSIFIERS[name](how == "balanced", seed, len(labels["train"]))
+            return pool.submit(_fit_variant, model, how, tables, labels, split)
+
+        fits = {name: [fit(name, how) for how in VARIANTS] for name in trained}
         for name, variants in fits.items():
             try:
                 baselines[name] = _better_variant([variant.result() for variant in variants])

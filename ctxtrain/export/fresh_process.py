@@ -37,33 +37,24 @@ class FreshProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._users = 0  # blocks of `running`
-        self._started_by_user = False  # so that it was running before the first of them
+        self._ends_with_users = False  # the first of them started it
         self._lock = RLock()
         self._request = Lock()
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the process, unless it runs already."""
-        if self._process is not None and self._is_running():
+        with self._lock:
+            if self._process is None or not self._is_running():
+                self.stop()
+                self._process, self._owner = _start(), os.getpid()
             return self._process
-        self.stop()
-        environment = {name: value for name, value in os.environ.items() if name not in DISTRIBUTED}
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment | {"HF_HUB_OFFLINE": "1"},
-            start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the other
-        )
-        self._owner = os.getpid()
-        return self._process
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Start the process for the block; the last of several blocks ends it, unless it ran before the first."""
         with self._lock:
             if not self._users:
-                self._started_by_user = not self._is_running()
+                self._ends_with_users = not self._is_running()
             self._users += 1
             self.start()
         try:
@@ -71,7 +62,7 @@ class FreshProcess:
         finally:
             with self._lock:
                 self._users -= 1
-                if not self._users and self._started_by_user:
+                if not self._users and self._ends_with_users:
                     self.stop()
 
     def stop(self) -> None:
@@ -105,6 +96,18 @@ class FreshProcess:
     def _ask_alone(self, process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floats:
         with self._request:  # two threads would mix up their answers
             return _ask(process, request, folder)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if name not in DISTRIBUTED}
+    return subprocess.Popen(
+        [sys.executable, "-I", str(SCRIPT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment | {"HF_HUB_OFFLINE": "1"},
+        start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the other
+    )
 
 
 def _ask(process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floats:

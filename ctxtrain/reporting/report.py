@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.resources import files
-from threading import Thread
 
 from jinja2 import Environment, StrictUndefined
 
@@ -23,30 +21,12 @@ from ctxtrain.reporting.verdict import advice, headline, omissions, readable, wa
 from ctxtrain.storage.atomic_files import write_bytes
 from ctxtrain.storage.run_folder import RunFolder, private_files
 
-_preparations: list[Thread] = []
-
-
-def start_preparing() -> None:
-    """Import the plotting library and bundle the page's script in a thread: that takes two seconds."""
-    thread = Thread(target=_prepare, name="report", daemon=True)
-    _preparations.append(thread)
-    thread.start()
-
-
-def _prepare() -> None:
-    with suppress(Exception):  # write_report meets it again, where it can be reported
-        from ctxtrain.reporting import charts
-
-        charts.script(_text("report.js"))
-
 
 def write_report(folder: RunFolder, summary: Summary, say: Callable[[str], None] = lambda _note: None) -> None:
     """Write the page of a finished run, with all values escaped.
 
     `say` receives a note if `metrics.jsonl` lacks optimizer steps, so that the curves lack them too.
     """
-    while _preparations:
-        _preparations.pop().join()
     from altair.utils.schemapi import debug_mode  # the plotting library takes a second, and only this needs it
 
     from ctxtrain.reporting import charts, figures

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxtrain.data.parse_window import parse_row
+from ctxtrain.data.parse_window import BAR_FIELDS, parse_row
 from ctxtrain.data.window_file import WindowFile, load_windows
 from ctxtrain.errors import DataError
 from tests.helpers import Row, bars_of, make_row, make_window, read, walk, write_rows
@@ -379,9 +379,24 @@ def test_a_fault_of_every_bar_is_one_fault_of_its_row(tmp_path: Path) -> None:
 
 
 def test_a_hundred_faults_are_listed_at_most(tmp_path: Path) -> None:
-    rows = [{f"key{n}": n, "context": 1, "label": n} for n in range(5)] * 50
+    rows = []
+    for name in BAR_FIELDS[:12]:
+        row = make_row()
+        row["current_bar"][name] = "x"
+        rows += [row] * 10
     reading = walk(write_rows(tmp_path / "rows.jsonl", rows))
-    assert (len(reading.faults) <= 100, len(reading.faults) + reading.hidden.total()) == (True, reading.fault_total)
+    assert (len(reading.faults), reading.hidden.total(), reading.fault_total) == (100, 20, 120)
+
+
+def test_two_features_of_a_row_are_two_faults_of_one_kind(tmp_path: Path) -> None:
+    rows = [make_row(features={f"a{n}": "x", f"b{n}": "y"}) for n in range(6)]
+    reading = walk(write_rows(tmp_path / "rows.jsonl", rows))
+    assert (len(reading.faults), reading.fault_total) == (10, 12)
+    assert [fault.rpartition(": ")[2] for fault in reading.faults[:2]] == [
+        'features.a0 must be a valid number, got "x"',
+        'features.b0 must be a valid number, got "y"',
+    ]
+    assert reading.hidden == {"a feature must be a valid number": 2}
 
 
 def test_fields_that_no_model_reads_are_counted() -> None:

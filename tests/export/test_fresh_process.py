@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ctxtrain.errors import ExportError
 from ctxtrain.export import reopen
-from ctxtrain.export.fresh_process import SCRIPT, FreshProcess, _ask, fresh_process
+from ctxtrain.export.fresh_process import SCRIPT, FreshProcess, fresh_process
 from ctxtrain.model.lora import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer
 
@@ -79,13 +79,11 @@ def test_the_last_of_several_blocks_ends_it_and_a_signal_is_named(export: Path) 
         assert first.poll() is None
         with process.reopened_logits(export, TEXTS[:3], 1) as logits:
             assert logits.result().shape == (3, 3)
-        first.terminate()
-        first.wait()
         ended = pytest.raises(ExportError, match="the process that opens the new export was ended by SIGTERM")
-        with ended:
-            _ask(first, b"{}", export)
-    assert process.start().poll() is None
-    process.stop()
+        with ended, process.reopened_logits(export, TEXTS, 1) as logits:
+            process.start().terminate()
+            logits.result()
+    assert first.poll() is not None
 
 
 def test_a_fork_leaves_the_process_of_its_parent_alone() -> None:
