@@ -31,7 +31,7 @@ from transformers import Qwen3ForCausalLM
 
 from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import tokenise
-from ctxtrain.data.codec import fit_codec
+from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.oversampling import labels_of
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines

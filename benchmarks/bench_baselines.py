@@ -20,11 +20,12 @@ from catboost import CatBoostClassifier
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from ctxtrain.data.codec import Codec, fit_codec
+from ctxtrain.data.codec import Codec
+from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.oversampling import labels_of
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.window_file import load_windows
-from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
+from ctxtrain.evaluation.baseline_inputs import window_inputs
 from ctxtrain.evaluation.baselines import fit_baselines
 from ctxtrain.synthetic.sample import write_sample
 
@@ -45,7 +46,7 @@ def seconds(rows: int) -> list[float]:
     windows, labels, codec = sample(rows, 0, hide_flags=False)
     start = time.process_time()
     for own in windows.values():
-        window_inputs(own, *input_names(codec))
+        window_inputs(own, codec)
     inputs = time.process_time() - start
     found = [inputs]
     for names in (*([name] for name in NAMES), None):
@@ -58,7 +59,7 @@ def seconds(rows: int) -> list[float]:
 def borders(seed: int, *, hide_flags: bool) -> list[tuple[float, float]]:
     """Macro-F1 and CPU seconds for each of `BORDERS`; the other settings are the baseline's."""
     windows, labels, codec = sample(1200, seed, hide_flags=hide_flags)
-    tables = {name: window_inputs(own, *input_names(codec)) for name, own in windows.items()}
+    tables = {name: window_inputs(own, codec) for name, own in windows.items()}
     found = []
     for count in BORDERS:
         model = CatBoostClassifier(

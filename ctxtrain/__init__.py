@@ -17,10 +17,12 @@ Modules from the bottom layer to the top; each imports only from modules above i
     config.value_types          value types of config keys
     config.schema               the typed config of a run
 
+    data.row_schema             the fields of a row and of a bar
     data.strict_json            one line of JSON without duplicate keys
     data.time_units             units and parsing of times
     data.bar_order              the position of a row's bars in time
     data.outliers               outlying prints, moved closer to the others
+    data.bar_values             the values of validated bars as columns
     data.spellings              other spellings of fields and numbers
     data.parse_window           JSON object → window, or faults
     data.notices                notices about what was dropped, assumed or corrected
@@ -30,7 +32,9 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.table_cache            tables kept between runs, by content hash
     data.window_file            the windows of a file, parsed once
     data.features               windows → normalised numbers
+    data.levels                 one character for a value without a fixed range
     data.codec                  windows → text
+    data.codec_fitter           training windows → the codec
     data.positions              positions of windows on a common scale
     data.oversampling           the windows of an epoch
     data.class_weights          class weights of the loss

@@ -187,7 +187,7 @@ def evaluate(
 
     predictor = load_model(model)
     announce(f"reading {data}")
-    batch = encode_rows(predictor, WindowFile(data, keep=False))
+    batch = encode_rows(predictor, WindowFile(data, keep=False, own=predictor.codec.own_fields))
     announce(f"scoring {len(batch.ids):,} rows")
     with annotate_memory_errors("while evaluating"), progress("scoring", len(batch.ids)) as advance:
         metrics = predictor.evaluate(batch.tokens, batch.labels_N, advance)
@@ -215,7 +215,8 @@ def predict(
     least = parse_min_confidence(min_confidence)
     from ctxtrain.data.formats import StandardInput
 
-    piped = StandardInput() if data == "-" else None
+    if data == "-":
+        StandardInput()  # refuses a closed one before the model is loaded
     look_at_model(model, data)
     announce(f"loading {model}")
     tune_process()
@@ -224,9 +225,9 @@ def predict(
     from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
 
-    rows = piped or WindowFile(data, labelled=False, keep=False)
-    predictor = load_model(model)
-    announce(f"reading {'standard input' if piped else data}")
+    own = (predictor := load_model(model)).codec.own_fields
+    rows = StandardInput(own) if data == "-" else WindowFile(data, labelled=False, keep=False, own=own)
+    announce(f"reading {'standard input' if data == '-' else data}")
     batch = encode_rows(predictor, rows)
     announce(f"predicting {len(batch.ids):,} rows")
     with annotate_memory_errors("while predicting"), progress("predicting", len(batch.ids)) as advance:

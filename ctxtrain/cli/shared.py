@@ -49,8 +49,10 @@ def start_fresh_process() -> None:
 
 def encode_rows(predictor: Any, rows: Any) -> Any:
     """The `EncodedBatch` of rows; what was dropped or guessed in them is printed once, on standard error."""
+    from ctxtrain.data.codec import unseen_word_lines
+
     batch = predictor.encode_rows(rows)
-    for line in rows.report.notices.lines():
+    for line in (*rows.report.notices.lines(), *unseen_word_lines(batch.unseen_words, len(batch.ids))):
         announce(f"note: {line}")
     return batch
 

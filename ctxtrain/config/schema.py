@@ -18,6 +18,7 @@ from ctxtrain.config.overrides import apply_overrides, describe_error, dotted_ke
 from ctxtrain.config.strict_yaml import dump_yaml, load_yaml, parse_yaml
 from ctxtrain.config.value_types import (
     ClassWeights,
+    FieldKind,
     Fraction,
     GradNorm,
     LearningRate,
@@ -67,6 +68,10 @@ class DataConfig(Section):
         ge=0,
         le=MAX_WINDOWS,
         description="With purge or folds: also drop rows within this many bars of the evaluation rows.",
+    )
+    fields: dict[Text, FieldKind] = Field(
+        {},
+        description="Your own bar fields to read, as name: kind; a kind is number, flag, count or category (words).",
     )
     cache: PathText = Field(
         "auto", description="Folder of parsed rows, reused while the files are unchanged; auto keeps them for one run."

@@ -17,6 +17,8 @@ from ctxtrain.limits import (
     MIN_LEARNING_RATE,
 )
 
+FieldKind = Literal["number", "flag", "count", "category"]  # of a bar field that the user declares
+
 
 def _parse_weights(value: object) -> object:
     if value in ("auto", "none"):

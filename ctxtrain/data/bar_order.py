@@ -14,7 +14,16 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ctxtrain.data.time_units import ISO, NAIVE, PLAIN_NUMBER, format_utc, is_named_like_a_time, parse_time, time_names
+from ctxtrain.data.time_units import (
+    ISO,
+    NAIVE,
+    PLAIN_NUMBER,
+    bar_length,
+    format_utc,
+    is_named_like_a_time,
+    parse_time,
+    time_names,
+)
 from ctxtrain.errors import short_repr
 
 Bars = Sequence[Mapping[str, Any]]
@@ -88,6 +97,23 @@ def locate_bars(bars: Bars, known: Collection[str]) -> tuple[WindowPosition, lis
         indices if _has_values(bars, "bar_index") else (),
         stamps if unit == PLAIN_NUMBER else (),
     ), faults
+
+
+def locate_event(row: Mapping[str, Any], known: Collection[str]) -> tuple[WindowPosition, list[str]]:
+    """The position of an event without bars, from the time of its row, and its faults.
+
+    `known` are row fields that have another meaning. The bar length is that of `timeframe`, or 0 if it has none.
+    """
+    names = ["time"] if row.get("time") is not None else time_names(set(row) - set(known))
+    for name in names:
+        try:
+            stamp, unit = parse_time(row[name])
+        except ValueError as error:
+            if name == "time":
+                return WindowPosition(), [f"time {error}"]
+            continue
+        return WindowPosition(Interval(stamp, stamp, bar_length(row.get("timeframe"))), None, unit, name), []
+    return WindowPosition(), []
 
 
 def bar_name(index: int, count: int) -> str:

@@ -21,9 +21,9 @@ from ctxtrain.data.drift import drift
 from ctxtrain.data.duplicates import DuplicateFinder
 from ctxtrain.data.leakage import find_leaks, skipped_checks
 from ctxtrain.data.oversampling import by_label, class_counts, require_every_class
-from ctxtrain.data.parse_window import LABEL_DERIVED_FIELDS
 from ctxtrain.data.positions import common_spans
 from ctxtrain.data.profile import Hashes, Survey, extent, outlier_summary, row_notices, survey
+from ctxtrain.data.row_schema import LABEL_DERIVED_FIELDS
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 

@@ -7,37 +7,39 @@ which fixes kind, version, fields and scales.
 The compact text of a bar is `marks` + `HHLLCCVD`; bars are oldest first, separated by a blank:
 
     HH LL CC   high, low, close: 00 = lowest low of the window … 99 = its highest high
-    V  D       volume (log) and delta: z-score within the window in half deviations, 5 = the mean; D is - if the rows
-               have no delta
+    V  D       volume (log) and delta: z-score within the window in half deviations, 5 = the mean; if the rows have no
+               volume, V is 5; if they have no delta, D is -
     marks      one letter per pulse on its bar; one letter, or letter + digit, per state, direction or level where it
-               changes, and all of them on the first bar and on the event bar; X, V or Y where a price, the volume or
+               changes, and all of them on the first bar and on the event bar; the same for each field of `levels.py`,
+               with a letter of `LEVEL_LETTERS` in the order of the fields; X, V or Y where a price, the volume or
                the delta is an outlier that the scale leaves out (`outliers.py`); b or s on the event bar if the delta
                of the window is one-sided, bought or sold, which its z-scores cannot express; O + two digits for an
                open away from the previous close
 
 The text ends in `r` (range of the window in mean bar ranges), `a` (mean bar range as a share of the price), `t` (atr_14
-in mean bar ranges), each on a logarithmic scale, one `z` per entry of `features` (robust z-score over the training
-rows), and `?`, the token whose hidden state the classifier reads.
+in mean bar ranges), each on a logarithmic scale, one `z` for each field of `levels.py` that is a number or a count and
+one per number of `features` (robust z-score over the training rows), one `p` per word of `features`, and `?`, the token
+whose hidden state the classifier reads. A row without bars has only this end: its numbers, its words, and `?`.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.features import WindowNumbers, window_numbers
-from ctxtrain.data.outliers import REL_TOL, compress_outliers
-from ctxtrain.data.parse_window import BAR_FIELDS, MAX_MAGNITUDE, Window
+from ctxtrain.data.levels import FeatureScale, Level, WordList, half_deviations
+from ctxtrain.data.parse_window import Kind, Window
+from ctxtrain.data.row_schema import BAR_FIELDS, BAR_NAMES, OwnFields
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 Floats = NDArray[np.float64]
@@ -56,6 +58,13 @@ PULSES = {
     "sweep_prev_high": "H",
     "sweep_prev_low": "L",
     "fvg_retest": "R",
+    "ext_bos_up": "E",
+    "ext_bos_down": "e",
+    "int_bos_up": "I",
+    "int_bos_down": "i",
+    "int_choch_up": "Z",
+    "int_choch_down": "y",
+    "mgann_leg_first_fvg": "T",
 }
 # Letters for each value of a state, which holds until it changes.
 STATES = {
@@ -64,11 +73,13 @@ STATES = {
     "fvg_up": {0: "f", 1: "F"},
     "fvg_down": {0: "g", 1: "G"},
     "pb_wave_strength_ok": {0: "w", 1: "W"},
-    "mgann_leg_index": {leg: f"M{leg - 1}" for leg in range(1, 11)},
+    "mgann_leg_index": {0: "m", **{leg: f"M{leg - 1}" for leg in range(1, 11)}},
     "wave_strength": {tenth: f"S{tenth}" for tenth in range(10)},
+    "htf_dir": {-1: "k", 0: "o", 1: "h"},
 }
+LEVEL_LETTERS = "Acjlqvx!#$%&*+/:;<=>@^_~"
+WORD_LETTER = "p"
 OUTLIER_LETTERS = {"price": "X", "volume": "V", "delta": "Y"}
-FEATURE_OUTLIER = 100.0  # in typical deviations from the median
 SIDE_LETTERS = {-1: "s", 1: "b"}
 MIN_OPEN_GAP = 3  # from the previous close, in 1/99 of the window range; smaller gaps are not written
 RENDER_CHUNK = 500  # windows rendered together, in one array
@@ -81,21 +92,6 @@ _STATE_BYTES = {
 }
 
 
-class FeatureScale(BaseModel):
-    """Robust location and spread of one entry of `features` over the training rows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    centre: float = Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE)
-    spread: float = Field(gt=0, le=2 * MAX_MAGNITUDE)
-
-
-def _check_bar_fields(fields: list[str]) -> list[str]:
-    if len(set(fields)) < len(fields) or not set(fields) <= set(BAR_FIELDS):
-        raise ValueError(f"must be distinct bar fields out of: {', '.join(BAR_FIELDS)}")
-    return fields
-
-
 class Codec(BaseModel):
     """A fitted codec; `render` depends on these fields alone."""
 
@@ -103,8 +99,28 @@ class Codec(BaseModel):
 
     kind: Literal["compact", "json", "text"]
     version: Literal[1] = 1
-    fields: Annotated[list[str], AfterValidator(_check_bar_fields)]
+    fields: list[str]
+    levels: dict[str, Level] = Field(default_factory=dict, max_length=len(LEVEL_LETTERS))
     features: dict[str, FeatureScale]
+    feature_words: dict[str, WordList] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        if len(set(self.fields)) < len(self.fields) or not set(self.fields) <= {*BAR_FIELDS, *self.levels}:
+            raise ValueError(f"fields must be distinct names of levels, or out of: {', '.join(BAR_FIELDS)}")
+        if not set(self.levels) <= set(self.fields):
+            raise ValueError("levels must be among the fields")
+        return self
+
+    @property
+    def rows(self) -> Kind:
+        """The kind of rows that this codec renders."""
+        return "text" if self.kind == "text" else "window" if self.fields else "features"
+
+    @property
+    def own_fields(self) -> OwnFields:
+        """The bar fields that are read but are not declared in `row_schema.py`, with their kinds."""
+        return {name: level.kind for name, level in self.levels.items() if name not in BAR_NAMES}
 
     def render(self, window: Window) -> str:
         """Text of one window. Raises DataError if the window lacks a field that the codec needs."""
@@ -128,17 +144,29 @@ class Codec(BaseModel):
 
     def fault(self, window: Window) -> str | None:
         """Why the window cannot be rendered, or None."""
-        if (window.text is not None) != (self.kind == "text"):
-            expected, actual = ("text", "window") if self.kind == "text" else ("window", "text")
-            return f"the model was trained on {expected} rows, got a {actual} row"
-        lacking = [name for name in self.fields if name not in window.bars]
+        if window.kind != self.rows:
+            return f"the model was trained on {self.rows} rows, got a {window.kind} row"
+        lacking = [name for name in self.fields if name not in window.bars and name not in window.bar_words]
         lacking += [f"features.{name}" for name in self.features if name not in window.features]
+        lacking += [f"features.{name}" for name in self.feature_words if name not in window.feature_words]
         if lacking:
             return (
                 f"lacks {', '.join(lacking)}, which the model was trained on; "
-                "add the field to every bar, or train on rows without it"
+                f"add it to {'every bar' if self.rows == 'window' else 'the features'}, or train on rows without it"
             )
         return None
+
+    def unseen_words(self, window: Window) -> list[str]:
+        """The categories of a window whose word is not in the codec's list, and so is read as another word."""
+        unseen = [
+            f"features.{name}"
+            for name, known in self.feature_words.items()
+            if window.feature_words.get(name) not in known.words
+        ]
+        for name, level in self.levels.items():
+            if level.words is not None and not set(window.bar_words.get(name, ())) <= set(level.words.words):
+                unseen.append(name)
+        return unseen
 
     def save(self, path: Path) -> None:
         path.write_bytes(self.to_json())
@@ -164,18 +192,22 @@ class Codec(BaseModel):
             return [self._render_json(window) for window in windows]
         indices_by_length = defaultdict(list)
         for index, window in enumerate(windows):
-            indices_by_length[len(window.bars["close"])].append(index)
+            indices_by_length[window.length].append(index)
         texts = [""] * len(windows)
-        for indices in indices_by_length.values():
-            rendered = self._render_compact([windows[index] for index in indices])
+        for length, indices in indices_by_length.items():
+            chosen = [windows[index] for index in indices]
+            rendered = self._render_compact(chosen) if length else [f"{tail}{END}" for tail in self._tails(chosen)]
             for index, text in zip(indices, rendered, strict=True):
                 texts[index] = text
         return texts
 
     def _render_json(self, window: Window) -> str:
-        columns = [window.bars[name].tolist() for name in self.fields]
+        columns = [
+            window.bars[name].tolist() if name in window.bars else window.bar_words[name] for name in self.fields
+        ]
         bars = [dict(zip(self.fields, values, strict=True)) for values in zip(*columns, strict=True)]
-        features = {name: window.features[name] for name in self.features}
+        features: dict[str, Any] = {name: window.features[name] for name in self.features}
+        features |= {name: window.feature_words[name] for name in self.feature_words}
         return orjson.dumps({"bars": bars, "features": features}).decode()
 
     def _render_compact(self, windows: list[Window]) -> list[str]:
@@ -184,19 +216,21 @@ class Codec(BaseModel):
         Every possible mark of a bar has a fixed slot among the S bytes of the bar; a 0 byte means that it is not
         written.
         """
-        names = list(dict.fromkeys(("open", "high", "low", "close", "volume", *self.fields)))
+        names = [name for name in self.fields if not self._is_category(name)]
         table = np.concatenate([window.bars[name] for name in names for window in windows])
         bars = dict(zip(names, table.reshape(len(names), len(windows), -1), strict=True))
         numbers = window_numbers(bars)
         opens, *levels = np.rint(np.array([numbers.open, numbers.high, numbers.low, numbers.close]) * 99).astype(int)
-        delta = np.full_like(opens, ord("-")) if numbers.delta is None else _digits(numbers.delta)
+        volume = np.full_like(opens, ord("5")) if numbers.volume is None else half_deviations(numbers.volume)
+        delta = np.full_like(opens, ord("-")) if numbers.delta is None else half_deviations(numbers.delta)
         blank = np.full_like(opens, ord(" "))
         slots = [
             *self._marks(bars),
+            *self._level_marks(bars, windows),
             *_outlier_and_side_marks(numbers),
             _open_gaps(opens, levels[-1]),
             *(_TWO_BYTES[level] for level in levels),
-            np.stack([_digits(numbers.volume), delta, blank], axis=-1),
+            np.stack([volume, delta, blank], axis=-1),
         ]
         bytes_WLS = np.concatenate(slots, axis=-1, dtype=np.uint8, casting="unsafe")
         text = bytes_WLS[bytes_WLS != 0].tobytes().decode()
@@ -207,83 +241,51 @@ class Codec(BaseModel):
     def _marks(self, bars: dict[str, Floats]) -> Iterator[Bytes]:
         """Bytes of the states, two each, and of the pulses, one each."""
         for name, bytes_of_value in _STATE_BYTES.items():
-            if name in self.fields:
+            if name in self.fields and name not in self.levels:
                 values = np.minimum(bars[name] // 10, 9) if name == "wave_strength" else bars[name]
-                # All states are written on the first bar and on the event bar.
-                is_written = np.ones(values.shape, dtype=np.bool_)
-                np.not_equal(values[:, 1:-1], values[:, :-2], out=is_written[:, 1:-1])
-                yield bytes_of_value[values.astype(int) - min(STATES[name])] * is_written[..., None]
+                yield bytes_of_value[values.astype(int) - min(STATES[name])] * _is_written(values)[..., None]
         for name, letter in PULSES.items():
             if name in self.fields:
                 yield ((bars[name] != 0) * np.uint8(ord(letter)))[..., None]
 
-    def _tails(self, windows: list[Window], numbers: WindowNumbers) -> Iterator[str]:
-        columns = [
-            [f"r{_logarithmic(value, 16, smallest=1.0)}" for value in numbers.range_in_bars.tolist()],
-            [f"a{_logarithmic(value, 6, smallest=1e-6)}" for value in numbers.bar_range_share.tolist()],
-        ]
-        if numbers.atr_ratio is not None:
-            columns.append([f"t{_logarithmic(value, 16, smallest=0.125)}" for value in numbers.atr_ratio.tolist()])
+    def _level_marks(self, bars: dict[str, Floats], windows: list[Window]) -> Iterator[Bytes]:
+        """Bytes of the fields of `levels`, two each: a letter and the mark of the value."""
+        for letter, (name, level) in zip(LEVEL_LETTERS, self.levels.items(), strict=False):
+            if level.words is None:
+                marks = level.marks(bars[name])
+            else:
+                text = "".join(level.words.marks(window.bar_words[name]) for window in windows)
+                marks = np.frombuffer(text.encode(), dtype=np.uint8).reshape(len(windows), -1)
+            yield np.stack([np.full_like(marks, ord(letter)), marks], axis=-1) * _is_written(marks)[..., None]
+
+    def _is_category(self, name: str) -> bool:
+        return name in self.levels and self.levels[name].words is not None
+
+    def _tails(self, windows: list[Window], numbers: WindowNumbers | None = None) -> Iterator[str]:
+        """What follows the bars of each window; `numbers` is None for rows without bars."""
+        columns = []
+        if numbers is not None:
+            columns.append([f"r{_logarithmic(value, 16, smallest=1.0)}" for value in numbers.range_in_bars.tolist()])
+            columns.append([f"a{_logarithmic(value, 6, smallest=1e-6)}" for value in numbers.bar_range_share.tolist()])
+            if numbers.atr_ratio is not None:
+                columns.append([f"t{_logarithmic(value, 16, smallest=0.125)}" for value in numbers.atr_ratio.tolist()])
+        for name, level in self.levels.items():
+            if level.scale is not None:
+                columns.append([_score_digits(level.score(float(window.bars[name][-1]))) for window in windows])
         for name, scale in self.features.items():
-            scores = [(window.features[name] - scale.centre) / scale.spread for window in windows]
-            columns.append([f"z{_TWO_DIGITS[round(min(99, max(0, score * 10 + 50)))]}" for score in scores])
+            columns.append([_score_digits((window.features[name] - scale.centre) / scale.spread) for window in windows])
+        for name, known in self.feature_words.items():
+            columns.append([f"{WORD_LETTER}{known.marks([window.feature_words[name]])}" for window in windows])
         return map("".join, zip(*columns, strict=True))
 
 
-class CodecFitter:
-    """Collects statistics of windows; fixes the fields that all of them have and the scale of each `features` entry."""
-
-    def __init__(self) -> None:
-        self.windows = 0
-        self.is_text = False
-        self.counts: Counter[str] = Counter()
-        self._values: dict[str, DiskColumn] = {}
-
-    def add(self, window: Window) -> None:
-        self.windows += 1
-        self.is_text = window.text is not None
-        self.counts.update(window.bars.keys())
-        self.counts.update(f"features.{name}" for name in window.features)
-        for name, value in window.features.items():
-            if name not in self._values:
-                self._values[name] = DiskColumn("f8")
-            self._values[name].append(value)
-
-    def partial_fields(self) -> dict[str, int]:
-        """Fields and features that only some windows have, with the number of windows that have them."""
-        return {name: count for name, count in sorted(self.counts.items()) if count < self.windows}
-
-    def fit(self, kind: Literal["compact", "json"]) -> Codec:
-        """The codec for the windows added so far. It leaves out every field that some of them lack."""
-        if self.is_text:
-            return Codec(kind="text", fields=[], features={})
-        candidates = [
-            name for name in BAR_FIELDS if kind == "json" or name not in ("buy_vol", "sell_vol")
-        ]  # the compact text has delta, their difference
-        fields = [name for name in candidates if self.counts[name] == self.windows]
-        scales = {}
-        for name in sorted(self._values):
-            if len(self._values[name]) == self.windows:
-                values = self._values[name].array()
-                low, centre, high = np.quantile(values, [0.25, 0.5, 0.75])
-                scales[name] = FeatureScale(centre=float(centre), spread=_spread(values, float(high - low)))
-        return Codec(kind=kind, fields=fields, features=scales)
-
-
-def _spread(values: Floats, interquartile_range: float) -> float:
-    """Standard deviation, estimated so that neither a few huge values nor rounding dominate; 1 if nothing varies."""
-    minimum = REL_TOL * float(np.abs(values).min())
-    compressed = compress_outliers(values[None], [FEATURE_OUTLIER])[0]
-    # the interquartile range of a normal distribution is 1.349 standard deviations
-    return next((spread for spread in (interquartile_range / 1.349, float(compressed.std())) if spread > minimum), 1.0)
-
-
-def fit_codec(kind: Literal["compact", "json"], windows: Iterable[Window]) -> Codec:
-    """The codec fitted to windows in memory."""
-    fitter = CodecFitter()
-    for window in windows:
-        fitter.add(window)
-    return fitter.fit(kind)
+def unseen_word_lines(counts: Mapping[str, int], rows: int) -> list[str]:
+    """One message for each category in which rows have words that the training rows do not have."""
+    return [
+        f"{name} has a word that the training rows do not have in {count:,} of {rows:,} rows; all such words are read "
+        "as one"
+        for name, count in sorted(counts.items())
+    ]
 
 
 def _outlier_and_side_marks(numbers: WindowNumbers) -> Iterator[Bytes]:
@@ -292,7 +294,7 @@ def _outlier_and_side_marks(numbers: WindowNumbers) -> Iterator[Bytes]:
         if is_outlier.any():
             yield (is_outlier * np.uint8(ord(OUTLIER_LETTERS[name])))[..., None]
     if numbers.side.any():
-        letters = np.zeros((*numbers.volume.shape, 1), dtype=np.uint8)
+        letters = np.zeros((*numbers.close.shape, 1), dtype=np.uint8)
         for side, letter in SIDE_LETTERS.items():
             letters[numbers.side == side, -1] = ord(letter)
         yield letters
@@ -306,9 +308,16 @@ def _open_gaps(opens: Ints, closes: Ints) -> Bytes:
     return np.concatenate([letter, _TWO_BYTES[opens]], axis=-1) * is_away[..., None]
 
 
-def _digits(scores: Floats) -> Ints:
-    """z-scores as digits in half deviations: 0 is −2.5 and below, 5 is the mean, 9 is 2 and above."""
-    return np.clip(np.rint(scores * 2 + 5), 0, 9).astype(int) + ord("0")
+def _is_written(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a state of shape (W, L) is written: where it changes, on the first bar and on the event bar."""
+    is_written = np.ones(values.shape, dtype=np.bool_)
+    np.not_equal(values[:, 1:-1], values[:, :-2], out=is_written[:, 1:-1])
+    return is_written
+
+
+def _score_digits(score: float) -> str:
+    """A z-score as `z` and two digits: 50 is the centre, 99 is 4.9 deviations above it."""
+    return f"z{_TWO_DIGITS[round(min(99, max(0, score * 10 + 50)))]}"
 
 
 def _logarithmic(value: float, steps_per_octave: int, *, smallest: float) -> str:

@@ -34,6 +34,7 @@ ONE_SIDED_DEVIATIONS, ONE_SIDED_SHARE = 0.8, 0.9
 @dataclass(frozen=True, slots=True)
 class WindowNumbers:
     """`open`, `high`, `low`, `close` in [0, 1]; `volume` and `delta` as z-scores; all of shape (..., L).
+    `volume` and `delta` are None if the bars lack them.
 
     The following have shape (...). `range_in_bars` is the window range over the mean true range. `bar_range_share` is
     the mean true range over the absolute last close. `atr_ratio` is `atr_14` of the event over the mean true range
@@ -46,7 +47,7 @@ class WindowNumbers:
     high: Floats
     low: Floats
     close: Floats
-    volume: Floats
+    volume: Floats | None
     delta: Floats | None
     range_in_bars: Floats
     bar_range_share: Floats
@@ -69,19 +70,21 @@ def window_numbers(bars: Mapping[str, Floats]) -> WindowNumbers:
     opens, highs, lows, closes = _ratio(prices - floor, height, otherwise=0.5)
     names = [name for name in OUTLIER_LIMITS if name in bars]
     flows = np.array([np.log1p(bars[name]) if name == "volume" else bars[name] for name in names])
-    flows, flow_outliers = compress_outliers(flows, [OUTLIER_LIMITS[name] for name in names])
-    scores = z_scores(flows)
+    flow_outliers = np.empty((0, *flows.shape[1:]), dtype=np.bool_)
+    if names:
+        flows, flow_outliers = compress_outliers(flows, [OUTLIER_LIMITS[name] for name in names])
+    scores = dict(zip(names, z_scores(flows), strict=True)) if names else {}
     return WindowNumbers(
         open=opens,
         high=highs,
         low=lows,
         close=closes,
-        volume=scores[0],
-        delta=scores[1] if len(names) == 2 else None,
+        volume=scores.get("volume"),
+        delta=scores.get("delta"),
         range_in_bars=_ratio(height[..., 0], mean_range),
         bar_range_share=_ratio(mean_range, np.abs(bars["close"][..., -1])),
         atr_ratio=_ratio(bars["atr_14"][..., -1], mean_range) if "atr_14" in bars else None,
-        side=_side(flows[1]) if len(names) == 2 else np.zeros(mean_range.shape, dtype=np.int64),
+        side=_side(flows[-1]) if "delta" in bars else np.zeros(mean_range.shape, dtype=np.int64),
         outliers={"price": price_outliers, **dict(zip(names, flow_outliers, strict=True))},
     )
 

@@ -27,7 +27,8 @@ import orjson
 
 from ctxtrain.data import strict_json
 from ctxtrain.data.notices import Notices
-from ctxtrain.data.parse_window import Window, parse_row, unread_fields
+from ctxtrain.data.parse_window import Kind, Window, parse_row
+from ctxtrain.data.row_schema import NO_FIELDS, OwnFields
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ _OTHER_FORMATS = {
 _BAR_WORDS = frozenset(  # typical column names in a table of bars
     ["open", "high", "low", "close", "volume", "vol", "date", "time", "datetime", "timestamp", "o", "h", "l", "c"]
 )
+_ROWS_OF_KIND: dict[Kind, str] = {
+    "window": "window rows (context_bars)",
+    "features": "rows of features without bars",
+    "text": "text rows (context)",
+}
 _UTF16_REASON = "the file is UTF-16 or UTF-32 text. Save it as UTF-8."
 _UTF16_MARKS = {  # byte order marks of files that are not UTF-8
     codecs.BOM_UTF16_LE: _UTF16_REASON,
@@ -155,15 +161,16 @@ def open_lines(path: Path, digest: Hash) -> Iterator[Iterable[bytes]]:
 class StandardInput:
     """The windows on standard input, labelled or not. They can be iterated only once."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: OwnFields = NO_FIELDS) -> None:
         """Raises DataError if standard input is closed."""
+        self._own = own
         if sys.stdin is None or sys.stdin.closed:
             raise DataError("standard input is closed. Pipe the rows in, or give a file.")
         self._lines = sys.stdin.buffer
         self.report = ParseReport("standard input")
 
     def __iter__(self) -> Iterator[Window]:
-        return parse_lines(self._lines, self.report, labelled=False)
+        return parse_lines(self._lines, self.report, labelled=False, own=self._own)
 
 
 class _HashingFile(io.RawIOBase):
@@ -248,9 +255,11 @@ def _remedy(line: bytes, *, first: bool) -> str:
     return ". A file has one JSON object per line." if first and line.strip() in (b"{", b"[") else ""
 
 
-def parse_lines(lines: Iterable[bytes], report: ParseReport, *, labelled: bool) -> Iterator[Window]:
+def parse_lines(
+    lines: Iterable[bytes], report: ParseReport, *, labelled: bool, own: OwnFields = NO_FIELDS
+) -> Iterator[Window]:
     """Yield the windows of valid rows; `report` collects every row's faults and notices."""
-    first_of_kind: dict[bool, str] = {}  # location of the first window row and the first text row
+    first_of_kind: dict[Kind, str] = {}  # location of the first row of each kind
     for number, line in enumerate(lines, start=1):
         if line.isspace():
             report.notices.blank_lines += 1
@@ -266,18 +275,20 @@ def parse_lines(lines: Iterable[bytes], report: ParseReport, *, labelled: bool) 
             if encoding_fault:  # every line would have this fault
                 break
             continue
-        window, reasons = parse_row(row, place, labelled=labelled)
+        window, reasons = parse_row(row, place, labelled=labelled, own=own)
         report.add_faults(place, reasons)
         if window:
             report.good += 1
-            report.ignored_fields.update(unread_fields(row, window))
+            report.ignored_fields.update(window.unread)
             report.notices.add(window)
-            first_of_kind.setdefault(window.text is None, place)
+            first_of_kind.setdefault(window.kind, place)
             yield window
     if not report.rows:
         report.add_faults(report.source, ["the file has no rows; at least one is required"])
-    if len(first_of_kind) == 2:
-        second = list(first_of_kind.values())[1]
-        report.add_faults(second, ["mixes text rows (context) with window rows (context_bars); use one kind of row"])
-    if labelled and (fault := report.notices.unit_fault()):
-        report.add_faults(*fault)
+    if len(first_of_kind) > 1:
+        (_, _), (_, second), *_ = first_of_kind.items()
+        mixed = " and ".join(_ROWS_OF_KIND[kind] for kind in first_of_kind)
+        report.add_faults(second, [f"mixes {mixed}; a file must have one kind of row"])
+    if labelled:
+        for fault in report.notices.file_faults():
+            report.add_faults(*fault)

@@ -19,7 +19,8 @@ class Notices:
     """Counts of what was noticed in the rows of one file.
 
     `lacking` has, by field, the number of rows in which some bars lack it, and the number of those bars. `units` has
-    the location of the first row with each unit.
+    the location of the first row with each unit. `numbers` and `words` have, by feature, the location of the first row
+    in which it is a number or a word; `word_rows` counts the rows in which it is a word.
     """
 
     rows: int = 0
@@ -35,23 +36,33 @@ class Notices:
     empty_rows: int = 0
     empty_bars: int = 0
     changes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    numbers: dict[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    word_rows: Counter[str] = field(default_factory=Counter)
 
     def add(self, window: Window) -> None:
         self.rows += 1
+        self.changes.update(window.changes)
+        for name in window.features:
+            self.numbers.setdefault(name, window.location)
+        for name in window.feature_words:
+            self.words.setdefault(name, window.location)
+            self.word_rows[name] += 1
         if window.text is not None:
             return
         for name, bars in window.lacking.items():
             rows_so_far, bars_so_far = self.lacking.get(name, (0, 0))
             self.lacking[name] = (rows_so_far + 1, bars_so_far + bars)
-        self.changes.update(window.changes)
         position = window.position
         if position.unit:
             self.units.setdefault(position.unit, window.location)
             self.time_names[position.time_name] += 1
         if position.rejected_time_name:
             self.rejected_names[position.rejected_time_name] += 1
-        self.without_order += not position.unit and position.index is None and "bar_index" not in position.lacking
         self.without_symbol += window.symbol is None
+        if not window.bars:
+            return
+        self.without_order += not position.unit and position.index is None and "bar_index" not in position.lacking
         self.rounded_rows += window.rounded > 0
         self.rounded_bars += window.rounded
         empty = _empty_bars(window)
@@ -60,7 +71,7 @@ class Notices:
 
     def to_dict(self) -> dict[str, Any]:
         """The counts as plain values, without locations of rows."""
-        values = {**vars(self), "units": list(self.units)}
+        values = {**vars(self), "units": list(self.units), "numbers": {}, "words": {}}
         values["untimely"] = values.pop("rejected_names")  # key in existing caches
         values["changes"] = [[*change, rows] for change, rows in self.changes.items()]
         return values
@@ -73,16 +84,19 @@ class Notices:
         fields["lacking"] = {name: (rows, bars) for name, (rows, bars) in values["lacking"].items()}
         fields["units"] = dict.fromkeys(values["units"], "")
         fields["time_names"] = Counter(values["time_names"])
+        fields["word_rows"] = Counter(values["word_rows"])
         fields["changes"] = Counter({(kind, found, name): rows for kind, found, name, rows in values["changes"]})
         return cls(**fields)
 
-    def unit_fault(self) -> tuple[str, list[str]] | None:
-        """Location and message of the fault if the times of a file have two units, else None."""
-        if len(self.units) < 2:
-            return None
-        (unit, place), (other, second) = list(self.units.items())[:2]
-        units = f"here they are {other}, and {unit} at {place}"
-        return second, [f"the times of a file must have one unit, but {units}. Write all times in one unit."]
+    def file_faults(self) -> Iterator[tuple[str, list[str]]]:
+        """Location and messages of each fault that only several rows together have."""
+        if len(self.units) > 1:
+            (unit, place), (other, second) = list(self.units.items())[:2]
+            units = f"here they are {other}, and {unit} at {place}"
+            yield second, [f"the times of a file must have one unit, but {units}. Write all times in one unit."]
+        for name in self.numbers.keys() & self.words.keys():
+            rule = f"features.{name} must be a number in all rows of a file, or a word in all of them"
+            yield self.words[name], [f"{rule}, but here it is a word, and a number at {self.numbers[name]}"]
 
     def incomplete(self) -> dict[str, dict[str, int]]:
         """By field: the number of rows in which some bars lack it, and the number of those bars."""
@@ -95,6 +109,8 @@ class Notices:
         """One message per kind of notice."""
         yield from self._change_lines()
         yield from self._field_lines()
+        for name, rows in sorted(self.word_rows.items()):
+            yield f"features.{name} is a word in {_of_rows(rows, self.rows)}, and is read as a category"
         for name, rows in self.time_names.items():
             if name != "time":
                 yield f"{_of_rows(rows, self.rows)} have no time; {name} is used as the time of their bars"
@@ -115,7 +131,8 @@ class Notices:
             )
         if self.rounded_rows:
             where = f"{_count(self.rounded_bars, 'bar')} in {_of_rows(self.rounded_rows, self.rows)}"
-            yield f"high or low had a rounding error (at most one part in 10⁹) on {where} and was corrected"
+            kinds = "half of its last decimal, or float32"
+            yield f"high or low had a rounding error ({kinds}) on {where} and was corrected"
         if self.empty_rows:
             yield (
                 f"all prices and the volume are 0 on {_count(self.empty_bars, 'bar')} in "
@@ -141,6 +158,10 @@ class Notices:
             fields, of = ", ".join(found for found, _ in pairs), _of_rows(rows[kind], self.rows)
             if kind == "name":
                 yield f"{fields} in bars are read as {', '.join(name for _, name in pairs)} (up to {of})"
+            elif kind == "id":
+                yield f"event_id is read as the id ({of})"
+            elif kind == "object":
+                yield f"an object is read as true and null as false in {fields} (up to {of})"
             elif kind == "flag":
                 yield f"true and false are read as 1 and 0 in the features {fields} (up to {of})"
             else:
@@ -164,7 +185,7 @@ class Notices:
 def _empty_bars(window: Window) -> int:
     """Number of bars with zero prices and volume, in a window where other bars have values."""
     bars = window.bars
-    is_empty = (bars["high"] == 0) & (bars["low"] == 0) & (bars["volume"] == 0)
+    is_empty = (bars["high"] == 0) & (bars["low"] == 0) & (bars.get("volume", 0) == 0)
     return 0 if is_empty.all() else int(is_empty.sum())
 
 

@@ -1,116 +1,65 @@
 """Decoded JSON row → window, or the reasons why it is invalid.
 
-Input: the JSON object of an event, a CTX window (`context_bars` + `current_bar`) or text (`context`). Output: a
-`Window`. Only the fields declared here are read (an allow-list). Label-derived fields such as `conditions_met` cannot
-reach the model, because no code reads them.
+Input: the JSON object of an event: a CTX window (`context_bars` + `current_bar`), features alone (`features`) or text
+(`context`). Output: a `Window`. Only the fields declared in `row_schema.py` and in `data.fields` are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isclose
-from typing import Annotated, Any, Literal, Required
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, Strict, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
-from typing_extensions import TypedDict
 
-from ctxtrain.data.bar_order import WindowPosition, bar_name, locate_bars
-from ctxtrain.data.outliers import REL_TOL
+from ctxtrain.data.bar_order import WindowPosition, locate_bars, locate_event
+from ctxtrain.data.bar_values import bar_columns, own_columns, own_faults, price_faults, repair_rounding
+from ctxtrain.data.row_schema import (
+    BAR_NAMES,
+    FEATURES_ROW_FIELDS,
+    MAX_BARS,
+    MAX_MAGNITUDE,
+    MAX_WORD_CHARS,
+    MIN_BARS,
+    NO_FIELDS,
+    OBJECT_FLAGS,
+    TEXT_ROW_FIELDS,
+    WINDOW_ROW_FIELDS,
+    FeaturesRow,
+    OwnFields,
+    TextRow,
+    WindowRow,
+)
 from ctxtrain.data.spellings import Changes, known_spelling, normalise_row
 from ctxtrain.errors import short_repr
 from ctxtrain.labels import LABELS
 
-MIN_BARS, MAX_BARS = 20, 256
-MAX_MAGNITUDE = 1e15  # beyond any market; small enough that sums of squares do not overflow
+Kind = Literal["window", "features", "text"]
 
-Number = Annotated[float, Strict(), Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE, allow_inf_nan=False)]
-Quantity = Annotated[float, Strict(), Field(ge=0, le=MAX_MAGNITUDE, allow_inf_nan=False)]
-Flag = Literal[True, False, 0, 1] | None
-Direction = Literal[-1, 0, 1] | None
-WholeNumber = Annotated[int, Strict(), Field(ge=-int(MAX_MAGNITUDE), le=int(MAX_MAGNITUDE))]
-# Typed Any because `bar_order.py` and `_parse_id` validate them.
-Time = Annotated[Any, WithJsonSchema({"type": ["string", "number", "null"], "description": "ISO 8601, or a number"})]
-RowId = Annotated[Any, WithJsonSchema({"type": ["string", "integer", "null"]})]
-
-
-class Bar(TypedDict, total=False):
-    """One market bar of a row. A null field counts as missing."""
-
-    open: Required[Number]
-    high: Required[Number]
-    low: Required[Number]
-    close: Required[Number]
-    volume: Required[Quantity]
-    bar_index: WholeNumber | None
-    time: Time
-    delta: Number | None
-    buy_vol: Quantity | None
-    sell_vol: Quantity | None
-    atr_14: Quantity | None
-    ext_dir: Direction
-    int_dir: Direction
-    ext_bos: Flag
-    ext_choch: Flag
-    ext_choch_up: Flag
-    ext_choch_down: Flag
-    int_bos: Flag
-    int_choch: Flag
-    sweep_prev_high: Flag
-    sweep_prev_low: Flag
-    fvg_up: Flag
-    fvg_down: Flag
-    fvg_retest: Flag
-    pb_wave_strength_ok: Flag
-    mgann_leg_index: Annotated[int, Strict(), Field(ge=1, le=10)] | None
-    wave_strength: Annotated[float, Strict(), Field(ge=0, le=100, allow_inf_nan=False)] | None
-
-
-class WindowRow(TypedDict, total=False):
-    """A row that contains bars."""
-
-    context_bars: Required[Annotated[list[Bar], Field(min_length=MIN_BARS - 1, max_length=MAX_BARS - 1)]]
-    current_bar: Required[Bar]
-    id: RowId
-    symbol: Annotated[str, Strict()] | None
-    features: dict[str, Number | None] | None
-
-
-class TextRow(TypedDict, total=False):
-    """A row that contains a custom prompt."""
-
-    context: Required[Annotated[str, Strict(), Field(min_length=1, pattern=r"\S")]]
-    id: RowId
-
-
-ORDER_FIELDS = ("bar_index", "time")  # used to order the bars; never read by the model
-BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in ORDER_FIELDS)
-BAR_NAMES = frozenset(Bar.__annotations__)
-SPELLED_FIELDS = BAR_NAMES - {"time"}  # `bar_order.py` finds the field with the time
-ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
-WINDOW_ROW_FIELDS = ROW_FIELDS - {"context"}  # a prompt in a row with bars is not read
-TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
-# Known to be derived from the label. They are not declared above, so no code reads them; `check` reports them.
-LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
-
-_PRICES = ("open", "high", "low", "close")
+# Text that was meant as a number, and must not become a category.
+_NEARLY_A_NUMBER = re.compile(
+    r"[-+]?[\d.,'_ ]*\d[\d.,'_ ]*%?|[-+]?(nan|inf|infinity)|[-+]?\d[\d.,]*e[-+]?\d+", re.ASCII | re.I
+)
 _WINDOW_ROW = TypeAdapter(WindowRow)
+_FEATURES_ROW = TypeAdapter(FeaturesRow)
 _TEXT_ROW = TypeAdapter(TextRow)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One event: the last bar of `bars`, with its context bars.
+    """One event: the last bar of `bars` with its context bars, or `features` alone, or a `text`.
 
-    `bars` maps each field that every bar of the row has to float64 values of shape (bars,), oldest first; flags are 0
-    or 1. A text row has `text` and no bars. `location` is `file:line`, `label` an index into `LABELS`. `position`
-    locates the bars in time; the model never reads it. `lacking` maps each field that only some bars have to the number
-    of bars without it, and each null feature to 0. `rounded` counts the bars whose high or low had a rounding error and
-    was corrected. `changes` names the other spellings that the row was read from,
-    `unknown` the fields of its bars that are not declared.
+    `bars` maps each numeric field that every bar of the row has to float64 values of shape (bars,), oldest first; flags
+    are 0 or 1. `bar_words` holds the own fields that are categories, one word per bar. `features` are numbers,
+    `feature_words` are words. `location` is `file:line`, `label` an index into `LABELS`. `position` locates the bars in
+    time; the model never reads it. `lacking` maps each field that only some bars have to the number of bars without it,
+    and each null feature to 0. `rounded` counts the bars whose high or low had a rounding error and was corrected.
+    `changes` names the other spellings that the row was read from, `unread` the fields that no code reads; those of
+    bars are prefixed with `bars.`, and features with `features.`.
     """
 
     location: str
@@ -121,14 +70,25 @@ class Window:
     text: str | None = None
     symbol: str | None = None
     position: WindowPosition = field(default_factory=WindowPosition)
+    bar_words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    feature_words: dict[str, str] = field(default_factory=dict)
     lacking: Mapping[str, int] = field(default_factory=dict)
     rounded: int = 0
     changes: Changes = frozenset()
-    unknown: frozenset[str] = frozenset()
+    unread: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
         return f"{self.id} ({self.location})" if self.id else self.location
+
+    @property
+    def kind(self) -> Kind:
+        return "text" if self.text is not None else "window" if self.bars else "features"
+
+    @property
+    def length(self) -> int:
+        """Number of bars."""
+        return len(self.bars["close"]) if self.bars else 0
 
 
 class _Invalid(Exception):
@@ -138,48 +98,120 @@ class _Invalid(Exception):
         self.reasons = reasons
 
 
-def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | None, list[str]]:
-    """Convert one decoded row into a window, or into the reasons why it is invalid."""
+def parse_row(
+    row: object, location: str, *, labelled: bool, own: OwnFields = NO_FIELDS
+) -> tuple[Window | None, list[str]]:
+    """Convert one decoded row into a window, or into the reasons why it is invalid.
+
+    `own` are the bar fields that `data.fields` declares.
+    """
     if not isinstance(row, dict):
         return None, [f"a row must be a JSON object, got {short_repr(row)}"]
     label, reasons = _parse_label(row) if labelled else (None, [])
-    is_text = "context" in row and "context_bars" not in row
+    row_id, id_changes, faults = _parse_id(row)
+    reasons += faults
+    common: dict[str, Any] = {"location": location, "id": row_id, "label": label}
     try:
-        if is_text:
+        if "context_bars" in row or "current_bar" in row:
+            window = _parse_bars(row, own, id_changes, common)
+        elif "context" in row:
             text = _TEXT_ROW.validate_python(row)["context"]
+            window = Window(**common, text=text, changes=id_changes, unread=frozenset(row) - TEXT_ROW_FIELDS)
+        elif "features" in row:
+            window = _parse_features(row, id_changes, common)
         else:
-            unknown = _unknown_fields(row)
-            validated, row, changes = _validate_window(row, unknown)
+            raise _Invalid(["a row must have context_bars and current_bar, or features, or context; it has none"])
     except ValidationError as error:
         return None, reasons + [_explain(detail) for detail in error.errors(include_url=False)]
     except _Invalid as error:
         return None, reasons + error.reasons
-    row_id, faults = _parse_id(row.get("id"))
-    reasons = reasons + faults
-    if is_text:
-        return (None, reasons) if reasons else (Window(location, row_id, label, text=text), [])
-    bars = [*validated["context_bars"], validated["current_bar"]]
-    rounded = _repair_rounding(bars)
-    position, faults = locate_bars([*row["context_bars"], row["current_bar"]], BAR_NAMES)
-    reasons = reasons + _price_faults(bars) + faults
-    if reasons:
-        return None, reasons
-    columns, lacking = _columns(bars)
-    features = validated.get("features") or {}
-    null_features = {f"features.{name}": 0 for name, value in features.items() if value is None}
+    return (None, reasons) if reasons else (window, [])
+
+
+def _parse_bars(row: dict[str, Any], own: OwnFields, id_changes: Changes, common: dict[str, Any]) -> Window:
+    unknown = _unknown_fields(row) - own.keys()
+    validated, row, changes = _validate_window(row, unknown, own)
+    bars, raw_bars = [*validated["context_bars"], validated["current_bar"]], [*row["context_bars"], row["current_bar"]]
+    rounded = repair_rounding(bars)
+    position, faults = locate_bars(raw_bars, BAR_NAMES | own.keys())
+    if reasons := price_faults(bars) + faults:
+        raise _Invalid(reasons)
+    columns, lacking = bar_columns(bars)
+    own_numbers, own_words, own_lacking = own_columns(raw_bars, own)
+    features, words, feature_lacking, unread_features = _sort_features(validated.get("features") or {})
+    read_as_others = {found for kind, found, _ in changes if kind == "name"}
+    unread_in_bars = unknown - read_as_others - {position.time_name}
     return Window(
-        location,
-        row_id,
-        label,
-        columns,
-        {name: value for name, value in features.items() if value is not None},
+        **common,
+        bars=columns | own_numbers,
+        features=features,
         symbol=(validated.get("symbol") or "").strip() or None,
         position=position,
-        lacking=position.lacking | lacking | null_features,
+        bar_words=own_words,
+        feature_words=words,
+        lacking=position.lacking | lacking | own_lacking | feature_lacking,
         rounded=rounded,
-        changes=changes,
-        unknown=unknown,
-    ), []
+        changes=changes | id_changes,
+        unread=unread_features
+        | (row.keys() - WINDOW_ROW_FIELDS - {found for _, found, _ in id_changes})
+        | {f"bars.{name}" for name in unread_in_bars},
+    )
+
+
+def _parse_features(row: dict[str, Any], id_changes: Changes, common: dict[str, Any]) -> Window:
+    """A row without bars: its position is the time of the event, if the row has one."""
+    row, changes = normalise_row(row)
+    validated = _FEATURES_ROW.validate_python(row)
+    position, faults = locate_event(row, FEATURES_ROW_FIELDS - {"time"})
+    features, words, lacking, unread = _sort_features(validated["features"])
+    if not features and not words:
+        faults.append("features must have at least one number or word, got only null, arrays and objects")
+    if faults:
+        raise _Invalid(faults)
+    read = FEATURES_ROW_FIELDS | {position.time_name} | {found for _, found, _ in id_changes}
+    return Window(
+        **common,
+        features=features,
+        symbol=(validated.get("symbol") or "").strip() or None,
+        position=position,
+        feature_words=words,
+        lacking=lacking,
+        changes=changes | id_changes,
+        unread=unread | (row.keys() - read),
+    )
+
+
+def _sort_features(
+    features: Mapping[str, Any],
+) -> tuple[dict[str, float], dict[str, str], dict[str, int], frozenset[str]]:
+    """Numbers, words, the null ones (each with 0), and the objects and arrays, which no code reads.
+
+    Raises _Invalid for a number out of range or a word that is too long.
+    """
+    numbers: dict[str, float] = {}
+    words: dict[str, str] = {}
+    null: dict[str, int] = {}
+    unread, reasons = set(), []
+    for name, value in features.items():
+        if value is None or (isinstance(value, str) and not value.strip()):
+            null[f"features.{name}"] = 0
+        elif isinstance(value, int | float):
+            if not abs(value) <= MAX_MAGNITUDE:
+                reasons.append(f"features.{name} must be a number of at most {MAX_MAGNITUDE:g}, got {value!r}")
+            else:
+                numbers[name] = value
+        elif isinstance(value, str):
+            if len(value) > MAX_WORD_CHARS or _NEARLY_A_NUMBER.fullmatch(value.strip()):
+                reasons.append(
+                    f"features.{name} must be a number, with a point and no other marks, or a word of at most "
+                    f"{MAX_WORD_CHARS} characters, got {short_repr(value)}"
+                )
+            words[name] = value.strip()
+        else:
+            unread.add(f"features.{name}")
+    if reasons:
+        raise _Invalid(reasons)
+    return numbers, words, null, frozenset(unread)
 
 
 def _unknown_fields(row: Mapping[str, Any]) -> frozenset[str]:
@@ -189,59 +221,45 @@ def _unknown_fields(row: Mapping[str, Any]) -> frozenset[str]:
     return frozenset[str]().union(*(bar for bar in bars if isinstance(bar, dict))) - BAR_NAMES
 
 
-def _validate_window(row: dict[str, Any], unknown: frozenset[str]) -> tuple[Any, dict[str, Any], Changes]:
-    """The validated row, the row as read, and what was changed to read it. Raises ValidationError or _Invalid."""
-    if not any(known_spelling(name, SPELLED_FIELDS) for name in unknown):
+def _validate_window(
+    row: dict[str, Any], unknown: frozenset[str], own: OwnFields
+) -> tuple[Any, dict[str, Any], Changes]:
+    """The validated row, the row as read, and what was changed to read it. Raises _Invalid."""
+    features = row.get("features")
+    is_documented = not any(known_spelling(name) for name in unknown) and not (
+        isinstance(features, dict) and any(isinstance(v, str | bool) or k in OBJECT_FLAGS for k, v in features.items())
+    )
+    if is_documented:
         try:
-            return _WINDOW_ROW.validate_python(row), row, frozenset()
+            validated = _WINDOW_ROW.validate_python(row)
+            if not own or not own_faults([*row["context_bars"], row["current_bar"]], own):
+                return validated, row, frozenset()
         except ValidationError:
             pass
-    row, changes = normalise_row(row, SPELLED_FIELDS)
+    row, changes = normalise_row(row, own)
     try:
-        return _WINDOW_ROW.validate_python(row), row, changes
+        validated = _WINDOW_ROW.validate_python(row)
     except ValidationError as error:
         raise _Invalid([_explain(detail, changes) for detail in error.errors(include_url=False)]) from None
+    if faults := own_faults([*row["context_bars"], row["current_bar"]], own):
+        raise _Invalid(faults)
+    return validated, row, changes
 
 
-def unread_fields(row: Mapping[str, Any], window: Window) -> set[str]:
-    """Fields of a valid row that no code reads; those of bars are prefixed with `bars.`."""
-    if window.text is not None:
-        return row.keys() - TEXT_ROW_FIELDS
-    read_as_others = {found for kind, found, _ in window.changes if kind == "name"}
-    in_bars = window.unknown - read_as_others - {window.position.time_name}
-    return (row.keys() - WINDOW_ROW_FIELDS) | {f"bars.{name}" for name in in_bars}
-
-
-def _parse_id(value: object) -> tuple[str | None, list[str]]:
+def _parse_id(row: Mapping[str, Any]) -> tuple[str | None, Changes, list[str]]:
+    """The id, from `event_id` if the row has no `id`, what was changed to read it, and the faults."""
+    changes = set()
+    name = "id"
+    if row.get("id") is None and row.get("event_id") is not None:
+        name = "event_id"
+        changes.add(("id", name, "id"))
+    value = row.get(name)
+    if isinstance(value, float) and value.is_integer():
+        changes.add(("whole", name, ""))
+        value = int(value)
     if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
-        return (None if value is None else str(value)), []
-    return None, [f"id must be text or a whole number, got {short_repr(value)}"]
-
-
-def _columns(bars: Sequence[Mapping[str, Any]]) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
-    """Fields that every bar has, each of shape (bars,), and for the others the number of bars that lack them.
-
-    Delta is buying minus selling volume. It is 0 if both are equal up to rounding.
-    """
-    columns, lacking = {}, {}
-    for name in BAR_FIELDS:
-        values = [bar.get(name) for bar in bars]
-        missing = values.count(None)
-        if not missing:
-            columns[name] = np.array(values, dtype=np.float64)
-        elif missing < len(bars):
-            lacking[name] = missing
-    if "delta" not in columns:
-        flows = {"buy_vol", "sell_vol"} & columns.keys()
-        if len(flows) == 2:
-            buying, selling = columns["buy_vol"], columns["sell_vol"]
-            lacking.pop("delta", None)
-            columns["delta"] = np.where(np.abs(buying - selling) <= REL_TOL * (buying + selling), 0.0, buying - selling)
-            columns = {name: columns[name] for name in BAR_FIELDS if name in columns}  # as a table has them
-        elif flows:
-            (other,) = {"buy_vol", "sell_vol"} - flows
-            lacking.setdefault(other, len(bars))
-    return columns, lacking
+        return (None if value is None else str(value)), frozenset(changes), []
+    return None, frozenset(), [f"{name} must be text or a whole number, got {short_repr(value)}"]
 
 
 def _parse_label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
@@ -251,30 +269,6 @@ def _parse_label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
     if value is None:
         return None, [f"label is missing; it must be {', '.join(LABELS)} in any case"]
     return None, [f"label must be {', '.join(LABELS)} in any case, got {short_repr(value)}"]
-
-
-def _repair_rounding(bars: Sequence[Any]) -> int:
-    """Correct high and low, in place, if they are off by rounding only. Returns the number of corrected bars."""
-    repaired = 0
-    for bar in bars:
-        prices = bar["open"], bar["high"], bar["low"], bar["close"]
-        highest, lowest = max(prices), min(prices)
-        if bar["high"] == highest and bar["low"] == lowest:
-            continue
-        if isclose(bar["high"], highest, rel_tol=REL_TOL) and isclose(bar["low"], lowest, rel_tol=REL_TOL):
-            bar["high"], bar["low"] = highest, lowest
-            repaired += 1
-    return repaired
-
-
-def _price_faults(bars: Sequence[Mapping[str, Any]]) -> list[str]:
-    reasons = []
-    for index, bar in enumerate(bars):
-        low, high = bar["low"], bar["high"]
-        if not low <= min(bar["open"], bar["close"]) <= max(bar["open"], bar["close"]) <= high:
-            prices = ", ".join(f"{name} {repr(bar[name]).removesuffix('.0')}" for name in _PRICES)
-            reasons.append(f"{bar_name(index, len(bars))} must have low ≤ open, close ≤ high, got {prices}")
-    return reasons
 
 
 def _explain(detail: ErrorDetails, changes: Changes = frozenset()) -> str:

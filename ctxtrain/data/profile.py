@@ -13,12 +13,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.codec import CodecFitter
+from ctxtrain.data.codec_fitter import CodecFitter
 from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.features import WindowNumbers, window_numbers
 from ctxtrain.data.formats import ParseReport
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import PositionsBuilder, WindowPositions, symbol_notes
+from ctxtrain.data.row_schema import PRICES, OwnFields
 from ctxtrain.data.time_units import format_utc
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import DataError
@@ -85,10 +86,10 @@ class RowNames(Sequence[str]):
 class Survey:
     """Facts about the rows of a file, in columns of shape (rows,), in row order.
 
-    `labels_N` are class indices, -1 without a label. `bars_N` is the number of bars, 0 for a text row. `contents_N2` is
-    the first 16 bytes of a SHA-256 of everything the model could read. `changes_N` is the number of bars that differ
-    from the previous bar in price or volume, at most 127, and 127 for a text row. `ids_N` is a hash of the row id, 0
-    without one. `outliers` lists, by field, the rows with an outlier.
+    `labels_N` are class indices, -1 without a label. `bars_N` is the number of bars, 0 for a row without bars.
+    `contents_N2` is the first 16 bytes of a SHA-256 of everything the model could read. `changes_N` is the number of
+    bars that differ from the previous bar in price or volume, at most 127, and 127 for a row without bars. `ids_N` is a
+    hash of the row id, 0 without one. `outliers` lists, by field, the rows with an outlier.
     """
 
     file: WindowFile
@@ -113,25 +114,24 @@ _ROW = np.dtype([("label", "i1"), ("bars", "i2"), ("changes", "i1"), ("id", "u8"
 class _Surveyor:
     """Collects windows one by one; `survey` returns their `Survey`."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: OwnFields) -> None:
         self._rows = DiskColumn(_ROW)
         self._positions = PositionsBuilder()
         self._outliers: dict[str, list[int]] = {}
-        self._fields = CodecFitter()
+        self._fields = CodecFitter(own)
         self._sample = EventSample()
 
     def add(self, window: Window) -> None:
         row = len(self._rows)
-        numbers = window_numbers(window.bars) if window.text is None else None
+        numbers = window_numbers(window.bars) if window.bars else None
         self._sample.add(row, window, numbers)
         self._fields.add(window)
         self._positions.add(window)
         label = -1 if window.label is None else window.label
-        bars = len(window.bars["close"]) if window.text is None else 0
         identity = 0 if window.id is None else int.from_bytes(_digest(window.id.encode())[:8]) or 1
         content = _content(window)
         halves = (int.from_bytes(content[:8]), int.from_bytes(content[8:]))
-        self._rows.append((label, bars, _changes(window), identity, halves))
+        self._rows.append((label, window.length, _changes(window), identity, halves))
         for name, is_outlier in numbers.outliers.items() if numbers else ():
             if is_outlier.any():
                 self._outliers.setdefault(name, []).append(row)
@@ -158,12 +158,12 @@ def survey(file: WindowFile) -> tuple[Survey, DataError | None]:
 
     The survey of a file that cannot be read to its end has no rows.
     """
-    surveyor = _Surveyor()
+    surveyor = _Surveyor(file.own)
     try:
         for window in file:
             surveyor.add(window)
     except DataError as error:
-        return _Surveyor().survey(file), error
+        return _Surveyor(file.own).survey(file), error
     surveyed = surveyor.survey(file)
     try:
         file.report.refuse_faults()
@@ -204,6 +204,7 @@ def row_notices(surveys: Mapping[str, Survey]) -> dict[str, list[str]]:
         notices[name] += lines
     if "train" in surveys:
         known_fields = surveys["train"].fields.counts
+        notices["train"] += surveys["train"].fields.notes()
         for name, surveyed in surveys.items():
             if unknown_fields := sorted(field for field in surveyed.fields.counts if field not in known_fields):
                 fields = ", ".join(unknown_fields)
@@ -238,25 +239,26 @@ def _at_event(window: Window) -> Values:
 def _shape(window: Window, numbers: WindowNumbers | None) -> Values:
     """Volatility, range, volume and relative position of the event, independent of the price level."""
     if numbers is None:
-        return {"characters": float(len(window.text or ""))}
+        return {} if window.text is None else {"characters": float(len(window.text))}
     shape = {
         "bars": float(len(numbers.close)),
         "bar range / price": float(numbers.bar_range_share),
         "window range / bar range": float(numbers.range_in_bars),
-        "mean volume": float(window.bars["volume"].mean()),
-        "volume at the event": float(numbers.volume[-1]),
         "close within the range": float(numbers.close[-1]),
         "move over the window": float(numbers.close[-1] - numbers.close[0]),
     }
+    if numbers.volume is not None:
+        shape["mean volume"] = float(window.bars["volume"].mean())
+        shape["volume at the event"] = float(numbers.volume[-1])
     if numbers.delta is not None:
         shape["delta at the event"] = float(numbers.delta[-1])
     return shape
 
 
 def _changes(window: Window) -> int:
-    if window.text is not None:
+    if not window.bars:
         return 127
-    bars = np.array([window.bars[name] for name in ("open", "high", "low", "close", "volume")])
+    bars = np.array([window.bars[name] for name in (*PRICES, "volume") if name in window.bars])
     return min(127, int((bars[:, 1:] != bars[:, :-1]).any(axis=0).sum()))
 
 
@@ -269,4 +271,6 @@ def _content(window: Window) -> bytes:
     for name, values in window.bars.items():
         digest.update(name.encode() + values.tobytes())
     digest.update(repr(sorted(window.features.items())).encode())
+    if words := sorted(window.bar_words.items()) + sorted(window.feature_words.items()):
+        digest.update(repr(words).encode())
     return digest.digest()[:16]

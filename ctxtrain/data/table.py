@@ -9,7 +9,9 @@ Columns, one entry per window:
     id, symbol, text        text, null if the window has none
     label                   index into `LABELS`, null without a label
     bars.NAME               float64 values of a field, oldest bar first; null if the window lacks the field
-    features.name, .value   lists of equal length
+    words.NAME              the same for an own field that is a category, as text
+    features.name, .value   lists of equal length: the numbers
+    features.word_name, .word    lists of equal length: the words
     time.*, index.*         first, last and step of `Interval`, null if unknown
     unit, time_name, indices, counts    as in `WindowPosition`
 
@@ -32,31 +34,42 @@ from numpy.typing import NDArray
 
 from ctxtrain.data.bar_order import Interval, WindowPosition
 from ctxtrain.data.columns import temporary_disk
-from ctxtrain.data.parse_window import BAR_FIELDS, Window
+from ctxtrain.data.parse_window import Window
+from ctxtrain.data.row_schema import BAR_FIELDS, NO_FIELDS, OwnFields
 
 Ints = NDArray[np.int64]
 
-VERSION = 1
+VERSION = 2
 ROWS_PER_BATCH = 256
 _ENDS = ("first", "last", "step")
 _NUMBERS = pa.list_(pa.float64())
-SCHEMA = pa.schema(
-    [
-        ("line", pa.int64()),
-        ("id", pa.string()),
-        ("symbol", pa.string()),
-        ("text", pa.string()),
-        ("label", pa.int8()),
-        *((f"bars.{name}", _NUMBERS) for name in BAR_FIELDS),
-        ("features.name", pa.list_(pa.string())),
-        ("features.value", _NUMBERS),
-        *((f"{kind}.{end}", pa.int64()) for kind in ("time", "index") for end in _ENDS),
-        ("unit", pa.string()),
-        ("time_name", pa.string()),
-        ("indices", pa.list_(pa.int64())),
-        ("counts", pa.list_(pa.int64())),
-    ]
-)
+_WORDS = pa.list_(pa.string())
+_LISTED = ("bars.", "features.value")  # columns that are read without making Python numbers of them
+
+
+def table_schema(own: OwnFields = NO_FIELDS) -> pa.Schema:
+    """The columns of a table; `own` are the bar fields that the user declares."""
+    numbers = [*BAR_FIELDS, *(name for name, kind in own.items() if kind != "category")]
+    return pa.schema(
+        [
+            ("line", pa.int64()),
+            ("id", pa.string()),
+            ("symbol", pa.string()),
+            ("text", pa.string()),
+            ("label", pa.int8()),
+            *((f"bars.{name}", _NUMBERS) for name in numbers),
+            *((f"words.{name}", _WORDS) for name, kind in own.items() if kind == "category"),
+            ("features.name", _WORDS),
+            ("features.value", _NUMBERS),
+            ("features.word_name", _WORDS),
+            ("features.word", _WORDS),
+            *((f"{kind}.{end}", pa.int64()) for kind in ("time", "index") for end in _ENDS),
+            ("unit", pa.string()),
+            ("time_name", pa.string()),
+            ("indices", pa.list_(pa.int64())),
+            ("counts", pa.list_(pa.int64())),
+        ]
+    )
 
 
 class TableWriter:
@@ -66,10 +79,11 @@ class TableWriter:
     is full.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, own: OwnFields = NO_FIELDS) -> None:
         self._path = path
+        self._schema = table_schema(own)
         self._file: Any = tempfile.TemporaryFile() if path is None else path.open("x+b")  # noqa: SIM115  # __exit__ closes
-        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+        self._writer = pa.ipc.new_file(self._file, self._schema)
         self._windows: list[tuple[int, Window]] = []
 
     def __enter__(self) -> Self:
@@ -98,7 +112,7 @@ class TableWriter:
     def _write(self) -> None:
         if self._windows:
             with self._naming_disk():
-                self._writer.write_batch(_batch(self._windows))
+                self._writer.write_batch(_batch(self._windows, self._schema))
             self._windows = []
 
     def _naming_disk(self) -> AbstractContextManager[None]:
@@ -117,11 +131,11 @@ class WindowTable:
         self._rows: int = max(0, batches - 1) * ROWS_PER_BATCH + last
 
     @classmethod
-    def open(cls, path: Path) -> WindowTable:
-        """Open a table file. Raises OSError or ValueError if it is no complete table of this version."""
+    def open(cls, path: Path, own: OwnFields = NO_FIELDS) -> WindowTable:
+        """Open a table file. Raises OSError or ValueError if it is no complete table of these fields."""
         with path.open("rb") as file:
             table = cls(file)
-        if table._reader.schema != SCHEMA:
+        if table._reader.schema != table_schema(own):
             raise ValueError("unexpected columns")
         return table
 
@@ -155,7 +169,7 @@ def _runs(rows: Ints) -> Iterator[Ints]:
     yield from (piece for piece in np.split(rows, ends) if len(piece))
 
 
-def _batch(windows: Sequence[tuple[int, Window]]) -> pa.RecordBatch:
+def _batch(windows: Sequence[tuple[int, Window]], schema: pa.Schema) -> pa.RecordBatch:
     lines, rows = zip(*windows, strict=True)
     columns: dict[str, Any] = {
         "line": lines,
@@ -163,9 +177,20 @@ def _batch(windows: Sequence[tuple[int, Window]]) -> pa.RecordBatch:
         "symbol": [row.symbol for row in rows],
         "text": [row.text for row in rows],
         "label": [row.label for row in rows],
-        **{f"bars.{name}": _lists([row.bars.get(name) for row in rows]) for name in BAR_FIELDS},
+        **{
+            column: _lists([row.bars.get(column.removeprefix("bars.")) for row in rows])
+            for column in schema.names
+            if column.startswith("bars.")
+        },
+        **{
+            column: [row.bar_words.get(column.removeprefix("words.")) for row in rows]
+            for column in schema.names
+            if column.startswith("words.")
+        },
         "features.name": [list(row.features) for row in rows],
         "features.value": _lists([np.array(list(row.features.values()), dtype=np.float64) for row in rows]),
+        "features.word_name": [list(row.feature_words) for row in rows],
+        "features.word": [list(row.feature_words.values()) for row in rows],
         "unit": [row.position.unit for row in rows],
         "time_name": [row.position.time_name for row in rows],
         "indices": [list(row.position.indices) for row in rows],
@@ -175,7 +200,7 @@ def _batch(windows: Sequence[tuple[int, Window]]) -> pa.RecordBatch:
         intervals = [getattr(row.position, kind) for row in rows]
         for end in _ENDS:
             columns[f"{kind}.{end}"] = [None if interval is None else getattr(interval, end) for interval in intervals]
-    return pa.record_batch([pa.array(columns[field.name], type=field.type) for field in SCHEMA], schema=SCHEMA)
+    return pa.record_batch([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema)
 
 
 def _lists(rows: Sequence[NDArray[np.float64] | None]) -> pa.ListArray:
@@ -189,8 +214,14 @@ def _lists(rows: Sequence[NDArray[np.float64] | None]) -> pa.ListArray:
 
 
 def _windows(batch: pa.RecordBatch, source: str) -> Iterator[Window]:
-    flat = {name: batch.column(name).to_pylist() for name in _plain_columns()}
-    bars = {name: lists for name in BAR_FIELDS if (lists := _arrays(batch.column(f"bars.{name}"))) is not None}
+    names = batch.schema.names
+    flat = {name: batch.column(name).to_pylist() for name in names if not name.startswith(_LISTED)}
+    bars = {
+        name.removeprefix("bars."): lists
+        for name in names
+        if name.startswith("bars.") and (lists := _arrays(batch.column(name))) is not None
+    }
+    words = {name.removeprefix("words."): flat[name] for name in names if name.startswith("words.")}
     features = _arrays(batch.column("features.value")) or []
     for n in range(len(batch)):
         intervals = [
@@ -205,6 +236,8 @@ def _windows(batch: pa.RecordBatch, source: str) -> Iterator[Window]:
             {name: column for name, lists in bars.items() if (column := lists[n]) is not None},
             {} if values is None else dict(zip(flat["features.name"][n], values.tolist(), strict=True)),
             text=flat["text"][n],
+            bar_words={name: tuple(lists[n]) for name, lists in words.items() if lists[n] is not None},
+            feature_words=dict(zip(flat["features.word_name"][n], flat["features.word"][n], strict=True)),
             symbol=flat["symbol"][n],
             position=WindowPosition(
                 intervals[0],
@@ -215,10 +248,6 @@ def _windows(batch: pa.RecordBatch, source: str) -> Iterator[Window]:
                 counts=flat["counts"][n],
             ),
         )
-
-
-def _plain_columns() -> list[str]:
-    return [name for name in SCHEMA.names if not name.startswith("bars.") and name != "features.value"]
 
 
 def _arrays(column: pa.ListArray) -> list[NDArray[np.float64] | None] | None:

@@ -47,7 +47,7 @@ def walk_forward(surveyed: Survey, folds: int) -> list[dict[str, Ints]]:
         time = surveyed.positions.time
         partly = f"{(~time.known).sum():,} of {len(time.known):,} have no time on their first or last bar"
         reason = partly if common_spans(positions) else missing_spans_reason(positions)
-        remedy = "Text rows have no time: " if surveyed.fields.is_text else "Give every bar a time, or "
+        remedy = "Text rows have no time: " if surveyed.fields.kind == "text" else "Give every bar a time, or "
         raise ConfigError(
             f"evaluation.folds orders rows by time, but {reason}. {remedy}set data.val and data.test instead of folds."
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ctxtrain.data.formats import ParseReport, file_sha256, open_lines, parse_lines
 from ctxtrain.data.parse_window import Window
+from ctxtrain.data.row_schema import NO_FIELDS, OwnFields
 from ctxtrain.data.table import TableWriter, WindowTable
 from ctxtrain.data.table_cache import TableCache
 
@@ -37,15 +38,23 @@ class WindowFile:
 
     Invalid rows are skipped; `report` describes the complete pass over the file. The first iteration parses the file
     and writes a `WindowTable`; later ones read the table. So each row is parsed once, a pipe can be read again, and the
-    file may change or disappear. `cache` is a folder that keeps the table for later processes. `keep=False` writes no
-    table and allows one iteration. Iteration raises DataError if the file cannot be read.
+    file may change or disappear. `own` are the bar fields that the user declares. `cache` is a folder that keeps the
+    table for later processes. `keep=False` writes no table and allows one iteration. Iteration raises DataError if the
+    file cannot be read.
     """
 
     def __init__(
-        self, path: str | Path, *, labelled: bool = True, keep: bool = True, cache: TableCache | None = None
+        self,
+        path: str | Path,
+        *,
+        labelled: bool = True,
+        keep: bool = True,
+        cache: TableCache | None = None,
+        own: OwnFields = NO_FIELDS,
     ) -> None:
         self.path = Path(path)
         self.labelled = labelled
+        self.own = own
         self.dropped = 0
         self._keep = keep
         self._cache = cache
@@ -117,7 +126,7 @@ class WindowFile:
         """The table that an earlier process stored for this content."""
         if self._cache is None or not self.path.is_file():
             return None
-        entry = self._cache.load(self.sha256(), labelled=self.labelled)
+        entry = self._cache.load(self.sha256(), labelled=self.labelled, own=self.own)
         if entry is None:
             return None
         table, stored_report = entry
@@ -132,23 +141,29 @@ class WindowFile:
         report = ParseReport(str(self.path))
         digest = hashlib.sha256()
         cache = self._cache if self.path.is_file() else None
-        with (TableWriter() if cache is None else cache.writer()) if self._keep else nullcontext() as writer:
+        with (
+            (TableWriter(own=self.own) if cache is None else cache.writer(self.own))
+            if self._keep
+            else nullcontext() as writer
+        ):
             with open_lines(self.path, digest) as lines:
-                for window in parse_lines(lines, report, labelled=self.labelled):
+                for window in parse_lines(lines, report, labelled=self.labelled, own=self.own):
                     if writer:
                         writer.add(int(window.location.rpartition(":")[2]), window)
                     yield window
             report.sha256 = digest.hexdigest()
             self._parsed.report, self._parsed.is_parsed = report, True
             if writer and cache and not report.faults:
-                self._parsed.table = cache.store(writer, report.to_dict(), report.sha256, labelled=self.labelled)
+                self._parsed.table = cache.store(
+                    writer, report.to_dict(), report.sha256, labelled=self.labelled, own=self.own
+                )
             elif writer:
                 self._parsed.table = writer.finish()
 
 
-def load_windows(path: str | Path, *, labelled: bool = True) -> list[Window]:
+def load_windows(path: str | Path, *, labelled: bool = True, own: OwnFields = NO_FIELDS) -> list[Window]:
     """All windows of a file in memory. Raises DataError with the faults of all invalid rows."""
-    file = WindowFile(path, labelled=labelled, keep=False)
+    file = WindowFile(path, labelled=labelled, keep=False, own=own)
     windows = list(file)
     file.report.refuse_faults()
     return windows

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.parse_window import Window
-from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
+from ctxtrain.evaluation.baseline_inputs import window_inputs
 from ctxtrain.evaluation.baseline_models import CLASSIFIERS, FitFailed
 from ctxtrain.evaluation.metrics import METRICS, FromColumnSums, class_scores, macro_f1
 from ctxtrain.evaluation.scores import ScoredRows
@@ -76,8 +76,7 @@ def fit_baselines(
     trained = _selected(TRAINED, only)
     if codec.kind == "text" or not trained:
         return baselines, dict.fromkeys(trained, NO_BARS_REASON)
-    flags, features = input_names(codec)
-    tables = {name: window_inputs(windows[name], flags, features) for name in {"train", "val", split}}
+    tables = {name: window_inputs(windows[name], codec) for name in {"train", "val", split}}
     known = ~np.isnan(tables["train"]).all(axis=0)
     tables = {name: table[:, known] for name, table in tables.items()}
     left_out = {}

@@ -29,8 +29,8 @@ def confident_mistakes(
 ) -> list[dict[str, Any]]:
     """At most 6 wrongly predicted windows, most confident first; ties keep the order of the file.
 
-    `bars` maps open, high, low, close and volume to a list each, oldest bar first, the event last. `event` holds the
-    structure fields of the event's bar. A text row has no bars; its `text` is cut to 600 characters.
+    `bars` maps open, high, low, close and, if given, volume to a list each, oldest bar first, the event last. `event`
+    holds the structure fields of the event's bar. A text row has no bars; its `text` is cut to 600 characters.
     """
     predicted_N, confidence_N = probabilities_NC.argmax(axis=1), probabilities_NC.max(axis=1)
     wrong = np.flatnonzero(predicted_N != labels_N)
@@ -53,6 +53,6 @@ def _describe(window: Window) -> dict[str, Any]:
         "symbol": window.symbol,
         "time": window.position.event,
         "text": None if window.text is None else window.text[:MAX_TEXT_CHARS],
-        "bars": {name: window.bars[name].tolist() for name in COLUMNS if window.bars},
+        "bars": {name: window.bars[name].tolist() for name in COLUMNS if name in window.bars},
         "event": {name: float(window.bars[name][-1]) for name in (*PULSES, *STATES) if name in window.bars},
     }

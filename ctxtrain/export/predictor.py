@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -72,13 +73,15 @@ class Prediction(TypedDict):
 class EncodedBatch:
     """Tokenised windows with their ids, locations in the file and labels. The windows themselves are not kept.
 
-    `labels_N` has class indices, and -1 for a window without a label.
+    `labels_N` has class indices, and -1 for a window without a label. `unseen_words` counts, by category, the windows
+    with a word that the training rows do not have.
     """
 
     ids: list[str | None]
     locations: list[str]
     labels_N: Ints
     tokens: Tokens
+    unseen_words: Counter[str] = field(default_factory=Counter)
 
 
 class StoredThreshold(StoredModel):
@@ -197,16 +200,18 @@ class Predictor:
         ids: list[str | None] = []
         locations: list[str] = []
         labels = array("b")
+        unseen = Counter[str]()
 
         def record_metadata() -> Iterator[Window]:
             for window in windows:
                 ids.append(window.id)
                 locations.append(window.location)
                 labels.append(-1 if window.label is None else window.label)
+                unseen.update(self.codec.unseen_words(window))
                 yield window
 
         tokens = self.tokenise(record_metadata())
-        return EncodedBatch(ids, locations, np.array(labels, dtype=np.int64), tokens)
+        return EncodedBatch(ids, locations, np.array(labels, dtype=np.int64), tokens, unseen)
 
     def encode_rows(self, rows: WindowFile | StandardInput) -> EncodedBatch:
         """Tokenise rows in one pass. Raises DataError: invalid rows are reported before missing model inputs."""
@@ -280,7 +285,7 @@ class Predictor:
             raise DataError(f"rows must be a list of dicts, got a {kind}. Pass its rows, as frame.to_dict('records').")
         windows, faults = [], []
         for number, row in enumerate(rows, start=1):
-            window, reasons = parse_row(row, f"row {number}", labelled=False)
+            window, reasons = parse_row(row, f"row {number}", labelled=False, own=self.codec.own_fields)
             faults += [f"row {number}: {reason}" for reason in reasons]
             if window:
                 windows.append(window)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from ctxtrain.data.codec import PULSES, STATES, Codec, FeatureScale
+from ctxtrain.data.codec import PULSES, STATES, Codec
 from ctxtrain.data.features import true_range, window_numbers
+from ctxtrain.data.levels import FeatureScale
 from ctxtrain.data.parse_window import Window
 from ctxtrain.pretraining.statistics import bar_statistics, event_statistics
 from ctxtrain.pretraining.window_arrays import Floats, WindowArrays

@@ -265,8 +265,10 @@ def balance(rows: Rows, colors: Mapping[str, str]) -> Spec:
     )
 
 
-def candles(bars: Rows) -> Spec:
-    """Candlesticks; `bars` have bar (0 is the event, earlier ones are negative), open, high, low, close, volume, move.
+def candles(bars: Rows, names: Sequence[str]) -> Spec:
+    """Candlesticks; `bars` have bar (0 is the event, earlier ones are negative), move, open, high, low, close.
+
+    The hover text has the values of `names`.
 
     A body is orange where the close is below the open, else blue; the column of the event is shaded.
     """
@@ -277,7 +279,7 @@ def candles(bars: Rows) -> Spec:
     )
     color = alt.Color("move:N", scale=alt.Scale(domain=["up", "down"], range=[BLUE, ORANGE]), legend=None)
     scale = alt.Scale(zero=False)
-    tips = _tips(("bar", "bar", ""), *((name, name, ",~r") for name in ("open", "high", "low", "close", "volume")))
+    tips = _tips(("bar", "bar", ""), *((name, name, ",~r") for name in names))
     base = _chart(bars).encode(x=x, color=color, tooltip=tips)
     event = _chart([{"bar": places[-1]}]).mark_rect(color=MUTED, opacity=0.22).encode(x=x)
     return _spec(

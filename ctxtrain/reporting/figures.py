@@ -268,21 +268,22 @@ def balance(data: Data) -> Figure:
 
 
 def candles(mistake: Mistake) -> Figure | None:
-    """The bars of a window; None for a text row."""
+    """The bars of a window; None for a row without bars."""
     if not mistake.bars:
         return None
-    columns = zip(*(mistake.bars[name] for name in COLUMNS), strict=True)
+    names = [name for name in COLUMNS if name in mistake.bars]
+    columns = zip(*(mistake.bars[name] for name in names), strict=True)
     count = len(mistake.bars["open"])
     bars = [
-        {"bar": place - count + 1, "move": "down" if bar[3] < bar[0] else "up", **dict(zip(COLUMNS, bar, strict=True))}
+        {"bar": place - count + 1, "move": "down" if bar[3] < bar[0] else "up", **dict(zip(names, bar, strict=True))}
         for place, bar in enumerate(columns)
     ]
     return Figure(
         f"{count} bars up to the event",
         "Blue bars closed at or above their open, orange bars below; the shaded column is the event.",
-        charts.candles(bars),
-        ("bar", *COLUMNS),
-        [(str(bar["bar"]), *(f"{bar[name]:,.10g}" for name in COLUMNS)) for bar in bars],
+        charts.candles(bars, names),
+        ("bar", *names),
+        [(str(bar["bar"]), *(f"{bar[name]:,.10g}" for name in names)) for bar in bars],
     )
 
 

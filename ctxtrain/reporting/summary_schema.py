@@ -242,8 +242,10 @@ class Mistake(StoredModel):
 
     @model_validator(mode="after")
     def _whole_bars(self) -> Self:
-        if self.bars and (len(self.bars) < len(COLUMNS) or len(set(map(len, self.bars.values()))) > 1):
-            raise ValueError("bars must have open, high, low, close and volume, equally many of each")
+        if self.bars and (
+            not {*COLUMNS} - {"volume"} <= self.bars.keys() or len(set(map(len, self.bars.values()))) > 1
+        ):
+            raise ValueError("bars must have open, high, low and close, equally many of each")
         return self
 
 

@@ -103,6 +103,6 @@ def _json(body: bytes) -> object:
 
 
 def _parse_window(row: object, place: str, codec: Codec) -> tuple[Window | None, list[str]]:
-    window, faults = parse_row(row, place, labelled=False)
+    window, faults = parse_row(row, place, labelled=False, own=codec.own_fields)
     fault = codec.fault(window) if window else None
     return (None, [fault]) if fault else (window, faults)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.parse_window import ORDER_FIELDS, TextRow, WindowRow
+from ctxtrain.data.row_schema import MAX_MAGNITUDE, MAX_WORD_CHARS, ORDER_FIELDS, FeaturesRow, TextRow, WindowRow
 from ctxtrain.serve.refusals import ErrorBody
 
 REFERENCE = "#/components/schemas/{model}"
@@ -24,6 +24,12 @@ REQUEST_ID = {
 }
 RETRY = {"Retry-After": {"description": "Seconds", "schema": {"type": "string"}, "required": True}}
 IGNORED_FIELDS = {"metadata": {"description": "Ignored"}, "timeframe": {"description": "Ignored"}}
+OWN_SCHEMAS: dict[str, dict[str, Any]] = {  # of values, by the kind of field
+    "number": {"type": "number", "minimum": -MAX_MAGNITUDE, "maximum": MAX_MAGNITUDE},
+    "count": {"type": "integer", "minimum": 0, "maximum": int(MAX_MAGNITUDE)},
+    "flag": {"enum": [True, False, 0, 1]},
+    "category": {"type": "string", "maxLength": MAX_WORD_CHARS, "pattern": "^[A-Za-z][A-Za-z0-9 _-]*$"},
+}
 ERROR_DESCRIPTIONS = {
     400: "Not JSON in UTF-8, a duplicate key in an object, another Content-Type, or an incomplete body",
     413: "More than --max-body-bytes, or more rows than --queue",
@@ -66,7 +72,7 @@ class BatchAnswer(Processed):
 class Input(BaseModel):
     """What a row must contain: `fields` in every bar, `features` in its features."""
 
-    kind: Literal["window", "text"]
+    kind: Literal["window", "features", "text"]
     fields: list[str]
     features: list[str]
 
@@ -80,7 +86,7 @@ class Health(BaseModel):
 
 
 def required_input(codec: Codec) -> Input:
-    return Input(kind="text" if codec.kind == "text" else "window", fields=codec.fields, features=[*codec.features])
+    return Input(kind=codec.rows, fields=codec.fields, features=[*codec.features, *codec.feature_words])
 
 
 def responses(answer: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -100,12 +106,13 @@ def body(schema: dict[str, Any]) -> dict[str, Any]:
 
 def row_schemas(codec: Codec) -> dict[str, Any]:
     """The schema of a `Row` that this model accepts, and of the `Bar` that it may refer to."""
-    kind: type[Any] = TextRow if codec.kind == "text" else WindowRow
-    row = TypeAdapter(kind).json_schema(ref_template=REFERENCE)
+    kinds: dict[str, type[Any]] = {"text": TextRow, "features": FeaturesRow, "window": WindowRow}
+    row = TypeAdapter(kinds[codec.rows]).json_schema(ref_template=REFERENCE)
     schemas: dict[str, Any] = row.pop("$defs", {})
     row["properties"] |= IGNORED_FIELDS
     row["description"] = "One event. Fields that are not listed, such as a label, are accepted and ignored."
-    if codec.kind != "text":
+    if codec.rows == "window":
+        schemas["Bar"]["properties"] |= {name: OWN_SCHEMAS[kind] for name, kind in codec.own_fields.items()}
         schemas["Bar"]["required"] = [name for name in codec.fields if name != "delta"]
         if "delta" in codec.fields:
             schemas["Bar"]["anyOf"] = [{"required": ["delta"]}, {"required": ["buy_vol", "sell_vol"]}]
@@ -114,11 +121,14 @@ def row_schemas(codec: Codec) -> dict[str, Any]:
             f"low ≤ open, close ≤ high; {order} increase from bar to bar. This model requires, in every bar and not "
             f"null: {', '.join(codec.fields)}. delta may be given as buy_vol and sell_vol."
         )
-        if codec.features:
-            row["required"] = [*row["required"], "features"]
-            row["properties"]["features"] = {
-                "type": "object",
-                "additionalProperties": {"type": "number"},
-                "required": [*codec.features],
-            }
+    if codec.features or codec.feature_words:
+        row["required"] = sorted({*row["required"], "features"})
+        row["properties"]["features"] = {
+            "type": "object",
+            "properties": {
+                **dict.fromkeys(codec.features, OWN_SCHEMAS["number"]),
+                **dict.fromkeys(codec.feature_words, OWN_SCHEMAS["category"]),
+            },
+            "required": [*codec.features, *codec.feature_words],
+        }
     return schemas | {"Row": row}

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.parse_window import BAR_FIELDS, MAX_BARS, Window, parse_row
+from ctxtrain.data.parse_window import Window, parse_row
+from ctxtrain.data.row_schema import BAR_FIELDS, MAX_BARS
 from ctxtrain.errors import DataError
 from ctxtrain.export.predictor import MinConfidence, Prediction, Predictor
 from ctxtrain.serve.batching import Batcher, QueueFull
@@ -110,9 +112,14 @@ class Service:
 
 def warm_up_window(codec: Codec) -> Window:
     """A window of maximum length with every field that the codec reads."""
-    bar = dict.fromkeys(BAR_FIELDS, 1)
-    features = {name: scale.centre for name, scale in codec.features.items()}
-    row = {"context_bars": [bar] * (MAX_BARS - 1), "current_bar": bar, "features": features}
-    window, faults = parse_row({"context": "warm"} if codec.kind == "text" else row, "warm-up", labelled=False)
+    words = {name: known.words[0] for name, known in codec.feature_words.items()}
+    features: dict[str, Any] = {name: scale.centre for name, scale in codec.features.items()} | words
+    bar = dict.fromkeys((*BAR_FIELDS, *codec.own_fields), 1)
+    rows: dict[str, dict[str, Any]] = {
+        "window": {"context_bars": [bar] * (MAX_BARS - 1), "current_bar": bar, "features": features},
+        "features": {"features": features},
+        "text": {"context": "warm"},
+    }
+    window, faults = parse_row(rows[codec.rows], "warm-up", labelled=False, own=codec.own_fields)
     assert window is not None, faults
     return window

@@ -19,6 +19,7 @@ from ctxtrain.config.overrides import missing_key_message
 from ctxtrain.config.schema import Config
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.dataset import Inputs
+from ctxtrain.data.row_schema import check_own_fields
 from ctxtrain.data.table_cache import TableCache
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile
@@ -59,12 +60,17 @@ def require_single_run(config: Config) -> Config:
 def window_files(config: Config) -> dict[str, WindowFile]:
     """The files of a config by split; with folds only `train`, which the folds are cut from."""
     data = config.data
+    check_own_fields(data.fields)
     cache = None
     if data.cache != "auto":
         check_cache_dir(Path(data.cache), Path(config.output_dir))
         cache = TableCache(data.cache)
     splits = ("train",) if config.evaluation.folds else ("train", "val", "test")
-    return {split: WindowFile(path, cache=cache) for split in splits if (path := getattr(data, split)) is not None}
+    return {
+        split: WindowFile(path, cache=cache, own=data.fields)
+        for split in splits
+        if (path := getattr(data, split)) is not None
+    }
 
 
 def build_inputs(config: Config, say: Callable[[str], None]) -> Inputs:

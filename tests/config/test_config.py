@@ -47,7 +47,7 @@ def test_defaults_are_those_of_the_specification() -> None:
     assert Config.parse(smallest()).model_dump() == {
         "data": {
             "train": "train.jsonl", "val": "val.jsonl", "test": None, "codec": "compact", "purge": False, "embargo": 0,
-            "allow_leakage": False, "cache": "auto",
+            "allow_leakage": False, "cache": "auto", "fields": {},
         },
         "model": {
             "base": "embedded", "revision": None, "max_tokens": 2048, "dtype": "auto", "engine": "auto",

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxtrain.data.check import embedded_tokenizer
-from ctxtrain.data.codec import PULSES, STATES, Codec, CodecFitter, fit_codec
+from ctxtrain.data.codec import PULSES, STATES, Codec
+from ctxtrain.data.codec_fitter import CodecFitter, fit_codec
 from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import DataError
@@ -98,12 +99,19 @@ def test_the_unit_of_delta_changes_no_token(factor: float) -> None:
     assert render(change_bars(row, scaled(("delta",), factor))) == render(row)
 
 
+def complete_row() -> Row:
+    """A row with every bar field that has a mark of its own."""
+    row = make_row()
+    missing = [name for name in (*PULSES, *STATES) if name not in row["current_bar"]]
+    return change_bars(row, lambda bar: {name: bar["int_dir"] if "dir" in name else bar["fvg_up"] for name in missing})
+
+
 @pytest.mark.parametrize("name", [*PRICES, "volume", "delta", *PULSES, *STATES])
 def test_every_field_of_the_last_bar_can_change_the_text(name: str) -> None:
-    row = make_row()
+    row = complete_row()
     other = json.loads(json.dumps(row))
     value = row["current_bar"][name]
-    other["current_bar"][name] = {"ext_dir": -value or 1, "int_dir": -value or 1}.get(
+    other["current_bar"][name] = {"ext_dir": -value or 1, "int_dir": -value or 1, "htf_dir": -value or 1}.get(
         name, not value if isinstance(value, bool) else 101 - value if name == "wave_strength" else 11 - value
     )
     if name in PRICES:
@@ -138,7 +146,7 @@ def test_digits_are_levels_of_the_windows_range_and_half_deviations() -> None:
 
 
 def test_the_first_bar_and_the_event_bar_carry_the_complete_state() -> None:
-    marks = parts(render(make_row()))[0]
+    marks = parts(render(complete_row()))[0]
     for letters in (marks[0], marks[-1]):
         for written in STATES.values():
             assert sum(mark in letters for mark in written.values()) == 1, letters
@@ -192,7 +200,7 @@ def test_a_row_that_lacks_a_trained_field_is_refused_by_name() -> None:
     (fault,) = caught.value.faults
     assert fault == (
         "rows.jsonl:1: lacks delta, features.spread, which the model was trained on; "
-        "add the field to every bar, or train on rows without it"
+        "add it to every bar, or train on rows without it"
     )
 
 

@@ -163,7 +163,7 @@ def test_fields_that_training_rows_do_not_have_are_said(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("factor", [1 + 2e-16, 1 - 2e-16, 1 + 5e-10])
+@pytest.mark.parametrize("factor", [1 + 2e-16, 1 - 2e-16, 1 + 5e-10, 1 + 1.5e-7])
 def test_prices_that_are_off_by_rounding_are_put_right_and_counted(factor: float) -> None:
     (row,) = dated_rows(1, seed=1, apart=60)
     for bar in bars_of(row)[:4]:
@@ -173,11 +173,29 @@ def test_prices_that_are_off_by_rounding_are_put_right_and_counted(factor: float
     assert (window.bars["high"] >= window.bars["open"]).all()
     (line,) = said([row])
     assert (
-        line == "high or low had a rounding error (at most one part in 10⁹) on 4 bars in 1 of 1 rows and was corrected"
+        line
+        == "high or low had a rounding error (half of its last decimal, or float32) on 4 bars in 1 of 1 rows and was "
+        "corrected"
     )
 
 
-@pytest.mark.parametrize("off", [1e-8, 1e-3])
+@pytest.mark.parametrize(("extreme", "decimals"), [("high", 1), ("low", 0), ("high", 2)])
+def test_a_high_or_low_with_fewer_decimals_than_the_close_is_corrected(extreme: str, decimals: int) -> None:
+    (row,) = dated_rows(1, seed=1, apart=60)
+    sign = 1 if extreme == "high" else -1
+    for bar in bars_of(row):
+        bar.update(open=4137.0, close=4137.0, low=4136.0, high=4138.0)
+    reference = bars_of(row)[5]
+    reference[extreme] = round(4137 + sign * 10.0**-decimals, decimals)
+    bars_of(row)[7].update({extreme: 4137.0, "close": 4137 + sign * 0.4 * 10.0**-decimals})
+    window = make_window(row)
+    assert window.rounded == 1
+    assert window.bars[extreme][7] == window.bars["close"][7]
+    bars_of(row)[7].update({extreme: 4137.0, "close": 4137 + sign * 0.6 * 10.0**-decimals})
+    assert read([json.dumps(row).encode()]).fault_total == 1
+
+
+@pytest.mark.parametrize("off", [1e-6, 1e-3])
 def test_prices_that_are_off_by_more_are_refused_with_all_their_digits(off: float) -> None:
     (row,) = dated_rows(1, seed=1, apart=60)
     high, opened = 104321.7, 104321.7 * (1 + off)

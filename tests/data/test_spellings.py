@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ctxtrain.data.notices import Notices
-from ctxtrain.data.parse_window import Window, parse_row, unread_fields
+from ctxtrain.data.parse_window import Window, parse_row
 from tests.helpers import Row, bars_of, make_row, walk, write_rows
 
 
@@ -51,7 +51,7 @@ def test_other_names_of_fields_give_the_same_window_and_are_not_reported_as_unre
     other = renamed(row, SPELLINGS[name])
     window = parsed(other)
     assert same_numbers(window, parsed(row))
-    assert unread_fields(other, window) == set()
+    assert window.unread == set()
 
 
 def as_text(value: Any) -> Any:
@@ -86,7 +86,7 @@ def test_the_documented_name_is_taken_where_both_are_given_and_the_other_stays_u
         bar |= {"Close": 1.0, "o": 2.0}
     window = parsed(row)
     assert same_numbers(window, parsed(make_row(seed=5)))
-    assert unread_fields(row, window) == {"bars.Close", "bars.o"}
+    assert window.unread == {"bars.Close", "bars.o"}
 
 
 def test_a_field_that_only_some_context_bars_spell_otherwise_is_read() -> None:

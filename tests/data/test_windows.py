@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxtrain.data.parse_window import BAR_FIELDS, parse_row
+from ctxtrain.data.parse_window import parse_row
+from ctxtrain.data.row_schema import BAR_FIELDS
 from ctxtrain.data.window_file import WindowFile, load_windows
 from ctxtrain.errors import DataError
 from tests.helpers import Row, bars_of, make_row, make_window, read, walk, write_rows
@@ -163,13 +164,13 @@ def test_a_row_that_is_no_object_is_refused(row: object, shown: str) -> None:
 
 
 def test_missing_fields_are_named() -> None:
+    no_label = "label is missing; it must be LONG, SHORT, SKIP in any case"
     assert reasons({}) == [
-        "label is missing; it must be LONG, SHORT, SKIP in any case",
-        "context_bars is missing",
-        "current_bar is missing",
+        no_label,
+        "a row must have context_bars and current_bar, or features, or context; it has none",
     ]
+    assert reasons({"context_bars": make_row()["context_bars"]}) == [no_label, "current_bar is missing"]
     assert reasons(without_bar_field("close", 3)) == ["context_bars[3].close is missing"]
-    assert reasons(without_bar_field("volume", -1)) == ["current_bar.volume is missing"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_missing_fields_are_named() -> None:
         ({"ext_dir": 2}, "ext_dir must be -1, 0 or 1, got 2"),
         ({"ext_bos": "yes"}, 'ext_bos must be true, false, 0 or 1, got "yes"'),
         ({"fvg_up": 2}, "fvg_up must be true, false, 0 or 1, got 2"),
-        ({"mgann_leg_index": 0}, "mgann_leg_index must be greater than or equal to 1, got 0"),
+        ({"mgann_leg_index": -1}, "mgann_leg_index must be greater than or equal to 0, got -1"),
         ({"mgann_leg_index": 11}, "mgann_leg_index must be less than or equal to 10, got 11"),
         ({"mgann_leg_index": 1.5}, "mgann_leg_index must be a valid integer, got 1.5"),
         ({"wave_strength": 101}, "wave_strength must be less than or equal to 100, got 101"),
@@ -327,8 +328,13 @@ def test_other_ids_are_refused(identity: object, shown: str) -> None:
     assert reasons(make_row(id=identity)) == [f"id must be text or a whole number, got {shown}"]
 
 
+FEATURE_RULE = "features.a must be a number, with a point and no other marks, or a word of at most 64 characters"
+
+
 def test_features_are_finite_numbers_by_name() -> None:
-    assert reasons(make_row(features={"a": "one"})) == ['features.a must be a valid number, got "one"']
+    for value in ("1,5", "1 000", "nan", "-inf", "1e400", "50%"):
+        assert reasons(make_row(features={"a": value})) == [f"{FEATURE_RULE}, got {json.dumps(value)}"]
+    assert reasons(make_row(features={"a": 1e16})) == ["features.a must be a number of at most 1e+15, got 1e+16"]
     assert reasons(make_row(features=[1])) == ["features must be a valid object, got [1]"]
 
 
@@ -339,10 +345,9 @@ def test_a_text_row_must_hold_text() -> None:
 
 def test_a_file_holds_one_shape(tmp_path: Path) -> None:
     rows = [make_row(), {"context": "a", "label": "LONG"}, make_row()]
-    reading = walk(write_rows(tmp_path / "rows.jsonl", rows))
-    assert reading.faults == [
-        f"{tmp_path}/rows.jsonl:2: mixes text rows (context) with window rows (context_bars); use one kind of row"
-    ]
+    (fault,) = walk(write_rows(tmp_path / "rows.jsonl", rows)).faults
+    mixed = "mixes window rows (context_bars) and text rows (context)"
+    assert fault == f"{tmp_path}/rows.jsonl:2: {mixed}; a file must have one kind of row"
 
 
 def test_all_faults_of_a_file_are_listed_in_one_pass(tmp_path: Path) -> None:
@@ -389,14 +394,14 @@ def test_a_hundred_faults_are_listed_at_most(tmp_path: Path) -> None:
 
 
 def test_two_features_of_a_row_are_two_faults_of_one_kind(tmp_path: Path) -> None:
-    rows = [make_row(features={f"a{n}": "x", f"b{n}": "y"}) for n in range(6)]
+    rows = [make_row(features={f"a{n}": "1,5", f"b{n}": "nan"}) for n in range(6)]
     reading = walk(write_rows(tmp_path / "rows.jsonl", rows))
     assert (len(reading.faults), reading.fault_total) == (10, 12)
     assert [fault.rpartition(": ")[2] for fault in reading.faults[:2]] == [
-        'features.a0 must be a valid number, got "x"',
-        'features.b0 must be a valid number, got "y"',
+        f'{FEATURE_RULE.replace("features.a", "features.a0")}, got "1,5"',
+        f'{FEATURE_RULE.replace("features.a", "features.b0")}, got "nan"',
     ]
-    assert reading.hidden == {"a feature must be a valid number": 2}
+    assert reading.hidden == {FEATURE_RULE.replace("features.a", "a feature"): 2}
 
 
 def test_fields_that_no_model_reads_are_counted() -> None:

@@ -15,7 +15,7 @@ import pytest
 from ctxtrain.config.overrides import dotted_keys
 from ctxtrain.config.schema import Config
 from ctxtrain.config.strict_yaml import parse_yaml
-from ctxtrain.data.parse_window import ROW_FIELDS, Bar
+from ctxtrain.data.row_schema import ROW_FIELDS, Bar
 from ctxtrain.pretraining.run import PretrainConfig
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import list_files

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import norm
 
-from ctxtrain.data.codec import fit_codec
+from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import collect_positions
 from ctxtrain.data.window_file import WindowFile

@@ -24,7 +24,7 @@ from ctxtrain.config.schema import Config
 from ctxtrain.data import strict_json
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.check import check_files
-from ctxtrain.data.parse_window import BAR_FIELDS, Bar
+from ctxtrain.data.row_schema import BAR_FIELDS, Bar
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
@@ -193,13 +193,15 @@ def test_a_key_of_a_real_row_that_stands_twice_is_found_wherever_it_is(amount: A
 
 NUMBER: list[Any] = ["1,5", True, [], {}, 1e16, -1e16, "", "NaN"]
 QUANTITY = [*NUMBER, -1, -1e-9]
-FLAG = ["yes", 2, -1, 1.5, [], {}, "true"]
+FLAG = ["yes", 2, -1, 1.5, [], {}, "wahr"]
 WRONG: dict[str, list[Any]] = dict.fromkeys(Bar.__annotations__, FLAG)
 WRONG |= dict.fromkeys(("open", "high", "low", "close", "delta"), NUMBER)
 WRONG |= dict.fromkeys(("volume", "buy_vol", "sell_vol", "atr_14"), QUANTITY)
 DIRECTION = ["up", "2", 2, -2, 0.5, [], {}]
-WRONG |= dict.fromkeys(("ext_dir", "int_dir"), DIRECTION)
-WRONG["mgann_leg_index"] = [0, 11, 1.5, "three", "11", True, []]
+WRONG |= dict.fromkeys(("ext_dir", "int_dir", "htf_dir"), DIRECTION)
+WRONG |= {"fvg_penetration": NUMBER, "fvg_quality": NUMBER, "mgann_wave_strength": QUANTITY}
+WRONG["mgann_leg_first_fvg"] = ["yes", 2, -1, 1.5, []]
+WRONG["mgann_leg_index"] = [-1, 11, 1.5, "three", "11", True, []]
 WRONG["wave_strength"] = [-1, 101, "50 %", "101", True, [], {}]
 WRONG["bar_index"] = ["1st", "1.5", 1.5, True, []]
 WRONG["time"] = ["noon", True, [], {}, "2025-13-01"]
@@ -207,7 +209,7 @@ WRONG_IN_ROW: dict[str, list[Any]] = {
     "label": [None, "", " LONG", "HOLD", "LONG,SHORT", 1, 1.0, True, ["LONG"], {"LONG": 1}, "L\u041eNG", "long\0"],
     "id": [1.5, True, [], {}],
     "symbol": [1, True, [], {}],
-    "features": [[1], "a", 1, {"a": "one"}, {"a": "true"}, {"a": [1]}, {"a": 1e16}],
+    "features": [[1], "a", 1, {"a": "1,5"}, {"a": "nan"}, {"a": "7 %"}, {"a": 1e16}, {"a": "x" * 65}],
     "context_bars": [None, {}, "bars", 1, [None] * 29, ["x"] * 30, [[]] * 40],
     "current_bar": [None, [], "bar", 1, {}],
 }
@@ -220,7 +222,7 @@ def mutations() -> Iterator[tuple[str, object]]:
             row = make_row(seed=seed)
             bars_of(row)[7 * seed % 30][name] = value
             yield name, row
-    for name in ("open", "high", "low", "close", "volume"):
+    for name in ("open", "high", "low", "close"):
         for index in (0, 28, 29):
             missing, null = make_row(), make_row()
             del bars_of(missing)[index][name]
@@ -355,7 +357,7 @@ NAMED: dict[str, tuple[bytes, str | None]] = {  # the file, and what its fault s
     "blank text": (b'{"context": " \\u00a0\\t", "label": "LONG"}', ":1: context must contain text, got only blanks"),
     "no rows": (b"", ": the file has no rows"),
     "blank lines alone": (b"\n\n \n", ": the file has no rows"),
-    "both shapes": (GOOD + b"\n" + BARS.encode(), ":2: mixes text rows (context) with window rows"),
+    "both shapes": (GOOD + b"\n" + BARS.encode(), ":2: mixes text rows (context) and window rows"),
     "digits beyond a double": (b'{"context": "a", "label": "LONG", "n": 123456789012345678901234567890}', None),
     "letters outside the plane": ('{"context": "\U0001f600", "label": "LONG"}'.encode(), None),
 }

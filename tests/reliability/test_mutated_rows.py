@@ -15,13 +15,13 @@ import pytest
 from numpy.random import Generator
 
 from ctxtrain.data.check import check_files
-from ctxtrain.data.codec import CodecFitter
-from ctxtrain.data.parse_window import BAR_FIELDS
+from ctxtrain.data.codec_fitter import CodecFitter
 from ctxtrain.data.profile import row_notices, survey
+from ctxtrain.data.row_schema import BAR_FIELDS
 from ctxtrain.data.walk_forward import walk_forward
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
-from ctxtrain.evaluation.baseline_inputs import input_names, window_inputs
+from ctxtrain.evaluation.baseline_inputs import window_inputs
 from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.worst_errors import confident_mistakes
 from tests.conftest import Amount
@@ -244,7 +244,7 @@ def looked_at(path: Path, rows: int) -> Counter[str]:
             codec = fitter.fit(kind)
             assert len(list(codec.render_all(windows))) == len(windows)
         if kinds == {True}:
-            table = window_inputs(windows, *input_names(codec))
+            table = window_inputs(windows, codec)
             assert not np.isinf(table).any()
     if windows:
         assert len(assign_blocks(surveyed.positions).block_N) == len(windows)

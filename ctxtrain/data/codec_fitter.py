@@ -1,0 +1,115 @@
+"""Training windows → the codec that renders them.
+
+Input: windows, one by one. Output: a `Codec`: the fields that every window has, and the scales and words of those that
+have no fixed range.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal
+
+from ctxtrain.data.codec import Codec
+from ctxtrain.data.columns import DiskColumn
+from ctxtrain.data.levels import Level, count_words, fit_level, fit_scale, fit_words
+from ctxtrain.data.parse_window import Window
+from ctxtrain.data.row_schema import BAR_FIELDS, BAR_NAMES, NO_FIELDS, SCALED_FIELDS, OwnFields
+from ctxtrain.errors import DataError
+
+# The field has two scales: 0 to 100, and 0 to 1. Which one is meant shows in the training rows.
+PERCENT = "wave_strength"
+
+
+class CodecFitter:
+    """Collects statistics of windows; fixes the fields that all of them have, their scales and their words.
+
+    `own` are the bar fields that the user declares.
+    """
+
+    def __init__(self, own: OwnFields = NO_FIELDS) -> None:
+        self.own = own
+        self.windows = 0
+        self.kind = "window"
+        self.counts: Counter[str] = Counter()
+        self._features: dict[str, DiskColumn] = {}
+        self._levels: dict[str, DiskColumn] = {}
+        self._words: dict[str, Counter[str]] = {}
+        self._largest_percent = 0.0
+
+    def add(self, window: Window) -> None:
+        self.windows += 1
+        self.kind = window.kind
+        self.counts.update(window.bars.keys())
+        self.counts.update(window.bar_words.keys())
+        self.counts.update(f"features.{name}" for name in (*window.features, *window.feature_words))
+        for name, value in window.features.items():
+            self._features.setdefault(name, DiskColumn("f8")).append(value)
+        for name in (*SCALED_FIELDS, PERCENT, *self.own):
+            if name in window.bars:
+                values = window.bars[name]
+                # Three bars stand for the window: the first, the middle one and the event.
+                self._levels.setdefault(name, DiskColumn("f8")).extend(values[[0, len(values) // 2, -1]].tolist())
+        for name, words in window.bar_words.items():
+            count_words(self._words.setdefault(name, Counter()), words)
+        for name, word in window.feature_words.items():
+            count_words(self._words.setdefault(f"features.{name}", Counter()), [word])
+        if PERCENT in window.bars:
+            self._largest_percent = max(self._largest_percent, float(window.bars[PERCENT].max()))
+
+    def partial_fields(self) -> dict[str, int]:
+        """Fields and features that only some windows have, with the number of windows that have them."""
+        return {name: count for name, count in sorted(self.counts.items()) if count < self.windows}
+
+    def fit(self, kind: Literal["compact", "json"]) -> Codec:
+        """The codec for the windows added so far. It leaves out every field that some of them lack.
+
+        Raises DataError for rows without bars that have no feature in common.
+        """
+        if self.kind == "text":
+            return Codec(kind="text", fields=[], features={})
+        names = [name for name in (*BAR_FIELDS, *self.own) if self.counts[name] == self.windows]
+        fields = [
+            name for name in names if kind == "json" or name not in ("buy_vol", "sell_vol")
+        ]  # the compact text has delta, their difference
+        features = [name for name in sorted(self._features) if len(self._features[name]) == self.windows]
+        words = [
+            name.removeprefix("features.")
+            for name, counts in sorted(self._words.items())
+            if name.startswith("features.") and self.counts[name] == self.windows and counts
+        ]
+        if not fields and not features and not words:
+            raise DataError("rows without bars must have a feature that every training row has, but they have none")
+        return Codec(
+            kind=kind,
+            fields=fields,
+            levels={name: self._fit_level(name) for name in fields if self._is_level(name)},
+            features={name: fit_scale(self._features[name].array()) for name in features},
+            feature_words={name: fit_words(self._words[f"features.{name}"]) for name in words},
+        )
+
+    def notes(self) -> list[str]:
+        """What was decided about the values of fields, for people."""
+        notes = []
+        if self._is_level(PERCENT) and self.counts[PERCENT] == self.windows:
+            notes.append(
+                f"{PERCENT} is at most 1 on all training rows, so it is read as a number from 0 to 1, not to 100"
+            )
+        return notes
+
+    def _is_level(self, name: str) -> bool:
+        is_share = name == PERCENT and PERCENT in self._levels and self._largest_percent <= 1
+        return name in SCALED_FIELDS or name not in BAR_NAMES or is_share
+
+    def _fit_level(self, name: str) -> Level:
+        if name in self._words:
+            return Level(kind="category", words=fit_words(self._words[name]))
+        return fit_level(self.own.get(name, "number"), self._levels[name].array())
+
+
+def fit_codec(kind: Literal["compact", "json"], windows: Iterable[Window], own: OwnFields = NO_FIELDS) -> Codec:
+    """The codec fitted to windows in memory."""
+    fitter = CodecFitter(own)
+    for window in windows:
+        fitter.add(window)
+    return fitter.fit(kind)

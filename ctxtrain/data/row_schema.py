@@ -1,0 +1,150 @@
+"""The fields of a row and of a bar, with their types: an allow-list.
+
+Only the fields declared here, and the bar fields that the config key `data.fields` declares, are read. Label-derived
+fields such as `conditions_met` cannot reach the model, because no code reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Required
+
+from pydantic import Field, Strict, WithJsonSchema
+from typing_extensions import TypedDict
+
+from ctxtrain.config.value_types import FieldKind
+from ctxtrain.errors import ConfigError, short_repr
+
+MIN_BARS, MAX_BARS = 20, 256
+MAX_MAGNITUDE = 1e15  # beyond any market; small enough that sums of squares do not overflow
+MAX_OWN_FIELDS = 20
+MAX_WORD_CHARS = 64
+
+Number = Annotated[float, Strict(), Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE, allow_inf_nan=False)]
+Quantity = Annotated[float, Strict(), Field(ge=0, le=MAX_MAGNITUDE, allow_inf_nan=False)]
+Flag = Literal[True, False, 0, 1] | None
+Direction = Literal[-1, 0, 1] | None
+WholeNumber = Annotated[int, Strict(), Field(ge=-int(MAX_MAGNITUDE), le=int(MAX_MAGNITUDE))]
+# Typed Any because `bar_order.py` and `_parse_id` validate them.
+Time = Annotated[Any, WithJsonSchema({"type": ["string", "number", "null"], "description": "ISO 8601, or a number"})]
+RowId = Annotated[Any, WithJsonSchema({"type": ["string", "integer", "null"]})]
+# Typed Any because `parse_window.py` sorts them into numbers and words, and leaves out objects and arrays.
+FeatureValue = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": -MAX_MAGNITUDE, "maximum": MAX_MAGNITUDE},
+                {"type": "string", "maxLength": MAX_WORD_CHARS, "pattern": "^[A-Za-z][A-Za-z0-9 _-]*$"},
+                {"type": ["boolean", "null"]},
+            ]
+        }
+    ),
+]
+
+OwnFields = Mapping[str, FieldKind]  # bar fields that the user declares, by name
+NO_FIELDS: OwnFields = MappingProxyType({})
+
+
+class Bar(TypedDict, total=False):
+    """One market bar of a row. A null field counts as missing."""
+
+    open: Required[Number]
+    high: Required[Number]
+    low: Required[Number]
+    close: Required[Number]
+    volume: Quantity | None
+    bar_index: WholeNumber | None
+    time: Time
+    delta: Number | None
+    buy_vol: Quantity | None
+    sell_vol: Quantity | None
+    atr_14: Quantity | None
+    ext_dir: Direction
+    int_dir: Direction
+    htf_dir: Direction
+    ext_bos: Flag
+    ext_bos_up: Flag
+    ext_bos_down: Flag
+    ext_choch: Flag
+    ext_choch_up: Flag
+    ext_choch_down: Flag
+    int_bos: Flag
+    int_bos_up: Flag
+    int_bos_down: Flag
+    int_choch: Flag
+    int_choch_up: Flag
+    int_choch_down: Flag
+    sweep_prev_high: Flag
+    sweep_prev_low: Flag
+    fvg_up: Flag
+    fvg_down: Flag
+    fvg_retest: Flag
+    fvg_penetration: Number | None
+    fvg_quality: Number | None
+    pb_wave_strength_ok: Flag
+    mgann_leg_index: Annotated[int, Strict(), Field(ge=0, le=10)] | None
+    mgann_leg_first_fvg: Literal[True, False, 0, 1]  # null is not missing: it says that the leg has no gap
+    mgann_wave_strength: Quantity | None
+    wave_strength: Annotated[float, Strict(), Field(ge=0, le=100, allow_inf_nan=False)] | None
+
+
+class WindowRow(TypedDict, total=False):
+    """A row that contains bars."""
+
+    context_bars: Required[Annotated[list[Bar], Field(min_length=MIN_BARS - 1, max_length=MAX_BARS - 1)]]
+    current_bar: Required[Bar]
+    id: RowId
+    symbol: Annotated[str, Strict()] | None
+    features: dict[str, FeatureValue] | None
+
+
+class FeaturesRow(TypedDict, total=False):
+    """A row that contains features and no bars."""
+
+    features: Required[Annotated[dict[str, FeatureValue], Field(min_length=1)]]
+    id: RowId
+    symbol: Annotated[str, Strict()] | None
+    time: Time
+    timeframe: Any
+
+
+class TextRow(TypedDict, total=False):
+    """A row that contains a custom prompt."""
+
+    context: Required[Annotated[str, Strict(), Field(min_length=1, pattern=r"\S")]]
+    id: RowId
+
+
+OBJECT_FLAGS = frozenset({"mgann_leg_first_fvg"})  # an object is true, null is false
+ORDER_FIELDS = ("bar_index", "time")  # used to order the bars; never read by the model
+BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in ORDER_FIELDS)
+BAR_NAMES = frozenset(Bar.__annotations__)
+PRICES = ("open", "high", "low", "close")
+# Bar fields that are numbers without a fixed range. Their levels are scaled by the training rows.
+SCALED_FIELDS = ("fvg_penetration", "fvg_quality", "mgann_wave_strength")
+# Bar fields that are no flags, directions or whole numbers.
+MEASURES = frozenset({*PRICES, "volume", "delta", "buy_vol", "sell_vol", "atr_14", "wave_strength", *SCALED_FIELDS})
+ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
+WINDOW_ROW_FIELDS = ROW_FIELDS - {"context"}  # a prompt in a row with bars is not read
+TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
+FEATURES_ROW_FIELDS = frozenset({*FeaturesRow.__annotations__, "label", "metadata"})
+# Known to be derived from the label. They are not declared above, so no code reads them; `check` reports them.
+LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
+
+
+def check_own_fields(own: OwnFields) -> None:
+    """Raise ConfigError if `data.fields` declares a field that has another meaning, or too many."""
+    faults = []
+    for name in own:
+        if name in BAR_NAMES:
+            faults.append(
+                f"data.fields must not declare {name}: this bar field is known and always read. Leave it out."
+            )
+        elif name in LABEL_DERIVED_FIELDS or not name.strip():
+            faults.append(f"data.fields must not declare {short_repr(name)}: it follows from the label. Leave it out.")
+    if len(own) > MAX_OWN_FIELDS:
+        faults.append(f"data.fields may declare at most {MAX_OWN_FIELDS} fields, got {len(own)}. Choose the best ones.")
+    if faults:
+        raise ConfigError(faults)
