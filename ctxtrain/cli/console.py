@@ -225,8 +225,9 @@ def print_check(report: Mapping[str, Any]) -> None:
             lines.append(f"{name}: times are {times['time_unit']}{span}")
     for name, tokens in report["tokens"].items():
         bars = report["bars"][name]
+        length = f"{bars['shortest']} to {bars['longest']} bars" if bars["longest"] else "rows without bars"
         lines.append(
-            f"{name}: {bars['shortest']} to {bars['longest']} bars, {tokens['shortest']} to {tokens['longest']} tokens "
+            f"{name}: {length}, {tokens['shortest']} to {tokens['longest']} tokens "
             f"(median {tokens['median']}); {_counted(tokens['rows_cut'], 'row')} longer than {tokens['max_tokens']:,}"
         )
     if report["unused_fields"]:

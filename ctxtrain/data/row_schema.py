@@ -126,10 +126,11 @@ PRICES = ("open", "high", "low", "close")
 SCALED_FIELDS = ("fvg_penetration", "fvg_quality", "mgann_wave_strength")
 # Bar fields that are no flags, directions or whole numbers.
 MEASURES = frozenset({*PRICES, "volume", "delta", "buy_vol", "sell_vol", "atr_14", "wave_strength", *SCALED_FIELDS})
-ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
-WINDOW_ROW_FIELDS = ROW_FIELDS - {"context"}  # a prompt in a row with bars is not read
-TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
-FEATURES_ROW_FIELDS = frozenset({*FeaturesRow.__annotations__, "label", "metadata"})
+_EVERY_ROW = {"label", "timeframe", "metadata"}
+WINDOW_ROW_FIELDS = _EVERY_ROW | WindowRow.__annotations__.keys()
+TEXT_ROW_FIELDS = _EVERY_ROW | TextRow.__annotations__.keys() | {"symbol"}
+FEATURES_ROW_FIELDS = _EVERY_ROW | FeaturesRow.__annotations__.keys()
+ROW_FIELDS = WINDOW_ROW_FIELDS | TEXT_ROW_FIELDS | FEATURES_ROW_FIELDS
 # Known to be derived from the label. They are not declared above, so no code reads them; `check` reports them.
 LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
 

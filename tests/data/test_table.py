@@ -125,9 +125,9 @@ def test_rows_are_parsed_and_tokenised_once(
     places: list[str] = []
     parse, texts, tokenise = parse_window.parse_row, Counter[str](), batches.token_rows
 
-    def counted(row: object, place: str, *, labelled: bool) -> tuple[Window | None, list[str]]:
+    def counted(row: object, place: str, **settings: Any) -> tuple[Window | None, list[str]]:
         places.append(place)
-        return parse(row, place, labelled=labelled)
+        return parse(row, place, **settings)
 
     def counting(of: Iterable[str], *settings: Any) -> Any:
         def seen() -> Iterator[str]:

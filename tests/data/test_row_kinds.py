@@ -1,0 +1,67 @@
+"""Every kind of row is trained on, exported, predicted and served by one code: whole runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctxtrain import TrainingPipeline, load_model
+from ctxtrain.cli.process import main
+from ctxtrain.serve.service import warm_up_window
+from tests.conftest import MakeConfig
+from tests.data.test_feature_rows import feature_row
+from tests.data.test_own_fields import OWN, own_row
+from tests.helpers import Row, bars_of, learnable_rows, write_rows
+
+pytestmark = pytest.mark.slow
+
+LABELS = ("LONG", "SHORT", "SKIP")
+
+
+def without_volume(seed: int) -> Row:
+    (row,) = learnable_rows(1, seed, bars=20)
+    for bar in bars_of(row):
+        bar["volume"] = None
+    return row
+
+
+KINDS: dict[str, tuple[Callable[[int], Row], dict[str, Any]]] = {
+    "features without bars": (feature_row, {}),
+    "declared fields": (own_row, dict(OWN)),
+    "20 bars without volume": (without_volume, {}),
+    "120 bars": (lambda seed: learnable_rows(1, seed, bars=120)[0], {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_row_is_trained_on_and_its_zip_predicts_and_warms_up(
+    kind: str, make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, fields = KINDS[kind]
+    rows = [make(seed) | {"id": f"r{seed}", "label": LABELS[seed % 3]} for seed in range(30)]
+    files = {
+        name: write_rows(tmp_path / f"{name}.jsonl", part) for name, part in (("train", rows[:21]), ("val", rows[21:]))
+    }
+    config = make_config(
+        *(f"data.{name}={path}" for name, path in files.items()),
+        "data.test=null",
+        f"data.fields={json.dumps(fields)}",
+        "training.epochs=1",
+        "training.warmup_steps=0",
+    )
+    summary = TrainingPipeline(config).run()
+    assert summary is not None
+    model = Path(config.output_dir) / "final_model.zip"
+    predictor = load_model(model)
+    expected = predictor.predict(rows[21:])
+    capfd.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main(["predict", str(model), str(files["val"])])
+    predicted = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["id"] for line in predicted] == [f"r{seed}" for seed in range(21, 30)]
+    assert [line["probabilities"] for line in predicted] == [
+        pytest.approx(line["probabilities"], abs=1e-6) for line in expected
+    ]
+    assert len(predictor.predict_windows([warm_up_window(predictor.codec)])) == 1
