@@ -19,6 +19,7 @@ from ctxtrain.errors import DataError
 
 # The field has two scales: 0 to 100, and 0 to 1. Which one is meant shows in the training rows.
 PERCENT = "wave_strength"
+MAX_NAMED_WORDS = 3
 
 
 class CodecFitter:
@@ -96,6 +97,21 @@ class CodecFitter:
                 f"{PERCENT} is at most 1 on all training rows, so it is read as a number from 0 to 1, not to 100"
             )
         return notes
+
+    def unseen_words(self, train: Codec) -> list[str]:
+        """Messages about the words of these windows that the codec of the training rows does not distinguish."""
+        known = {name: level.words.words for name, level in train.levels.items() if level.words is not None}
+        known |= {f"features.{name}": words.words for name, words in train.feature_words.items()}
+        messages = []
+        for name, words in known.items():
+            counts = self._words.get(name, Counter[str]())
+            if unseen := {word: count for word, count in counts.items() if word not in words}:
+                examples = ", ".join(sorted(unseen, key=lambda word: -unseen[word])[:MAX_NAMED_WORDS])
+                messages.append(
+                    f"{name} has {sum(unseen.values()):,} values that are none of its {len(words)} known words "
+                    f"({examples}); they are read as one other word"
+                )
+        return messages
 
     def _is_level(self, name: str) -> bool:
         is_share = name == PERCENT and PERCENT in self._levels and self._largest_percent <= 1

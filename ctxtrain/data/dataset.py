@@ -184,6 +184,13 @@ def load_dataset(
     for name, count in unpositioned.items():
         notices[name].append(f"{count:,} of the dropped rows have no position in time and may share bars with others")
     fitted = surveys["train"].fields.fit(codec)
+    for name, surveyed in surveys.items():
+        notices.setdefault(name, []).extend(surveyed.fields.unseen_words(fitted))
+    if absent := [name for name in surveys["train"].fields.own if not surveys["train"].fields.counts[name]]:
+        raise DataError(
+            f"data.fields declares {', '.join(absent)}, but no window of train has {'these' if absent[1:] else 'it'} on "
+            "every bar. Correct the name, or leave it out."
+        )
     labels = {name: surveyed.labels_N for name, surveyed in surveys.items()}
     counts_C = class_counts(labels["train"])
     epoch_counts_C = oversampled_counts(counts_C, oversampling, max_repeat)

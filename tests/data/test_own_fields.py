@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ctxtrain import TrainingPipeline
 from ctxtrain.data.codec import LEVEL_LETTERS, Codec
-from ctxtrain.data.codec_fitter import fit_codec
+from ctxtrain.data.codec_fitter import CodecFitter, fit_codec
 from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.row_schema import MAX_OWN_FIELDS, OwnFields, check_own_fields
 from ctxtrain.data.table_cache import TableCache
 from ctxtrain.data.window_file import WindowFile
-from ctxtrain.errors import ConfigError
+from ctxtrain.errors import ConfigError, DataError
+from tests.conftest import MakeConfig
 from tests.helpers import Row, bars_of, make_row, write_rows
 
 OWN: OwnFields = {"rsi": "number", "armed": "flag", "touches": "count", "session": "category"}
@@ -150,6 +152,27 @@ def test_a_saved_codec_renders_declared_fields_as_the_fitted_one(tmp_path: Path)
     loaded = Codec.load(tmp_path / "codec.json")
     assert loaded.own_fields == OWN
     assert loaded.render(window_of(own_row())) == codec.render(window_of(own_row()))
+
+
+def test_words_that_training_rows_lack_are_counted() -> None:
+    train, val = ([own_row(seed, session=word) for seed in range(2)] for word in ("NY", "Sydney"))
+    fitters = []
+    for rows in (train, val):
+        fitter = CodecFitter(OWN)
+        for row in rows:
+            fitter.add(window_of(row))
+        fitters.append(fitter)
+    codec = fitters[0].fit("compact")
+    assert fitters[0].unseen_words(codec) == []
+    assert fitters[1].unseen_words(codec) == [
+        "session has 60 values that are none of its 1 known words (Sydney); they are read as one other word"
+    ]
+
+
+def test_a_declared_field_that_no_training_row_has_ends_the_run_at_once(make_config: MakeConfig) -> None:
+    pipeline = TrainingPipeline(make_config("data.fields={rsi: number}"))
+    with pytest.raises(DataError, match=r"data\.fields declares rsi, but no window of train has it on every bar"):
+        pipeline.load_data()
 
 
 def test_known_label_side_and_too_many_fields_cannot_be_declared() -> None:
