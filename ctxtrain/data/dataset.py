@@ -188,8 +188,8 @@ def load_dataset(
         notices.setdefault(name, []).extend(surveyed.fields.unseen_words(fitted))
     if absent := [name for name in surveys["train"].fields.own if not surveys["train"].fields.counts[name]]:
         raise DataError(
-            f"data.fields declares {', '.join(absent)}, but no window of train has {'these' if absent[1:] else 'it'} on "
-            "every bar. Correct the name, or leave it out."
+            f"data.fields declares {', '.join(absent)}, but no window of train has {'them' if absent[1:] else 'it'} "
+            "on every bar. Correct the name, or leave it out."
         )
     labels = {name: surveyed.labels_N for name, surveyed in surveys.items()}
     counts_C = class_counts(labels["train"])
