@@ -38,12 +38,12 @@ class Notices:
 
     def add(self, window: Window) -> None:
         self.rows += 1
+        self.changes.update(window.changes)
         if window.text is not None:
             return
         for name, bars in window.lacking.items():
             rows_so_far, bars_so_far = self.lacking.get(name, (0, 0))
             self.lacking[name] = (rows_so_far + 1, bars_so_far + bars)
-        self.changes.update(window.changes)
         position = window.position
         if position.unit:
             self.units.setdefault(position.unit, window.location)

@@ -19,10 +19,10 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
 from ctxtrain.data.bar_order import WindowPosition, bar_name, locate_bars
+from ctxtrain.data.label_side import LabelSide, parse_label_side
 from ctxtrain.data.outliers import REL_TOL
 from ctxtrain.data.spellings import Changes, known_spelling, normalise_row
 from ctxtrain.errors import short_repr
-from ctxtrain.labels import LABELS
 
 MIN_BARS, MAX_BARS = 20, 256
 MAX_MAGNITUDE = 1e15  # beyond any market; small enough that sums of squares do not overflow
@@ -90,11 +90,13 @@ ORDER_FIELDS = ("bar_index", "time")  # used to order the bars; never read by th
 BAR_FIELDS = tuple(name for name in Bar.__annotations__ if name not in ORDER_FIELDS)
 BAR_NAMES = frozenset(Bar.__annotations__)
 SPELLED_FIELDS = BAR_NAMES - {"time"}  # `bar_order.py` finds the field with the time
-ROW_FIELDS = frozenset({*WindowRow.__annotations__, *TextRow.__annotations__, "label", "timeframe", "metadata"})
+ROW_FIELDS = frozenset(
+    {*WindowRow.__annotations__, *TextRow.__annotations__, "label", "label_horizon", "timeframe", "metadata"}
+)
 WINDOW_ROW_FIELDS = ROW_FIELDS - {"context"}  # a prompt in a row with bars is not read
 TEXT_ROW_FIELDS = ROW_FIELDS - {"context_bars", "current_bar", "features"}
-# Known to be derived from the label. They are not declared above, so no code reads them; `check` reports them.
-LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
+# Known to be derived from the label. They are not declared above, so the model cannot read them; `check` reports them.
+LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed", "outcome"})
 
 _PRICES = ("open", "high", "low", "close")
 _WINDOW_ROW = TypeAdapter(WindowRow)
@@ -110,7 +112,8 @@ class Window:
     locates the bars in time; the model never reads it. `lacking` maps each field that only some bars have to the number
     of bars without it, and each null feature to 0. `rounded` counts the bars whose high or low had a rounding error and
     was corrected. `changes` names the other spellings that the row was read from,
-    `unknown` the fields of its bars that are not declared.
+    `unknown` the fields of its bars that are not declared. `label_horizon` is the number of bars after the event that
+    the label looked at.
     """
 
     location: str
@@ -125,6 +128,7 @@ class Window:
     rounded: int = 0
     changes: Changes = frozenset()
     unknown: frozenset[str] = frozenset()
+    label_horizon: int | None = None
 
     @property
     def name(self) -> str:
@@ -142,7 +146,8 @@ def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | N
     """Convert one decoded row into a window, or into the reasons why it is invalid."""
     if not isinstance(row, dict):
         return None, [f"a row must be a JSON object, got {short_repr(row)}"]
-    label, reasons = _parse_label(row) if labelled else (None, [])
+    side = parse_label_side(row) if labelled else LabelSide()
+    reasons = list(side.reasons)
     is_text = "context" in row and "context_bars" not in row
     try:
         if is_text:
@@ -157,7 +162,10 @@ def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | N
     row_id, faults = _parse_id(row.get("id"))
     reasons = reasons + faults
     if is_text:
-        return (None, reasons) if reasons else (Window(location, row_id, label, text=text), [])
+        if reasons:
+            return None, reasons
+        of_text = Window(location, row_id, side.label, text=text, changes=side.changes, label_horizon=side.horizon)
+        return of_text, []
     bars = [*validated["context_bars"], validated["current_bar"]]
     rounded = _repair_rounding(bars)
     position, faults = locate_bars([*row["context_bars"], row["current_bar"]], BAR_NAMES)
@@ -170,15 +178,16 @@ def parse_row(row: object, location: str, *, labelled: bool) -> tuple[Window | N
     return Window(
         location,
         row_id,
-        label,
+        side.label,
         columns,
         {name: value for name, value in features.items() if value is not None},
         symbol=(validated.get("symbol") or "").strip() or None,
         position=position,
         lacking=position.lacking | lacking | null_features,
         rounded=rounded,
-        changes=changes,
+        changes=changes | side.changes,
         unknown=unknown,
+        label_horizon=side.horizon,
     ), []
 
 
@@ -242,15 +251,6 @@ def _columns(bars: Sequence[Mapping[str, Any]]) -> tuple[dict[str, NDArray[np.fl
             (other,) = {"buy_vol", "sell_vol"} - flows
             lacking.setdefault(other, len(bars))
     return columns, lacking
-
-
-def _parse_label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
-    value = row.get("label")
-    if isinstance(value, str) and value.upper() in LABELS:
-        return LABELS.index(value.upper()), []
-    if value is None:
-        return None, [f"label is missing; it must be {', '.join(LABELS)} in any case"]
-    return None, [f"label must be {', '.join(LABELS)} in any case, got {short_repr(value)}"]
 
 
 def _repair_rounding(bars: Sequence[Any]) -> int:

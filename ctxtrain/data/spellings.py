@@ -62,7 +62,7 @@ def _normalise_bar(bar: Any, known: frozenset[str], changes: set[tuple[str, str,
 
 
 def _value(field: str, value: Any, changes: set[tuple[str, str, str]]) -> Any:
-    if (number := _parse_number(value)) is not None:
+    if (number := parse_number(value)) is not None:
         changes.add(("text", field, ""))
         return int(number) if field not in NUMBERS and number.is_integer() else number
     if isinstance(value, float) and field not in NUMBERS and value.is_integer():
@@ -75,13 +75,13 @@ def _feature(name: str, value: Any, changes: set[tuple[str, str, str]]) -> Any:
     if isinstance(value, bool):
         changes.add(("flag", name, ""))
         return float(value)
-    if (number := _parse_number(value)) is not None:
+    if (number := parse_number(value)) is not None:
         changes.add(("text", f"features.{name}", ""))
         return number
     return value
 
 
-def _parse_number(value: Any) -> float | None:
+def parse_number(value: Any) -> float | None:
     """The number in a text, or None. Text beyond the range of floats stays text, which says more than Infinity."""
     if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
         return None

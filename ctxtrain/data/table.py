@@ -8,6 +8,7 @@ Columns, one entry per window:
     line                    line number in the file
     id, symbol, text        text, null if the window has none
     label                   index into `LABELS`, null without a label
+    label_horizon           bars after the event that the label looked at, null if the row does not say
     bars.NAME               float64 values of a field, oldest bar first; null if the window lacks the field
     features.name, .value   lists of equal length
     time.*, index.*         first, last and step of `Interval`, null if unknown
@@ -36,7 +37,7 @@ from ctxtrain.data.parse_window import BAR_FIELDS, Window
 
 Ints = NDArray[np.int64]
 
-VERSION = 1
+VERSION = 2
 ROWS_PER_BATCH = 256
 _ENDS = ("first", "last", "step")
 _NUMBERS = pa.list_(pa.float64())
@@ -47,6 +48,7 @@ SCHEMA = pa.schema(
         ("symbol", pa.string()),
         ("text", pa.string()),
         ("label", pa.int8()),
+        ("label_horizon", pa.int32()),
         *((f"bars.{name}", _NUMBERS) for name in BAR_FIELDS),
         ("features.name", pa.list_(pa.string())),
         ("features.value", _NUMBERS),
@@ -163,6 +165,7 @@ def _batch(windows: Sequence[tuple[int, Window]]) -> pa.RecordBatch:
         "symbol": [row.symbol for row in rows],
         "text": [row.text for row in rows],
         "label": [row.label for row in rows],
+        "label_horizon": [row.label_horizon for row in rows],
         **{f"bars.{name}": _lists([row.bars.get(name) for row in rows]) for name in BAR_FIELDS},
         "features.name": [list(row.features) for row in rows],
         "features.value": _lists([np.array(list(row.features.values()), dtype=np.float64) for row in rows]),
@@ -206,6 +209,7 @@ def _windows(batch: pa.RecordBatch, source: str) -> Iterator[Window]:
             {} if values is None else dict(zip(flat["features.name"][n], values.tolist(), strict=True)),
             text=flat["text"][n],
             symbol=flat["symbol"][n],
+            label_horizon=flat["label_horizon"][n],
             position=WindowPosition(
                 intervals[0],
                 intervals[1],
