@@ -102,7 +102,9 @@ def find_label_rule(surveys: Mapping[str, Survey]) -> LabelRule | None:
         if smaller[1] >= share and np.mean(list(smaller[2].values())) >= np.mean(list(recall.values())):
             tree, share, recall = smaller
             break
-    return LabelRule(share, len(judged_N), judged_on, recall, _describe(tree.tree_, tree.classes_, names, fitted_NF))
+    return LabelRule(
+        share, len(judged_N), judged_on, recall, describe_tree(tree.tree_, tree.classes_, names, fitted_NF)
+    )
 
 
 def _percent(share: float) -> str:
@@ -133,7 +135,7 @@ def _split_sample(surveys: Mapping[str, Survey]) -> tuple[list[str], Floats, Int
     return names, values[0][first], labels[0][first], values[0][later], labels[0][later], "later train rows"
 
 
-def _describe(tree: Any, classes: Ints, names: list[str], values_NF: Floats) -> list[str]:
+def describe_tree(tree: Any, classes: Ints, names: list[str], values_NF: Floats) -> list[str]:
     """The tree as `if … then CLASS` lines; the class with the most conditions is the `else` of the last line."""
     leaves = _leaves(tree, classes, 0, {})
     conditions: dict[int, list[Bounds]] = {}

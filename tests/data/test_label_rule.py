@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.tree import DecisionTreeClassifier
 
 from ctxtrain.cli.process import main
 from ctxtrain.data.check import check_files
 from ctxtrain.data.dataset import Inputs, load_dataset
-from ctxtrain.data.label_rule import LabelRule, find_label_rule
+from ctxtrain.data.label_rule import LabelRule, describe_tree, find_label_rule
 from ctxtrain.data.profile import survey
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.model.tokenizer import load_tokenizer
@@ -128,6 +129,9 @@ def test_the_most_common_class_is_no_rule_and_a_rare_class_by_a_rule_is_one(tmp_
     rule = found(tmp_path, **files)
     assert rule is not None
     assert rule.lines == ["if wave_strength ≥ 98 then LONG", "else SKIP"]
+    missed = [row | {"label": "LONG"} if n % 60 == 1 else row for n, row in enumerate(files["val"])]
+    assert np.mean([row["label"] == other["label"] for row, other in zip(missed, files["val"], strict=True)]) > 0.98
+    assert found(tmp_path, train=files["train"], val=missed) is None
     for rows in files.values():
         labels = rng.permutation([row["label"] for row in rows]).tolist()
         rows[:] = [row | {"label": label} for row, label in zip(rows, labels, strict=True)]
@@ -148,19 +152,28 @@ def test_the_sample_needs_the_bars_before_the_event(noise: float, tmp_path: Path
     assert find_label_rule(surveys) is None
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_a_rule_that_later_rows_do_not_follow_is_none_whatever_the_order_of_the_file(
-    shuffled: bool, tmp_path: Path
-) -> None:
-    rows = deepcopy(make_rows(200, 1, by_flags))
+def test_a_rule_is_judged_on_later_rows_whatever_the_order_of_the_file(tmp_path: Path) -> None:
+    """From some day on, rows with a gap are SKIP. Rows of all days together tell this; those before it do not."""
+    rows = deepcopy(make_rows(300, 1, lambda bar: "LONG" if bar["fvg_up"] else "SHORT"))
+    for n, row in enumerate(rows):
+        row["features"] = {"era": float(n >= 210)}
+        if n >= 210 and row["current_bar"]["fvg_down"]:
+            row["label"] = "SKIP"
+    undated = [rows[n] for n in np.random.default_rng(0).permutation(300)]
+    rule = found(tmp_path, train=undated)
+    assert rule is not None
+    assert "features.era" in " ".join(rule.lines)
     for n, row in enumerate(rows):
         for place, bar in enumerate(bars_of(row)):
             bar["time"] = 1_700_000_000 + 3_600 * n + 60 * place
-        if n >= 140:
-            row["label"] = {"LONG": "SKIP", "SKIP": "SHORT", "SHORT": "LONG"}[row["label"]]
-    if shuffled:
-        rows = [rows[n] for n in np.random.default_rng(0).permutation(200)]
-    assert found(tmp_path, train=rows) is None
+    assert found(tmp_path, train=undated) is None
+
+
+def test_branches_that_end_in_one_class_are_one_line() -> None:
+    values = np.repeat([[0.0], [1.0]], 10, axis=0)
+    tree = DecisionTreeClassifier(max_depth=1).fit(values, [0] * 17 + [1] * 3)
+    assert tree.get_n_leaves() == 2
+    assert describe_tree(tree.tree_, tree.classes_, ["a"], values) == ["else LONG"]
 
 
 def test_too_few_rows_are_said_in_check_and_few_val_rows_leave_the_later_train_rows(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_label_horizon_and_outcome_change_no_token(kind: Any, changes: Row) -> N
 
 @pytest.mark.parametrize("field", ["label_horizon", "outcome"])
 def test_null_is_not_given(field: str) -> None:
-    assert valid(make_row(**{field: None})).label_horizon is None
+    assert valid(make_row() | {field: None}).label_horizon is None
 
 
 @pytest.mark.parametrize(("value", "kind"), [(12, None), (12.0, "whole"), ("12", "text"), (" 12 ", "text")])
