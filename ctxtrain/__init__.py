@@ -24,6 +24,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.outliers               outlying prints, moved closer to the others
     data.bar_values             the values of validated bars as columns
     data.spellings              other spellings of fields and numbers
+    data.label_side             label, label horizon and outcome of a row
     data.parse_window           JSON object → window, or faults
     data.notices                notices about what was dropped, assumed or corrected
     data.columns                growing columns of numbers on disk
@@ -40,7 +41,9 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.class_weights          class weights of the loss
     data.profile                statistics of a file from one pass
     data.duplicates             rows that are the same window
-    data.leakage                leakage checks, purge and embargo
+    data.separation             purge, embargo and label horizon
+    data.leakage                leakage checks
+    data.label_rule             labels that a small decision tree reproduces
     data.drift                  drift between splits
     data.walk_forward           one file → walk-forward folds
     data.check                  the report of `ctxtrain check`

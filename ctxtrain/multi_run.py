@@ -297,8 +297,8 @@ def _pooled_baselines(
     baselines: dict[str, list[Baseline]] = {}
     for config in configs:
         settings = dataset_settings(config)
-        surveys, _ = read_splits(
-            inputs[config.evaluation.fold].files, purge=settings["purge"], embargo=settings["embargo"]
+        surveys, *_ = read_splits(
+            inputs[config.evaluation.fold].files, settings["purge"], settings["embargo"], settings["label_horizon"]
         )
         fitted, _ = fit_baselines(
             {split: survey.file for split, survey in surveys.items()},

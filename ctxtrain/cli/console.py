@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from ctxtrain.storage.metrics_log import MetricValues, Scores
 from ctxtrain.streams import ResilientStream
 
 UNBOUNDED = 1000  # columns, wide enough for every table
+RULE_WIDTH = 80  # columns
 
 
 def stdout() -> Console:
@@ -208,6 +210,7 @@ def _classes(metrics: Scores, *, scores: bool, confusion: bool) -> Table:
 def print_check(report: Mapping[str, Any]) -> None:
     """Rows and classes, then faults, leaks, warnings, notes, lengths, unused fields and totals, one per line."""
     from ctxtrain.data.leakage import describe_finding
+    from ctxtrain.data.separation import Horizon
 
     console = stdout()
     _print_table(console, _rows_table(report))
@@ -223,6 +226,8 @@ def print_check(report: Mapping[str, Any]) -> None:
         if times["time_unit"]:
             span = f", events from {times['first_event']} to {times['last_event']}" if times["first_event"] else ""
             lines.append(f"{name}: times are {times['time_unit']}{span}")
+    if report["label_horizon"]["bars"]:
+        lines.append(str(Horizon(**report["label_horizon"])))
     for name, tokens in report["tokens"].items():
         bars = report["bars"][name]
         length = f"{bars['shortest']} to {bars['longest']} bars" if bars["longest"] else "rows without bars"
@@ -247,7 +252,11 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     from ctxtrain.data.leakage import describe_finding
     from ctxtrain.data.profile import outlier_message
 
-    warnings = [*report["base"], *(describe_finding(leak) for leak in report["leaks"] if not leak["refused"])]
+    warnings = [
+        *report["base"],
+        *_label_rule(report),
+        *(describe_finding(leak) for leak in report["leaks"] if not leak["refused"]),
+    ]
     warnings += [f"not checked: {what}" for what in report["unchecked"]]
     warnings += [
         f"{name}: {_counted(count, 'row')} with the same window as an earlier row of the file"
@@ -269,6 +278,17 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
             for field, count in partial.items()
         ]
     return warnings
+
+
+def _label_rule(report: Mapping[str, Any]) -> list[str]:
+    """The rule that reproduces the labels, in lines of 80 columns."""
+    from ctxtrain.data.label_rule import LabelRule
+
+    if not report["label_rule"]:
+        return []
+    rule = LabelRule(**report["label_rule"])
+    lines = [fill(line, RULE_WIDTH, initial_indent="  ", subsequent_indent="    ") for line in rule.lines]
+    return ["\n".join([f"{rule}:", *lines])]
 
 
 def _counted(count: int, what: str) -> str:

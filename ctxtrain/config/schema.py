@@ -17,7 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ctxtrain.config.overrides import apply_overrides, describe_error, dotted_keys, missing_key_message
 from ctxtrain.config.strict_yaml import dump_yaml, load_yaml, parse_yaml
 from ctxtrain.config.value_types import (
+    Bars,
     ClassWeights,
+    Embargo,
     FieldKind,
     Fraction,
     GradNorm,
@@ -26,6 +28,7 @@ from ctxtrain.config.value_types import (
     OversamplingTarget,
     PathText,
     Seed,
+    Switch,
     Text,
     require_distinct,
 )
@@ -59,15 +62,18 @@ class DataConfig(Section):
     codec: Literal["compact", "json"] = Field(
         "compact", description="Text format of a window: compact (quantised integers) or json (for comparison)."
     )
-    purge: bool = Field(
-        False,
-        description="Drop training rows that share bars with val or test, and val rows that share bars with test.",
+    purge: Switch = Field(
+        "auto",
+        description="Drop training rows that share bars with val or test, and val rows that share bars with test; auto "
+        "does so with folds, with an embargo, and if labels look ahead.",
     )
-    embargo: int = Field(
-        0,
-        ge=0,
-        le=MAX_WINDOWS,
-        description="With purge or folds: also drop rows within this many bars of the evaluation rows.",
+    embargo: Embargo = Field(
+        "auto",
+        description="Purging also drops rows within this many bars of the evaluation rows; auto is the label horizon.",
+    )
+    label_horizon: Bars | None = Field(
+        None,
+        description="Bars after the event that labels look at; null is the largest label_horizon of the rows.",
     )
     fields: dict[Text, FieldKind] = Field(
         {},
@@ -222,7 +228,7 @@ class EvaluationConfig(Section):
         None,
         ge=2,
         le=MAX_FOLDS,
-        description="Number of purged walk-forward folds of data.train, with data.embargo; no other file is read.",
+        description="Number of walk-forward folds of data.train, by default purged; no other file is read.",
     )
     fold: int | None = Field(
         None, ge=1, le=MAX_FOLDS, description="Run only this fold, counted from 1; null runs all folds."
@@ -284,13 +290,10 @@ class Config(Section):
             config = cls.model_validate(tree)
         except ValidationError as error:
             faults += [describe_error(detail, KEYS) for detail in error.errors(include_url=False)]
-        if _get(tree, "evaluation", "folds") is None:
-            if _get(tree, "data", "val") is None:
-                faults.append(missing_key_message("data.val"))
-            if _get(tree, "data", "embargo") and not _get(tree, "data", "purge"):
-                faults.append(
-                    "data.embargo needs data.purge=true or evaluation.folds. Set one of them, or data.embargo=0."
-                )
+        if _get(tree, "evaluation", "folds") is None and _get(tree, "data", "val") is None:
+            faults.append(missing_key_message("data.val"))
+        if _get(tree, "data", "embargo") not in (None, 0, "auto") and _get(tree, "data", "purge") is False:
+            faults.append("data.embargo needs purging, but data.purge is false. Set data.purge=auto or data.embargo=0.")
         if not faults and config.evaluation.fold and not config.evaluation.fold <= (config.evaluation.folds or 0):
             fold, folds = config.evaluation.fold, config.evaluation.folds
             faults.append(f"evaluation.fold must be one of evaluation.folds, got {fold} of {folds}. Set both or none.")

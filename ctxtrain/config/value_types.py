@@ -47,6 +47,19 @@ def _check_oversampling_target(value: object) -> object:
     raise ValueError(f"must be auto, none, or a number of windows per class, at least 1 and at most {MAX_WINDOWS:,}")
 
 
+def _check_embargo(value: object) -> object:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WINDOWS
+    if is_count or value == "auto":
+        return value
+    raise ValueError(f"must be auto, or a number of bars, at least 0 and at most {MAX_WINDOWS:,}")
+
+
+def _check_switch(value: object) -> object:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise ValueError("must be auto, true or false")
+
+
 def _check_lora_layers(value: object) -> object:
     if not isinstance(value, str) or not re.fullmatch(r"all|last:[1-9][0-9]*", value):
         raise ValueError("must be all or last:N with N at least 1, for example last:6")
@@ -87,6 +100,13 @@ OversamplingTarget = Annotated[
         _check_oversampling_target,
         json_schema_input_type=Literal["auto", "none"] | Count,
     ),
+]
+Bars = Annotated[int, Field(ge=0, le=MAX_WINDOWS)]
+Embargo = Annotated[
+    Literal["auto"] | int, BeforeValidator(_check_embargo, json_schema_input_type=Literal["auto"] | Bars)
+]
+Switch = Annotated[
+    Literal["auto"] | bool, BeforeValidator(_check_switch, json_schema_input_type=Literal["auto"] | bool)
 ]
 LoraLayers = Annotated[str, BeforeValidator(_check_lora_layers)]
 

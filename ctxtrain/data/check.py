@@ -19,11 +19,13 @@ from ctxtrain.data.codec import Codec
 from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.drift import drift
 from ctxtrain.data.duplicates import DuplicateFinder
+from ctxtrain.data.label_rule import LabelRule, find_label_rule
 from ctxtrain.data.leakage import find_leaks, skipped_checks
 from ctxtrain.data.oversampling import by_label, class_counts, require_every_class
 from ctxtrain.data.positions import common_spans
 from ctxtrain.data.profile import Hashes, Survey, extent, outlier_summary, row_notices, survey
 from ctxtrain.data.row_schema import LABEL_DERIVED_FIELDS
+from ctxtrain.data.separation import Horizon, label_horizon
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
@@ -57,6 +59,8 @@ def check_files(
             errors.append(error)
     ignored = {name for surveyed, _ in results.values() for name in surveyed.file.report.ignored_fields}
     is_rendered = "train" in surveys and texts.keys() == surveys.keys()
+    horizon = label_horizon(surveys) if surveys else Horizon()
+    rule, unjudged = _label_rule(surveys)
     return {
         "rows": {name: surveyed.file.report.rows for name, (surveyed, _) in results.items()},
         "classes": {name: by_label(class_counts(surveyed.labels_N)) for name, (surveyed, _) in results.items()},
@@ -64,8 +68,10 @@ def check_files(
         "faults": [fault for error in errors for fault in error.faults][:MAX_FAULTS_SHOWN],
         "fault_total": sum(error.total for error in errors),
         "hidden_faults": dict(sum((error.hidden for error in errors), Counter[str]())),
-        "leaks": find_leaks(surveys, texts if is_rendered else {}) if "train" in surveys else [],
-        "unchecked": skipped_checks(surveys),
+        "leaks": find_leaks(surveys, texts if is_rendered else {}, horizon) if "train" in surveys else [],
+        "unchecked": skipped_checks(surveys) + unjudged,
+        "label_horizon": {"bars": horizon.bars, "source": horizon.source},
+        "label_rule": rule and rule.to_dict(),
         "duplicates": {name: _count_duplicates(name, surveyed) for name, surveyed in surveys.items()},
         "drift": {
             name: drift(surveys["train"], surveyed)
@@ -87,6 +93,16 @@ def check_files(
 def embedded_tokenizer() -> Tokenizer:
     """The tokenizer of the embedded base, read without transformers, whose import takes seconds."""
     return Tokenizer.from_file(str(_EMBEDDED))
+
+
+def _label_rule(surveys: Mapping[str, Survey]) -> tuple[LabelRule | None, list[str]]:
+    """The rule that reproduces the labels, if there is one, or why that could not be checked."""
+    if "train" not in surveys:
+        return None, []
+    try:
+        return find_label_rule(surveys), []
+    except ValueError as error:
+        return None, [f"labels that a small decision tree reproduces: {error}"]
 
 
 def _digest_texts(

@@ -22,14 +22,8 @@ from ctxtrain.data.batches import Tokens
 from ctxtrain.data.class_weights import class_weights
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.drift import drift
-from ctxtrain.data.leakage import (
-    Finding,
-    count_unpositioned,
-    describe_finding,
-    find_leaks,
-    purged_rows,
-    skipped_checks,
-)
+from ctxtrain.data.label_rule import find_label_rule
+from ctxtrain.data.leakage import Finding, describe_finding, find_leaks, skipped_checks
 from ctxtrain.data.notices import time_unit_message
 from ctxtrain.data.oversampling import by_label, class_counts, oversampled_counts
 from ctxtrain.data.positions import WindowPositions, common_spans
@@ -43,6 +37,7 @@ from ctxtrain.data.profile import (
     row_notices,
     survey,
 )
+from ctxtrain.data.separation import Auto, Separation, count_unpositioned, plan_separation, purged_rows
 from ctxtrain.data.tokens import TokenStore
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError
@@ -168,35 +163,33 @@ def load_dataset(
     oversampling: Literal["auto", "none"] | int,
     max_repeat: float | None,
     weights: Literal["auto", "none"] | Sequence[float],
-    purge: bool = False,
-    embargo: int = 0,
+    purge: bool | Auto = "auto",
+    embargo: int | Auto = "auto",
+    label_horizon: int | None = None,
     allow_leakage: bool = False,
 ) -> Dataset:
-    """Read `train`, `val` and, if present, `test`.
+    """Read `train`, `val` and, if present, `test`. Purge, embargo and label horizon are those of `plan_separation`.
 
     Raises one DataError with the faults of all files, or with all windows and ids that occur in two of them.
     """
-    surveys, unpositioned = read_splits(inputs.files, purge=purge, embargo=embargo)
+    surveys, separation, unpositioned = read_splits(inputs.files, purge, embargo, label_horizon)
     notices = row_notices(surveys)
     for name, surveyed in surveys.items():
         outliers = outlier_summary(surveyed)
         notices.setdefault(name, []).extend(outlier_message(field, facts) for field, facts in outliers.items())
+    notices["train"] = [*separation.notes, *_rule_notes(surveys), *notices["train"]]
     for name, count in unpositioned.items():
         notices[name].append(f"{count:,} of the dropped rows have no position in time and may share bars with others")
+    _refuse_absent_fields(surveys["train"])
     fitted = surveys["train"].fields.fit(codec)
     for name, surveyed in surveys.items():
         notices.setdefault(name, []).extend(surveyed.fields.unseen_words(fitted))
-    if absent := [name for name in surveys["train"].fields.own if not surveys["train"].fields.counts[name]]:
-        raise DataError(
-            f"data.fields declares {', '.join(absent)}, but no window of train has {'them' if absent[1:] else 'it'} "
-            "on every bar. Correct the name, or leave it out."
-        )
     labels = {name: surveyed.labels_N for name, surveyed in surveys.items()}
     counts_C = class_counts(labels["train"])
     epoch_counts_C = oversampled_counts(counts_C, oversampling, max_repeat)
     files = {name: surveyed.file for name, surveyed in surveys.items()}
     tokens = inputs.tokens.tokens(files, fitted, tokenizer, max_tokens)
-    leaks = find_leaks(surveys, {name: rows.digests() for name, rows in tokens.items()})
+    leaks = find_leaks(surveys, {name: rows.digests() for name, rows in tokens.items()}, separation.horizon)
     refused = [describe_finding(leak) for leak in leaks if leak["refused"]]
     if refused and not allow_leakage:
         raise DataError(refused)
@@ -221,15 +214,31 @@ def load_dataset(
     )
 
 
-def read_splits(
-    files: Mapping[str, WindowFile], *, purge: bool = False, embargo: int = 0
-) -> tuple[dict[str, Survey], dict[str, int]]:
-    """Read the rows of a run and drop the purged ones. Raises DataError with all faults.
+def _rule_notes(surveys: Mapping[str, Survey]) -> list[str]:
+    """A note if a rule reproduces the labels."""
+    try:
+        rule = find_label_rule(surveys)
+    except ValueError:
+        return []
+    return [f"{rule}. ctxtrain check prints the rule"] if rule else []
 
-    The second value counts, by split, the purged rows that have no position in time.
+
+def read_splits(
+    files: Mapping[str, WindowFile],
+    purge: bool | Auto = "auto",
+    embargo: int | Auto = "auto",
+    label_horizon: int | None = None,
+) -> tuple[dict[str, Survey], Separation, dict[str, int]]:
+    """Read the rows of a run and drop those that the `Separation` requires. Raises DataError with all faults.
+
+    The third value counts, by split, the dropped rows that have no position in time.
     """
     surveys = _read_surveys(files)
-    return _drop_purged(surveys, embargo) if purge else (surveys, {})
+    separation = plan_separation(surveys, purge=purge, embargo=embargo, configured_horizon=label_horizon)
+    if not separation.purge:
+        return surveys, separation, {}
+    surveys, unpositioned = _drop_purged(surveys, separation.embargo)
+    return surveys, separation, unpositioned
 
 
 def _read_surveys(files: Mapping[str, WindowFile]) -> dict[str, Survey]:
@@ -259,9 +268,18 @@ def _drop_purged(surveys: dict[str, Survey], embargo: int) -> tuple[dict[str, Su
         if len(rows) == len(surveys[name]):
             raise DataError(
                 f"data.purge must leave rows, but all {len(rows):,} of {name} share bars with, or lie within "
-                f"data.embargo={embargo} bars of, rows of a later split. Split the files by time."
+                f"{embargo:,} bars of, rows of a later split. Split the files by time, or set data.purge=false."
             )
     spans = common_spans({name: surveyed.positions for name, surveyed in surveys.items()})
     unpositioned = {name: count for name, count in count_unpositioned(spans).items() if name in purged} if spans else {}
     remaining = {name: surveys[name].file.without(rows) for name, rows in purged.items()}
     return surveys | _read_surveys(remaining), unpositioned
+
+
+def _refuse_absent_fields(train: Survey) -> None:
+    """Raise DataError if `data.fields` declares a field that no training window has."""
+    if absent := [name for name in train.fields.own if not train.fields.counts[name]]:
+        raise DataError(
+            f"data.fields declares {', '.join(absent)}, but no window of train has {'them' if absent[1:] else 'it'} "
+            "on every bar. Correct the name, or leave it out."
+        )

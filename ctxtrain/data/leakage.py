@@ -1,10 +1,7 @@
 """Find leakage: information about evaluation rows that is in the training data but will not be known in the market.
 
 Input: a `Survey` by split and, optionally, digests of the rendered texts. Output: findings as plain values, each with
-example rows and a remedy; and the rows that purging drops.
-
-Purging drops training rows that share bars with an evaluation window. An embargo also drops rows within a number of
-bars of an evaluation window (López de Prado, Advances in Financial Machine Learning, 2018, section 7.4).
+example rows and a remedy. `separation.py` drops rows that share bars with, or lie too close to, another split.
 """
 
 from __future__ import annotations
@@ -16,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.duplicates import DIFFERENT_TIME, LOOK_ALIKES, DuplicateFinder, Row, RowKeys
+from ctxtrain.data.duplicates import DIFFERENT_TIME, LOOK_ALIKES, DuplicateFinder, RowKeys
 from ctxtrain.data.positions import Spans, common_spans, missing_spans_reason, pairs_without_common_symbol
 from ctxtrain.data.profile import Hashes, Survey
+from ctxtrain.data.separation import Horizon, count_unpositioned, overlapping, rows_of_symbol, rows_within
 from ctxtrain.labels import LABELS
 
 Ints = NDArray[np.int64]
@@ -26,13 +24,14 @@ Finding = dict[str, Any]
 
 POSITION_KINDS = ("shared bars", "training on later rows")
 SINGLE_FIELD = "single-field leakage"
+LABEL_OVERLAP = "overlapping labels"  # not among the kinds above, because it needs a label horizon
 CONTENT_KINDS = ("identical window", "identical text", "same id", "two labels for one window", SINGLE_FIELD)
 EXAMPLES = 5
 # A field is reported if it alone predicts a class with this recall and this specificity, too high for a legitimate
 # forecast. On simulated rows, a flag that is part of the labelling rule stays below 0.85.
 SINGLE_FIELD_RATE = 0.9
+NO_HORIZON = Horizon()
 MIN_ROWS, MIN_ROWS_PER_CLASS = 30, 5  # with fewer rows, single-field leakage cannot be detected
-MAX_EMBARGO = 2**60  # nanoseconds (36 years); a time plus this fits in 64 bits
 REMEDIES = {
     DIFFERENT_TIME: (
         "If the clocks of the two files differ, for example by a time zone, these are the same windows: correct the "
@@ -46,10 +45,13 @@ REMEDIES = {
 REMOVE = "Remove these rows from one file, or set data.allow_leakage=true, which marks all results as unreliable."
 
 
-def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Hashes]) -> list[Finding]:
+def find_leaks(
+    surveys: Mapping[str, Survey], texts: Mapping[str, Hashes], horizon: Horizon = NO_HORIZON
+) -> list[Finding]:
     """Findings of all kinds; those that training refuses come first.
 
     `texts` holds, by split, 16 bytes of a digest of each rendered text, of shape (rows, 2). It may be empty.
+    `horizon` is how far labels look ahead.
     """
     spans = _spans_of_splits(surveys)
     finder = DuplicateFinder(surveys, spans)
@@ -69,6 +71,7 @@ def find_leaks(surveys: Mapping[str, Survey], texts: Mapping[str, Hashes]) -> li
         findings += _reported(pair, DIFFERENT_TIME, finder.moved(pair), surveys)
         if spans:
             findings += _shared_bars(pair, spans, surveys)
+            findings += _overlapping_labels(pair, spans, surveys, horizon)
             findings += _later_rows(pair, spans, surveys)
     findings += _two_labels(surveys, finder)
     findings += _single_field_leaks(surveys["train"])
@@ -114,58 +117,6 @@ def skipped_checks(surveys: Mapping[str, Survey]) -> list[str]:
     return skipped
 
 
-def overlapping(spans: Spans, name: str, others: Sequence[str], embargo: int = 0) -> tuple[Ints, list[Row]]:
-    """Rows of split `name` that overlap a window of the splits `others` or are within `embargo` bars of one.
-
-    The second result has, for each of these rows, one such window. An embargo of N bars is a duration, N times the
-    median bar length of the symbol, so a night or a weekend uses it up although it has no bars.
-    """
-    rows, partners = [], []
-    for symbol in np.unique(spans.symbol_N[name][spans.placed_N[name]]).tolist():
-        own_N, *other_rows = (_of_symbol(spans, split, symbol) for split in (name, *others))
-        gap = min(MAX_EMBARGO, embargo * round(np.median(spans.bar_N[name][own_N])))
-        rows_of_split = list(zip(others, other_rows, strict=True))
-        first = np.concatenate([spans.first_N[split][split_rows] for split, split_rows in rows_of_split])
-        last = np.concatenate([spans.last_N[split][split_rows] for split, split_rows in rows_of_split])
-        split_N = np.repeat(np.arange(len(others)), [len(split_rows) for split_rows in other_rows])
-        row_N = np.concatenate(other_rows)
-        if not len(first):
-            continue
-        order = np.argsort(first, kind="stable")
-        # If a window that starts before the row ends overlaps the row, then so does the one of them that ends last.
-        furthest = np.maximum.accumulate(last[order])
-        holder = order[np.maximum.accumulate(np.where(last[order] == furthest, np.arange(len(order)), 0))]
-        before = np.searchsorted(first[order], spans.last_N[name][own_N] + gap, side="right") - 1
-        hit = (before >= 0) & (furthest[before] >= spans.first_N[name][own_N] - gap)
-        rows += own_N[hit].tolist()
-        partners += [(others[split_N[n]], int(row_N[n])) for n in holder[before[hit]]]
-    order = np.argsort(np.array(rows, dtype=np.int64), kind="stable")
-    return np.array(rows, dtype=np.int64)[order], [partners[n] for n in order]
-
-
-def purged_rows(surveys: Mapping[str, Survey], embargo: int) -> dict[str, Ints]:
-    """Rows to drop, by split: rows that overlap a row of a later split, or are within `embargo` bars of one.
-
-    "Later" refers to the order of `surveys`. Rows without a position may overlap too, so they are also dropped. Raises
-    ValueError if the splits have no common scale of positions.
-    """
-    spans = _spans_of_splits(surveys)
-    if spans is None:
-        raise ValueError(missing_spans_reason({name: surveyed.positions for name, surveyed in surveys.items()}))
-    splits = list(surveys)
-    return {
-        name: np.union1d(
-            overlapping(spans, name, splits[place + 1 :], embargo)[0], np.flatnonzero(~spans.placed_N[name])
-        )
-        for place, name in enumerate(splits[:-1])
-    }
-
-
-def count_unpositioned(spans: Spans) -> dict[str, int]:
-    """By split, the number of rows without a position on the scale; splits without such rows are omitted."""
-    return {name: int((~placed_N).sum()) for name, placed_N in spans.placed_N.items() if not placed_N.all()}
-
-
 def describe_finding(finding: Finding) -> str:
     """A finding as one line of text."""
     where = " and ".join(finding["files"])
@@ -175,10 +126,6 @@ def describe_finding(finding: Finding) -> str:
 
 def _spans_of_splits(surveys: Mapping[str, Survey]) -> Spans | None:
     return common_spans({name: surveyed.positions for name, surveyed in surveys.items()})
-
-
-def _of_symbol(spans: Spans, name: str, symbol: int) -> Ints:
-    return np.flatnonzero((spans.symbol_N[name] == symbol) & spans.placed_N[name])
 
 
 def _finding(
@@ -238,12 +185,32 @@ def _shared_bars(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Sur
     return [_finding("shared bars", files, len(rows), names, remedy)]
 
 
+def _overlapping_labels(
+    files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey], horizon: Horizon
+) -> list[Finding]:
+    """Rows of the first file that share no bar with the second, but whose label, or that of the other row, does."""
+    if not horizon.bars:
+        return []
+    first, second = files
+    close = rows_within(surveys, first, [second], horizon.bars)
+    for row in overlapping(spans, first, [second])[0].tolist():
+        close.pop(row, None)
+    if not close:
+        return []
+    remedy = (
+        f"{horizon}, so labels of these rows, out of {len(surveys[first]):,} in {first}, depend on bars of a {second} "
+        f"row, or the reverse. Training drops these rows, unless data.purge=false or data.embargo is smaller."
+    )
+    names = [[surveys[first].names[row], surveys[other].names[twin]] for row, (other, twin) in close.items()][:EXAMPLES]
+    return [_finding(LABEL_OVERLAP, files, len(close), names, remedy)]
+
+
 def _later_rows(files: tuple[str, str], spans: Spans, surveys: Mapping[str, Survey]) -> list[Finding]:
     """Rows of the first file whose event is later than the first event of the second file, by symbol."""
     first, second = files
     count, touching, examples = 0, 0, []
     for symbol in np.intersect1d(spans.symbol_N[first], spans.symbol_N[second]).tolist():
-        own_N, other_N = (_of_symbol(spans, name, symbol) for name in files)
+        own_N, other_N = (rows_of_symbol(spans, name, symbol) for name in files)
         if not len(own_N) or not len(other_N):
             continue
         events = np.sort(spans.last_N[second][other_N])

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from ctxtrain.data.bar_order import WindowPosition, locate_bars, locate_event
 from ctxtrain.data.bar_values import bar_columns, own_columns, own_faults, price_faults, repair_rounding
+from ctxtrain.data.label_side import LabelSide, parse_label_side
 from ctxtrain.data.row_schema import (
     BAR_NAMES,
     FEATURES_ROW_FIELDS,
@@ -36,7 +37,6 @@ from ctxtrain.data.row_schema import (
 )
 from ctxtrain.data.spellings import Changes, known_spelling, normalise_row
 from ctxtrain.errors import short_repr
-from ctxtrain.labels import LABELS
 
 Kind = Literal["window", "features", "text"]
 
@@ -59,7 +59,8 @@ class Window:
     time; the model never reads it. `lacking` maps each field that only some bars have to the number of bars without it,
     and each null feature to 0. `rounded` counts the bars whose high or low had a rounding error and was corrected.
     `changes` names the other spellings that the row was read from, `unread` the fields that no code reads; those of
-    bars are prefixed with `bars.`, and features with `features.`.
+    bars are prefixed with `bars.`, and features with `features.`. `label_horizon` is the number of bars after the event
+    that the label looked at.
     """
 
     location: str
@@ -76,6 +77,7 @@ class Window:
     rounded: int = 0
     changes: Changes = frozenset()
     unread: frozenset[str] = frozenset()
+    label_horizon: int | None = None
 
     @property
     def name(self) -> str:
@@ -107,18 +109,19 @@ def parse_row(
     """
     if not isinstance(row, dict):
         return None, [f"a row must be a JSON object, got {short_repr(row)}"]
-    label, reasons = _parse_label(row) if labelled else (None, [])
+    side = parse_label_side(row) if labelled else LabelSide()
     row_id, id_changes, faults = _parse_id(row)
-    reasons += faults
-    common: dict[str, Any] = {"location": location, "id": row_id, "label": label}
+    reasons, outside = [*side.reasons, *faults], side.changes | id_changes
+    common: dict[str, Any] = {"location": location, "id": row_id, "label": side.label, "label_horizon": side.horizon}
     try:
         if "context_bars" in row or "current_bar" in row:
-            window = _parse_bars(row, own, id_changes, common)
+            window = _parse_bars(row, own, outside, common)
         elif "context" in row:
             text = _TEXT_ROW.validate_python(row)["context"]
-            window = Window(**common, text=text, changes=id_changes, unread=frozenset(row) - TEXT_ROW_FIELDS)
+            unread = row.keys() - TEXT_ROW_FIELDS - _names(outside)
+            window = Window(**common, text=text, changes=outside, unread=frozenset(unread))
         elif "features" in row:
-            window = _parse_features(row, id_changes, common)
+            window = _parse_features(row, outside, common)
         else:
             raise _Invalid(["a row must have context_bars and current_bar, or features, or context; it has none"])
     except ValidationError as error:
@@ -128,7 +131,8 @@ def parse_row(
     return (None, reasons) if reasons else (window, [])
 
 
-def _parse_bars(row: dict[str, Any], own: OwnFields, id_changes: Changes, common: dict[str, Any]) -> Window:
+def _parse_bars(row: dict[str, Any], own: OwnFields, outside: Changes, common: dict[str, Any]) -> Window:
+    """A row with bars; `outside` is what was changed in the other fields of the row."""
     unknown = _unknown_fields(row) - own.keys()
     validated, row, changes = _validate_window(row, unknown, own)
     bars, raw_bars = [*validated["context_bars"], validated["current_bar"]], [*row["context_bars"], row["current_bar"]]
@@ -151,14 +155,14 @@ def _parse_bars(row: dict[str, Any], own: OwnFields, id_changes: Changes, common
         feature_words=words,
         lacking=position.lacking | lacking | own_lacking | feature_lacking,
         rounded=rounded,
-        changes=changes | id_changes,
+        changes=changes | outside,
         unread=unread_features
-        | (row.keys() - WINDOW_ROW_FIELDS - {found for _, found, _ in id_changes})
+        | (row.keys() - WINDOW_ROW_FIELDS - _names(outside))
         | {f"bars.{name}" for name in unread_in_bars},
     )
 
 
-def _parse_features(row: dict[str, Any], id_changes: Changes, common: dict[str, Any]) -> Window:
+def _parse_features(row: dict[str, Any], outside: Changes, common: dict[str, Any]) -> Window:
     """A row without bars: its position is the time of the event, if the row has one."""
     row, changes = normalise_row(row)
     validated = _FEATURES_ROW.validate_python(row)
@@ -168,7 +172,7 @@ def _parse_features(row: dict[str, Any], id_changes: Changes, common: dict[str, 
         faults.append("features must have at least one number or word, got only null, arrays and objects")
     if faults:
         raise _Invalid(faults)
-    read = FEATURES_ROW_FIELDS | {position.time_name} | {found for _, found, _ in id_changes}
+    read = FEATURES_ROW_FIELDS | {position.time_name} | _names(outside)
     return Window(
         **common,
         features=features,
@@ -176,9 +180,14 @@ def _parse_features(row: dict[str, Any], id_changes: Changes, common: dict[str, 
         position=position,
         feature_words=words,
         lacking=lacking,
-        changes=changes | id_changes,
+        changes=changes | outside,
         unread=unread | (row.keys() - read),
     )
+
+
+def _names(changes: Changes) -> set[str]:
+    """The fields of a row that were read under another name."""
+    return {found for kind, found, _ in changes if kind == "id"}
 
 
 def _sort_features(
@@ -260,15 +269,6 @@ def _parse_id(row: Mapping[str, Any]) -> tuple[str | None, Changes, list[str]]:
     if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
         return (None if value is None else str(value)), frozenset(changes), []
     return None, frozenset(), [f"{name} must be text or a whole number, got {short_repr(value)}"]
-
-
-def _parse_label(row: Mapping[str, Any]) -> tuple[int | None, list[str]]:
-    value = row.get("label")
-    if isinstance(value, str) and value.upper() in LABELS:
-        return LABELS.index(value.upper()), []
-    if value is None:
-        return None, [f"label is missing; it must be {', '.join(LABELS)} in any case"]
-    return None, [f"label must be {', '.join(LABELS)} in any case, got {short_repr(value)}"]
 
 
 def _explain(detail: ErrorDetails, changes: Changes = frozenset()) -> str:

@@ -185,6 +185,14 @@ def common_spans(files: Mapping[str, WindowPositions], *, require_all: bool = Fa
     return None
 
 
+def index_spans(files: Mapping[str, WindowPositions]) -> Spans | None:
+    """The windows of all files by bar_index, or None if a row lacks it or it restarts."""
+    tracks = {name: file.index for name, file in files.items()}
+    if any(track.share < 1 for track in tracks.values()) or count_conflicts(files):
+        return None
+    return _spans("bar_index", files, tracks)
+
+
 def missing_spans_reason(files: Mapping[str, WindowPositions]) -> str:
     """Why no common scale exists, in words."""
     if len(kinds := _kinds(files)) > 1:

@@ -86,7 +86,8 @@ class RowNames(Sequence[str]):
 class Survey:
     """Facts about the rows of a file, in columns of shape (rows,), in row order.
 
-    `labels_N` are class indices, -1 without a label. `bars_N` is the number of bars, 0 for a row without bars.
+    `labels_N` are class indices, -1 without a label. `horizons_N` are the bars after the event that the label looked
+    at, -1 if the row does not say. `bars_N` is the number of bars, 0 for a row without bars.
     `contents_N2` is the first 16 bytes of a SHA-256 of everything the model could read. `changes_N` is the number of
     bars that differ from the previous bar in price or volume, at most 127, and 127 for a row without bars. `ids_N` is a
     hash of the row id, 0 without one. `outliers` lists, by field, the rows with an outlier.
@@ -95,6 +96,7 @@ class Survey:
     file: WindowFile
     names: RowNames
     labels_N: Ints
+    horizons_N: Ints
     bars_N: Ints
     ids_N: Hashes
     contents_N2: Hashes
@@ -108,7 +110,9 @@ class Survey:
         return len(self.names)
 
 
-_ROW = np.dtype([("label", "i1"), ("bars", "i2"), ("changes", "i1"), ("id", "u8"), ("content", "u8", (2,))])
+_ROW = np.dtype(
+    [("label", "i1"), ("horizon", "i4"), ("bars", "i2"), ("changes", "i1"), ("id", "u8"), ("content", "u8", (2,))]
+)
 
 
 class _Surveyor:
@@ -128,10 +132,11 @@ class _Surveyor:
         self._fields.add(window)
         self._positions.add(window)
         label = -1 if window.label is None else window.label
+        horizon = -1 if window.label_horizon is None else window.label_horizon
         identity = 0 if window.id is None else int.from_bytes(_digest(window.id.encode())[:8]) or 1
         content = _content(window)
         halves = (int.from_bytes(content[:8]), int.from_bytes(content[8:]))
-        self._rows.append((label, window.length, _changes(window), identity, halves))
+        self._rows.append((label, horizon, window.length, _changes(window), identity, halves))
         for name, is_outlier in numbers.outliers.items() if numbers else ():
             if is_outlier.any():
                 self._outliers.setdefault(name, []).append(row)
@@ -142,6 +147,7 @@ class _Surveyor:
             file,
             RowNames(file, len(rows)),
             rows["label"].astype(np.int64),
+            rows["horizon"],
             rows["bars"],
             rows["id"],
             rows["content"],

@@ -126,13 +126,13 @@ PRICES = ("open", "high", "low", "close")
 SCALED_FIELDS = ("fvg_penetration", "fvg_quality", "mgann_wave_strength")
 # Bar fields that are no flags, directions or whole numbers.
 MEASURES = frozenset({*PRICES, "volume", "delta", "buy_vol", "sell_vol", "atr_14", "wave_strength", *SCALED_FIELDS})
-_EVERY_ROW = {"label", "timeframe", "metadata"}
+_EVERY_ROW = {"label", "label_horizon", "timeframe", "metadata"}
 WINDOW_ROW_FIELDS = _EVERY_ROW | WindowRow.__annotations__.keys()
 TEXT_ROW_FIELDS = _EVERY_ROW | TextRow.__annotations__.keys() | {"symbol"}
 FEATURES_ROW_FIELDS = _EVERY_ROW | FeaturesRow.__annotations__.keys()
 ROW_FIELDS = WINDOW_ROW_FIELDS | TEXT_ROW_FIELDS | FEATURES_ROW_FIELDS
-# Known to be derived from the label. They are not declared above, so no code reads them; `check` reports them.
-LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed"})
+# Known to be derived from the label. They are not declared above, so the model cannot read them; `check` reports them.
+LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed", "outcome"})
 
 
 def check_own_fields(own: OwnFields) -> None:

@@ -115,7 +115,7 @@ def _feature(name: str, value: Any, changes: set[tuple[str, str, str]]) -> Any:
     return value
 
 
-def parse_number(value: Any) -> float | None:
+def parse_number(value: object) -> float | None:
     """The number in a text, or None. Text beyond the range of floats stays text, which says more than Infinity."""
     if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
         return None

@@ -8,6 +8,7 @@ Columns, one entry per window:
     line                    line number in the file
     id, symbol, text        text, null if the window has none
     label                   index into `LABELS`, null without a label
+    label_horizon           bars after the event that the label looked at, null if the row does not say
     bars.NAME               float64 values of a field, oldest bar first; null if the window lacks the field
     words.NAME              the same for an own field that is a category, as text
     features.name, .value   lists of equal length: the numbers
@@ -57,6 +58,7 @@ def table_schema(own: OwnFields = NO_FIELDS) -> pa.Schema:
             ("symbol", pa.string()),
             ("text", pa.string()),
             ("label", pa.int8()),
+            ("label_horizon", pa.int32()),
             *((f"bars.{name}", _NUMBERS) for name in numbers),
             *((f"words.{name}", _WORDS) for name, kind in own.items() if kind == "category"),
             ("features.name", _WORDS),
@@ -177,6 +179,7 @@ def _batch(windows: Sequence[tuple[int, Window]], schema: pa.Schema) -> pa.Recor
         "symbol": [row.symbol for row in rows],
         "text": [row.text for row in rows],
         "label": [row.label for row in rows],
+        "label_horizon": [row.label_horizon for row in rows],
         **{
             column: _lists([row.bars.get(column.removeprefix("bars.")) for row in rows])
             for column in schema.names
@@ -239,6 +242,7 @@ def _windows(batch: pa.RecordBatch, source: str) -> Iterator[Window]:
             bar_words={name: tuple(lists[n]) for name, lists in words.items() if lists[n] is not None},
             feature_words=dict(zip(flat["features.word_name"][n], flat["features.word"][n], strict=True)),
             symbol=flat["symbol"][n],
+            label_horizon=flat["label_horizon"][n],
             position=WindowPosition(
                 intervals[0],
                 intervals[1],

@@ -99,8 +99,9 @@ def dataset_settings(config: Config) -> dict[str, Any]:
         "oversampling": config.oversampling.target,
         "max_repeat": config.oversampling.max_repeat,
         "weights": config.loss.class_weights,
-        "purge": data.purge or config.evaluation.folds is not None,
+        "purge": True if data.purge == "auto" and config.evaluation.folds else data.purge,
         "embargo": data.embargo,
+        "label_horizon": data.label_horizon,
         "allow_leakage": data.allow_leakage,
     }
 

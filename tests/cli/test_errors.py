@@ -324,7 +324,7 @@ def test_a_check_of_good_files_reports_rows_classes_and_leaks(
     )
     assert re.search(r"^train: 30 to 30 bars, \d+ to \d+ tokens \(median \d+\); \d+ rows longer than 70$", out, re.M)
     assert "warning: not checked: single-field leakage: too few rows, needs 30 training rows" in out
-    assert out.splitlines()[-1] == "0 faults, 2 leaks that training refuses, 2 warnings"
+    assert out.splitlines()[-1] == "0 faults, 2 leaks that training refuses, 3 warnings"
 
 
 def test_a_check_counts_rows_that_stand_twice_in_a_file(capsys: Capture, tmp_path: Path) -> None:

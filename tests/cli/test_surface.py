@@ -23,7 +23,8 @@ from ctxtrain.engine.api import tune_process
 
 WAIT = "OMP_WAIT_POLICY"
 CONFIG_KEYS = """
-data data.train data.val data.test data.codec data.purge data.embargo data.allow_leakage data.fields data.cache
+data data.train data.val data.test data.codec data.purge data.embargo data.label_horizon data.allow_leakage
+data.fields data.cache
 model model.base model.revision model.max_tokens model.dtype model.engine model.quantization
 lora lora.r lora.alpha lora.dropout lora.target_modules lora.layers
 loss loss.focal_gamma loss.class_weights

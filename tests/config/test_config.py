@@ -46,8 +46,8 @@ def value(key: str, override: str) -> object:
 def test_defaults_are_those_of_the_specification() -> None:
     assert Config.parse(smallest()).model_dump() == {
         "data": {
-            "train": "train.jsonl", "val": "val.jsonl", "test": None, "codec": "compact", "purge": False, "embargo": 0,
-            "allow_leakage": False, "cache": "auto", "fields": {},
+            "train": "train.jsonl", "val": "val.jsonl", "test": None, "codec": "compact", "purge": "auto",
+            "embargo": "auto", "label_horizon": None, "allow_leakage": False, "cache": "auto", "fields": {},
         },
         "model": {
             "base": "embedded", "revision": None, "max_tokens": 2048, "dtype": "auto", "engine": "auto",
@@ -171,10 +171,19 @@ def test_required_keys_are_named() -> None:
 
 
 def test_an_embargo_that_would_drop_nothing_is_refused() -> None:
-    (fault,) = faults("data.embargo=5")
-    assert fault.startswith("data.embargo needs data.purge=true or evaluation.folds.")
-    for other in ("data.purge=true", "evaluation.folds=2"):
+    for other in ("data.purge=auto", "evaluation.folds=2"):
+        (fault,) = faults("data.embargo=5", "data.purge=false", *([] if "auto" in other else [other]))
+        assert fault.startswith("data.embargo needs purging, but data.purge is false.")
         assert with_overrides("data.embargo=5", other).data.embargo == 5
+
+
+def test_purging_takes_auto_or_a_switch_and_an_embargo_auto_or_a_number_of_bars() -> None:
+    assert value("data.purge", "true") is True
+    assert value("data.embargo", "12") == 12
+    assert faults("data.purge=1") == ["data.purge must be auto, true or false, got 1."]
+    rule = "data.embargo must be auto, or a number of bars, at least 0 and at most 10,000,000"
+    for given, shown in (("-1", "-1"), ("true", "true"), ("null", "null"), ("1.5", "1.5")):
+        assert faults(f"data.embargo={given}") == [f"{rule}, got {shown}."]
 
 
 @pytest.mark.parametrize(
@@ -323,7 +332,7 @@ def test_a_huge_number_is_refused_for_every_key_that_takes_one(value: str) -> No
     assert len(keys) > 20
     for key in keys:
         given = f"{key}=[{value},1,1]" if key in ("loss.class_weights", "training.seeds") else f"{key}={value}"
-        (fault,) = faults(given, *(["data.purge=true"] if key == "data.embargo" else []))
+        (fault,) = faults(given)
         assert fault.startswith(key), (given, fault)
         assert len(fault) < 300
 

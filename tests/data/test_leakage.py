@@ -15,9 +15,10 @@ from ctxtrain.data.check import check_files
 from ctxtrain.data.dataset import Inputs, load_dataset
 from ctxtrain.data.drift import drift, population_stability
 from ctxtrain.data.duplicates import DIFFERENT_TIME, LOOK_ALIKES
-from ctxtrain.data.leakage import CONTENT_KINDS, POSITION_KINDS, kinds_not_found, overlapping, purged_rows
+from ctxtrain.data.leakage import CONTENT_KINDS, POSITION_KINDS, kinds_not_found
 from ctxtrain.data.positions import Spans, common_spans
 from ctxtrain.data.profile import MAX_SAMPLED_ROWS, Survey, extent, survey
+from ctxtrain.data.separation import overlapping, purged_rows
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.labels import LABELS
@@ -33,6 +34,9 @@ pytestmark = pytest.mark.slow
 
 Files = dict[str, list[Row]]
 Plant = Callable[[Files, np.random.Generator], None]
+RULE_UNCHECKED = (
+    "labels that a small decision tree reproduces: too few rows, needs 30 and two classes of at least 5 to fit a tree,"
+)
 SPLITS = ("train", "val", "test")
 
 
@@ -372,6 +376,7 @@ def test_what_cannot_be_looked_for_is_said(tmp_path: Path) -> None:
     assert report["unchecked"] == [
         "shared bars, training on later rows: some rows have neither time nor bar_index on every bar",
         "single-field leakage: too few rows, needs 30 training rows and two classes of at least 5",
+        f"{RULE_UNCHECKED} and as many later train rows to judge it",
     ]
     assert kinds_not_found([], report["unchecked"]) == list(CONTENT_KINDS[:-1])
 

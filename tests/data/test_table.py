@@ -34,6 +34,8 @@ def unlike(count: int) -> list[Row]:
     for n, row in enumerate(rows):
         if n % 3 == 0:
             row["features"] = {"b": n / 7, "a": 1.0} if n % 2 else {}
+        if n % 9 == 0:
+            row["label_horizon"] = n
         if n % 4 == 0:
             row["id"] = f"ü{n}"
         if n % 6 == 0:
@@ -54,7 +56,7 @@ def unlike(count: int) -> list[Row]:
 def fields(window: Window) -> tuple[object, ...]:
     placed = window.position
     return (
-        *(window.location, window.id, window.label, window.text, window.symbol),
+        *(window.location, window.id, window.label, window.text, window.symbol, window.label_horizon),
         *(placed.time, placed.index, placed.unit, placed.time_name, placed.event),
         *(list(placed.indices), list(placed.counts)),
         list(window.features.items()),
