@@ -26,7 +26,11 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.notices                notices about what was dropped, assumed or corrected
     data.columns                growing columns of numbers on disk
     data.table                  windows as Arrow columns on disk
-    data.formats                JSON lines → windows or faults
+    data.parse_report           decoded rows → windows, or faults with their place
+    data.json_rows              JSON lines and JSON arrays → decoded rows
+    data.compression            .gz and .zst, unpacked while they are read
+    data.formats                the format of a file, told from its content
+    data.sources                a file, pipe or standard input → decoded rows
     data.table_cache            tables kept between runs, by content hash
     data.window_file            the windows of a file, parsed once
     data.features               windows → normalised numbers

@@ -213,9 +213,9 @@ def predict(
 
     check_output_file(output, model, data)
     least = parse_min_confidence(min_confidence)
-    from ctxtrain.data.formats import StandardInput
+    from ctxtrain.data.sources import StandardInput
 
-    piped = StandardInput() if data == "-" else None
+    source = StandardInput() if data == "-" else data
     look_at_model(model, data)
     announce(f"loading {model}")
     tune_process()
@@ -224,9 +224,9 @@ def predict(
     from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
 
-    rows = piped or WindowFile(data, labelled=False, keep=False)
+    rows = WindowFile(source, labelled=False, keep=False)
     predictor = load_model(model)
-    announce(f"reading {'standard input' if piped else data}")
+    announce(f"reading {rows.source.name}")
     batch = encode_rows(predictor, rows)
     announce(f"predicting {len(batch.ids):,} rows")
     with annotate_memory_errors("while predicting"), progress("predicting", len(batch.ids)) as advance:

@@ -29,7 +29,6 @@ from transformers import (
 
 from ctxtrain.data.batches import Tokens, tokenise
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.formats import StandardInput
 from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.engine.api import EngineChoice, make_inference_engine
@@ -208,7 +207,7 @@ class Predictor:
         tokens = self.tokenise(record_metadata())
         return EncodedBatch(ids, locations, np.array(labels, dtype=np.int64), tokens)
 
-    def encode_rows(self, rows: WindowFile | StandardInput) -> EncodedBatch:
+    def encode_rows(self, rows: WindowFile) -> EncodedBatch:
         """Tokenise rows in one pass. Raises DataError: invalid rows are reported before missing model inputs."""
         try:
             batch = self.encode(rows)

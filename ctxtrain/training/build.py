@@ -70,7 +70,7 @@ def window_files(config: Config) -> dict[str, WindowFile]:
 def build_inputs(config: Config, say: Callable[[str], None]) -> Inputs:
     """The rows of one run; `say` reports notes. Raises ConfigError or DataError if they cannot be cut into folds."""
     files = window_files(config)
-    say(f"reading {', '.join(str(file.path) for file in files.values())}")
+    say(f"reading {', '.join(file.source.name for file in files.values())}")
     if config.evaluation.folds:
         note_unused_files(config, say)
         assert config.evaluation.fold is not None, "require_single_run rejects a config of several folds"

@@ -1,0 +1,156 @@
+"""Where rows come from: a file, a named pipe, or standard input.
+
+Input: a path. Output: a `Source`, which gives its rows in one pass, with their numbers, and the SHA-256 of all of its
+bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import select
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from ctxtrain.data.compression import CHUNK
+from ctxtrain.data.formats import FORMATS, open_rows, require_format
+from ctxtrain.data.parse_report import NumberedRow, ParseReport
+from ctxtrain.errors import DataError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+    from _typeshed import WriteableBuffer as Buffer
+
+WRITER_WAIT = 2000  # milliseconds until a pipe without a writer counts as empty
+
+
+class Source(ABC):
+    """Rows by one name, which messages use."""
+
+    name: str
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the rows can be read again, so that their SHA-256 is known before they are parsed."""
+        return False
+
+    @abstractmethod
+    def open(self, report: ParseReport) -> AbstractContextManager[Iterator[NumberedRow]]:
+        """One pass over the rows. At its end, `report` has the SHA-256, and what was noticed about the format.
+
+        Raises DataError, also while the rows are read, if they cannot be read.
+        """
+
+    def sha256(self) -> str:
+        """SHA-256 of a stored source."""
+        raise NotImplementedError
+
+
+class FileSource(Source):
+    """A file, or a named pipe, which can be read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+
+    @property
+    def is_stored(self) -> bool:
+        return self._path.is_file()
+
+    @contextmanager
+    def open(self, report: ParseReport) -> Iterator[Iterator[NumberedRow]]:
+        with _open(self._path) as file, _open_hashed(self.name, file, report) as rows:
+            yield rows
+
+    def sha256(self) -> str:
+        with _open(self._path) as file, io.BufferedReader(file) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def require_readable(self) -> None:
+        """Raise DataError for a path that cannot hold rows: not a file or pipe, or recognisably another format."""
+        path = self._path
+        if not (path.is_file() or path.is_fifo()):
+            raise DataError(f"{_missing_file_message(path)}. Give the path of a file with rows in {FORMATS}.")
+        if path.is_file():
+            with path.open("rb") as file:
+                require_format(self.name, file)
+
+
+class StandardInput(Source):
+    """The rows on standard input, which can be read once."""
+
+    def __init__(self) -> None:
+        """Raises DataError if standard input is closed."""
+        if sys.stdin is None or sys.stdin.closed:
+            raise DataError("standard input is closed. Pipe the rows in, or give a file.")
+        self.name = "standard input"
+        self._stream = sys.stdin.buffer
+
+    @contextmanager
+    def open(self, report: ParseReport) -> Iterator[Iterator[NumberedRow]]:
+        with _open_hashed(self.name, self._stream, report) as rows:
+            yield rows
+
+
+def open_source(given: Source | str | Path) -> Source:
+    """The source of a path."""
+    return given if isinstance(given, Source) else FileSource(Path(given))
+
+
+def require_readable(path: str | Path) -> None:
+    """Raise DataError for a path that cannot hold rows: not a file or pipe, or recognisably another format."""
+    FileSource(Path(path)).require_readable()
+
+
+@contextmanager
+def _open_hashed(name: str, file: io.FileIO | BinaryIO, report: ParseReport) -> Iterator[Iterator[NumberedRow]]:
+    """The rows of an open file; at the end, `report` has the SHA-256 of all of its bytes."""
+    digest = hashlib.sha256()
+    with open_rows(name, io.BufferedReader(_HashingFile(file, digest), CHUNK), report) as rows:
+        yield rows
+    report.sha256 = digest.hexdigest()
+
+
+class _HashingFile(io.RawIOBase):
+    """A file that updates a digest with all bytes read from it."""
+
+    def __init__(self, file: io.FileIO | BinaryIO, digest: Hash) -> None:
+        self._file = file
+        self._digest = digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        count = self._file.readinto(buffer) or 0  # type: ignore[union-attr]  # files in binary mode have it
+        self._digest.update(memoryview(buffer)[:count])
+        return count
+
+
+def _open(path: Path) -> io.FileIO:
+    """Open a file or pipe for reading. After a timeout, a pipe without a writer is empty; a plain open would block."""
+    require_readable(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if path.is_fifo():
+        writer = select.poll()
+        writer.register(descriptor, select.POLLIN)
+        writer.poll(WRITER_WAIT)
+    os.set_blocking(descriptor, True)
+    return io.FileIO(descriptor)
+
+
+def _missing_file_message(path: Path) -> str:
+    if path.is_dir():
+        return f"{path}: rows must be in a file, but this is a folder"
+    if path.exists():
+        return f"{path}: rows must be in a file or a pipe, but this is a device or a socket"
+    if str(path) == "-":
+        return "-: only predict reads rows from standard input"
+    where = "" if path.is_absolute() else f" in {Path.cwd()}, the current folder"
+    return f"{path}: no such file{where}"
