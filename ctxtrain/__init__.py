@@ -28,6 +28,8 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.table                  windows as Arrow columns on disk
     data.parse_report           decoded rows → windows, or faults with their place
     data.json_rows              JSON lines and JSON arrays → decoded rows
+    data.plain_values           values of other types as plain values
+    data.arrow_rows             Parquet and Arrow → decoded rows
     data.compression            .gz and .zst, unpacked while they are read
     data.formats                the format of a file, told from its content
     data.sources                a file, pipe or standard input → decoded rows

@@ -10,7 +10,7 @@ import gzip
 import io
 import zlib
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ctxtrain.errors import DataError
 
@@ -23,15 +23,25 @@ _PACKINGS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes of
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 
 
-def unpack(name: str, raw: IO[bytes]) -> tuple[bytes, IO[bytes]]:
+class Unpacked(NamedTuple):
     """The first unpacked bytes of a stream, and a stream of all of them, the first included."""
+
+    start: bytes
+    stream: IO[bytes]
+    is_packed: bool
+
+
+def unpack(name: str, raw: IO[bytes]) -> Unpacked:
+    """Unpack a stream that may be compressed; `name` is the file's in messages."""
     start = raw.read(START)
     stream: IO[bytes] = io.BufferedReader(_Replayed(start, raw), CHUNK)
+    is_packed = False
     while packing := _packing(start):
-        stream = io.BufferedReader(_Unpacked(name, packing, stream), CHUNK)
+        is_packed = True
+        stream = io.BufferedReader(_UnpackedFile(name, packing, stream), CHUNK)
         start = stream.read(START)
         stream = io.BufferedReader(_Replayed(start, stream), CHUNK)
-    return start, stream
+    return Unpacked(start, stream, is_packed)
 
 
 def named_packing(name: str) -> str | None:
@@ -55,7 +65,7 @@ def _open_packed(packing: str, stream: IO[bytes]) -> Any:
     return pa.CompressedInputStream(stream, "zstd")
 
 
-class _Unpacked(io.RawIOBase):
+class _UnpackedFile(io.RawIOBase):
     """The unpacked bytes of a compressed stream."""
 
     def __init__(self, name: str, packing: str, stream: IO[bytes]) -> None:

@@ -6,14 +6,17 @@ Input: a stream of bytes. Output: rows with their numbers, as plain values. What
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import IO
 
+from ctxtrain.data.columns import temporary_disk
 from ctxtrain.data.compression import CHUNK, damaged, named_packing, unpack
 from ctxtrain.data.json_rows import array_rows, line_rows
 from ctxtrain.data.parse_report import BARS_REMEDY, NumberedRow, ParseReport
+from ctxtrain.data.plain_values import Conversions
 from ctxtrain.errors import DataError
 
 FORMATS = "JSON lines, a JSON array, Parquet or Arrow (plain, .gz or .zst)"
@@ -49,35 +52,75 @@ _BARS_AS_ARRAYS = re.compile(rb"\s*\[\s*(\[\s*)?[-\"]?[0-9]")  # [[1499040000000
 
 
 class Format(Enum):
-    """What a stream of rows holds; the value is its name in messages."""
+    """What a stream of rows holds."""
 
     LINES = "JSON lines"
     ARRAY = "JSON array"
+    PARQUET = "Parquet"
+    ARROW_FILE = "Arrow"
+    ARROW_STREAM = "Arrow stream"
 
 
-_ARROW_STARTS: dict[bytes, Format] = {}
+_ARROW_STARTS = {b"PAR1": Format.PARQUET, b"ARROW1": Format.ARROW_FILE, b"\xff\xff\xff\xff": Format.ARROW_STREAM}
 
 
 def require_format(name: str, raw: IO[bytes]) -> None:
     """Raise DataError, with the remedy, if the first bytes of a stream are of a format that is not read, or damaged."""
-    _detect(name, unpack(name, raw)[0])
+    _detect(name, unpack(name, raw).start)
 
 
 @contextmanager
-def open_rows(name: str, raw: IO[bytes], report: ParseReport) -> Iterator[Iterator[NumberedRow]]:
-    """The rows of a stream, which is read to its end. `report` receives the kind of their places, and blank lines.
+def open_rows(
+    name: str, raw: IO[bytes], report: ParseReport, file: IO[bytes] | None = None
+) -> Iterator[Iterator[NumberedRow]]:
+    """The rows of a stream, which is read to its end. `file` is the file below it, if it can be read again.
 
-    Raises DataError, also while the rows are read, for a format that is not read and for damaged content.
+    `report` receives the kind of their places, and what was noticed about the format. Raises DataError, also while the
+    rows are read, for a format that is not read and for damaged content.
     """
-    start, stream = unpack(name, raw)
-    if _detect(name, start) is Format.LINES:
-        yield line_rows(stream, report.notices)
-    else:
+    unpacked = unpack(name, raw)
+    kind = _detect(name, unpacked.start)
+    if kind is not Format.LINES:
         report.separator = ":row "
-        yield array_rows(stream)
-    for rest in (stream, raw):  # for damage after the last row, and for the digest of all bytes
-        while rest.read(CHUNK):
+    if kind in (Format.LINES, Format.ARRAY):
+        yield line_rows(unpacked.stream, report.notices) if kind is Format.LINES else array_rows(unpacked.stream)
+        _read_to_end(unpacked.stream, raw)
+        return
+    conversions = Conversions()
+    with ExitStack() as stack:
+        if file is None or unpacked.is_packed:
+            file = stack.enter_context(_copy(unpacked.stream))
+        _read_to_end(unpacked.stream, raw)
+        file.seek(0)
+        yield _arrow_rows(name, file, kind, conversions)
+    report.notices.conversions = list(conversions.lines())
+
+
+def _read_to_end(*streams: IO[bytes]) -> None:
+    """Find damage after the last row, and complete the digest of all bytes."""
+    for stream in streams:
+        while stream.read(CHUNK):
             pass
+
+
+@contextmanager
+def _copy(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    """A temporary file with the bytes of a stream, which can be read from any place."""
+    with tempfile.TemporaryFile() as file:
+        while content := stream.read(CHUNK):
+            with temporary_disk("a copy of the rows"):
+                file.write(content)
+        with temporary_disk("a copy of the rows"):
+            file.flush()
+        yield file
+
+
+def _arrow_rows(name: str, file: IO[bytes], kind: Format, conversions: Conversions) -> Iterator[NumberedRow]:
+    from ctxtrain.data.arrow_rows import ipc_rows, parquet_rows  # not at the top: pyarrow takes a while to import
+
+    if kind is Format.PARQUET:
+        return parquet_rows(name, file, conversions)
+    return ipc_rows(name, file, conversions, is_stream=kind is Format.ARROW_STREAM)
 
 
 def _detect(name: str, start: bytes) -> Format:

@@ -35,6 +35,7 @@ class Notices:
     empty_rows: int = 0
     empty_bars: int = 0
     changes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    conversions: list[str] = field(default_factory=list)  # messages about values of the format, such as NaN
 
     def add(self, window: Window) -> None:
         self.rows += 1
@@ -93,6 +94,7 @@ class Notices:
 
     def lines(self) -> Iterator[str]:
         """One message per kind of notice."""
+        yield from self.conversions
         yield from self._change_lines()
         yield from self._field_lines()
         for name, rows in self.time_names.items():

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from ctxtrain.data.compression import CHUNK
 from ctxtrain.data.formats import FORMATS, open_rows, require_format
@@ -65,8 +65,13 @@ class FileSource(Source):
 
     @contextmanager
     def open(self, report: ParseReport) -> Iterator[Iterator[NumberedRow]]:
-        with _open(self._path) as file, _open_hashed(self.name, file, report) as rows:
-            yield rows
+        with _open(self._path) as file:
+            before = os.fstat(file.fileno())
+            with _open_hashed(self.name, file, report, can_seek=self.is_stored) as rows:
+                yield rows
+            after = os.fstat(file.fileno())
+        if self.is_stored and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise DataError(f"{self.name}: the file was changed while it was read. Start again when it is complete.")
 
     def sha256(self) -> str:
         with _open(self._path) as file, io.BufferedReader(file) as stream:
@@ -109,10 +114,13 @@ def require_readable(path: str | Path) -> None:
 
 
 @contextmanager
-def _open_hashed(name: str, file: io.FileIO | BinaryIO, report: ParseReport) -> Iterator[Iterator[NumberedRow]]:
+def _open_hashed(
+    name: str, file: io.FileIO | BinaryIO, report: ParseReport, *, can_seek: bool = False
+) -> Iterator[Iterator[NumberedRow]]:
     """The rows of an open file; at the end, `report` has the SHA-256 of all of its bytes."""
     digest = hashlib.sha256()
-    with open_rows(name, io.BufferedReader(_HashingFile(file, digest), CHUNK), report) as rows:
+    hashed = io.BufferedReader(_HashingFile(file, digest), CHUNK)
+    with open_rows(name, hashed, report, cast("IO[bytes]", file) if can_seek else None) as rows:
         yield rows
     report.sha256 = digest.hexdigest()
 
