@@ -8,6 +8,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     streams                     standard output and standard error that survive write errors
     labels                      the three classes
     limits                      bounds of user-supplied numbers
+    urls                        URLs of files, shown without credentials
     versions                    checks of library versions and optional packages
     runtime                     device, processes, seeds, signals
     progress                    progress output
@@ -32,7 +33,8 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.arrow_rows             Parquet and Arrow → decoded rows
     data.compression            .gz and .zst, unpacked while they are read
     data.formats                the format of a file, told from its content
-    data.sources                a file, pipe or standard input → decoded rows
+    data.remote_files           files at URLs, copied by fsspec
+    data.sources                a file, URL, pipe or standard input → decoded rows
     data.table_cache            tables kept between runs, by content hash
     data.window_file            the windows of a file, parsed once
     data.features               windows → normalised numbers

@@ -258,7 +258,8 @@ class TrainingPipeline:
                 self.reporter.report_resume(start.name, self.state.step, self.total_steps, self.state.epochs)
             names = config.tracking.to if is_main_process() else []
             try:
-                with open_trackers(names, self.folder, config.model_dump(), self.state.step, say) as self.trackers:
+                settings = config.without_credentials().model_dump()
+                with open_trackers(names, self.folder, settings, self.state.step, say) as self.trackers:
                     yield
             finally:
                 leave_process_group()

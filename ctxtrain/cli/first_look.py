@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctxtrain.errors import DataError
+from ctxtrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ctxtrain.config.schema import Config
@@ -26,11 +26,16 @@ def look_at_inputs(config: Config) -> None:
         check_cache_dir(Path(config.data.cache), Path(config.output_dir))
     splits = ("train",) if config.evaluation.folds else ("train", "val", "test")
     faults = []
+    drivers = []  # that URLs need
     for path in filter(None, (getattr(config.data, split) for split in splits)):
         try:
             require_readable(path)
+        except ConfigError as error:
+            drivers += error.faults
         except DataError as error:
             faults += error.faults
+    if drivers:
+        raise ConfigError(list(dict.fromkeys(drivers + faults)))
     if faults:
         raise DataError(list(dict.fromkeys(faults)))
 

@@ -49,6 +49,7 @@ def start_fresh_process() -> None:
 
 def encode_rows(predictor: Any, rows: Any) -> Any:
     """The `EncodedBatch` of rows; what was dropped or guessed in them is printed once, on standard error."""
+    announce(f"reading {rows.source.name}")
     batch = predictor.encode_rows(rows)
     for line in rows.report.notices.lines():
         announce(f"note: {line}")

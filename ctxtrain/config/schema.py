@@ -38,8 +38,10 @@ from ctxtrain.limits import (
     MAX_TEXT_TOKENS,
     MAX_WINDOWS,
 )
+from ctxtrain.urls import absolute, shown
 
 EMBEDDED_BASE = "embedded"
+SPLITS = ("train", "val", "test")  # keys of `data` with the place of a file
 
 
 class Section(BaseModel):
@@ -294,10 +296,11 @@ class Config(Section):
         return config
 
     def with_absolute_paths(self) -> Self:
-        """A copy whose paths are absolute, so that it is valid in any working directory."""
-        data = {
-            name: path and str(Path(path).absolute()) for name, path in self.data if name in ("train", "val", "test")
-        }
+        """A copy to be stored: its paths are absolute, so that it is valid in any working directory.
+
+        URLs lose their credentials.
+        """
+        data = {name: path and absolute(path) for name, path in self.data if name in SPLITS}
         if self.data.cache != "auto":
             data["cache"] = str(Path(self.data.cache).absolute())
         base = str(Path(self.model.base).absolute()) if Path(self.model.base).is_dir() else self.model.base
@@ -308,6 +311,11 @@ class Config(Section):
                 "output_dir": str(Path(self.output_dir).absolute()),
             }
         )
+
+    def without_credentials(self) -> Self:
+        """A copy for trackers, whose URLs have no credentials."""
+        data = {name: path and shown(path) for name, path in self.data if name in SPLITS}
+        return self.model_copy(update={"data": self.data.model_copy(update=data)})
 
     def to_yaml(self) -> str:
         return dump_yaml(self.model_dump(mode="json"))

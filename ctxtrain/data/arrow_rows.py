@@ -45,10 +45,10 @@ def naming_damage(name: str, kind: str) -> Iterator[None]:
     """Turn errors of pyarrow about a file into a DataError."""
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's
             raise
-        reason = str(error).strip().partition("\n")[0][:200]
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         # A damaged length asks for any amount of memory.
         large = ", or one with batches that memory cannot hold" if isinstance(error, MemoryError) else ""
         raise DataError(

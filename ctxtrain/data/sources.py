@@ -1,7 +1,7 @@
-"""Where rows come from: a file, a named pipe, or standard input.
+"""Where rows come from: a file, a named pipe, a URL, or standard input.
 
-Input: a path. Output: a `Source`, which gives its rows in one pass, with their numbers, and the SHA-256 of all of its
-bytes.
+Input: a path or a URL. Output: a `Source`, which gives its rows in one pass, with their numbers, and the SHA-256 of
+all of its bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import os
 import select
 import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,9 @@ from typing import IO, TYPE_CHECKING, BinaryIO, cast
 from ctxtrain.data.compression import CHUNK
 from ctxtrain.data.formats import FORMATS, open_rows, require_format
 from ctxtrain.data.parse_report import NumberedRow, ParseReport
+from ctxtrain.data.remote_files import copy_of, require_driver
 from ctxtrain.errors import DataError
+from ctxtrain.urls import is_url, local_path, shown
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -50,6 +53,9 @@ class Source(ABC):
     def sha256(self) -> str:
         """SHA-256 of a stored source."""
         raise NotImplementedError
+
+    def release(self) -> None:  # noqa: B027  # most sources have nothing to release
+        """Remove a temporary copy, which is made again if the rows are read again."""
 
 
 class FileSource(Source):
@@ -87,6 +93,41 @@ class FileSource(Source):
                 require_format(self.name, file)
 
 
+class UrlSource(Source):
+    """A file at a URL, which is copied to a temporary file."""
+
+    def __init__(self, url: str) -> None:
+        self.name = shown(url)
+        self._url = url
+        self._copy: IO[bytes] | None = None
+
+    @property
+    def is_stored(self) -> bool:
+        return True
+
+    @contextmanager
+    def open(self, report: ParseReport) -> Iterator[Iterator[NumberedRow]]:
+        file = self._copied()
+        with _open_hashed(self.name, cast("BinaryIO", file), report, can_seek=True) as rows:
+            yield rows
+
+    def sha256(self) -> str:
+        digest = hashlib.file_digest(cast("BinaryIO", self._copied()), "sha256")  # type: ignore[arg-type]  # a file
+        return digest.hexdigest()
+
+    def release(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+
+    def _copied(self) -> IO[bytes]:
+        if self._copy is None:
+            self._copy = copy_of(self._url)
+            weakref.finalize(self, self._copy.close)
+        self._copy.seek(0)
+        return self._copy
+
+
 class StandardInput(Source):
     """The rows on standard input, which can be read once."""
 
@@ -104,13 +145,25 @@ class StandardInput(Source):
 
 
 def open_source(given: Source | str | Path) -> Source:
-    """The source of a path."""
-    return given if isinstance(given, Source) else FileSource(Path(given))
+    """The source of a path or a URL."""
+    if isinstance(given, Source):
+        return given
+    if isinstance(given, str) and is_url(given):
+        path = local_path(given)
+        return UrlSource(given) if path is None else FileSource(path)
+    return FileSource(Path(given))
 
 
-def require_readable(path: str | Path) -> None:
-    """Raise DataError for a path that cannot hold rows: not a file or pipe, or recognisably another format."""
-    FileSource(Path(path)).require_readable()
+def require_readable(given: str | Path) -> None:
+    """Raise DataError for a path that cannot hold rows: not a file or pipe, or recognisably another format.
+
+    Raises ConfigError for a URL that no installed package reads. Nothing is read from a URL.
+    """
+    source = open_source(given)
+    if isinstance(source, FileSource):
+        source.require_readable()
+    elif isinstance(given, str):
+        require_driver(given)
 
 
 @contextmanager

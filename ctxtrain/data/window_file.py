@@ -127,6 +127,7 @@ class WindowFile:
         except (KeyError, TypeError, ValueError, AttributeError):  # the stored report has another format
             return None
         self._parsed.is_parsed = True
+        self.source.release()
         return table
 
     def _parse(self) -> Iterator[Window]:
@@ -138,6 +139,7 @@ class WindowFile:
                     if writer:
                         writer.add(int(window.location.removeprefix(report.prefix)), window)
                     yield window
+            self.source.release()
             self._parsed.report, self._parsed.is_parsed = report, True
             if writer and cache and not report.faults:
                 self._parsed.table = cache.store(writer, report.to_dict(), report.sha256, labelled=self.labelled)
