@@ -31,10 +31,11 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.json_rows              JSON lines and JSON arrays → decoded rows
     data.plain_values           values of other types as plain values
     data.arrow_rows             Parquet and Arrow → decoded rows
+    data.memory_rows            lists, frames and tables in memory → decoded rows
     data.compression            .gz and .zst, unpacked while they are read
     data.formats                the format of a file, told from its content
     data.remote_files           files at URLs, copied by fsspec
-    data.sources                a file, URL, pipe or standard input → decoded rows
+    data.sources                a file, URL, pipe or object in memory → decoded rows
     data.table_cache            tables kept between runs, by content hash
     data.window_file            the windows of a file, parsed once
     data.features               windows → normalised numbers

@@ -7,7 +7,7 @@ specification. Only `train.py` and `cli/process.py` receive a `Config`; every ot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -51,7 +51,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Input files and how the model reads them."""
 
-    train: PathText = Field(description="Training rows, .jsonl or .jsonl.gz.")
+    train: PathText | None = Field(
+        None, description="Training rows: a file or a URL. Required, unless rows in memory are given from Python."
+    )
     val: PathText | None = Field(
         None,
         description="Validation rows, to choose the epoch and the temperature. Required without evaluation.folds.",
@@ -251,25 +253,25 @@ class Config(Section):
     output_dir: PathText = Field(description="The run folder.")
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file, apply `section.key=value` overrides and validate the result.
-
-        Raises ConfigError with all faults.
-        """
-        return cls.parse(load_yaml(path), overrides)
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), *, rows_in_memory: bool = False) -> Self:
+        """Read a YAML file, apply `section.key=value` overrides and validate the result, as `parse` does."""
+        return cls.parse(load_yaml(path), overrides, rows_in_memory=rows_in_memory)
 
     @classmethod
     def from_run(cls, text: str, path: Path) -> Self:
         """Parse the `config.yaml` of a run folder. Raises DataError, with the file name, if the text is not valid."""
         try:
-            return cls.parse(parse_yaml(text, str(path)))
+            return cls.parse(parse_yaml(text, str(path)), rows_in_memory=True)
         except ConfigError as error:
             faults = [fault if fault.startswith(str(path)) else f"{path}: {fault}" for fault in error.faults]
             raise DataError([*faults, "Restore the file that the run wrote."]) from None
 
     @classmethod
-    def parse(cls, tree: object, overrides: Sequence[str] = ()) -> Self:
-        """Validate a nested mapping after applying overrides. Raises ConfigError with all faults."""
+    def parse(cls, tree: object, overrides: Sequence[str] = (), *, rows_in_memory: bool = False) -> Self:
+        """Validate a nested mapping after applying overrides. Raises ConfigError with all faults.
+
+        With `rows_in_memory`, which are given to the pipeline, `data.train` and `data.val` are not required.
+        """
         if not isinstance(tree, dict):
             raise ConfigError(f"A config must be a mapping of sections, got {short_repr(tree)}.")
         tree = deepcopy(tree)
@@ -281,13 +283,11 @@ class Config(Section):
             config = cls.model_validate(tree)
         except ValidationError as error:
             faults += [describe_error(detail, KEYS) for detail in error.errors(include_url=False)]
-        if _get(tree, "evaluation", "folds") is None:
-            if _get(tree, "data", "val") is None:
-                faults.append(missing_key_message("data.val"))
-            if _get(tree, "data", "embargo") and not _get(tree, "data", "purge"):
-                faults.append(
-                    "data.embargo needs data.purge=true or evaluation.folds. Set one of them, or data.embargo=0."
-                )
+        has_folds = _get(tree, "evaluation", "folds") is not None
+        required = [] if rows_in_memory else ["train"] if has_folds else ["train", "val"]
+        faults += [missing_key_message(f"data.{name}") for name in required if _get(tree, "data", name) is None]
+        if not has_folds and _get(tree, "data", "embargo") and not _get(tree, "data", "purge"):
+            faults.append("data.embargo needs data.purge=true or evaluation.folds. Set one of them, or data.embargo=0.")
         if not faults and config.evaluation.fold and not config.evaluation.fold <= (config.evaluation.folds or 0):
             fold, folds = config.evaluation.fold, config.evaluation.folds
             faults.append(f"evaluation.fold must be one of evaluation.folds, got {fold} of {folds}. Set both or none.")
@@ -296,11 +296,8 @@ class Config(Section):
         return config
 
     def with_absolute_paths(self) -> Self:
-        """A copy to be stored: its paths are absolute, so that it is valid in any working directory.
-
-        URLs lose their credentials.
-        """
-        data = {name: path and absolute(path) for name, path in self.data if name in SPLITS}
+        """A copy to be stored, valid in any working directory: with absolute paths, and URLs without credentials."""
+        data = self._places(absolute)
         if self.data.cache != "auto":
             data["cache"] = str(Path(self.data.cache).absolute())
         base = str(Path(self.model.base).absolute()) if Path(self.model.base).is_dir() else self.model.base
@@ -312,10 +309,13 @@ class Config(Section):
             }
         )
 
-    def without_credentials(self) -> Self:
-        """A copy for trackers, whose URLs have no credentials."""
-        data = {name: path and shown(path) for name, path in self.data if name in SPLITS}
-        return self.model_copy(update={"data": self.data.model_copy(update=data)})
+    def public_values(self) -> dict[str, Any]:
+        """All values, for trackers: URLs have no credentials."""
+        values = self.model_dump()
+        return values | {"data": values["data"] | self._places(shown)}
+
+    def _places(self, convert: Callable[[str], str]) -> dict[str, str | None]:
+        return {name: path and convert(path) for name, path in self.data if name in SPLITS}
 
     def to_yaml(self) -> str:
         return dump_yaml(self.model_dump(mode="json"))

@@ -15,7 +15,7 @@ from typing import IO
 from ctxtrain.data.columns import temporary_disk
 from ctxtrain.data.compression import CHUNK, damaged, named_packing, unpack
 from ctxtrain.data.json_rows import array_rows, line_rows
-from ctxtrain.data.parse_report import BARS_REMEDY, NumberedRow, ParseReport
+from ctxtrain.data.parse_report import BARS_REMEDY, IN_FILE, NumberedRow, ParseReport
 from ctxtrain.data.plain_values import Conversions
 from ctxtrain.errors import DataError
 
@@ -81,7 +81,7 @@ def open_rows(
     unpacked = unpack(name, raw)
     kind = _detect(name, unpacked.start)
     if kind is not Format.LINES:
-        report.separator = ":row "
+        report.separator = IN_FILE
     if kind in (Format.LINES, Format.ARRAY):
         yield line_rows(unpacked.stream, report.notices) if kind is Format.LINES else array_rows(unpacked.stream)
         _read_to_end(unpacked.stream, raw)

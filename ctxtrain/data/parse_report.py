@@ -18,6 +18,7 @@ from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 MAX_ROWS_PER_KIND = 10  # of faults that are alike: with one in every row, no other would be seen
 MAX_KINDS = 1_000
+IN_FILE, IN_MEMORY = ":row ", " row "  # separators of rows without lines
 _FEATURE = re.compile(r"^features\.\S+")
 _BAR = re.compile(r"\b(context_bars\[\d+\]|current_bar)")
 
@@ -148,7 +149,8 @@ def parse_rows(rows: Iterable[NumberedRow], report: ParseReport, *, labelled: bo
             first_of_kind.setdefault(window.text is None, place)
             yield window
     if not report.rows:
-        report.add_faults(report.source, ["the file has no rows; at least one is required"])
+        what = "there are no rows" if report.separator == IN_MEMORY else "the file has no rows"
+        report.add_faults(report.source or "rows", [f"{what}; at least one is required"])
     if len(first_of_kind) == 2:
         second = list(first_of_kind.values())[1]
         report.add_faults(second, ["mixes text rows (context) with window rows (context_bars); use one kind of row"])

@@ -28,7 +28,8 @@ class Conversions:
     def lines(self) -> Iterator[str]:
         """One message per kind of change."""
         if self.nan:
-            yield f"NaN counts as not given: {self.nan.total():,} values of {_join(self.nan)}"
+            total = self.nan.total()
+            yield f"NaN counts as not given: {total:,} value{'' if total == 1 else 's'} of {_join(self.nan)}"
         if narrow := +self.float32:  # without fields that are null in every row
             yield (
                 f"{_join(narrow)}: numbers of 32 bits have 7 digits, and are read as the shortest decimal number "

@@ -1,7 +1,7 @@
-"""Where rows come from: a file, a named pipe, a URL, or standard input.
+"""Where rows come from: a file, a named pipe, a URL, standard input, or an object in memory.
 
-Input: a path or a URL. Output: a `Source`, which gives its rows in one pass, with their numbers, and the SHA-256 of
-all of its bytes.
+Input: a path, a URL, or rows. Output: a `Source`, which gives its rows in one pass, with their numbers, and the SHA-256
+of all of its bytes, or of the rows in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from ctxtrain.data.compression import CHUNK
 from ctxtrain.data.formats import FORMATS, open_rows, require_format
-from ctxtrain.data.parse_report import NumberedRow, ParseReport
+from ctxtrain.data.memory_rows import canonical, memory_rows, require_rows
+from ctxtrain.data.parse_report import IN_MEMORY, NumberedRow, ParseReport
+from ctxtrain.data.plain_values import Conversions
 from ctxtrain.data.remote_files import copy_of, require_driver
 from ctxtrain.errors import DataError
 from ctxtrain.urls import is_url, local_path, shown
@@ -144,14 +146,40 @@ class StandardInput(Source):
             yield rows
 
 
-def open_source(given: Source | str | Path) -> Source:
-    """The source of a path or a URL."""
+class MemorySource(Source):
+    """Rows in memory: a list of dicts, a frame, a table, or another iterable of mappings, which is read once."""
+
+    def __init__(self, rows: object, name: str) -> None:
+        """`name` stands before the number of a row in messages. Raises DataError for an object without rows."""
+        require_rows(rows)
+        self.name = name
+        self._rows = rows
+
+    @contextmanager
+    def open(self, report: ParseReport) -> Iterator[Iterator[NumberedRow]]:
+        report.separator = IN_MEMORY
+        digest, conversions = hashlib.sha256(), Conversions()
+
+        def hashed() -> Iterator[NumberedRow]:
+            for number, row in memory_rows(self.name, self._rows, conversions):
+                digest.update(canonical(row))
+                yield number, row
+
+        yield hashed()
+        report.sha256 = digest.hexdigest()
+        report.notices.conversions = list(conversions.lines())
+
+
+def open_source(given: object, name: str = "") -> Source:
+    """The source of a path, a URL or rows in memory; `name` is that of the rows in messages."""
     if isinstance(given, Source):
         return given
     if isinstance(given, str) and is_url(given):
         path = local_path(given)
         return UrlSource(given) if path is None else FileSource(path)
-    return FileSource(Path(given))
+    if isinstance(given, str | os.PathLike):
+        return FileSource(Path(given))
+    return MemorySource(given, name)
 
 
 def require_readable(given: str | Path) -> None:

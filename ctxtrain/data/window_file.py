@@ -1,7 +1,7 @@
 """The windows of one source of rows, parsed once and then read from a table on disk.
 
-Input: the path of a file, or another `Source`. Output: all or selected windows, which can be iterated any number of
-times.
+Input: the path of a file, a URL, rows in memory, or another `Source`. Output: all or selected windows, which can be
+iterated any number of times.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ class WindowFile:
     """
 
     def __init__(
-        self, source: Source | str | Path, *, labelled: bool = True, keep: bool = True, cache: TableCache | None = None
+        self, source: object, *, labelled: bool = True, keep: bool = True, cache: TableCache | None = None
     ) -> None:
         self.source = open_source(source)
         self.labelled = labelled
@@ -147,8 +146,8 @@ class WindowFile:
                 self._parsed.table = writer.finish()
 
 
-def load_windows(source: Source | str | Path, *, labelled: bool = True) -> list[Window]:
-    """All windows of a source in memory. Raises DataError with the faults of all invalid rows."""
+def load_windows(source: object, *, labelled: bool = True) -> list[Window]:
+    """All windows of a path, a URL or rows in memory. Raises DataError with the faults of all invalid rows."""
     file = WindowFile(source, labelled=labelled, keep=False)
     windows = list(file)
     file.report.refuse_faults()
