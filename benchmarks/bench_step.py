@@ -45,7 +45,7 @@ from sides import our_environment
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
-from ctxtrain.config.schema import LoraConfig
+from ctxtrain.config.sections import LoraConfig
 from ctxtrain.data.batches import MicroBatch, StepPlan, Tokens, collate
 from ctxtrain.engine.cpu.layer_parts import matmul_t
 from ctxtrain.engine.tuning import keep_freed_memory

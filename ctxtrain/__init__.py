@@ -8,6 +8,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     streams                     standard output and standard error that survive write errors
     labels                      the three classes
     limits                      bounds of user-supplied numbers
+    urls                        URLs of files, shown without credentials
     versions                    checks of library versions and optional packages
     runtime                     device, processes, seeds, signals
     progress                    progress output
@@ -15,6 +16,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     config.strict_yaml          YAML → plain values, with line and column
     config.overrides            overrides of keys, and messages about wrong keys
     config.value_types          value types of config keys
+    config.sections             every key of the config of a run
     config.schema               the typed config of a run
 
     data.row_schema             the fields of a row and of a bar
@@ -29,7 +31,15 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.notices                notices about what was dropped, assumed or corrected
     data.columns                growing columns of numbers on disk
     data.table                  windows as Arrow columns on disk
-    data.formats                JSON lines → windows or faults
+    data.parse_report           decoded rows → windows, or faults with their place
+    data.json_rows              JSON lines and JSON arrays → decoded rows
+    data.plain_values           values of other types as plain values
+    data.arrow_rows             Parquet and Arrow → decoded rows
+    data.memory_rows            lists, frames and tables in memory → decoded rows
+    data.compression            .gz and .zst, unpacked while they are read
+    data.formats                the format of a file, told from its content
+    data.remote_files           files at URLs, copied by fsspec
+    data.sources                a file, URL, pipe or object in memory → decoded rows
     data.table_cache            tables kept between runs, by content hash
     data.window_file            the windows of a file, parsed once
     data.features               windows → normalised numbers

@@ -50,13 +50,25 @@ from ctxtrain.storage.atomic_files import write_json
 from ctxtrain.storage.ownership import RUN_SUBFOLDER, check_output_dir, refuse_foreign_runs_file
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
-from ctxtrain.training.build import dataset_settings, multi_run_keys, note_unused_files, window_files
+from ctxtrain.training.build import (
+    dataset_settings,
+    multi_run_keys,
+    note_unused_files,
+    require_rows,
+    window_files,
+)
 
 REPORT = "runs.json"
 
 
-def run_several(config: Config, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Make all runs one after another; returns the content of `runs.json`.
+def run_several(
+    config: Config,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    data: Mapping[str, object] | None = None,
+) -> dict[str, Any]:
+    """Make all runs one after another; returns the content of `runs.json`. `data` has rows in memory by split.
 
     An exception of a run is passed on; the runs before it stay on disk.
     """
@@ -67,6 +79,7 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
             "run_several makes several runs, but the config has neither training.seeds nor evaluation.folds. "
             "Set one of them, or pass the config to TrainingPipeline."
         )
+    require_rows(config, data)
     reporter = reporter or Reporter()
     folder = RunFolder(config.output_dir)
     check_output_dir(folder.root, config.model.base)
@@ -75,9 +88,9 @@ def run_several(config: Config, *, resume: bool = False, reporter: Reporter | No
         if not resume:
             _refuse_other_runs(folder)
         if config.evaluation.folds:
-            note_unused_files(config, reporter.say)
+            note_unused_files(config, reporter.say, data)
         runs, configs = [], _run_configs(config, folder.root)
-        inputs = _fold_inputs(config)
+        inputs = _fold_inputs(config, data)
         for number, (name, run_config) in enumerate(configs.items(), start=1):
             reporter.begin_run(f"run {number} of {len(configs)}: {name}")
             run_inputs = inputs[run_config.evaluation.fold]
@@ -139,9 +152,9 @@ def _folds(config: Config) -> list[int | None]:
     return [fold] if folds is None or fold is not None else list(range(1, folds + 1))
 
 
-def _fold_inputs(config: Config) -> dict[int | None, Inputs]:
+def _fold_inputs(config: Config, data: Mapping[str, object] | None) -> dict[int | None, Inputs]:
     """The rows of each fold, from one table and one token store, so that no row is parsed or tokenised twice."""
-    files, tokens, folds = window_files(config), TokenStore(), config.evaluation.folds
+    files, tokens, folds = window_files(config, data), TokenStore(), config.evaluation.folds
     if folds is None:
         return {None: Inputs(files, tokens)}
     splits = cut_folds(files["train"], folds)

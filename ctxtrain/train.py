@@ -10,7 +10,7 @@ run                all of these, epoch by epoch, then `finish`: best epoch → m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +50,7 @@ EVALUATION_BATCH = 32
 
 
 class TrainingPipeline:
-    """One run of one config (`multi_run.py` makes several). `run` calls the steps listed above; so can other code."""
+    """One run of a config. `run` calls the steps listed above; so can other code. `data`: rows in memory by split."""
 
     learner: Learner
 
@@ -61,14 +61,14 @@ class TrainingPipeline:
         resume: bool = False,
         reporter: Reporter | None = None,
         inputs: Inputs | None = None,
+        data: Mapping[str, object] | None = None,
     ) -> None:
-        self.config = build.require_single_run(config)
-        self.inputs, self.resume = inputs, resume
+        self.config = build.require_single_run(config, inputs.files if inputs else data)
+        self.inputs, self.rows, self.resume = inputs, data, resume
         self.reporter = reporter if reporter and is_main_process() else Reporter()
         self.folder = RunFolder(config.output_dir)
         self.checkpoints = self.folder.checkpoints(config.checkpoints.keep)
-        self.state = checkpoint.TrainState()
-        self.trackers = Trackers()
+        self.state, self.trackers = checkpoint.TrainState(), Trackers()
         self.saved_position = (0, 0)  # optimizer steps and finished epochs of the newest checkpoint
         self.stop = StopRequest()
         self.model: PeftModel | None = None
@@ -80,7 +80,7 @@ class TrainingPipeline:
         model, training = self.config.model, self.config.training
         self.base_name = build.base_name(self.config)
         self.tokenizer, notes = tokenizer_and_notes(model.base, model.revision)
-        inputs = self.inputs or build.build_inputs(self.config, self.reporter.say)
+        inputs = self.inputs or build.build_inputs(self.config, self.reporter.say, self.rows)
         self.data = load_dataset(inputs, self.tokenizer, **build.dataset_settings(self.config))
         windows = int(self.data.epoch_counts_C.sum())
         self.steps_per_epoch = steps_per_epoch(windows, training.batch_size, training.gradient_accumulation)
@@ -258,7 +258,7 @@ class TrainingPipeline:
                 self.reporter.report_resume(start.name, self.state.step, self.total_steps, self.state.epochs)
             names = config.tracking.to if is_main_process() else []
             try:
-                with open_trackers(names, self.folder, config.model_dump(), self.state.step, say) as self.trackers:
+                with open_trackers(names, self.folder, config.public_values(), self.state.step, say) as self.trackers:
                     yield
             finally:
                 leave_process_group()

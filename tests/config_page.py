@@ -23,7 +23,7 @@ SCHEMAS: dict[Path, type[StoredModel]] = {  # what is published of a file → wh
 }
 HEAD = """# Every key of the config
 
-`make docs` writes this page from the schemas in `ctxtrain/config/schema.py` and `ctxtrain/pretraining/run.py`, and a
+`make docs` writes this page from the schemas in `ctxtrain/config/sections.py` and `ctxtrain/pretraining/run.py`, and a
 test fails when it is not current. A config is a YAML file; each key can be changed on the command line as
 `section.key=value`, where the value is YAML too: `training.epochs=3`, `data.test=null`, `'training.seeds=[0,1]'`,
 `'loss.class_weights={LONG: 2, SHORT: 2, SKIP: 1}'`.

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ctxtrain.data.formats import ParseReport, parse_lines
+from ctxtrain.data.json_rows import line_rows
+from ctxtrain.data.parse_report import ParseReport, parse_rows
 from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.window_file import WindowFile
 
@@ -105,7 +106,8 @@ def make_window(row: Row | None = None) -> Window:
 def read(lines: Iterable[bytes], *, labelled: bool = True) -> ParseReport:
     """What a walk through the lines of a file finds."""
     reading = ParseReport("rows.jsonl")
-    assert len(list(parse_lines(lines, reading, labelled=labelled))) == reading.good
+    rows = line_rows(lines, reading.notices)
+    assert len(list(parse_rows(rows, reading, labelled=labelled))) == reading.good
     return reading
 
 

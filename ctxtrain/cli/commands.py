@@ -33,6 +33,7 @@ from ctxtrain.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
 from ctxtrain.limits import MAX_TEXT_TOKENS
 from ctxtrain.memory import annotate_memory_errors
 from ctxtrain.streams import print_notice, write_stdout
+from ctxtrain.urls import shown
 from ctxtrain.versions import require_extra
 
 app = typer.Typer(
@@ -92,9 +93,9 @@ def sample(
 
 @app.command()
 def check(
-    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training rows.")],
-    val: Annotated[Path | None, typer.Argument(metavar="[VAL]", help="Validation rows.")] = None,
-    test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="Test rows.")] = None,
+    train: Annotated[str, typer.Argument(metavar="TRAIN", help="Training rows: a file or a URL.")],
+    val: Annotated[str | None, typer.Argument(metavar="[VAL]", help="Validation rows.")] = None,
+    test: Annotated[str | None, typer.Argument(metavar="[TEST]", help="Test rows.")] = None,
     base: Annotated[str | None, typer.Option(metavar="FOLDER", help="Check this Qwen, and use its tokenizer.")] = None,
     max_tokens: Annotated[
         int, typer.Option(metavar="N", min=8, max=MAX_TEXT_TOKENS, help="Longest text, as model.max_tokens.")
@@ -102,7 +103,7 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Check rows and look for leakage before training on them."""
-    announce(f"checking {', '.join(str(path) for path in (train, val, test) if path)}")
+    announce(f"checking {', '.join(shown(path) for path in (train, val, test) if path)}")
     from ctxtrain.data.check import check_files
 
     tokenizer, notes = None, list[str]()
@@ -175,18 +176,17 @@ def train(
 @app.command()
 def evaluate(
     model: ModelPath,
-    data: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="Labelled rows.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled rows: a file or a URL.")],
     as_json: JsonFlag = False,
 ) -> None:
     """Score a model on labelled rows."""
-    look_at_model(model, str(data))
+    look_at_model(model, data)
     announce(f"loading {model}")
     tune_process()
     from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
 
     predictor = load_model(model)
-    announce(f"reading {data}")
     batch = encode_rows(predictor, WindowFile(data, keep=False, own=predictor.codec.own_fields))
     announce(f"scoring {len(batch.ids):,} rows")
     with annotate_memory_errors("while evaluating"), progress("scoring", len(batch.ids)) as advance:
@@ -203,7 +203,9 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelPath,
-    data: Annotated[str, typer.Argument(metavar="DATA.jsonl|-", help="Rows, labelled or not; - is standard input.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA|-", help="Rows, labelled or not: a file or a URL; - is standard input.")
+    ],
     output: Output = None,
     min_confidence: MinConfidence = None,
 ) -> None:
@@ -213,10 +215,9 @@ def predict(
 
     check_output_file(output, model, data)
     least = parse_min_confidence(min_confidence)
-    from ctxtrain.data.formats import StandardInput
+    from ctxtrain.data.sources import StandardInput
 
-    if data == "-":
-        StandardInput()  # refuses a closed one before the model is loaded
+    source = StandardInput() if data == "-" else data
     look_at_model(model, data)
     announce(f"loading {model}")
     tune_process()
@@ -225,9 +226,8 @@ def predict(
     from ctxtrain.data.window_file import WindowFile
     from ctxtrain.export.predictor import load_model
 
-    own = (predictor := load_model(model)).codec.own_fields
-    rows = StandardInput(own) if data == "-" else WindowFile(data, labelled=False, keep=False, own=own)
-    announce(f"reading {'standard input' if data == '-' else data}")
+    predictor = load_model(model)
+    rows = WindowFile(source, labelled=False, keep=False, own=predictor.codec.own_fields)
     batch = encode_rows(predictor, rows)
     announce(f"predicting {len(batch.ids):,} rows")
     with annotate_memory_errors("while predicting"), progress("predicting", len(batch.ids)) as advance:

@@ -51,6 +51,7 @@ def encode_rows(predictor: Any, rows: Any) -> Any:
     """The `EncodedBatch` of rows; what was dropped or guessed in them is printed once, on standard error."""
     from ctxtrain.data.codec import unseen_word_lines
 
+    announce(f"reading {rows.source.name}")
     batch = predictor.encode_rows(rows)
     for line in (*rows.report.notices.lines(), *unseen_word_lines(batch.unseen_words, len(batch.ids))):
         announce(f"note: {line}")

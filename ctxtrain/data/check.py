@@ -34,7 +34,7 @@ PARTS = 5  # consecutive parts of a file, of equal size, for class counts over t
 
 
 def check_files(
-    paths: Mapping[str, Path | None], tokenizer: Tokenizer | None = None, max_tokens: int = 2048
+    paths: Mapping[str, object], tokenizer: Tokenizer | None = None, max_tokens: int = 2048
 ) -> dict[str, Any]:
     """Read every file to its end, even after faults, and report on all of them.
 

@@ -39,6 +39,7 @@ class Notices:
     numbers: dict[str, str] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
     word_rows: Counter[str] = field(default_factory=Counter)
+    conversions: list[str] = field(default_factory=list)  # messages about values of the format, such as NaN
 
     def add(self, window: Window) -> None:
         self.rows += 1
@@ -107,6 +108,7 @@ class Notices:
 
     def lines(self) -> Iterator[str]:
         """One message per kind of notice."""
+        yield from self.conversions
         yield from self._change_lines()
         yield from self._field_lines()
         for name, rows in sorted(self.word_rows.items()):

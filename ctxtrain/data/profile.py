@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ctxtrain.data.codec_fitter import CodecFitter
 from ctxtrain.data.columns import DiskColumn
 from ctxtrain.data.features import WindowNumbers, window_numbers
-from ctxtrain.data.formats import ParseReport
+from ctxtrain.data.parse_report import ParseReport
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import PositionsBuilder, WindowPositions, symbol_notes
 from ctxtrain.data.row_schema import PRICES, OwnFields

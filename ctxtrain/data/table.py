@@ -144,19 +144,19 @@ class WindowTable:
     def __len__(self) -> int:
         return self._rows
 
-    def windows(self, source: str, rows: Ints | None = None) -> Iterator[Window]:
-        """The windows of these rows, in the given order, or of all rows; `source` is the file name for locations."""
+    def windows(self, prefix: str, rows: Ints | None = None) -> Iterator[Window]:
+        """The windows of these rows, in the given order, or of all rows; `prefix` begins their locations."""
         if rows is None:
             for number in range(self._reader.num_record_batches):
-                yield from _windows(self._reader.get_batch(number), source)
+                yield from _windows(self._reader.get_batch(number), prefix)
             return
         for run in _runs(rows):
             number, first = divmod(int(run[0]), ROWS_PER_BATCH)
             batch = self._reader.get_batch(number)
             if len(run) == int(run[-1]) - int(run[0]) + 1:
-                yield from _windows(batch.slice(first, len(run)), source)
+                yield from _windows(batch.slice(first, len(run)), prefix)
             else:
-                yield from _windows(batch.take(pa.array(run - number * ROWS_PER_BATCH)), source)
+                yield from _windows(batch.take(pa.array(run - number * ROWS_PER_BATCH)), prefix)
 
     def value(self, column: str, row: int) -> Any:
         """One value of a column, as a Python object."""
@@ -216,7 +216,7 @@ def _lists(rows: Sequence[NDArray[np.float64] | None]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), mask=missing)
 
 
-def _windows(batch: pa.RecordBatch, source: str) -> Iterator[Window]:
+def _windows(batch: pa.RecordBatch, prefix: str) -> Iterator[Window]:
     names = batch.schema.names
     flat = {name: batch.column(name).to_pylist() for name in names if not name.startswith(_LISTED)}
     bars = {
@@ -233,7 +233,7 @@ def _windows(batch: pa.RecordBatch, source: str) -> Iterator[Window]:
         ]
         values = features[n] if features else None
         yield Window(
-            f"{source}:{flat['line'][n]}",
+            f"{prefix}{flat['line'][n]}",
             flat["id"][n],
             flat["label"][n],
             {name: column for name, lists in bars.items() if (column := lists[n]) is not None},

@@ -1,23 +1,23 @@
-"""The windows of one file, parsed once and then read from a table on disk.
+"""The windows of one source of rows, parsed once and then read from a table on disk.
 
-Input: the path of a file. Output: all or selected windows, which can be iterated any number of times.
+Input: the path of a file, a URL, rows in memory, or another `Source`. Output: all or selected windows, which can be
+iterated any number of times.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.formats import ParseReport, file_sha256, open_lines, parse_lines
+from ctxtrain.data.parse_report import ParseReport, parse_rows
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.row_schema import NO_FIELDS, OwnFields
+from ctxtrain.data.sources import Source, open_source
 from ctxtrain.data.table import TableWriter, WindowTable
 from ctxtrain.data.table_cache import TableCache
 
@@ -25,10 +25,10 @@ Ints = NDArray[np.int64]
 
 
 class _ParsedFile:
-    """Parse result of one file, shared by all `WindowFile`s of its rows."""
+    """Parse result of one source, shared by all `WindowFile`s of its rows."""
 
-    def __init__(self, path: Path) -> None:
-        self.report = ParseReport(str(path))
+    def __init__(self, source: Source) -> None:
+        self.report = ParseReport(source.name)
         self.is_parsed = False
         self.table: WindowTable | None = None
 
@@ -45,20 +45,20 @@ class WindowFile:
 
     def __init__(
         self,
-        path: str | Path,
+        source: object,
         *,
         labelled: bool = True,
         keep: bool = True,
         cache: TableCache | None = None,
         own: OwnFields = NO_FIELDS,
     ) -> None:
-        self.path = Path(path)
+        self.source = open_source(source)
         self.labelled = labelled
         self.own = own
         self.dropped = 0
         self._keep = keep
         self._cache = cache
-        self._parsed = _ParsedFile(self.path)
+        self._parsed = _ParsedFile(self.source)
         self._rows: Ints | None = None
 
     @property
@@ -85,7 +85,7 @@ class WindowFile:
     def __len__(self) -> int:
         """Number of windows. Raises TypeError before the first pass, which `list` takes as no length hint."""
         if not self._parsed.is_parsed:
-            raise TypeError(f"the length of {self.path} is unknown until the file has been read once")
+            raise TypeError(f"the length of {self.source.name} is unknown until the file has been read once")
         return self.report.good if self._rows is None else len(self._rows)
 
     def __iter__(self) -> Iterator[Window]:
@@ -93,7 +93,7 @@ class WindowFile:
             self._parsed.table = self._cached()
         if self._parsed.table is None:
             return self._parse()
-        return self._parsed.table.windows(str(self.path), self._rows)
+        return self._parsed.table.windows(self.report.prefix, self._rows)
 
     def row_numbers(self) -> Ints:
         """The number of each window among all windows of the file."""
@@ -101,7 +101,7 @@ class WindowFile:
 
     def name(self, row: int) -> str:
         """Name of a row in messages: its id, file and line."""
-        location = f"{self.path}:{self._value('line', row)}"
+        location = f"{self.report.prefix}{self._value('line', row)}"
         row_id = self.id(row)
         return f"{row_id} ({location})" if row_id else location
 
@@ -110,12 +110,12 @@ class WindowFile:
         return value
 
     def sha256(self) -> str:
-        """SHA-256 of the file as stored, compressed or not. A pipe is read for it, since it can be read only once."""
-        if not self.report.sha256 and self._keep and not self.path.is_file():
+        """SHA-256 of the file as stored, compressed or not. Rows that can be read only once are read for it."""
+        if not self.report.sha256 and not self.source.is_stored:
             for _ in self:
                 pass
         if not self.report.sha256:
-            self.report.sha256 = file_sha256(self.path)
+            self.report.sha256 = self.source.sha256()
         return self.report.sha256
 
     def _value(self, column: str, row: int) -> Any:
@@ -124,34 +124,34 @@ class WindowFile:
 
     def _cached(self) -> WindowTable | None:
         """The table that an earlier process stored for this content."""
-        if self._cache is None or not self.path.is_file():
+        if self._cache is None or not self.source.is_stored:
             return None
         entry = self._cache.load(self.sha256(), labelled=self.labelled, own=self.own)
         if entry is None:
             return None
         table, stored_report = entry
         try:
-            self._parsed.report = ParseReport.from_dict(stored_report, str(self.path), self.sha256())
+            self._parsed.report = ParseReport.from_dict(stored_report, self.source.name, self.sha256())
         except (KeyError, TypeError, ValueError, AttributeError):  # the stored report has another format
             return None
         self._parsed.is_parsed = True
+        self.source.release()
         return table
 
     def _parse(self) -> Iterator[Window]:
-        report = ParseReport(str(self.path))
-        digest = hashlib.sha256()
-        cache = self._cache if self.path.is_file() else None
+        report = ParseReport(self.source.name)
+        cache = self._cache if self.source.is_stored else None
         with (
             (TableWriter(own=self.own) if cache is None else cache.writer(self.own))
             if self._keep
             else nullcontext() as writer
         ):
-            with open_lines(self.path, digest) as lines:
-                for window in parse_lines(lines, report, labelled=self.labelled, own=self.own):
+            with self.source.open(report) as rows:
+                for window in parse_rows(rows, report, labelled=self.labelled, own=self.own):
                     if writer:
-                        writer.add(int(window.location.rpartition(":")[2]), window)
+                        writer.add(int(window.location.removeprefix(report.prefix)), window)
                     yield window
-            report.sha256 = digest.hexdigest()
+            self.source.release()
             self._parsed.report, self._parsed.is_parsed = report, True
             if writer and cache and not report.faults:
                 self._parsed.table = cache.store(
@@ -161,9 +161,9 @@ class WindowFile:
                 self._parsed.table = writer.finish()
 
 
-def load_windows(path: str | Path, *, labelled: bool = True, own: OwnFields = NO_FIELDS) -> list[Window]:
-    """All windows of a file in memory. Raises DataError with the faults of all invalid rows."""
-    file = WindowFile(path, labelled=labelled, keep=False, own=own)
+def load_windows(source: object, *, labelled: bool = True, own: OwnFields = NO_FIELDS) -> list[Window]:
+    """All windows of a path, a URL or rows in memory. Raises DataError with the faults of all invalid rows."""
+    file = WindowFile(source, labelled=labelled, keep=False, own=own)
     windows = list(file)
     file.report.refuse_faults()
     return windows

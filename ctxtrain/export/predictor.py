@@ -1,7 +1,8 @@
 """Predict with an exported model: rows in, labels with calibrated probabilities out.
 
 model = load_model("final_model.zip")      also accepts a run folder or an export folder
-model.predict(rows)                        a list of dicts, in the order of the rows
+model.predict(rows)                        a list of dicts, in the order of the rows; rows is a list of dicts, a frame,
+                                           an Arrow table, another iterable of mappings, a path or a URL
 model.logits(rows)                         uncalibrated, shape (rows, 3), in the order of `LABELS`
 model.render(row)                          the text that the tokenizer sees
 """
@@ -30,8 +31,8 @@ from transformers import (
 
 from ctxtrain.data.batches import Tokens, tokenise
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.formats import StandardInput
-from ctxtrain.data.parse_window import Window, parse_row
+from ctxtrain.data.parse_window import Window
+from ctxtrain.data.sources import MemorySource
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.engine.api import EngineChoice, make_inference_engine
 from ctxtrain.errors import ConfigError, DataError
@@ -50,7 +51,7 @@ from ctxtrain.storage.validated import StoredModel, read_json_as
 Ints = NDArray[np.int64]
 
 VERSION_DIGITS = 16
-Rows = Iterable[Mapping[str, Any]]
+Rows = object  # what `open_source` takes
 
 
 MinConfidence = float | Literal["auto"] | None
@@ -213,7 +214,7 @@ class Predictor:
         tokens = self.tokenise(record_metadata())
         return EncodedBatch(ids, locations, np.array(labels, dtype=np.int64), tokens, unseen)
 
-    def encode_rows(self, rows: WindowFile | StandardInput) -> EncodedBatch:
+    def encode_rows(self, rows: WindowFile) -> EncodedBatch:
         """Tokenise rows in one pass. Raises DataError: invalid rows are reported before missing model inputs."""
         try:
             batch = self.encode(rows)
@@ -254,8 +255,19 @@ class Predictor:
             raise ConfigError(f"min-confidence must be auto or a number from 0 to 1, got {value}. Try 0.55.")
         return np.full(len(LABELS), value)
 
-    def evaluate(self, tokens: Tokens, labels_N: Ints, advance: Callable[[int], None] | None = None) -> Metrics:
-        """Scores on labelled windows, which `tokenise` returned, with calibrated probabilities."""
+    def evaluate(
+        self, rows: Rows | Tokens, labels_N: Ints | None = None, advance: Callable[[int], None] | None = None
+    ) -> Metrics:
+        """Scores with calibrated probabilities, on labelled rows, or on tokens with their `labels_N`.
+
+        Raises DataError for invalid rows.
+        """
+        if isinstance(rows, Tokens):
+            assert labels_N is not None, "tokens need their labels"
+            tokens = rows
+        else:
+            batch = self.encode_rows(WindowFile(rows, keep=False))
+            tokens, labels_N = batch.tokens, batch.labels_N
         return evaluate_logits(self.token_logits(tokens, advance), labels_N, self.temperature)
 
     def token_logits(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
@@ -278,19 +290,10 @@ class Predictor:
         return logits_NC
 
     def _windows(self, rows: Rows) -> list[Window]:
-        if isinstance(rows, Mapping):
-            raise DataError("rows must be a list of rows, got a single dict. Pass [row].")
-        if hasattr(rows, "columns"):
-            kind = type(rows).__name__
-            raise DataError(f"rows must be a list of dicts, got a {kind}. Pass its rows, as frame.to_dict('records').")
-        windows, faults = [], []
-        for number, row in enumerate(rows, start=1):
-            window, reasons = parse_row(row, f"row {number}", labelled=False, own=self.codec.own_fields)
-            faults += [f"row {number}: {reason}" for reason in reasons]
-            if window:
-                windows.append(window)
-        if faults:
-            raise DataError(faults)
+        file = WindowFile(rows, labelled=False, keep=False, own=self.codec.own_fields)
+        windows = list(file)
+        if file.report.rows or not isinstance(file.source, MemorySource):  # an empty list has no predictions
+            file.report.refuse_faults()
         return windows
 
 

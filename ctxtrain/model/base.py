@@ -24,7 +24,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from ctxtrain.config.schema import EMBEDDED_BASE
+from ctxtrain.config.sections import EMBEDDED_BASE
 from ctxtrain.data import strict_json
 from ctxtrain.errors import ConfigError, short_repr
 from ctxtrain.labels import LABELS

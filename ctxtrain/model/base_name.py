@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ctxtrain.config.schema import EMBEDDED_BASE
+from ctxtrain.config.sections import EMBEDDED_BASE
 from ctxtrain.errors import ConfigError
 
 GGUF = "Use the safetensors checkpoint that it was converted from; GGUF holds quantised numbers that cannot be trained"

@@ -29,7 +29,8 @@ from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ctxtrain.config.overrides import describe_error, dotted_keys
-from ctxtrain.config.schema import SECTIONS, Section
+from ctxtrain.config.schema import SECTIONS
+from ctxtrain.config.sections import Section
 from ctxtrain.config.strict_yaml import load_yaml
 from ctxtrain.config.value_types import LearningRate, PathText
 from ctxtrain.data.batches import Tokens, collate, tokenise

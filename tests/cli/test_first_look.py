@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ctxtrain.data.formats import require_readable
+from ctxtrain.data.formats import FORMATS
+from ctxtrain.data.sources import require_readable
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.model.base_name import refuse_unknown_base
@@ -47,7 +48,7 @@ def test_mistakes_end_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
         f"error: {tmp_path}/none.yaml: no such config": (["train", f"{tmp_path}/none.yaml"], 2),
         "error: training.lr is not a config key; did you mean training.learning_rate?": ([*train, "training.lr=1"], 2),
         f"error: {tmp_path}/no.jsonl: no such file. Give the path": ([*train, f"data.val={tmp_path}/no.jsonl"], 65),
-        f"error: {csv}: rows must be JSON objects, one per line, but this is a table with 6 columns": (
+        f"error: {csv}: rows must be in {FORMATS}, but this is a table with 6 columns": (
             [*train, f"data.train={csv}"], 65
         ),
         "error: model.base must be embedded, a folder with a checkpoint, or a hub id OWNER/NAME, and there is no "
@@ -87,11 +88,12 @@ OTHER_FORMATS: dict[str, tuple[bytes, str]] = {
     "exponents": (b"1e5,2e5,1e5,2E5\n", "a table with 4 columns, like CSV"),
     "gzip": (gzip.compress(b"time,open,high,low,close\n" * 2000), "a table with 5 columns, like CSV"),
     "html in lower case": (b"<!doctype html>", "an HTML page"),
-    "parquet": (b"PAR1\x15\x04", "a Parquet file. Write its rows as JSON lines"),
-    "feather": (b"ARROW1\0\0", "an Arrow or Feather file"),
+    "klines": (b'[[1499040000000,"0.0163","0.8","0.0157","0.0158","148976.1"],', "arrays of numbers"),
+    "old feather": (b"FEA1\0\0", "a Feather file of version 1"),
     "excel": (b"PK\3\4\x14\0", "a zip archive or an Excel file. Unpack it, or write its rows as JSON lines"),
     "xz": (b"\xfd7zXZ\0", "compressed by xz. Unpack it, or compress it by gzip"),
-    "zstd": (b"\x28\xb5\x2f\xfd\x24", "compressed by zstd"),
+    "tar": (gzip.compress(b"rows.jsonl".ljust(257, b"\0") + b"ustar"), "a tar archive"),
+    "a table of rows": (b"id,label,context_bars\n7,LONG,[]\n", "a table with 3 columns, like CSV. Write its rows"),
     "html": (b"<!DOCTYPE html>", "an HTML page"),
 }
 
@@ -104,7 +106,9 @@ def test_a_file_of_another_format_is_named_once_with_the_remedy(name: str, tmp_p
     with pytest.raises(DataError) as refused:
         load_windows(path)
     (fault,) = refused.value.faults
-    assert fault.startswith(f"{path}: rows must be JSON objects, one per line, but this is {what}")
+    assert fault.startswith(
+        f"{path}: rows must be in JSON lines, a JSON array, Parquet or Arrow (plain, .gz or .zst), but this is {what}"
+    )
 
 
 WRITE: dict[str, Callable[[Path], object]] = {
@@ -112,7 +116,7 @@ WRITE: dict[str, Callable[[Path], object]] = {
     "names of bar fields first": lambda path: path.write_text('{"open": 1, "high": 2, "low": 3, "close": 4}\n'),
     "a byte order mark": lambda path: path.write_text('\ufeff{"x": [1, 2, 3, 4, 5, 6]}\n', encoding="utf-8"),
     "a text": lambda path: path.write_text('"2024-01-01,open,high,low,close"\n'),
-    "an array": lambda path: path.write_text("[1, 2, 3, 4, 5, 6]\n"),
+    "an array": lambda path: path.write_text('[{"x": [1, 2, 3, 4, 5, 6]}]\n'),
     "nothing": lambda path: path.write_bytes(b""),
     "blank lines": lambda path: path.write_bytes(b"\n\n{}\n"),
 }

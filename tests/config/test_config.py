@@ -164,7 +164,7 @@ def test_required_keys_are_named() -> None:
     ]
     assert faults(tree={"data": None, "output_dir": "runs/a"}) == needed
     folder = "output_dir is required. Set it in the config or as an override: output_dir=…"
-    assert faults(tree={}) == [needed[0], folder, needed[1]]
+    assert faults(tree={}) == [folder, *needed]
     alone = Config.parse({"data": {"train": "train.jsonl"}, "evaluation": {"folds": 3}, "output_dir": "runs/a"})
     assert alone.data.val is None
     assert faults(tree=["a"]) == ['A config must be a mapping of sections, got ["a"].']

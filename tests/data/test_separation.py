@@ -167,7 +167,7 @@ def test_folds_are_purged_by_the_horizon_too(override: list[str], purged: int, t
 def test_check_reports_labels_that_look_into_another_file(tmp_path: Path) -> None:
     for horizon, count in ((TO_NEXT - 1, 0), (TO_NEXT, 1), (TO_NEXT + APART, 2)):
         files = split_files(tmp_path, dict.fromkeys(range(20), horizon))
-        report = check_files({name: file.path for name, file in files.items()})
+        report = check_files({name: file.source for name, file in files.items()})
         leaks = [leak for leak in report["leaks"] if leak["kind"] == "overlapping labels"]
         assert [leak["count"] for leak in leaks] == [count] * bool(count)
         assert report["label_horizon"] == {"bars": horizon, "source": "the largest label_horizon of the rows"}
@@ -186,5 +186,5 @@ def test_check_reports_labels_that_look_into_another_file(tmp_path: Path) -> Non
 
 def test_a_row_that_shares_bars_is_not_reported_a_second_time_for_its_label(tmp_path: Path) -> None:
     files = split_files(tmp_path, {0: 3}, dated_rows(20, seed=1, apart=29))
-    report = check_files({name: file.path for name, file in files.items()})
+    report = check_files({name: file.source for name, file in files.items()})
     assert [(leak["kind"], leak["count"]) for leak in report["leaks"]] == [("shared bars", 1)]

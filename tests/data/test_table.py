@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ctxtrain import TrainingPipeline, run_several
-from ctxtrain.data import batches, formats, parse_window, tokens
+from ctxtrain.data import batches, parse_report, parse_window, tokens
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import collect_positions
 from ctxtrain.data.table_cache import TableCache
@@ -139,7 +139,7 @@ def test_rows_are_parsed_and_tokenised_once(
 
         return tokenise(seen(), *settings)
 
-    monkeypatch.setattr(formats, "parse_row", counted)
+    monkeypatch.setattr(parse_report, "parse_row", counted)
     monkeypatch.setattr(tokens, "token_rows", counting)
     folds = "evaluation.folds=2" in how
     more = (f"data.train={write_rows(tmp_path / 'dated', dated_rows(72, 3, apart=60))}",) if folds else ()
@@ -177,7 +177,7 @@ def test_a_kept_table_is_found_by_content_and_gives_the_same_rows_and_notes(
     path = write_rows(tmp_path / "rows.jsonl", unlike(300)[:300])
     first, file = cached(path, tmp_path / "cache")
     moved = path.rename(tmp_path / "moved.jsonl")
-    monkeypatch.setattr(formats, "parse_row", None)  # nothing is parsed from here on
+    monkeypatch.setattr(parse_report, "parse_row", None)  # nothing is parsed from here on
     again, other = cached(moved, tmp_path / "cache")
     assert [row[1:] for row in again] == [row[1:] for row in first]
     assert again[7][0] == f"{moved}:8"
@@ -304,7 +304,7 @@ def test_a_run_with_data_cache_is_the_same_run(
         config = make_config("training.epochs=1", f"data.cache={tmp_path / 'cache'}", run=run)
         TrainingPipeline(config).run()
         zips.append((Path(config.output_dir) / "final_model.zip").read_bytes())
-        monkeypatch.setattr(formats, "parse_row", None)
+        monkeypatch.setattr(parse_report, "parse_row", None)
     assert zips[0] == zips[1] == zips[2]
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=r"^data\.cache must be a writable folder, got .*/file: "):

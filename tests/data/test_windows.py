@@ -78,11 +78,10 @@ def test_a_gzip_file_that_was_cut_is_refused(tmp_path: Path, cut: int) -> None:
         walk(path)
 
 
-def test_a_plain_file_named_gz_and_one_with_broken_bytes_are_refused(tmp_path: Path) -> None:
-    packed = bytearray(gzip.compress(json.dumps(make_row()).encode()))
-    packed[60] ^= 0xFF
-    for content in (json.dumps(make_row()).encode(), bytes(packed)):
-        (tmp_path / "rows.jsonl.gz").write_bytes(content)
+def test_a_gzip_file_with_broken_bytes_is_refused(tmp_path: Path) -> None:
+    packed = gzip.compress(json.dumps(make_row()).encode())
+    for at in (0, 60):
+        (tmp_path / "rows.jsonl.gz").write_bytes(packed[:at] + bytes([packed[at] ^ 0xFF]) + packed[at + 1 :])
         with pytest.raises(DataError, match="incomplete or damaged gzip file"):
             load_windows(tmp_path / "rows.jsonl.gz")
 
@@ -92,7 +91,9 @@ def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
     for name in ("none.jsonl", "none.jsonl.gz", "", "folder.gz"):
         path = tmp_path / name
         fault = "rows must be in a file, but this is a folder" if path.exists() else "no such file"
-        with pytest.raises(DataError, match=rf": {fault}\. Give the path of a \.jsonl or \.jsonl\.gz file\."):
+        with pytest.raises(
+            DataError, match=rf": {fault}\. Give the path of a file with rows in JSON lines, a JSON array, Parquet "
+        ):
             walk(path)
 
 
@@ -121,13 +122,12 @@ def test_a_file_of_another_encoding_has_one_fault_with_the_remedy(
     assert caught.value.total == 1
 
 
-@pytest.mark.parametrize("rows", [make_row(), [make_row(), make_row()]])
-def test_rows_that_are_pretty_printed_are_told_the_rule(rows: object, tmp_path: Path) -> None:
+def test_a_row_over_several_lines_is_told_the_rule_once(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(rows, indent=2))
-    first, second = walk(path).faults[:2]
-    assert first == f"{path}:1:2: not valid JSON: unexpected end of data. A file has one JSON object per line."
-    assert "a line" not in second
+    path.write_text(json.dumps(make_row(), indent=2))
+    assert walk(path).faults == [
+        f"{path}:1:2: not valid JSON: unexpected end of data. A file has one JSON object per line, or one JSON array."
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "\n", " \n\t\n\r\n"])
@@ -361,7 +361,7 @@ def test_all_faults_of_a_file_are_listed_in_one_pass(tmp_path: Path) -> None:
 
 
 def test_ten_rows_of_a_kind_of_fault_are_listed_and_the_others_counted(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", ["[]"] * 1234 + [make_row("UP")])
+    path = write_rows(tmp_path / "rows.jsonl", ["7"] * 1234 + [make_row("UP")])
     with pytest.raises(DataError) as caught:
         load_windows(path)
     shown = str(caught.value).splitlines()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from ctxtrain.config.schema import LoraConfig
+from ctxtrain.config.sections import LoraConfig
 from ctxtrain.data.codec import Codec
 from ctxtrain.engine.cpu import layer_parts
 from ctxtrain.engine.cpu import onnx_inference as graph_module

@@ -17,7 +17,7 @@ from sklearn.metrics import (
     log_loss,
 )
 
-from ctxtrain.config.schema import TargetsConfig
+from ctxtrain.config.sections import TargetsConfig
 from ctxtrain.evaluation import bootstrap
 from ctxtrain.evaluation import metrics as metrics_module
 from ctxtrain.evaluation.bootstrap import NO_INTERVALS, difference_intervals, score_intervals

@@ -41,6 +41,7 @@ from ctxtrain.reporting.verdict import advice, verdict
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.archive import pack, unpack
 from ctxtrain.storage.atomic_files import check_manifest, sha256_file, write_manifest
+from tests.data.test_formats import table
 from tests.helpers import learnable_rows, make_row, write_rows
 from tests.tiny_models import build_tiny
 
@@ -274,17 +275,24 @@ def test_a_row_without_a_trained_field_is_refused(finished: Finished) -> None:
         load_model(finished.root).predict([make_row(flags=False), make_row(flags=False, delta=False)])
 
 
-def test_rows_that_are_a_dict_or_a_frame_are_refused_with_what_to_pass(finished: Finished) -> None:
+def test_a_single_row_is_refused_with_what_to_pass(finished: Finished) -> None:
     model = load_model(finished.root)
-    row = make_row(flags=False)
-    refused: list[tuple[Any, str]] = [
-        (row, r"got a single dict\. Pass \[row\]\."),
-        (pd.DataFrame([row]), "got a DataFrame. Pass its rows"),
-    ]
-    for rows, remedy in refused:
-        with pytest.raises(DataError, match=remedy):
-            model.predict(rows)
+    with pytest.raises(DataError, match=r"got a single dict\. Pass \[row\]\."):
+        model.predict(make_row(flags=False))
     assert re.fullmatch(r"<Predictor \w+: temperature \d\.\d{3}, \w+>", repr(model))
+
+
+def test_rows_are_predicted_and_scored_alike_whatever_holds_them(finished: Finished) -> None:
+    model, rows, path = load_model(finished.root), finished.rows[:40], finished.config.data.val
+    expected = model.predict(rows)
+    assert model.predict(pd.DataFrame(rows)) == model.predict(row for row in rows) == expected
+    assert model.predict(table(rows)) == model.predict(path)[:40] == expected
+    assert model.predict([]) == []
+    scores = model.evaluate(finished.rows)
+    assert scores == model.evaluate(pd.DataFrame(finished.rows)) == model.evaluate(f"file://{path}")
+    assert scores["accuracy"] == finished.summary["best"]["accuracy"]
+    with pytest.raises(DataError, match=r"^row 1: label is missing"):
+        model.evaluate([{name: value for name, value in rows[0].items() if name != "label"}])
 
 
 def test_the_example_of_the_model_card_runs_as_it_stands(finished: Finished) -> None:

@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax
 from torch.nn.functional import cross_entropy
 
-from ctxtrain.config.schema import LossConfig
+from ctxtrain.config.sections import LossConfig
 from ctxtrain.model.losses import focal_loss, make_loss
 
 GAMMAS = (0.0, 0.5, 2.0, 5.0)

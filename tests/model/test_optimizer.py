@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ctxtrain.config.schema import TrainingConfig
+from ctxtrain.config.sections import TrainingConfig
 from ctxtrain.errors import ConfigError
 from ctxtrain.model.optimizer import expected_state, find_non_finite, make_optimizer
 from ctxtrain.model.schedule import Schedule, make_schedule

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from ctxtrain.config.schema import LoraConfig
+from ctxtrain.config.sections import LoraConfig
 from ctxtrain.data.batches import collate, tokenise
 from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora

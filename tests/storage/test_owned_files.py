@@ -121,7 +121,7 @@ def test_predictions_go_into_nothing_of_another_run_or_base_nor_over_what_is_pip
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", learnable_rows(2, seed=9))
     theirs = [Path(finished.output_dir) / "config.yaml", Path(finished.model.base) / "model.safetensors"]
-    mine = [Path(finished.data.train), Path(finished.data.val or "")]  # rows that the run's config names
+    mine = [Path(finished.data.train or ""), Path(finished.data.val or "")]  # rows that the run's config names
     for target in (*theirs, *mine):
         with unchanged(target.parent):
             assert ends(capsys, "predict", run, rows, "-o", target)[0] == 2, target
