@@ -87,7 +87,8 @@ Modules from the bottom layer to the top; each imports only from modules above i
     train                       TrainingPipeline: one run
     multi_run                   several runs: walk-forward folds, seeds
 
-    synthetic                   simulated bars, structure flags, sample files
+    bars                        bars as market programs export them → labelled windows
+    synthetic                   simulated bars, sample files
     pretraining                 pre-training of the embedded base model
     serve                       predictions over HTTP
     cli                         the command line

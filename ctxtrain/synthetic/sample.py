@@ -33,13 +33,13 @@ import orjson
 from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
 
+from ctxtrain.bars.structure import Bars
 from ctxtrain.labels import LABELS
 from ctxtrain.limits import MAX_SAMPLE_ROWS
 from ctxtrain.storage.atomic_files import make_folder, replace_atomically
 from ctxtrain.storage.ownership import SAMPLE
 from ctxtrain.synthetic.bars import SYMBOLS, WEEK_BARS, Symbol, simulate
 from ctxtrain.synthetic.sample_files import require_sample_folder
-from ctxtrain.synthetic.structure import Bars
 
 PRICE_FIELDS = ("bar_index", "time", "open", "high", "low", "close", "volume", "delta")
 RULE_FIELDS = (
