@@ -34,7 +34,8 @@ _DECIMALS = 8  # of volumes that are computed
 class ReadOptions:
     """What the user says about the files; None or empty where the files shall tell.
 
-    `bar_length` is in nanoseconds, `columns` maps roles to columns, `fields` are columns to copy.
+    `bar_length` is in nanoseconds, `columns` maps roles to columns. `fields` are columns to copy, `optional` columns to
+    copy where a file has them.
     """
 
     symbol: str | None = None
@@ -46,6 +47,7 @@ class ReadOptions:
     separator: str | None = None
     dates: str | None = None
     fields: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     rows_T, empty = _rows_with_prices(source, columns)
     columns |= _other_numbers(source, chosen, decimal)
     words = dict[str, list[Any]]()
-    for name in options.fields:
+    copies = (*options.fields, *(name for name in options.optional if name in source.names))
+    for name in copies:
         if name not in columns:
             copied = _copy_field(source, name, decimal)
             if isinstance(copied, np.ndarray):
@@ -94,7 +97,7 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
         words = {name: [values[row] for row in rows_T.tolist()] for name, values in words.items()}
         symbols_T = symbols_T[rows_T]
     clock = read_clock(source, chosen, rows_T, symbols_T, options.time_zone, options.stamp, options.dates)
-    taken = {*chosen.values(), *options.fields}
+    taken = {*chosen.values(), *copies}
     unread = [name for name in source.names if name not in taken]
     _add_sell_volume(columns)
     return FileBars(
@@ -215,7 +218,8 @@ def _copy_field(source: Source, name: str, decimal: str) -> Floats | list[Any]:
     """A column that the user named: numbers if all its cells are numbers, else its values as they are."""
     column = source.table[name]
     values: list[Any] = column.to_pylist()
-    if not is_text(column):
+    kind = column.type
+    if not (is_text(column) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return values
     try:
         return to_floats(column, decimal, name, source.place)

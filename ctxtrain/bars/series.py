@@ -53,8 +53,10 @@ class Market:
 
     @property
     def timeframe(self) -> str:
-        """The length of a bar, as in M1, M5, H1 or D1."""
-        seconds = self.bar_length // SECOND
+        """The length of a bar, as in M1, M5, H1 or D1; below whole seconds in milliseconds, as in MS250."""
+        seconds, rest = divmod(self.bar_length, SECOND)
+        if rest:
+            return f"MS{self.bar_length * 1000 / SECOND:g}"
         letter, unit = next((letter, unit) for letter, unit in _LENGTHS if seconds % unit == 0)
         return f"{letter}{seconds // unit}"
 

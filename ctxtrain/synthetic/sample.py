@@ -38,8 +38,8 @@ from ctxtrain.labels import LABELS
 from ctxtrain.limits import MAX_SAMPLE_ROWS
 from ctxtrain.storage.atomic_files import make_folder, replace_atomically
 from ctxtrain.storage.ownership import SAMPLE
+from ctxtrain.storage.split_folder import require_split_folder
 from ctxtrain.synthetic.bars import SYMBOLS, WEEK_BARS, Symbol, simulate
-from ctxtrain.synthetic.sample_files import require_sample_folder
 
 PRICE_FIELDS = ("bar_index", "time", "open", "high", "low", "close", "volume", "delta")
 RULE_FIELDS = (
@@ -78,7 +78,7 @@ def write_sample(
     rows = {"train": train, "val": val, "test": test}
     _check_arguments(rows, seed, noise, mix, bars)
     folder = Path(folder)
-    require_sample_folder(folder, rows)
+    require_split_folder(folder, SAMPLE, rows)
     market, files = _Market(seed), {}
     with ExitStack() as written:  # all files are moved into place together, sample.json first
         for number, (name, count) in enumerate(rows.items()):
