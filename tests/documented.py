@@ -31,7 +31,7 @@ def commands(page: str) -> list[str]:
 
 
 def write_working_folder(folder: Path, base: Path) -> None:
-    """What `make demo` leaves to type in, with fewer windows and a tiny base under the name of the embedded one; bars."""
+    """What `make demo` leaves to type in, with fewer windows and a tiny base under the embedded name; and bars."""
     (folder / "data" / "sample").mkdir(parents=True)
     for seed, (name, rows) in enumerate((("train", 60), ("val", 20), ("test", 20))):
         write_rows(folder / "data" / "sample" / f"{name}.jsonl", dated_rows(rows, seed, apart=40))

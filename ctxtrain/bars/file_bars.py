@@ -128,6 +128,8 @@ def _choose_columns(source: Source, options: ReadOptions) -> dict[str, str]:
     ]
     if faults:
         raise ConfigError(faults)
+    if "time" not in chosen and names[0] == "1":  # an index of times has no name, as pandas writes it
+        chosen["time"] = "1"
     missing = [role for role in ("time", *n.PRICES) if role not in chosen]
     if missing:
         shown = ", ".join(names[:20])

@@ -41,7 +41,7 @@ _SPELLINGS = {
     "htf_dir": tuple(f"mtfcontext.{length}.structuredir" for length in ("m5", "m15", "m30", "h1", "h4")),
     "symbol": ("ticker", "instrument", "pair", "contract"),
 }
-_MORE_TIMES = ("gmttime", "localtime", "datetime(utc)", "time(utc)", "date(utc)", "timegmt", "dategmt")
+_MORE_TIMES = ("gmttime", "localtime", "datetime(utc)", "time(utc)", "date(utc)", "timegmt", "dategmt", "indexlevel0")
 _CLOCKS = ("time", "timeofday", "hour")
 _WRAPPERS = frozenset({"bar", "candle", "kline", "k", "ohlc", "ohlcv", "mid", "volumestats"})
 _IRRELEVANT = re.compile(r"[\s_\-<>\"']")

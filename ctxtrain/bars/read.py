@@ -115,6 +115,7 @@ def _unpack(path: Path, raw: bytes) -> tuple[bytes, str]:
 def _read_binary(path: Path, content: bytes, read: Any) -> pa.Table:
     try:
         table = read(pa.BufferReader(content))
+        table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: incomplete or damaged file ({reason}). Write or copy it again.") from None

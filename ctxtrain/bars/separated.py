@@ -38,8 +38,12 @@ class SeparatedText:
 
 def parse_separated(path: Path, text: bytes, separator: str | None) -> SeparatedText:
     """Raises DataError if there is no separator, or with each line that has another number of cells."""
+    text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     skipped, kept_N = _content_lines(text)
-    lines = [text_of(line) for line in text.split(b"\n", skipped + _SAMPLE_LINES)[: skipped + _SAMPLE_LINES]]
+    lines = [
+        line.decode("utf-8", "replace")
+        for line in text.split(b"\n", skipped + _SAMPLE_LINES)[: skipped + _SAMPLE_LINES]
+    ]
     sample = [line for line in lines[skipped:] if line and not line.startswith("#")]
     separator = separator or _find_separator(path, sample)
     rows = [row for row in csv.reader(sample, delimiter=separator) if row]
@@ -55,10 +59,6 @@ def parse_separated(path: Path, text: bytes, separator: str | None) -> Separated
     if comments := text.count(b"\n#") + text.startswith(b"#"):
         kind += f", lines with # skipped: {comments}"
     return SeparatedText(table, kind, header >= 0, separator, kept_N[start : start + table.num_rows] + 1)
-
-
-def text_of(line: bytes) -> str:
-    return line.decode("utf-8", "replace").rstrip("\r")
 
 
 def _content_lines(text: bytes) -> tuple[int, NDArray[np.int64]]:

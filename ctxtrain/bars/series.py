@@ -231,12 +231,16 @@ def _check_prices(columns: dict[str, Floats], origin: _Origin) -> int:
 def _count_gaps(series: Sequence[Series], length: int, counts: Counter[str]) -> None:
     """Places without bars, the bars that would fit there, and bars that are not a whole number of lengths apart."""
     for one in series:
-        steps = np.diff(one.opens_T)
-        gaps = steps[steps > length]
-        counts["gaps"] += len(gaps)
-        counts["bars_missing_in_gaps"] += int((gaps // length - (gaps % length == 0)).sum())
-        counts["longest_gap_in_bars"] = max(counts["longest_gap_in_bars"], int((gaps // length).max(initial=1)) - 1)
-        counts["bars_off_the_grid"] += int((steps % length != 0).sum())
+        missing = missing_bars(one.opens_T, length)
+        counts["gaps"] += int((missing > 0).sum())
+        counts["bars_missing_in_gaps"] += int(missing.sum())
+        counts["longest_gap_in_bars"] = max(counts["longest_gap_in_bars"], int(missing.max(initial=0)))
+        counts["bars_off_the_grid"] += int((np.diff(one.opens_T) % length != 0).sum())
+
+
+def missing_bars(opens_T: Ints, length: int) -> Ints:
+    """The bars missing between each bar and the next; a step of 25 hours between days lacks none."""
+    return np.maximum(np.rint(np.diff(opens_T) / length).astype(np.int64) - 1, 0)
 
 
 def _tell_files(files: Sequence[FileBars]) -> list[str]:

@@ -28,7 +28,7 @@ DAY = 86_400 * SECOND
 _CLOCK = (
     r"(?:(?P<sep>[T,\-]?) *(?P<H>\d{1,2}):?(?P<M>\d{2})(?::?(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?"
     r" ?(?P<p>[AaPp][Mm])?)?"
-    r" *(?P<z>[+-]\d{2}:?\d{2}|[A-Za-z][A-Za-z_]*(?:/[A-Za-z_+\-0-9]+)*)?$"
+    r" *(?P<z>(?:GMT|UTC)?[+-]\d{2}:?\d{2}|[A-Za-z][A-Za-z_]*(?:/[A-Za-z_+\-0-9]+)*)?$"
 )
 _YEAR_FIRST = r"^(?P<y>\d{4})[-./](?P<m>\d{1,2})[-./](?P<d>\d{1,2})" + _CLOCK
 _COMPACT = r"^(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})" + _CLOCK
@@ -68,7 +68,7 @@ def parse_times(column: pa.ChunkedArray, clock: pa.ChunkedArray | None, dates: s
         text = pc.utf8_trim_whitespace(column.cast(pa.string()))
         if clock is not None:
             text = pc.binary_join_element_wise(text, _clock_text(clock), " ")
-        elif pc.all(pc.match_substring_regex(text, r"^\d+(\.\d+)?$")).as_py() and not _are_digit_dates(text):
+        elif pc.all(pc.match_substring_regex(text, r"^[0-8]?\d{1,18}(\.\d+)?$")).as_py() and not _are_digit_dates(text):
             return _parse_epoch(text.cast(pa.float64() if _any_dot(text) else pa.int64()), place)
         return _parse_text(text, dates, place)
     if pa.types.is_integer(column.type) and _are_digit_dates(column.cast(pa.string())):
@@ -221,8 +221,9 @@ def _offset(name: str) -> int | None:
     """Nanoseconds that `+05:30`, `Z` or `UTC` is ahead of UTC; None for any other name."""
     if name.upper() in ("Z", "UTC", "GMT"):
         return 0
-    if name[0] not in "+-":
+    shift = name[3:] if name[:3] in ("GMT", "UTC") else name
+    if shift[:1] not in ("+", "-"):
         return None
-    digits = name[1:].replace(":", "")
-    sign = -1 if name[0] == "-" else 1
+    digits = shift[1:].replace(":", "")
+    sign = -1 if shift[0] == "-" else 1
     return sign * (int(digits[:2]) * 3600 + int(digits[2:]) * 60) * SECOND

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ctxtrain.bars.events import find_events
 from ctxtrain.bars.options import TRIPLE_BARRIER, Barriers, WindowOptions
-from ctxtrain.bars.series import Market, Series
+from ctxtrain.bars.series import Market, Series, missing_bars
 from ctxtrain.bars.structure import average_true_range
 from ctxtrain.bars.triple_barrier import triple_barrier
 from ctxtrain.data.time_units import DAY
@@ -130,7 +130,7 @@ def _candidates(
     keep(events >= options.bars - 1, TOO_EARLY)
     keep(events + horizon < len(series), TOO_LATE)
     max_gap = default_max_gap(bar_length) if options.max_gap is None else options.max_gap
-    holes = _cumulated(np.diff(series.opens_T) > (max_gap + 1) * bar_length)
+    holes = _cumulated(missing_bars(series.opens_T, bar_length) > max_gap)
     keep(holes[events + horizon] == holes[events + 1 - options.bars], GAP)
     columns = series.columns
     atr_T = average_true_range(columns["high"], columns["low"], columns["close"])
@@ -195,7 +195,7 @@ def _spanning(market: Market, series_W: Ints, event_W: Ints, bars: int) -> int:
     """Windows within which a bar is missing."""
     spanning = 0
     for number, series in enumerate(market.series):
-        gaps = _cumulated(np.diff(series.opens_T) > market.bar_length)
+        gaps = _cumulated(missing_bars(series.opens_T, market.bar_length) > 0)
         events = event_W[series_W == number]
         spanning += int((gaps[events] != gaps[events + 1 - bars]).sum())
     return spanning

@@ -53,6 +53,11 @@ def write_windows(
         require_split_folder(folder, WINDOWS, SPLITS)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if options.label in read.fields:
+        raise ConfigError(
+            f"fields must not have the label column, which the model would read, got {options.label!r} for both. "
+            "Leave it out of --fields."
+        )
     names = (options.events, options.label)
     optional = tuple(name for name in names if isinstance(name, str) and name not in (EVERY, TRIPLE_BARRIER))
     market = read_market(paths, replace(read, optional=optional))

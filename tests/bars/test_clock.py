@@ -51,6 +51,7 @@ def minutes(first: datetime, count: int, step: int) -> list[datetime]:
         "%Y%m%d-%H:%M:%S",
         "%Y%m%d %H:%M:%S UTC",
         "%Y%m%d %H:%M:%S Etc/UTC",
+        "%d.%m.%Y %H:%M:%S.000 GMT+0000",
         "%Y%m%d%H%M%S",
         "%Y%m%d%H%M",
         "%d.%m.%Y %H:%M:%S",
@@ -147,6 +148,13 @@ def test_daily_bars_are_days(tmp_path: Path) -> None:
     market = read(write(tmp_path / "a.csv", [f"{day:%Y%m%d}" for day in days]))
     assert opens(market) == days
     assert market.timeframe == "D1"
+
+
+def test_a_session_that_daylight_saving_lengthens_is_no_gap(tmp_path: Path) -> None:
+    zone = ZoneInfo("America/New_York")
+    opens_at = [datetime(2024, 10, 28, 18, tzinfo=zone) + timedelta(days=n) for n in range(12)]
+    market = read(write(tmp_path / "a.csv", [when.isoformat() for when in opens_at]))
+    assert (market.timeframe, market.counts["gaps"], market.counts["bars_off_the_grid"]) == ("D1", 0, 1)
 
 
 def test_stamps_at_the_close_become_opens(tmp_path: Path) -> None:

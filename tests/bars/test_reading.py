@@ -302,6 +302,17 @@ def test_a_damaged_table_and_one_without_rows_are_refused(tmp_path: Path) -> Non
         read(tmp_path / "GC.parquet")
 
 
+def test_an_index_of_pandas_is_the_time(tmp_path: Path) -> None:
+    times = [f"2024-01-02 09:3{n}:00+00:00" for n in range(4)]
+    (tmp_path / "GC.csv").write_text("\n".join([",Open,High,Low,Close", *(f"{time},1,1,1,1" for time in times)]))
+    stamps = pa.array([1_704_187_800_000 + 60_000 * n for n in range(4)], pa.timestamp("ms", "UTC"))
+    ones = pa.array([1.0] * 4)
+    table = pa.table({"Open": ones, "High": ones, "Low": ones, "Close": ones, "__index_level_0__": stamps})
+    parquet.write_table(table, tmp_path / "GC.parquet")
+    first, second = (read(tmp_path / name).series[0].opens_T.tolist() for name in ("GC.csv", "GC.parquet"))
+    assert first == second
+
+
 def test_files_with_bars_of_two_lengths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(COMMAS)
     lines = ["time,open,high,low,close", *(f"2024-01-03 1{n}:00,1,1,1,1" for n in range(4))]

@@ -244,6 +244,8 @@ def test_a_column_that_holds_no_labels_is_refused(market: Bars, tmp_path: Path) 
         make(path, tmp_path / "out", label="call")
     with pytest.raises(ConfigError, match="label must be triple-barrier or a column of every file, got 'side'"):
         make(path, tmp_path / "out", label="side")
+    with pytest.raises(ConfigError, match="fields must not have the label column, which the model would read"):
+        make(path, tmp_path / "out", {"fields": ("call",)}, label="call")
     assert not (tmp_path / "out").exists()
 
 
