@@ -89,6 +89,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     storage.validated, storage.atomic_files, storage.archive    schemas of stored files, atomic writes, final_model.zip
     storage.result_file         the result of a command, to a file or standard output
     storage.ownership           checks that no command overwrites inputs or foreign files
+    storage.split_folder        checks of folders with the rows of a sample or of windows
     storage.metrics_log         metrics.jsonl
     storage.checkpoint          checkpoints
     reporting.summary_schema    the schema of training_summary.json
@@ -104,7 +105,8 @@ Modules from the bottom layer to the top; each imports only from modules above i
     train                       TrainingPipeline: one run
     multi_run                   several runs: walk-forward folds, seeds
 
-    synthetic                   simulated bars, structure flags, sample files
+    bars                        bars as market programs export them → labelled windows
+    synthetic                   simulated bars, sample files
     pretraining                 pre-training of the embedded base model
     serve                       predictions over HTTP
     cli                         the command line

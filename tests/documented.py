@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ctxtrain.cli.process import main
+from tests.bars import exporters
 from tests.helpers import dated_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -30,10 +31,11 @@ def commands(page: str) -> list[str]:
 
 
 def write_working_folder(folder: Path, base: Path) -> None:
-    """What `make demo` leaves to type in, with fewer windows and a tiny base under the embedded one's name."""
+    """What `make demo` leaves to type in, with fewer windows and a tiny base under the embedded name; and bars."""
     (folder / "data" / "sample").mkdir(parents=True)
     for seed, (name, rows) in enumerate((("train", 60), ("val", 20), ("test", 20))):
         write_rows(folder / "data" / "sample" / f"{name}.jsonl", dated_rows(rows, seed, apart=40))
+    exporters.freqtrade_feather(folder, exporters.make_market())
     (folder / "configs").mkdir()
     demo = (ROOT / "configs" / "demo.yaml").read_text()
     (folder / "configs" / "demo.yaml").write_text(demo.replace("base: embedded", f"base: {base}"))

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ctxtrain.cli.data_commands import check, sample, windows
 from ctxtrain.cli.first_look import look_at_inputs, look_at_model
 from ctxtrain.cli.shared import (
     JsonFlag,
@@ -23,17 +24,14 @@ from ctxtrain.cli.shared import (
     describe_counts,
     encode_rows,
     parse_min_confidence,
-    parse_mix,
     print_json,
     progress,
     start_fresh_process,
 )
 from ctxtrain.engine.api import tune_process
-from ctxtrain.errors import EXIT_TARGETS_MISSED, ConfigError, DataError
-from ctxtrain.limits import MAX_TEXT_TOKENS
+from ctxtrain.errors import EXIT_TARGETS_MISSED, ConfigError
 from ctxtrain.memory import annotate_memory_errors
 from ctxtrain.streams import print_notice, write_stdout
-from ctxtrain.urls import shown
 from ctxtrain.versions import require_extra
 
 app = typer.Typer(
@@ -62,62 +60,8 @@ def _main(
     """Hold the options that stand before a command."""
 
 
-@app.command()
-def sample(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where train, val and test.jsonl and sample.json go.")],
-    train: Annotated[int, typer.Option(help="Training windows.")] = 1200,
-    val: Annotated[int, typer.Option(help="Validation windows.")] = 400,
-    test: Annotated[int, typer.Option(help="Test windows.")] = 400,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    noise: Annotated[float, typer.Option(help="Share of labels replaced at random.")] = 0.08,
-    mix: Annotated[str, typer.Option(help="Shares of LONG,SHORT,SKIP.")] = "0.35,0.35,0.30",
-    hide_flags: Annotated[
-        bool, typer.Option("--hide-flags", help="Leave only prices, volume and delta in the bars.")
-    ] = False,
-    shuffle_labels: Annotated[bool, typer.Option("--shuffle-labels", help="Leave nothing to learn.")] = False,
-) -> None:
-    """Write simulated windows with a known answer."""
-    announce(f"simulating {train + val + test:,} windows")
-    from ctxtrain.synthetic.sample import write_sample
-    from ctxtrain.synthetic.sample_files import describe_sample
-
-    try:
-        written = write_sample(
-            folder, train=train, val=val, test=test, seed=seed, noise=noise, hide_flags=hide_flags,
-            mix=parse_mix(mix), shuffle_labels=shuffle_labels,  # type: ignore[arg-type]  # it checks that there are three
-        )  # fmt: skip
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    write_stdout(describe_sample(folder, written))
-
-
-@app.command()
-def check(
-    train: Annotated[str, typer.Argument(metavar="TRAIN", help="Training rows: a file or a URL.")],
-    val: Annotated[str | None, typer.Argument(metavar="[VAL]", help="Validation rows.")] = None,
-    test: Annotated[str | None, typer.Argument(metavar="[TEST]", help="Test rows.")] = None,
-    base: Annotated[str | None, typer.Option(metavar="FOLDER", help="Check this Qwen, and use its tokenizer.")] = None,
-    max_tokens: Annotated[
-        int, typer.Option(metavar="N", min=8, max=MAX_TEXT_TOKENS, help="Longest text, as model.max_tokens.")
-    ] = 2048,
-    as_json: JsonFlag = False,
-) -> None:
-    """Check rows and look for leakage before training on them."""
-    announce(f"checking {', '.join(shown(path) for path in (train, val, test) if path)}")
-    from ctxtrain.data.check import check_files
-
-    tokenizer, notes = None, list[str]()
-    if base is not None:
-        tune_process()
-        from ctxtrain.model.agreement import try_base
-
-        tokenizer, notes = try_base(base)
-    report = {"base": notes, **check_files({"train": train, "val": val, "test": test}, tokenizer, max_tokens)}
-    from ctxtrain.cli.console import print_check
-
-    (print_json if as_json else print_check)(report)
-    if report["faults"] or any(leak["refused"] for leak in report["leaks"]):
-        raise typer.Exit(DataError.exit_code)
+for _command in (windows, sample, check):
+    app.command()(_command)
 
 
 @app.command()

@@ -71,6 +71,18 @@ def parse_min_confidence(text: str | None) -> Any:
     raise ConfigError(f"min-confidence must be auto or a number from 0 to 1, got {value!r}. Try 0.55.")
 
 
+def parse_fields(text: str | None) -> dict[str, Any]:
+    """The fields of `rsi=number,session=category`, as in `data.fields`. Raises ConfigError."""
+    from ctxtrain.config.value_types import FIELD_KINDS
+
+    parts = [part.partition("=") for part in text.split(",")] if text else []
+    for name, _, kind in parts:
+        if not name.strip() or kind.strip() not in FIELD_KINDS:
+            rule = f"fields must be names with one of the kinds {', '.join(FIELD_KINDS)}"
+            raise ConfigError(f"{rule}, got {text!r}. Use rsi=number,session=category.")
+    return {name.strip(): kind.strip() for name, _, kind in parts}
+
+
 def parse_mix(text: str) -> tuple[float, ...]:
     """Shares of LONG, SHORT and SKIP. Raises ConfigError if they are not numbers."""
     try:

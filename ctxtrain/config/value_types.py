@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
@@ -18,6 +18,7 @@ from ctxtrain.limits import (
 )
 
 FieldKind = Literal["number", "flag", "count", "category"]  # of a bar field that the user declares
+FIELD_KINDS: tuple[FieldKind, ...] = get_args(FieldKind)
 
 
 def _parse_weights(value: object) -> object:

@@ -24,7 +24,7 @@ from ctxtrain.data.leakage import find_leaks, skipped_checks
 from ctxtrain.data.oversampling import by_label, class_counts, require_every_class
 from ctxtrain.data.positions import common_spans
 from ctxtrain.data.profile import Hashes, Survey, extent, outlier_summary, row_notices, survey
-from ctxtrain.data.row_schema import LABEL_DERIVED_FIELDS
+from ctxtrain.data.row_schema import LABEL_DERIVED_FIELDS, NO_FIELDS, OwnFields, check_own_fields
 from ctxtrain.data.separation import Horizon, label_horizon
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
@@ -34,13 +34,18 @@ PARTS = 5  # consecutive parts of a file, of equal size, for class counts over t
 
 
 def check_files(
-    paths: Mapping[str, object], tokenizer: Tokenizer | None = None, max_tokens: int = 2048
+    paths: Mapping[str, object],
+    tokenizer: Tokenizer | None = None,
+    max_tokens: int = 2048,
+    own: OwnFields = NO_FIELDS,
 ) -> dict[str, Any]:
     """Read every file to its end, even after faults, and report on all of them.
 
-    Tokens are counted with `tokenizer`, by default that of the embedded base.
+    Tokens are counted with `tokenizer`, by default that of the embedded base. `own` are the bar fields that the user
+    declares. Raises ConfigError if they cannot be declared.
     """
-    results = {name: survey(WindowFile(path)) for name, path in paths.items() if path is not None}
+    check_own_fields(own)
+    results = {name: survey(WindowFile(path, own=own)) for name, path in paths.items() if path is not None}
     surveys = {name: surveyed for name, (surveyed, _) in results.items() if len(surveyed)}
     errors = [error for _, error in results.values() if error]
     texts: dict[str, Hashes] = {}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from ctxtrain.bars.structure import Bars, add_structure
 from ctxtrain.data.codec import PULSES, STATES, Codec
 from ctxtrain.data.features import true_range, window_numbers
 from ctxtrain.data.levels import FeatureScale
@@ -21,7 +22,6 @@ from ctxtrain.data.parse_window import Window
 from ctxtrain.pretraining.statistics import bar_statistics, event_statistics
 from ctxtrain.pretraining.window_arrays import Floats, WindowArrays
 from ctxtrain.synthetic.bars import Symbol, simulate
-from ctxtrain.synthetic.structure import Bars, add_structure
 
 SERIES_BARS = 2400
 MIN_PRACTICE_BARS, MAX_PRACTICE_BARS = 30, 50  # of a window

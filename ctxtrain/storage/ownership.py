@@ -1,4 +1,4 @@
-"""Refuse an output path if writing to it would replace an input, or a file of a run, export, sample or base.
+"""Refuse an output path if writing to it would replace an input, or a file of a run, export, set of rows or base.
 
 Input: the paths that a command writes and reads. Output: nothing, or a ConfigError before anything is computed.
 """
@@ -31,8 +31,10 @@ _FOLDERS = ("checkpoints", "export")
 PAGE_MARK = b"Written by ctxtrain"
 MAX_NAMES = 6  # listed in a message
 SPLITS = ("train", "val", "test")
-SAMPLE, SAMPLE_MARK = "sample.json", b'"simulated_bars"'
-_SAMPLE_FILES = frozenset({SAMPLE, *(f"{split}.jsonl" for split in SPLITS)})
+SAMPLE, WINDOWS = "sample.json", "windows.json"
+# Cards of folders with rows: the key that only such a card has, and the kind of the folder.
+CARDS = {SAMPLE: (b'"simulated_bars"', "sample"), WINDOWS: (b'"bars_a_window"', "set of windows")}
+_ROW_FILES = frozenset(f"{split}.jsonl" for split in SPLITS)
 _BASE_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".py"})  # libraries load these
 _BASE_DEPTH = 2  # levels of subfolders in a base; some bases have onnx/
 _MAX_LINKS = 40  # in one path, as Linux allows
@@ -73,10 +75,10 @@ def is_base(folder: Path) -> bool:
     return (folder / "config.json").exists() and any((folder / name).exists() for name in weights)
 
 
-def is_sample(folder: Path) -> bool:
-    """Whether `ctxtrain sample` wrote the folder."""
-    description = folder / SAMPLE
-    return description.is_file() and SAMPLE_MARK in read_regular(description)
+def _has_card(folder: Path, card: str) -> bool:
+    """Whether `ctxtrain sample` or `ctxtrain windows` wrote the folder, by its card."""
+    description = folder / card
+    return description.is_file() and CARDS[card][0] in read_regular(description)
 
 
 def equivalent_paths(path: Path) -> list[Path]:
@@ -122,8 +124,9 @@ def _owner(place: Path) -> str | None:
             return f"the run {folder}"
         if holds_runs(folder):
             return f"the runs in {folder}"
-    if place.name in _SAMPLE_FILES and is_sample(place.parent):
-        return f"the sample {place.parent}"
+    for card, (_, kind) in CARDS.items():
+        if (place.name == card or place.name in _ROW_FILES) and _has_card(place.parent, card):
+            return f"the {kind} {place.parent}"
     if is_base(place.parent) and (place.exists() or place.suffix in _BASE_SUFFIXES):
         return f"the base {place.parent}"
     ancestors = list(place.parents)[1 : _BASE_DEPTH + 1] if place.is_file() else []
@@ -147,7 +150,7 @@ def check_output_file(path: Path | None, model: Path, data: str) -> None:
     if target and target in inputs:
         raise ConfigError(f"output must not be an input, got {path} for both. {_REMEDY}.")
     if owner := owner_of(path):
-        rule = "output must not be in a run, an export, a sample or a base"
+        rule = "output must not be in a run, an export, a sample, a set of windows or a base"
         raise ConfigError(f"{rule}; {path} belongs to {owner}. {_REMEDY}.")
     forbidden = {target, _file_id(place.parent)} - {None}
     for model_path in _model_paths(model):

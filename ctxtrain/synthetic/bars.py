@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ctxtrain.bars.structure import Bars, Bools, Floats, Ints, add_structure
 from ctxtrain.labels import SIMULATED_SUFFIX
-from ctxtrain.synthetic.structure import Bars, Bools, Floats, Ints, add_structure
 
 SESSION_BARS = 23 * 60  # futures trade from 22:00 to 21:00 UTC, then pause for an hour
 WEEK_SESSIONS = 5

@@ -8,6 +8,10 @@ An event is the bar on which the price first trades back into the active fair va
 `rule_label` computes the label from the bars of the window alone. Each file uses whole weeks, later than those of the
 previous file, so no bar is in two files.
 
+`outcome` is what a trade at the event would have earned, by the triple barrier of `ctxtrain windows` with its default
+distances, on the bars after the event; the label does not depend on it. A trade ends with the week at the latest, so
+`label_horizon` is smaller for the last events of a week.
+
 Noise: an exact share `noise` of the rows of each file gets one of the other two labels, with equal probability. Let p_c
 be the share of windows with rule class c. Their label is then c with probability 1 - noise, and each other class with
 probability noise / 2. In closed form:
@@ -33,13 +37,14 @@ import orjson
 from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
 
+from ctxtrain.bars.structure import Bars
 from ctxtrain.labels import LABELS
 from ctxtrain.limits import MAX_SAMPLE_ROWS
 from ctxtrain.storage.atomic_files import make_folder, replace_atomically
 from ctxtrain.storage.ownership import SAMPLE
+from ctxtrain.storage.split_folder import require_split_folder
 from ctxtrain.synthetic.bars import SYMBOLS, WEEK_BARS, Symbol, simulate
-from ctxtrain.synthetic.sample_files import require_sample_folder
-from ctxtrain.synthetic.structure import Bars
+from ctxtrain.synthetic.trades import HORIZON, PROFIT_ATR, STOP_ATR, trade_events
 
 PRICE_FIELDS = ("bar_index", "time", "open", "high", "low", "close", "volume", "delta")
 RULE_FIELDS = (
@@ -78,7 +83,7 @@ def write_sample(
     rows = {"train": train, "val": val, "test": test}
     _check_arguments(rows, seed, noise, mix, bars)
     folder = Path(folder)
-    require_sample_folder(folder, rows)
+    require_split_folder(folder, SAMPLE, rows)
     market, files = _Market(seed), {}
     with ExitStack() as written:  # all files are moved into place together, sample.json first
         for number, (name, count) in enumerate(rows.items()):
@@ -99,6 +104,7 @@ def write_sample(
                 **rows, "seed": seed, "noise": noise, "mix": list(mix), "bars": list(bars),
                 "hide_flags": hide_flags, "shuffle_labels": shuffle_labels,
             },
+            "outcome": {"profit": f"{PROFIT_ATR}atr", "stop": f"{STOP_ATR}atr", "horizon": HORIZON},
             "simulated_bars": market.weeks * len(SYMBOLS) * WEEK_BARS,
             "files": files,
             "expected": _expected_scores(noise, mix, shuffle_labels),
@@ -159,6 +165,9 @@ class _Window:
     first: int
     event: int
     rule_label: str
+    long_r: float
+    short_r: float
+    horizon: int  # bars that the outcome looks ahead
 
     @property
     def time(self) -> str:
@@ -194,9 +203,10 @@ def _week_windows(symbol: Symbol, week: Bars, bars: tuple[int, int], rng: Genera
     events = np.flatnonzero(retest[1:] & ~retest[:-1]) + 1
     firsts = events + 1 - rng.integers(bars[0], bars[1], size=len(events), endpoint=True)
     rows = _bar_rows(week, 0, len(retest), RULE_FIELDS)
+    outcomes = trade_events(week, events)
     return [
-        _Window(symbol, week, first, event, rule_label(rows[first : event + 1]))
-        for first, event in zip(firsts.tolist(), events.tolist(), strict=True)
+        _Window(symbol, week, first, event, rule_label(rows[first : event + 1]), *outcome)
+        for first, event, outcome in zip(firsts.tolist(), events.tolist(), outcomes, strict=True)
         if first >= 0
     ]
 
@@ -222,6 +232,8 @@ def _row(window: _Window, label: str, hide_flags: bool) -> dict[str, Any]:
         "context_bars": bars[:-1],
         "current_bar": bars[-1],
         "label": label,
+        "outcome": {"long_r": window.long_r, "short_r": window.short_r, "cost": 0.0},
+        "label_horizon": window.horizon,
     }
     if not hide_flags:
         # The conditions for the side of the gap. They follow from the rule, not from the noisy label.

@@ -17,6 +17,7 @@ from ctxtrain.cli.process import main
 from ctxtrain.config.schema import Config
 from ctxtrain.labels import LABELS
 from ctxtrain.storage.result_file import write_result
+from tests.bars import exporters
 from tests.conftest import short_run
 from tests.helpers import learnable_rows, write_rows
 from tests.storage.test_owned_files import pretrain_file
@@ -46,6 +47,7 @@ def commands(
         "predict": ["predict", run, rows],
         "report": ["report", run],
         "sample": ["sample", folder / "sample", "--train", 4, "--val", 2, "--test", 2],
+        "windows": ["windows", exporters.freqtrade_feather(folder, exporters.make_market()), "-o", folder / "windows"],
         "export": ["export", run],
         "train": ["train", folder / "config.yaml", "--resume"],
         "train --json": ["train", folder / "config.yaml", "--resume", "--json"],
@@ -57,7 +59,18 @@ def commands(
 
 
 NAMES = [
-    *("evaluate", "evaluate --json", "check", "check --json", "predict", "report", "sample", "export", "train"),
+    *(
+        "evaluate",
+        "evaluate --json",
+        "check",
+        "check --json",
+        "predict",
+        "report",
+        "sample",
+        "windows",
+        "export",
+        "train",
+    ),
     *("train --json", "pretrain", "--help", "predict --help", "--version"),
 ]
 
@@ -84,7 +97,7 @@ def ends(stdout: IO[str], words: Sequence[object]) -> object:
 # Runs each command in one process up to its first message; prints that, and the heavy modules that were loaded by then.
 FIRST_MESSAGES = """
 import json, sys
-from ctxtrain.cli import commands
+from ctxtrain.cli import commands, data_commands
 from ctxtrain.cli.process import main
 
 class Said(BaseException): ...
@@ -94,7 +107,7 @@ def announce(message):
     print(json.dumps([message, sorted(heavy & sys.modules.keys())]))
     raise Said
 
-commands.announce = announce
+commands.announce = data_commands.announce = announce
 for words in json.loads(sys.argv[1]):
     try:
         main(words)
@@ -106,12 +119,23 @@ for words in json.loads(sys.argv[1]):
 def test_every_command_says_what_it_does_before_it_loads_a_library_that_takes_long(
     commands: dict[str, list[object]],
 ) -> None:
-    names = ["evaluate", "check", "predict", "report", "sample", "export", "train", "train --json", "pretrain"]
+    names = [
+        "evaluate",
+        "check",
+        "predict",
+        "report",
+        "sample",
+        "windows",
+        "export",
+        "train",
+        "train --json",
+        "pretrain",
+    ]
     words = json.dumps([[str(word) for word in commands[name]] for name in names])
     done = subprocess.run([sys.executable, "-c", FIRST_MESSAGES, words], capture_output=True, text=True, check=False)
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [message.split()[0] for message, _ in said] == [
-        *("loading", "checking", "loading", "writing", "simulating", "exporting", "training", "training"),
+        *("loading", "checking", "loading", "writing", "simulating", "reading", "exporting", "training", "training"),
         "pretraining",
     ], done.stderr
     assert [heavy for _, heavy in said] == [[]] * len(names)

@@ -42,8 +42,12 @@ output_dir
 """
 
 COMMANDS = {
+    "windows": (
+        "bars_files... -o/--output --events --bars --label --profit --stop --horizon --cost --structure --higher "
+        "--fields --split --max-gap --symbol --time-zone --stamp --bar-length --columns --decimal --separator --dates"
+    ),
     "sample": "folder --train --val --test --seed --noise --mix --hide-flags --shuffle-labels",
-    "check": "train [val] [test] --base --max-tokens --json",
+    "check": "train [val] [test] --base --max-tokens --fields --json",
     "train": "config [overrides...] --resume --skip-nonfinite --require-targets --quiet --json",
     "evaluate": "model data --json",
     "predict": "model data -o/--output --min-confidence",

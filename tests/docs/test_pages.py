@@ -20,6 +20,7 @@ from ctxtrain.pretraining.run import PretrainConfig
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import list_files
 from tests import config_page
+from tests.bars import exporters
 from tests.documented import PAGES, ROOT, blocks, commands, run, typed, write_working_folder
 from tests.helpers import dated_rows, learnable_rows, write_rows
 
@@ -88,6 +89,21 @@ def test_the_formats_page_lists_what_a_run_leaves(tutorial: Path, capfdbinary: p
     assert {path.name for path in root.iterdir()} <= {name.strip("/") for name in listed("file in the run folder")}
 
 
+def write_exports(folder: Path) -> None:
+    """Bars of each program under the names that docs/own-windows.md has."""
+    market = exporters.make_market()
+    half = len(market["when"]) // 2
+    months = ({name: values[part] for name, values in market.items()} for part in (slice(half), slice(half, None)))
+    exporters.freqtrade_feather(folder, market).rename(folder / "BTC_USDT-5m.feather")
+    exporters.freqtrade_json(folder, market).rename(folder / "BTC_USDT-5m.json.gz")
+    exporters.tradingview(folder, market).rename(folder / "BINANCE_BTCUSDT, 5.csv")
+    exporters.metatrader(folder, market).rename(folder / "EURUSD_M5_202410252300_202411040700.csv")
+    for month, bars in zip((10, 11), months, strict=True):
+        exporters.binance(folder, bars).rename(folder / f"BTCUSDT-5m-2024-{month}.csv")
+    for write in (exporters.ninjatrader, exporters.interactive_brokers, exporters.nested_export, exporters.excel):
+        write(folder, market)
+
+
 @pytest.fixture
 def own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path) -> Path:
     """The files that docs/own-windows.md takes its reader to have."""
@@ -97,15 +113,28 @@ def own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path
         write_rows(tmp_path / f"{name}.jsonl", part)
     new = [{name: value for name, value in row.items() if name != "label"} for row in learnable_rows(3, seed=9)]
     write_rows(tmp_path / "new.jsonl", new)
+    write_exports(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_own_windows_are_checked_trained_on_and_predicted(own_windows: Path) -> None:
-    assert len(commands("docs/own-windows.md")) == 3
-    for command in commands("docs/own-windows.md"):
+    lines = commands("docs/own-windows.md")
+    assert [line.split()[1] for line in lines] == [*["windows"] * 10, "check", "train", "predict"]
+    for command in lines:
         run(command)
+    written = [line.partition(" -o ")[2] for line in lines[:10]]
+    assert all((own_windows / folder / "windows.json").exists() for folder in written)
+    # The markets are equal, and so are the windows of the commands that differ in their program only.
+    counts = [orjson.loads((own_windows / folder / "windows.json").read_bytes())["events"] for folder in written[:7]]
+    assert counts == [counts[0]] * 7
     assert len((own_windows / "predictions.jsonl").read_bytes().splitlines()) == 3
+
+
+def test_the_formats_page_lists_what_the_card_of_windows_has(tmp_path: Path) -> None:
+    path = exporters.freqtrade_feather(tmp_path, exporters.make_market())
+    run(f"ctxtrain windows {path} --events 20 -o {tmp_path / 'out'}")
+    assert listed("windows key") >= load(tmp_path / "out" / "windows.json").keys()
 
 
 def test_own_windows_lists_every_field_that_is_read() -> None:

@@ -29,11 +29,12 @@ def test_every_command_of_the_readme_runs_in_the_order_given(folder: Path) -> No
 
 def test_every_command_of_the_page_runs_in_the_order_given(folder: Path) -> None:
     lines = commands("docs/commands.md")
-    assert len(lines) == 11
+    assert len(lines) == 12
     for line in lines:
         run(line)
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 20
     assert (folder / "data" / "other" / "sample.json").exists()
+    assert (folder / "data" / "own" / "windows.json").exists()
     assert (folder / "runs" / "folds" / "runs.json").exists()
     assert (folder / "runs" / "seeds" / "seed_1" / "final_model.zip").exists()
 

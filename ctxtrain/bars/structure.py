@@ -39,7 +39,7 @@ def add_structure(bars: Bars) -> Bars:
     external = _break_of_structure(high, low, close, EXTERNAL_SIDE)
     internal = _break_of_structure(high, low, close, INTERNAL_SIDE)
     direction, choch = external["dir"], external["choch"]
-    atr = _average_true_range(high, low, close)
+    atr = average_true_range(high, low, close)
     return {
         **bars,
         "atr_14": np.round(atr, 4),
@@ -59,7 +59,25 @@ def add_structure(bars: Bars) -> Bars:
     }
 
 
-def _average_true_range(high: Floats, low: Floats, close: Floats) -> Floats:
+def higher_direction(opens_T: Ints, high: Floats, low: Floats, close: Floats, length: int, times: int) -> Ints:
+    """Direction of the external structure of bars that are `times` as long, as known at the close of each bar.
+
+    `opens_T` are nanoseconds, `length` those of a bar. The long bars begin at multiples of their length since 1970. One
+    that has not ended counts for nothing: the direction is that of the last completed one, 0 before the first.
+    """
+    long = length * times
+    number = opens_T // long
+    first = np.flatnonzero(np.concatenate(([True], number[1:] != number[:-1])))
+    last = np.concatenate((first[1:], [len(number)])) - 1
+    tops, bottoms = np.maximum.reduceat(high, first), np.minimum.reduceat(low, first)
+    directions = _break_of_structure(tops, bottoms, close[last], EXTERNAL_SIDE)["dir"].astype(np.int64)
+    known = np.concatenate(([0], directions))
+    place = np.repeat(np.arange(len(first)), last + 1 - first)  # of the long bar that each bar belongs to
+    completes = (opens_T + length) % long == 0
+    return np.asarray(known[place + completes], np.int64)
+
+
+def average_true_range(high: Floats, low: Floats, close: Floats) -> Floats:
     """Wilder's average; for the first bars, the mean of all bars so far."""
     previous_close = np.concatenate((close[:1], close[:-1]))
     true_range = np.maximum(high, previous_close) - np.minimum(low, previous_close)

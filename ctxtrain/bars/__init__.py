@@ -1,0 +1,1 @@
+"""Bars as market programs export them, and the labelled windows made of them."""

@@ -1,0 +1,265 @@
+"""A file of bars → prices, volume and fields with times in UTC, and what was told from the file.
+
+Input: a `Source` and `ReadOptions`. Output: `FileBars`: one entry per bar that has prices, in the order of the file.
+What the options do not say is told from the file; each decision is one text of `told`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ctxtrain.bars import names as n
+from ctxtrain.bars.clock import Clock, read_clock
+from ctxtrain.bars.numbers import active_side, detect_decimal, is_text, to_flags, to_floats, to_whole
+from ctxtrain.bars.read import Source, read_source
+from ctxtrain.bars.symbol_name import symbol_of_file
+from ctxtrain.data.row_schema import BAR_FIELDS, MEASURES, PRICES
+from ctxtrain.errors import ConfigError, DataError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_BINANCE_COLUMNS = 12
+_BINANCE = {"time": "1", "open": "2", "high": "3", "low": "4", "close": "5", "volume": "6", "buy_vol": "10"}
+_DECIMALS = 8  # of volumes that are computed
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user says about the files; None or empty where the files shall tell.
+
+    `bar_length` is in nanoseconds, `columns` maps roles to columns. `fields` are columns to copy, `optional` columns to
+    copy where a file has them.
+    """
+
+    symbol: str | None = None
+    time_zone: str | None = None
+    stamp: str | None = None
+    bar_length: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    decimal: str | None = None
+    separator: str | None = None
+    dates: str | None = None
+    fields: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileBars:
+    """The bars of one file. `rows_T` are their rows in the source; `words` holds copied columns that are no numbers.
+
+    `unread` are columns that nothing is taken from; `empty` counts rows without prices, which are left out.
+    """
+
+    source: Source
+    symbols_T: NDArray[Any]
+    clock: Clock
+    columns: dict[str, Floats]
+    words: dict[str, list[Any]]
+    told: list[str]
+    unread: list[str]
+    rows_T: Ints
+    empty: int
+
+    def place(self, bar: int) -> str:
+        return self.source.place(int(self.rows_T[bar]))
+
+
+def read_file(path: Path, options: ReadOptions) -> FileBars:
+    """Raises DataError with every fault of the file, and ConfigError for a column that it lacks."""
+    source = read_source(path, options.separator)
+    chosen = _choose_columns(source, options)
+    table = source.table
+    prices = {name: table[chosen[name]] for name in PRICES}
+    decimal = options.decimal or detect_decimal(path, list(prices.values()))
+    columns = {name: to_floats(column, decimal, name, source.place) for name, column in prices.items()}
+    rows_T, empty = _rows_with_prices(source, columns)
+    columns |= _other_numbers(source, chosen, decimal)
+    words = dict[str, list[Any]]()
+    copies = (*options.fields, *(name for name in options.optional if name in source.names))
+    for name in copies:
+        if name not in columns:
+            copied = _copy_field(source, name, decimal)
+            if isinstance(copied, np.ndarray):
+                columns[name] = copied
+            else:
+                words[name] = copied
+    told = [_describe_format(source, chosen, decimal), _describe_columns(source, chosen)]
+    symbols_T, symbol_told = _symbols(source, chosen, options)
+    if len(rows_T) < table.num_rows:
+        columns = {name: values[rows_T] for name, values in columns.items()}
+        words = {name: [values[row] for row in rows_T.tolist()] for name, values in words.items()}
+        symbols_T = symbols_T[rows_T]
+    clock = read_clock(source, chosen, rows_T, symbols_T, options.time_zone, options.stamp, options.dates)
+    taken = {*chosen.values(), *copies}
+    unread = [name for name in source.names if name not in taken]
+    _add_sell_volume(columns)
+    return FileBars(
+        source, symbols_T, clock, columns, words, [*told, symbol_told, *clock.told], unread, rows_T, empty
+    )  # fmt: skip
+
+
+def _choose_columns(source: Source, options: ReadOptions) -> dict[str, str]:
+    """The column of each role: by option, by name, or by position."""
+    names = source.names
+    chosen = n.match_columns(names) if source.has_names else _positions(source)
+    faults = []
+    for role, column in options.columns.items():
+        if not column:
+            chosen.pop(role, None)
+        elif column in names:
+            chosen[role] = column
+        elif column.isdecimal() and 1 <= int(column) <= len(names):
+            chosen[role] = names[int(column) - 1]
+        else:
+            faults.append(f"{source.path}: {role}={column} names no column. Use one of {', '.join(names[:40])}.")
+    if "time" in options.columns:
+        chosen = {role: column for role, column in chosen.items() if role != "clock" or "clock" in options.columns}
+    faults += [
+        f"{source.path}: --fields {name} names no column. Use one of {', '.join(names[:40])}."
+        for name in options.fields
+        if name not in names
+    ]
+    if faults:
+        raise ConfigError(faults)
+    if "time" not in chosen and names[0] == "1":  # an index of times has no name, as pandas writes it
+        chosen["time"] = "1"
+    missing = [role for role in ("time", *PRICES) if role not in chosen]
+    if missing:
+        shown = ", ".join(names[:20])
+        raise DataError(
+            f"{source.path}: bars must have a time and four prices, but no column is known as {', '.join(missing)}; "
+            f"the columns are {shown}. Name them with --columns {missing[0]}=COLUMN."
+        )
+    return _with_traded_volume(source, chosen, options)
+
+
+def _with_traded_volume(source: Source, chosen: dict[str, str], options: ReadOptions) -> dict[str, str]:
+    """Take the tick volume where the traded volume is 0 on every bar, as MetaTrader writes it for currencies."""
+    ticks = [name for name in source.names if n.plain_name(name) in ("tickvol", "tickvolume")]
+    if not ticks or "volume" in options.columns or chosen["volume"] in ticks:
+        return chosen
+    traded = to_floats(source.table[chosen["volume"]], ".", "volume", source.place)
+    return chosen if traded.any() else {**chosen, "volume": ticks[0]}
+
+
+def _positions(source: Source) -> dict[str, str]:
+    """Columns of a file without names: time (or date and clock), open, high, low, close, volume."""
+    table, names = source.table, source.names
+    if len(names) == _BINANCE_COLUMNS and all(_is_number(table[name]) for name in ("1", "7")):
+        return dict(_BINANCE)
+    roles = ["time", *PRICES, "volume"]
+    if len(names) >= len(roles) and _is_clock(table["2"]):
+        roles.insert(1, "clock")
+    return dict(zip(roles, names, strict=False))
+
+
+def _is_number(column: pa.ChunkedArray) -> bool:
+    value = column[0].as_py()
+    return isinstance(value, int | float) or (isinstance(value, str) and value.isdecimal())
+
+
+def _is_clock(column: pa.ChunkedArray) -> bool:
+    value = column[0].as_py()
+    return isinstance(value, str) and value.count(":") in (1, 2) and value.replace(":", "").isdecimal()
+
+
+def _rows_with_prices(source: Source, prices: Mapping[str, Floats]) -> tuple[Ints, int]:
+    """Rows that have all four prices. Rows without any are counted; a row with some of them is a fault."""
+    lacking = np.isnan(np.stack(list(prices.values())))
+    partly = np.flatnonzero(lacking.any(axis=0) & ~lacking.all(axis=0))
+    if len(partly):
+        missing = [", ".join(name for name, row_lacks in zip(prices, lacking[:, row], strict=True) if row_lacks)
+                   for row in partly[:100]]  # fmt: skip
+        raise DataError(
+            [
+                f"{source.place(int(row))}: a bar must have four prices, got none for {names}. Correct the bar."
+                for row, names in zip(partly[:100], missing, strict=True)
+            ],
+            total=len(partly),
+        )
+    rows_T = np.flatnonzero(~lacking.all(axis=0))
+    if not len(rows_T):
+        raise DataError(f"{source.path}: no row has prices. Name their columns with --columns open=COLUMN,….")
+    return rows_T, int(lacking.all(axis=0).sum())
+
+
+def _other_numbers(source: Source, chosen: Mapping[str, str], decimal: str) -> dict[str, Floats]:
+    """Volume, delta, directions, flags and all other known fields, with NaN for null."""
+    table, found = source.table, dict[str, Floats]()
+    for name in BAR_FIELDS:
+        if name in PRICES or name not in chosen:
+            continue
+        column = table[chosen[name]]
+        if name in MEASURES:
+            found[name] = to_floats(column, decimal, name, source.place)
+        elif name in n.DIRECTIONS:
+            found[name] = to_whole(column, name, range(-1, 2), source.place)
+        elif name in n.COUNTS:
+            found[name] = to_whole(column, name, None, source.place)
+        else:
+            found[name] = to_flags(column, name, source.place)
+    if {"fvg_active", "fvg_type"} <= chosen.keys() and not {"fvg_up", "fvg_down"} & found.keys():
+        found |= active_side(table[chosen["fvg_active"]], table[chosen["fvg_type"]], source.place)
+    for name in ("volume", "buy_vol", "sell_vol"):
+        negative = np.flatnonzero(found[name] < 0) if name in found else np.zeros(0, np.intp)
+        if len(negative):
+            faults = [f"{source.place(row)}: {name} must be at least 0, got {found[name][row]}. Correct the file."
+                      for row in negative[:100]]  # fmt: skip
+            raise DataError(faults, total=len(negative))
+    return found
+
+
+def _copy_field(source: Source, name: str, decimal: str) -> Floats | list[Any]:
+    """A column that the user named: numbers if all its cells are numbers, else its values as they are."""
+    column = source.table[name]
+    values: list[Any] = column.to_pylist()
+    kind = column.type
+    if not (is_text(column) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return values
+    try:
+        return to_floats(column, decimal, name, source.place)
+    except DataError:  # words
+        return values
+
+
+def _add_sell_volume(columns: dict[str, Floats]) -> None:
+    """Selling volume of an export that has the total and the buying volume."""
+    if {"volume", "buy_vol"} <= columns.keys() and "sell_vol" not in columns:
+        columns["sell_vol"] = np.maximum(np.round(columns["volume"] - columns["buy_vol"], _DECIMALS), 0.0)
+
+
+def _symbols(source: Source, chosen: Mapping[str, str], options: ReadOptions) -> tuple[NDArray[Any], str]:
+    rows = source.table.num_rows
+    if options.symbol:
+        return np.full(rows, options.symbol), f"symbol {options.symbol}, from --symbol"
+    if "symbol" in chosen:
+        cells = source.table[chosen["symbol"]].to_pylist()
+        names = np.array(["" if cell is None else str(cell).strip() for cell in cells])
+        if (names == "").any():
+            row = int((names == "").argmax())
+            raise DataError(f"{source.place(row)}: symbol must not be empty. Correct the file, or give --symbol.")
+        return names, f"symbols from the column {chosen['symbol']}: {', '.join(np.unique(names)[:6])}"
+    name = symbol_of_file(source.path)
+    return np.full(rows, name), f"symbol {name}, from the name of the file"
+
+
+def _describe_format(source: Source, chosen: Mapping[str, str], decimal: str) -> str:
+    has_text = any(is_text(source.table[chosen[name]]) for name in PRICES)
+    mark = f", decimal {'comma' if decimal == ',' else 'point'}" if has_text else ""
+    return f"{source.kind}{mark}"
+
+
+def _describe_columns(source: Source, chosen: Mapping[str, str]) -> str:
+    pairs = [f"{role} = {column}" for role in n.ROLES if (column := chosen.get(role)) and role != column]
+    same = [role for role in n.ROLES if chosen.get(role) == role]
+    if same:
+        pairs.append(f"{', '.join(same)} as named")
+    return ("columns: " if source.has_names else "columns by position: ") + ", ".join(pairs)

@@ -1,0 +1,95 @@
+"""Names of columns → fields of a bar.
+
+Input: the names of a file. Output: the column of each field. A field has several known spellings, compared without
+case, blanks, - and _. A dotted name is that of a nested object: parts that only wrap a bar (`bar.`, `volume_stats.`) do
+not count, other parts do, so that the volume of a higher timeframe is not taken for that of the bar.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from ctxtrain.data.row_schema import BAR_FIELDS, MEASURES, PRICES
+from ctxtrain.data.time_units import time_names
+
+DIRECTIONS = frozenset({"ext_dir", "int_dir", "htf_dir"})
+COUNTS = frozenset({"mgann_leg_index"})
+FLAGS = frozenset(BAR_FIELDS) - DIRECTIONS - MEASURES - COUNTS
+ROLES = ("time", "clock", *BAR_FIELDS, "symbol", "fvg_active", "fvg_type")
+# Spellings besides the field's own name, most likely first.
+_SPELLINGS = {
+    "open": ("o", "openprice", "openingprice", "opening"),
+    "high": ("h", "highprice", "highestprice"),
+    "low": ("l", "lowprice", "lowestprice"),
+    "close": ("c", "closeprice", "closingprice", "close/last", "last", "price"),
+    "volume": ("v", "vol", "basevolume", "totalvolume", "realvolume", "tickvol", "tickvolume"),
+    "delta": ("deltaclose", "volumedelta", "bardelta"),
+    "buy_vol": ("buyvolume", "takerbuybaseassetvolume", "takerbuybasevolume", "takerbuyvolume"),
+    "sell_vol": ("sellvolume",),
+    "atr_14": ("atr",),
+    "htf_dir": tuple(f"mtfcontext.{length}.structuredir" for length in ("m5", "m15", "m30", "h1", "h4")),
+    "symbol": ("ticker", "instrument", "pair", "contract"),
+}
+_MORE_TIMES = ("gmttime", "localtime", "datetime(utc)", "time(utc)", "date(utc)", "timegmt", "dategmt", "indexlevel0")
+_CLOCKS = ("time", "timeofday", "hour")
+_WRAPPERS = frozenset({"bar", "candle", "kline", "k", "ohlc", "ohlcv", "mid", "volumestats"})
+_IRRELEVANT = re.compile(r"[\s_\-<>\"']")
+_VOLUME_OF = re.compile(r"volume|vol\.?")  # `Volume BTC`, `Vol.`
+
+
+def plain_name(name: str) -> str:
+    """A name in the form in which names are compared."""
+    parts = [_IRRELEVANT.sub("", part.lower()) for part in name.rstrip(".").split(".")]
+    return ".".join([part for part in parts[:-1] if part not in _WRAPPERS] + parts[-1:])
+
+
+def names_prices(names: Iterable[str]) -> bool:
+    """Whether at least three of the four prices are among the names."""
+    known = {plain_name(name) for name in names}
+    return sum(bool(known.intersection((price, *_SPELLINGS[price]))) for price in PRICES) >= 3
+
+
+def match_columns(names: Sequence[str]) -> dict[str, str]:
+    """The column of each role. Of two columns, the more usual spelling counts, then the less nested one."""
+    found: dict[str, str] = {}
+    plain = {name: plain_name(name) for name in names}
+    for role in ROLES[2:]:
+        spellings = (_IRRELEVANT.sub("", role), *_SPELLINGS.get(role, ()))
+        matches = [
+            (spellings.index(short), name.count("."), place, name)
+            for place, (name, short) in enumerate(plain.items())
+            if short in spellings
+        ]
+        if not matches and role == "volume":
+            matches = [(0, 0, n, name) for n, name in enumerate(names) if _VOLUME_OF.match(plain[name])][:1]
+        if matches:
+            found[role] = min(matches)[3]
+    times = _time_columns(plain)
+    if times:
+        found["time"] = times[0]
+        day = next((name for name, short in plain.items() if short in ("date", "day", "tradedate")), None)
+        clock = next((name for name, short in plain.items() if short in _CLOCKS), None)
+        if day and clock:
+            found["time"], found["clock"] = day, clock
+    return found
+
+
+def _time_columns(plain: Mapping[str, str]) -> list[str]:
+    """Columns named like a time, most likely first."""
+    by_short = {short: name for name, short in reversed(list(plain.items()))}
+    usual = [by_short[short] for short in time_names(by_short)]
+    return usual + [by_short[short] for short in _MORE_TIMES if short in by_short]
+
+
+def parse_columns(text: str) -> tuple[dict[str, str], list[str]]:
+    """`time=Datum,open=2` as a dict, and the faults. An empty column means that the field is left out."""
+    pairs, faults = {}, []
+    for part in filter(None, text.split(",")):
+        role, equals, column = (piece.strip() for piece in part.partition("="))
+        if not equals or role not in ROLES:
+            names = ", ".join(("time", *PRICES, "volume", "delta", "symbol"))
+            faults.append(f"columns must be FIELD=COLUMN with fields such as {names}, got {part!r}. Use time=1,open=2.")
+        else:
+            pairs[role] = column
+    return pairs, faults

@@ -1,0 +1,254 @@
+"""Files of bars → one series per symbol, oldest first, without duplicates.
+
+Input: paths and `ReadOptions`. Output: a `Market`: the series of each symbol, the length of a bar, and for the data
+card what was told from each file and counted. Times are the opens of the bars in UTC, so that the same market has the
+same series in every format.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctxtrain.bars.clock import market_orders
+from ctxtrain.bars.file_bars import FileBars, ReadOptions, read_file
+from ctxtrain.data.outliers import REL_TOL
+from ctxtrain.data.row_schema import PRICES
+from ctxtrain.data.time_units import SECOND, format_utc
+from ctxtrain.errors import DataError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_LENGTHS = (("W", 7 * 86_400), ("D", 86_400), ("H", 3600), ("M", 60), ("S", 1))
+
+
+@dataclass(frozen=True)
+class Series:
+    """The bars of one symbol. `opens_T` are the times of their opens in UTC nanoseconds, which increase."""
+
+    symbol: str
+    opens_T: Ints
+    columns: dict[str, Floats]
+    words: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.opens_T)
+
+
+@dataclass(frozen=True)
+class Market:
+    """All series, the nanoseconds of a bar, and facts for the data card."""
+
+    series: list[Series]
+    bar_length: int
+    sources: list[dict[str, Any]]
+    told: list[str]
+    counts: dict[str, int]
+
+    @property
+    def timeframe(self) -> str:
+        """The length of a bar, as in M1, M5, H1 or D1; below whole seconds in milliseconds, as in MS250."""
+        seconds, rest = divmod(self.bar_length, SECOND)
+        if rest:
+            return f"MS{self.bar_length * 1000 / SECOND:g}"
+        letter, unit = next((letter, unit) for letter, unit in _LENGTHS if seconds % unit == 0)
+        return f"{letter}{seconds // unit}"
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the bars of a series come from: the file of each, and its place there."""
+
+    files: Sequence[FileBars]
+    file_T: Ints
+    bar_T: Ints
+
+    def place(self, bar: int) -> str:
+        return self.files[int(self.file_T[bar])].place(int(self.bar_T[bar]))
+
+
+def read_market(paths: Sequence[Path], options: ReadOptions) -> Market:
+    """Read all files. Raises DataError with the faults of every file."""
+    files, faults = [], list[str]()
+    for path in paths:
+        try:
+            files.append(read_file(path, options))
+        except DataError as error:
+            faults += error.faults
+    if faults:
+        raise DataError(faults)
+    length, told_length = _bar_length(files, options.bar_length)
+    names, told_names = _common_columns(files)
+    counts = Counter[str](bars=0, duplicates=0, rounded=0, rows_without_prices=sum(file.empty for file in files))
+    symbols = np.unique(np.concatenate([np.unique(file.symbols_T) for file in files])).tolist()
+    series = [_join(files, symbol, names, length, counts) for symbol in symbols]
+    _count_gaps(series, length, counts)
+    sources = [
+        {"path": str(file.source.path), "sha256": file.source.sha256, "bars": len(file.rows_T), "told": file.told}
+        for file in files
+    ]
+    for source, file in zip(sources, files, strict=True):
+        source["unread_columns"] = file.unread
+    return Market(series, length, sources, [*_tell_files(files), *told_names, told_length], dict(counts))
+
+
+def _bar_length(files: Sequence[FileBars], given: int | None) -> tuple[int, str]:
+    """Nanoseconds of a bar: the most common step of a file, equal in all files."""
+    if given:
+        return given, f"bars: {_name_length(given)}, from --bar-length"
+    modes: dict[int, FileBars] = {}
+    for file in files:
+        steps = np.concatenate(
+            [
+                np.diff(np.sort(file.clock.stamps_T[bars]))
+                for bars, _ in market_orders(file.symbols_T, file.clock.stamps_T)
+            ]
+        )
+        lengths, counts = np.unique(steps[steps > 0], return_counts=True)
+        if len(lengths):
+            modes.setdefault(int(lengths[counts.argmax()]), file)
+    if not modes:
+        raise DataError(f"{files[0].source.path}: one bar has no length. Give it with --bar-length, such as 5m.")
+    if len(modes) > 1:
+        found = ", ".join(f"{_name_length(length)} in {file.source.path}" for length, file in modes.items())
+        raise DataError(f"all files must have bars of one length, got {found}. Make windows of each on its own.")
+    (length,) = modes
+    return length, f"bars: {_name_length(length)}, the most common step"
+
+
+def _name_length(length: int) -> str:
+    seconds = length / SECOND
+    for word, unit in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds % unit == 0:
+            return f"{seconds / unit:g} {word}{'s' if seconds != unit else ''}"
+    return f"{seconds:g} seconds"
+
+
+def _common_columns(files: Sequence[FileBars]) -> tuple[set[str], list[str]]:
+    """The columns that all files have, and what was told about the others."""
+    every = [{*file.columns, *file.words} for file in files]
+    common = set.intersection(*every)
+    for name in sorted(common):
+        if len({name in file.words for file in files}) > 1:
+            raise DataError(f"{name} must be numbers in all files or in none. Make windows of each on its own.")
+    partial = sorted(set.union(*every) - common)
+    return common, [f"left out, because some files lack them: {', '.join(partial)}"] if partial else []
+
+
+def _join(files: Sequence[FileBars], symbol: str, names: set[str], length: int, counts: Counter[str]) -> Series:
+    """The bars of one symbol from all files: sorted, checked, and without duplicates."""
+    parts = []
+    for number, file in enumerate(files):
+        bars = np.flatnonzero(file.symbols_T == symbol)
+        stamps = file.clock.stamps_T[bars] - (length if file.clock.stamp == "close" else 0)
+        parts.append((number, bars, stamps))
+    opens = np.concatenate([stamps for _, _, stamps in parts])
+    order = np.argsort(opens, kind="stable")
+    origin = _Origin(
+        files,
+        np.concatenate([np.full(len(bars), number) for number, bars, _ in parts])[order],
+        np.concatenate([bars for _, bars, _ in parts])[order],
+    )
+    columns = {
+        name: np.concatenate([files[number].columns[name][bars] for number, bars, _ in parts])[order]
+        for name in files[0].columns
+        if name in names
+    }
+    words = {
+        name: [value for number, bars, _ in parts for value in _pick(files[number].words[name], bars)]
+        for name in files[0].words
+        if name in names
+    }
+    words = {name: _pick(values, order) for name, values in words.items()}
+    kept = _distinct(opens[order], columns, origin, symbol)
+    counts["bars"] += len(kept)
+    counts["duplicates"] += len(order) - len(kept)
+    columns = {name: values[kept] for name, values in columns.items()}
+    origin = _Origin(files, origin.file_T[kept], origin.bar_T[kept])
+    counts["rounded"] += _check_prices(columns, origin)
+    if "volume" in columns:
+        lacking = np.flatnonzero(np.isnan(columns["volume"]))
+        counts["bars_without_volume"] += len(lacking)
+        counts["bars_with_zero_volume"] += int((columns["volume"] == 0).sum())
+    return Series(symbol, opens[order][kept], columns, {name: _pick(values, kept) for name, values in words.items()})
+
+
+def _pick(values: Sequence[Any], places: Ints) -> list[Any]:
+    return [values[place] for place in places.tolist()]
+
+
+def _distinct(opens_T: Ints, columns: dict[str, Floats], origin: _Origin, symbol: str) -> Ints:
+    """The first bar of each time. Raises DataError if bars of one time differ in prices or volume."""
+    same = np.concatenate(([False], opens_T[1:] == opens_T[:-1]))
+    repeats = np.flatnonzero(same)
+    compared = [columns[name] for name in (*PRICES, "volume") if name in columns]
+    different = [
+        int(bar)
+        for bar in repeats
+        if not all(values[bar] == values[bar - 1] or np.isnan(values[[bar, bar - 1]]).all() for values in compared)
+    ]
+    if different:
+        naive = any(origin.files[int(origin.file_T[bar])].clock.is_naive for bar in different)
+        hint = " Or give the zone of the times with --time-zone, if daylight saving repeats an hour." if naive else ""
+        raise DataError(
+            [
+                f"{origin.place(bar)}: {symbol} must have one bar at {format_utc(int(opens_T[bar]))}, but "
+                f"{origin.place(bar - 1)} has other values. Delete one of them.{hint}"
+                for bar in different[:100]
+            ],
+            total=len(different),
+        )
+    return np.flatnonzero(~same)
+
+
+def _check_prices(columns: dict[str, Floats], origin: _Origin) -> int:
+    """Correct high and low that are off by rounding, in place; returns their number. Raises DataError for others."""
+    opened, high, low, close = (columns[name] for name in PRICES)
+    top, bottom = np.maximum.reduce([opened, high, low, close]), np.minimum.reduce([opened, high, low, close])
+    tolerance = REL_TOL * np.maximum(np.abs(top), np.abs(bottom))
+    wrong = np.flatnonzero((top - high > tolerance) | (low - bottom > tolerance))
+    if len(wrong):
+        remedy = "Correct or delete the bar, or name the columns with --columns open=…,high=…,low=…,close=…"
+        raise DataError(
+            [
+                f"{origin.place(bar)}: a bar must have low ≤ open, close ≤ high, got open {opened[bar]:g}, "
+                f"high {high[bar]:g}, low {low[bar]:g}, close {close[bar]:g}. {remedy}."
+                for bar in wrong[:100].tolist()
+            ],
+            total=len(wrong),
+        )
+    rounded = int(((top != high) | (bottom != low)).sum())
+    high[:], low[:] = top, bottom
+    return rounded
+
+
+def _count_gaps(series: Sequence[Series], length: int, counts: Counter[str]) -> None:
+    """Places without bars, the bars that would fit there, and bars that are not a whole number of lengths apart."""
+    for one in series:
+        missing = missing_bars(one.opens_T, length)
+        counts["gaps"] += int((missing > 0).sum())
+        counts["bars_missing_in_gaps"] += int(missing.sum())
+        counts["longest_gap_in_bars"] = max(counts["longest_gap_in_bars"], int(missing.max(initial=0)))
+        counts["bars_off_the_grid"] += int((np.diff(one.opens_T) % length != 0).sum())
+
+
+def missing_bars(opens_T: Ints, length: int) -> Ints:
+    """The bars missing between each bar and the next; a step of 25 hours between days lacks none."""
+    return np.maximum(np.rint(np.diff(opens_T) / length).astype(np.int64) - 1, 0)
+
+
+def _tell_files(files: Sequence[FileBars]) -> list[str]:
+    """What was told from the files, one line each; what is equal for several files once."""
+    lines: dict[str, list[str]] = {}
+    for file in files:
+        unread = [f"columns not read: {', '.join(file.unread)}"] if file.unread else []
+        empty = [f"rows without prices, left out: {file.empty:,}"] if file.empty else []
+        for text in (*file.told, *unread, *empty):
+            lines.setdefault(text, []).append(str(file.source.path))
+    return [f"{places[0] if len(places) == 1 else f'{len(places):,} files'}: {text}" for text, places in lines.items()]
