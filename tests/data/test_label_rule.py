@@ -111,6 +111,20 @@ def test_a_rule_is_written_in_the_fewest_lines_with_short_numbers(tmp_path: Path
     assert rule.lines == ["if close - open > 0.1 then LONG", "else SHORT"]
 
 
+def test_a_class_of_four_rows_takes_no_depth_from_a_rule(tmp_path: Path) -> None:
+    def four_deep(bar: Bar) -> str:
+        is_long = bar["fvg_up"] and bar["fvg_down"] and bar["pb_wave_strength_ok"] and bar["wave_strength"] >= 50
+        return "LONG" if is_long else "SKIP"
+
+    train = make_rows(700, 1, four_deep)
+    for row in train[::200]:
+        row["label"] = "SHORT"
+    rule = found(tmp_path, train=train, val=make_rows(300, 2, four_deep))
+    assert rule is not None
+    assert rule.lines[-1] == "else SKIP"
+    assert len(rule.lines) == 2
+
+
 def test_a_rule_on_a_feature_is_found(tmp_path: Path) -> None:
     rows = make_rows(200, 1, by_flags)
     for n, row in enumerate(rows):
