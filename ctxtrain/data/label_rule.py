@@ -9,7 +9,7 @@ too: if a threshold on them holds on later rows, the labels follow from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, floor, inf
 from typing import Any
@@ -65,6 +65,7 @@ def find_label_rule(surveys: Mapping[str, Survey]) -> LabelRule | None:
 
     It is judged on validation rows, or without 30 of them on the last 30 % of the training rows. It must reproduce more
     than 98 % of all labels and of those of each class on average, so predicting the most common class is not enough.
+    Of the sizes of the tree up to depth 4, the smallest of those that reproduce most is the rule.
     Raises ValueError with the reason if the rows are too few to say.
     """
     from sklearn.tree import DecisionTreeClassifier
@@ -81,30 +82,42 @@ def find_label_rule(surveys: Mapping[str, Survey]) -> LabelRule | None:
         return None
     is_tested = np.isin(fitted_N, tested)
     fitted_NF, fitted_N = fitted_NF[is_tested], fitted_N[is_tested]
+    classifier = DecisionTreeClassifier(
+        max_depth=DEPTH, min_samples_leaf=MIN_ROWS_PER_LEAF, class_weight="balanced", random_state=0
+    ).fit(fitted_NF, fitted_N)
+    tree = classifier.tree_
+    class_K = classifier.classes_[tree.value[:, 0].argmax(axis=1)]
+    passes_NK = classifier.decision_path(judged_NF).toarray().astype(np.bool_)  # rows by nodes of the tree
+    best, least = None, MIN_SHARE
+    splits = _splits(tree)
+    for size in range(1, len(splits) + 1):  # the tree of the best splits only: more may follow single wrong labels
+        ends = np.array(_ends(tree, splits[:size]))
+        is_right_N = class_K[ends[passes_NK[:, ends].argmax(axis=1)]] == judged_N
+        share = float(is_right_N.mean())
+        recall: dict[str, float] = {LABELS[c]: float(is_right_N[judged_N == c].mean()) for c in tested}
+        if (reproduced := min(share, float(np.mean(list(recall.values()))))) > least:
+            least, lines = reproduced, describe_tree(tree, class_K, splits[:size], names, fitted_NF)
+            best = LabelRule(share, len(judged_N), judged_on, recall, lines)
+    return best
 
-    def fit(leaves: int) -> tuple[DecisionTreeClassifier, float, dict[str, float]]:
-        """A tree of at most this many leaves, the share of labels that it reproduces, and that share by class."""
-        tree = DecisionTreeClassifier(
-            max_depth=DEPTH,
-            max_leaf_nodes=leaves,
-            min_samples_leaf=MIN_ROWS_PER_LEAF,
-            class_weight="balanced",
-            random_state=0,
-        ).fit(fitted_NF, fitted_N)
-        is_right_N = tree.predict(judged_NF) == judged_N
-        return tree, float(is_right_N.mean()), {LABELS[c]: float(is_right_N[judged_N == c].mean()) for c in tested}
 
-    tree, share, recall = fit(2**DEPTH)
-    if share <= MIN_SHARE or np.mean(list(recall.values())) <= MIN_SHARE:
-        return None
-    for leaves in range(len(tested), 2**DEPTH):  # the shortest rule that reproduces as much
-        smaller = fit(leaves)
-        if smaller[1] >= share and np.mean(list(smaller[2].values())) >= np.mean(list(recall.values())):
-            tree, share, recall = smaller
-            break
-    return LabelRule(
-        share, len(judged_N), judged_on, recall, describe_tree(tree.tree_, tree.classes_, names, fitted_NF)
-    )
+def _splits(tree: Any) -> list[int]:
+    """The nodes of a tree that divide rows, in the order of growth: the one that separates the classes best is next."""
+
+    def gain(node: int) -> float:
+        impurity_K = tree.weighted_n_node_samples * tree.impurity
+        return float(impurity_K[node] - impurity_K[tree.children_left[node]] - impurity_K[tree.children_right[node]])
+
+    splits: list[int] = []
+    while candidates := [node for node in _ends(tree, splits) if tree.children_left[node] >= 0]:
+        splits.append(max(candidates, key=gain))
+    return splits
+
+
+def _ends(tree: Any, splits: Sequence[int]) -> list[int]:
+    """The last nodes of a tree that divides rows only at `splits`."""
+    children = [int(child[node]) for node in splits for child in (tree.children_left, tree.children_right)]
+    return [node for node in (0, *children) if node not in splits]
 
 
 def _percent(share: float) -> str:
@@ -135,13 +148,14 @@ def _split_sample(surveys: Mapping[str, Survey]) -> tuple[list[str], Floats, Int
     return names, values[0][first], labels[0][first], values[0][later], labels[0][later], "later train rows"
 
 
-def describe_tree(tree: Any, classes: Ints, names: list[str], values_NF: Floats) -> list[str]:
-    """The tree as `if … then CLASS` lines; the class with the most conditions is the `else` of the last line."""
-    leaves = _leaves(tree, classes, 0, {})
+def describe_tree(tree: Any, class_K: Ints, splits: Sequence[int], names: list[str], values_NF: Floats) -> list[str]:
+    """A tree that divides rows only at `splits`, as `if … then CLASS` lines and the class of all other rows.
+
+    `class_K` is the class of each node. The class with the most conditions is the last one, in a tie SKIP.
+    """
     conditions: dict[int, list[Bounds]] = {}
-    for label, bounds in leaves:
+    for label, bounds in _leaves(tree, class_K, splits, 0, {}):
         conditions.setdefault(label, []).append(bounds)
-    # Ties go to the last class, which is SKIP.
     other = max(conditions, key=lambda label: (len(conditions[label]), label))
     lines = [
         f"if {' and '.join(_condition(names[f], values_NF[:, f], bounds[f]) for f in sorted(bounds))} "
@@ -153,15 +167,15 @@ def describe_tree(tree: Any, classes: Ints, names: list[str], values_NF: Floats)
     return [*lines, f"else {LABELS[other]}"]
 
 
-def _leaves(tree: Any, classes: Ints, node: int, bounds: Bounds) -> list[tuple[int, Bounds]]:
+def _leaves(tree: Any, class_K: Ints, splits: Sequence[int], node: int, bounds: Bounds) -> list[tuple[int, Bounds]]:
     """The class and the bounds of each leaf; two branches that end in one class are one leaf."""
-    left, right = int(tree.children_left[node]), int(tree.children_right[node])
-    if left == right:
-        return [(int(classes[tree.value[node][0].argmax()]), bounds)]
+    if node not in splits:
+        return [(int(class_K[node]), bounds)]
     column, threshold = int(tree.feature[node]), float(tree.threshold[node])
     low, high = bounds.get(column, (-inf, inf))
-    leaves = _leaves(tree, classes, left, bounds | {column: (low, threshold)})
-    leaves += _leaves(tree, classes, right, bounds | {column: (threshold, high)})
+    left, right = int(tree.children_left[node]), int(tree.children_right[node])
+    leaves = _leaves(tree, class_K, splits, left, bounds | {column: (low, threshold)})
+    leaves += _leaves(tree, class_K, splits, right, bounds | {column: (threshold, high)})
     return [(leaves[0][0], bounds)] if len({label for label, _ in leaves}) == 1 else leaves
 
 

@@ -91,7 +91,10 @@ def test_a_rule_is_found_and_its_lines_reproduce_what_they_say(name: str, tmp_pa
 
 
 def test_a_rule_is_written_in_the_fewest_lines_with_short_numbers(tmp_path: Path) -> None:
-    rule = found(tmp_path, train=make_rows(400, 1, by_flags), val=make_rows(150, 2, by_flags))
+    train = make_rows(400, 1, by_flags)
+    for row in train[::50]:  # wrong labels, which a larger tree follows
+        row["label"] = "LONG"
+    rule = found(tmp_path, train=train, val=make_rows(150, 2, by_flags))
     assert rule is not None
     assert rule.lines == [
         "if ext_dir = 1 and pb_wave_strength_ok = 1 then LONG",
@@ -106,6 +109,20 @@ def test_a_rule_is_written_in_the_fewest_lines_with_short_numbers(tmp_path: Path
     rule = found(tmp_path, train=make_rows(400, 1, by_body), val=make_rows(150, 2, by_body))
     assert rule is not None
     assert rule.lines == ["if close - open > 0.1 then LONG", "else SHORT"]
+
+
+def test_a_class_of_four_rows_takes_no_depth_from_a_rule(tmp_path: Path) -> None:
+    def four_deep(bar: Bar) -> str:
+        is_long = bar["fvg_up"] and bar["fvg_down"] and bar["pb_wave_strength_ok"] and bar["wave_strength"] >= 50
+        return "LONG" if is_long else "SKIP"
+
+    train = make_rows(700, 1, four_deep)
+    for row in train[::200]:
+        row["label"] = "SHORT"
+    rule = found(tmp_path, train=train, val=make_rows(300, 2, four_deep))
+    assert rule is not None
+    assert rule.lines[-1] == "else SKIP"
+    assert len(rule.lines) == 2
 
 
 def test_a_rule_on_a_feature_is_found(tmp_path: Path) -> None:
@@ -170,10 +187,11 @@ def test_a_rule_is_judged_on_later_rows_whatever_the_order_of_the_file(tmp_path:
 
 
 def test_branches_that_end_in_one_class_are_one_line() -> None:
-    values = np.repeat([[0.0], [1.0]], 10, axis=0)
-    tree = DecisionTreeClassifier(max_depth=1).fit(values, [0] * 17 + [1] * 3)
-    assert tree.get_n_leaves() == 2
-    assert describe_tree(tree.tree_, tree.classes_, ["a"], values) == ["else LONG"]
+    values = np.repeat([[0.0], [1.0], [2.0]], 10, axis=0)
+    tree = DecisionTreeClassifier(max_depth=2).fit(values, [0] * 17 + [1] * 3 + [2] * 10)
+    assert tree.get_n_leaves() == 3
+    lines = describe_tree(tree.tree_, tree.tree_.value[:, 0].argmax(axis=1), [0, 1], ["a"], values)
+    assert lines == ["if a ≤ 1 then LONG", "else SKIP"]
 
 
 def test_too_few_rows_are_said_in_check_and_few_val_rows_leave_the_later_train_rows(tmp_path: Path) -> None:
