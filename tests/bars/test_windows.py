@@ -266,7 +266,10 @@ def test_own_fields_are_written_and_flags_are_true_or_false(market: Bars, tmp_pa
     _, rows = make(path, tmp_path / "out", {"fields": ("session", "bar.volume_stats.cum_delta")})
     bar = rows["train"][0]["current_bar"]
     assert (bar["session"], bar["bar.volume_stats.cum_delta"]) == ("Asia", -281)
-    assert isinstance(bar["ext_bos_up"], bool)
+    bars = [bar for row in all_rows(rows) for bar in bars_of(row)]
+    assert {bar["ext_bos_down"] for bar in bars} == {False}
+    assert {bar["ext_bos_up"] for bar in bars} == {False, True}
+    assert all(type(bar["ext_bos_up"]) is bool for bar in bars)
     assert (bar["ext_dir"], bar["htf_dir"] in (-1, 0, 1)) == (-1, True)
     assert isinstance(bar["volume"], int)
     assert isinstance(bar["delta"], int)
