@@ -244,8 +244,10 @@ def test_check_prints_a_rule_in_80_columns_and_in_json(capsys: pytest.CaptureFix
     assert (report["share"], report["rows"], report["judged_on"]) == (1.0, 300, "val rows")
 
 
-def test_a_run_notes_a_rule_and_where_it_is_printed(tmp_path: Path) -> None:
+def test_a_run_notes_a_rule_and_the_horizon_of_labels_once(tmp_path: Path) -> None:
     files = {"train": make_rows(300, 1, by_flags), "val": make_rows(60, 2, by_flags)}
+    for row in (row for rows in files.values() for row in rows):
+        row["label_horizon"] = 2
     inputs = Inputs({name: WindowFile(write_rows(tmp_path / name, rows)) for name, rows in files.items()})
     data = load_dataset(
         inputs,
@@ -259,3 +261,5 @@ def test_a_run_notes_a_rule_and_where_it_is_printed(tmp_path: Path) -> None:
     (note,) = [note for note in data.notes() if "decision tree" in note]
     assert note.startswith("train: a decision tree of depth 4 on the values at the event reproduces 100.0 %")
     assert note.endswith("measures the rule, not the market. ctxtrain check prints the rule")
+    (note,) = [note for note in data.notes() if "labels look" in note]
+    assert note.startswith("train: labels look 2 bars ahead (the largest label_horizon of the rows), but rows")
