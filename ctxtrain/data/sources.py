@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from ctxtrain.data.compression import CHUNK
-from ctxtrain.data.formats import FORMATS, open_rows, require_format
+from ctxtrain.data.formats import open_rows, require_format
 from ctxtrain.data.memory_rows import canonical, memory_rows, require_rows
 from ctxtrain.data.parse_report import IN_MEMORY, NumberedRow, ParseReport
 from ctxtrain.data.plain_values import Conversions
@@ -89,7 +89,7 @@ class FileSource(Source):
         """Raise DataError for a path that cannot hold rows: not a file or pipe, or recognisably another format."""
         path = self._path
         if not (path.is_file() or path.is_fifo()):
-            raise DataError(f"{_missing_file_message(path)}. Give the path of a file with rows in {FORMATS}.")
+            raise DataError(f"{_missing_file_message(path)}. Give a file, such as rows.jsonl or rows.parquet.")
         if path.is_file():
             with path.open("rb") as file:
                 require_format(self.name, file)
