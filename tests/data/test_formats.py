@@ -2,7 +2,11 @@
 
 import gzip
 import hashlib
+import io
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 
 from ctxtrain.data.codec import fit_codec
 from ctxtrain.data.parse_window import Window
+from ctxtrain.data.sources import StandardInput
 from ctxtrain.data.table_cache import TableCache
 from ctxtrain.data.window_file import WindowFile, load_windows
 from ctxtrain.errors import DataError
@@ -149,6 +154,24 @@ def test_the_same_rows_are_the_same_windows_in_every_format_whatever_the_name(
     place = f"{path}:" if how.startswith("lines") else f"{path}:row "
     assert windows[4].location == f"{place}5"
     assert (file.name(4), file.name(3)) == (f"row-4 ({place}5)", f"{place}4")
+
+
+@pytest.mark.parametrize("how", ["array in zstd", "Parquet", "Arrow stream"])
+def test_a_pipe_and_standard_input_may_have_any_format(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, expected = WRITERS[how](some_rows()), facts(load_windows(some_rows()))
+    (tmp_path / "rows").write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["/bin/sh", "-c", f"cat {tmp_path / 'rows'} > {tmp_path / 'pipe'}"]):
+        file = WindowFile(tmp_path / "pipe")
+        assert facts(list(file)) == expected
+    assert file.sha256() == hashlib.sha256(content).hexdigest()
+    with io.TextIOWrapper(io.BytesIO(content)) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        windows = load_windows(StandardInput())
+    assert facts(windows) == expected
+    assert windows[0].location == "standard input:row 1"
 
 
 def test_a_kept_table_has_the_places_of_its_format(tmp_path: Path) -> None:
