@@ -311,6 +311,16 @@ def test_flipped_bytes_are_refused_or_change_a_value_and_never_end_the_process(k
     assert refused > 5
 
 
+def test_a_parquet_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(parquet(table(some_rows())))
+    windows = iter(WindowFile(path))
+    next(windows)
+    path.write_bytes(parquet(table(some_rows()[:5])))
+    with pytest.raises(DataError, match=r"rows: (the file was changed while|incomplete or damaged)"):
+        list(windows)
+
+
 def test_columns_that_no_row_can_have_are_all_named(tmp_path: Path) -> None:
     content = table(some_rows()).append_column("image", pa.array([b"x"] * 6))
     bars = pa.array([{"open": 1.0, "raw": b"x", "held": 5}] * 6)
