@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 HIDDEN = "***"
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(://|::)")  # two letters at least: C: is a drive
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(://|::.*://)")  # two letters at least: C: is a drive
 _USER = re.compile(r"(?<=//)([^/@\s]*|[^@\s?#]*:[^@\s?#]*)@")  # a pasted secret may have slashes
 _QUERY = re.compile(r"(?<=\?)[^\s#]+")
 

@@ -157,7 +157,8 @@ def _values(array: pa.Array, path: str, conversions: Conversions) -> list[Any]:
     if isinstance(kind, pa.BaseExtensionType):
         return _values(array.storage, path, conversions)
     if _types.is_dictionary(kind):
-        return _values(array.dictionary_decode(), path, conversions)
+        words = _values(array.dictionary, path, conversions)
+        return [None if index is None else words[index] for index in array.indices.to_pylist()]
     if _types.is_run_end_encoded(kind):
         return _values(pa.compute.run_end_decode(array), path, conversions)
     if _types.is_null(kind):

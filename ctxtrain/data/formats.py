@@ -5,6 +5,7 @@ Input: a stream of bytes. Output: rows with their numbers, as plain values. What
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -90,10 +91,18 @@ def open_rows(
     with ExitStack() as stack:
         if file is None or unpacked.is_packed:
             file = stack.enter_context(_copy(unpacked.stream))
+        version = _version(file)
         _read_to_end(unpacked.stream, raw)
         file.seek(0)
         yield _arrow_rows(name, file, kind, conversions)
+        if _version(file) != version:  # then the digest may not be that of the rows
+            raise DataError(f"{name}: the file was changed while it was read. Start again when it is complete.")
     report.notices.conversions = list(conversions.lines())
+
+
+def _version(file: IO[bytes]) -> tuple[int, int]:
+    state = os.fstat(file.fileno())
+    return state.st_size, state.st_mtime_ns
 
 
 def _read_to_end(*streams: IO[bytes]) -> None:

@@ -17,7 +17,7 @@ import orjson
 
 from ctxtrain.data.parse_report import NumberedRow, Unreadable
 from ctxtrain.data.plain_values import Conversions, decimal_number, iso_texts, shortest_decimals
-from ctxtrain.errors import DataError
+from ctxtrain.errors import DataError, short_repr
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 _PARTS = {"context_bars": "bars", "current_bar": "bars"}  # as messages name fields of bars
@@ -29,8 +29,8 @@ def require_rows(given: object) -> None:
         raise DataError("rows must be a list of rows, got a single dict. Pass [row].")
     is_table = hasattr(given, "__arrow_c_stream__")
     if not is_table and (isinstance(given, bytes | bytearray) or not isinstance(given, Iterable)):
-        kind = type(given).__name__
-        raise DataError(f"rows must be a list of dicts, a frame or a table, got {kind}. Pass rows, or a path as text.")
+        remedy = "Collect it first" if hasattr(given, "collect") else "Pass rows, or a path as text"
+        raise DataError(f"rows must be a list of dicts, a frame or a table, got {type(given).__name__}. {remedy}.")
 
 
 def memory_rows(name: str, given: Any, conversions: Conversions) -> Iterator[NumberedRow]:
@@ -71,10 +71,19 @@ def _numbered(rows: Iterable[Any], conversions: Conversions) -> Iterator[Numbere
 
     for number, row in enumerate(rows, start=1):
         try:
+            if hasattr(row, "columns"):
+                remedy = "Pass plain rows, such as dataset.with_format(None)"
+                raise _NoRow(f"a row must be a mapping of names to values, got a {type(row).__name__}. {remedy}.")
             values = _plain(row, "", conversions)
+        except _NoRow as error:
+            values = Unreadable(str(error))
         except RecursionError:
             values = Unreadable("a row must not be nested so deeply, or contain itself")
         yield number, decode_json_columns(values) if isinstance(values, dict) else values
+
+
+class _NoRow(Exception):
+    """A value that cannot be part of a row."""
 
 
 def _plain(value: Any, path: str, conversions: Conversions) -> Any:
@@ -93,11 +102,13 @@ def _plain(value: Any, path: str, conversions: Conversions) -> Any:
     return _plain_scalar(value, path, conversions)
 
 
-def _plain_object(value: Any, path: str, conversions: Conversions) -> dict[Any, Any]:
+def _plain_object(value: Any, path: str, conversions: Conversions) -> dict[str, Any]:
     result = {}
     for name in value.keys():  # noqa: SIM118  # rows of databases iterate over their values
-        key = str.__str__(name) if isinstance(name, str) else name
-        inner = f"{path}.{key}" if path else _PARTS.get(key, str(key)) if isinstance(key, str) else str(key)
+        if not isinstance(name, str):
+            raise _NoRow(f"names of fields must be text, got {short_repr(name)}{f' in {path}' if path else ''}")
+        key = str.__str__(name)
+        inner = f"{path}.{key}" if path else _PARTS.get(key, key)
         plain = _plain(value[name], inner, conversions)
         if plain is not None:
             result[key] = plain

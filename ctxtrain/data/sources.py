@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from ctxtrain.data.compression import CHUNK
-from ctxtrain.data.formats import FORMATS, open_rows, require_format
+from ctxtrain.data.formats import open_rows, require_format
 from ctxtrain.data.memory_rows import canonical, memory_rows, require_rows
 from ctxtrain.data.parse_report import IN_MEMORY, NumberedRow, ParseReport
 from ctxtrain.data.plain_values import Conversions
@@ -73,13 +73,8 @@ class FileSource(Source):
 
     @contextmanager
     def open(self, report: ParseReport) -> Iterator[Iterator[NumberedRow]]:
-        with _open(self._path) as file:
-            before = os.fstat(file.fileno())
-            with _open_hashed(self.name, file, report, can_seek=self.is_stored) as rows:
-                yield rows
-            after = os.fstat(file.fileno())
-        if self.is_stored and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise DataError(f"{self.name}: the file was changed while it was read. Start again when it is complete.")
+        with _open(self._path) as file, _open_hashed(self.name, file, report, can_seek=self.is_stored) as rows:
+            yield rows
 
     def sha256(self) -> str:
         with _open(self._path) as file, io.BufferedReader(file) as stream:
@@ -89,7 +84,7 @@ class FileSource(Source):
         """Raise DataError for a path that cannot hold rows: not a file or pipe, or recognisably another format."""
         path = self._path
         if not (path.is_file() or path.is_fifo()):
-            raise DataError(f"{_missing_file_message(path)}. Give the path of a file with rows in {FORMATS}.")
+            raise DataError(f"{_missing_file_message(path)}. Give a file, such as rows.jsonl or rows.parquet.")
         if path.is_file():
             with path.open("rb") as file:
                 require_format(self.name, file)

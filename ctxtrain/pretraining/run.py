@@ -50,6 +50,7 @@ from ctxtrain.progress import Reporter
 from ctxtrain.runtime import Purpose, generator, seed_torch
 from ctxtrain.storage.atomic_files import fill_empty_folder, make_folder, write_json
 from ctxtrain.storage.ownership import require_empty_output_dir
+from ctxtrain.urls import shown
 
 CHUNK = 512  # windows simulated at a time; a batch has windows of similar length from one chunk
 HELD_OUT_CHUNK = 2**31  # first chunk number that training never reaches
@@ -136,7 +137,8 @@ def pretrain(config: PretrainConfig, reporter: Reporter) -> dict[str, Any]:
         fill_empty_folder(folder) as scratch,
     ):
         facts = _adapt_base(config, reporter, scratch) if config.base else _train_new_base(config, reporter, scratch)
-        facts = {"config": config.model_dump(mode="json"), **facts, "seconds": round(time.monotonic() - start)}
+        values = config.model_dump(mode="json") | {"data": [shown(place) for place in config.data]}
+        facts = {"config": values, **facts, "seconds": round(time.monotonic() - start)}
         write_json(scratch / "pretrain.json", facts)
     return facts
 

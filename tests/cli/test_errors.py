@@ -109,7 +109,7 @@ def test_a_folder_where_a_file_is_wanted_is_named_as_one(capsys: Capture, tmp_pa
         f"{tmp_path}: a config must be a regular file, got a folder. Give the path of a YAML file."
     ]
     assert refused(capsys, BAD_DATA, "train", config, f"data.val={tmp_path}") == [
-        f"{tmp_path}: rows must be in a file, but this is a folder. Give the path of a .jsonl or .jsonl.gz file."
+        f"{tmp_path}: rows must be in a file, but this is a folder. Give a file, such as rows.jsonl or rows.parquet."
     ]
 
 
@@ -192,7 +192,7 @@ def test_a_usage_error_shows_the_usage(capsys: Capture, words: list[str], messag
 @pytest.mark.parametrize(
     ("name", "place", "message"),
     [
-        ("missing", "", "no such file. Give the path of a .jsonl or .jsonl.gz file."),
+        ("missing", "", "no such file. Give a file, such as rows.jsonl or rows.parquet."),
         ("broken", ":6:30", "not valid JSON: "),
         ("unknown_label", ":3", 'label must be LONG, SHORT, SKIP in any case, got "HOLD"'),
         ("backwards", ":2", "bars must run oldest first, but bar_index goes from 1028 to 1027 at context_bars[1]"),
@@ -223,7 +223,7 @@ def test_a_missing_file_with_a_relative_path_is_named_with_the_folder_where_it_w
     (line,) = refused(capsys, BAD_DATA, "train", config, "data.val=good.jsonl")  # it lies beside the config
     assert line == (
         f"good.jsonl: no such file in {tmp_path}/elsewhere, the current folder. "
-        "Give the path of a .jsonl or .jsonl.gz file."
+        "Give a file, such as rows.jsonl or rows.parquet."
     )
 
 
@@ -279,7 +279,7 @@ def test_standard_input_is_read_by_predict_alone(capsys: Capture, files: dict[st
     code, out, _ = run(capsys, "check", files["good"], "-", "--json")
     assert code == BAD_DATA
     (fault,) = json.loads(out)["faults"]
-    assert fault == ("-: only predict reads rows from standard input. Give the path of a .jsonl or .jsonl.gz file.")
+    assert fault == ("-: only predict reads rows from standard input. Give a file, such as rows.jsonl or rows.parquet.")
 
 
 # A good check
@@ -369,13 +369,13 @@ def test_a_check_names_what_later_files_lack(capsys: Capture, tmp_path: Path, fi
 
 
 def test_a_check_counts_the_faults_that_it_does_not_show(capsys: Capture, tmp_path: Path) -> None:
-    code, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["[]"] * 130))
+    code, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["7"] * 130))
     assert code == BAD_DATA
     assert out.splitlines()[-2:] == [
         "… and 120 more faults: 120 × a row must be a JSON object",
         "130 faults, 0 leaks that training refuses, 0 warnings",
     ]
-    _, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["[]"] * 11))
+    _, out, _ = run(capsys, "check", write_rows(tmp_path / "rows.jsonl", ["7"] * 11))
     assert out.splitlines()[-2] == "… and 1 more fault: 1 × a row must be a JSON object"
 
 

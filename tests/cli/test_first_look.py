@@ -47,7 +47,7 @@ def test_mistakes_end_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
     mistakes: dict[str, tuple[list[str], int]] = {
         f"error: {tmp_path}/none.yaml: no such config": (["train", f"{tmp_path}/none.yaml"], 2),
         "error: training.lr is not a config key; did you mean training.learning_rate?": ([*train, "training.lr=1"], 2),
-        f"error: {tmp_path}/no.jsonl: no such file. Give the path": ([*train, f"data.val={tmp_path}/no.jsonl"], 65),
+        f"error: {tmp_path}/no.jsonl: no such file. Give a file": ([*train, f"data.val={tmp_path}/no.jsonl"], 65),
         f"error: {csv}: rows must be in {FORMATS}, but this is a table with 6 columns": (
             [*train, f"data.train={csv}"], 65
         ),

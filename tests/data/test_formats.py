@@ -2,7 +2,11 @@
 
 import gzip
 import hashlib
+import io
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 
 from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.parse_window import Window
+from ctxtrain.data.sources import StandardInput
 from ctxtrain.data.table_cache import TableCache
 from ctxtrain.data.window_file import WindowFile, load_windows
 from ctxtrain.errors import DataError
@@ -151,6 +156,24 @@ def test_the_same_rows_are_the_same_windows_in_every_format_whatever_the_name(
     assert (file.name(4), file.name(3)) == (f"row-4 ({place}5)", f"{place}4")
 
 
+@pytest.mark.parametrize("how", ["array in zstd", "Parquet", "Arrow stream"])
+def test_a_pipe_and_standard_input_may_have_any_format(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, expected = WRITERS[how](some_rows()), facts(load_windows(some_rows()))
+    (tmp_path / "rows").write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["/bin/sh", "-c", f"cat {tmp_path / 'rows'} > {tmp_path / 'pipe'}"]):
+        file = WindowFile(tmp_path / "pipe")
+        assert facts(list(file)) == expected
+    assert file.sha256() == hashlib.sha256(content).hexdigest()
+    with io.TextIOWrapper(io.BytesIO(content)) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        windows = load_windows(StandardInput())
+    assert facts(windows) == expected
+    assert windows[0].location == "standard input:row 1"
+
+
 def test_a_kept_table_has_the_places_of_its_format(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(some_rows()))
@@ -286,6 +309,16 @@ def test_flipped_bytes_are_refused_or_change_a_value_and_never_end_the_process(k
         except DataError as error:
             refused += "incomplete or damaged" in str(error)
     assert refused > 5
+
+
+def test_a_parquet_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(parquet(table(some_rows())))
+    windows = iter(WindowFile(path))
+    next(windows)
+    path.write_bytes(parquet(table(some_rows()[:5])))
+    with pytest.raises(DataError, match=r"rows: (the file was changed while|incomplete or damaged)"):
+        list(windows)
 
 
 def test_columns_that_no_row_can_have_are_all_named(tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ def test_times_in_memory_keep_their_nanoseconds() -> None:
         ([make_row("UP")], 'row 1: label must be LONG, SHORT, SKIP in any case, got "UP"'),
         ([make_row(id=datetime(2025, 1, 1, tzinfo=UTC).tzinfo)], "row 1: id must be text or a whole number, got "),
         ([make_row(id=1 << 70, context_bars="[{]")], "row 1: context_bars is text that is not valid JSON: "),
+        ([make_row(), make_row(features={1: 2.0})], "row 2: names of fields must be text, got 1 in features"),
+        (
+            [pd.DataFrame([make_row()])],
+            "row 1: a row must be a mapping of names to values, got a DataFrame. Pass plain",
+        ),
         ([], "rows: there are no rows; at least one is required"),
         (make_row()["context_bars"], "row 1: a row must be a window of bars, but this is one bar. Make windows of its"),
         (pd.DataFrame(make_row()["context_bars"]), "row 1: a row must be a window of bars, but this is one bar."),

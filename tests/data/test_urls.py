@@ -86,7 +86,7 @@ def test_credentials_are_hidden_wherever_a_url_is_shown() -> None:
     assert shown("https://host/a.jsonl?X-Sig=SECRET&b=1") == "https://host/a.jsonl?***"
     assert shown("hf://datasets/me/rows@main/a.jsonl") == "hf://datasets/me/rows@main/a.jsonl"
     assert shown("rows?x@y.jsonl") == "rows?x@y.jsonl"
-    found = [is_url(text) for text in ("C:/rows", "rows.jsonl", "zip://a.jsonl::s3://b/c.zip", "s3://b/c")]
+    found = [is_url(text) for text in ("C:/rows", "rows::1.jsonl", "zip://a.jsonl::s3://b/c.zip", "s3://b/c")]
     assert found == [False, False, True, True]
     url = "https://me:SE%20CRET@host/a?token=TOKEN"
     for text in (f"403 at {url}", "no user me with SE CRET", "SE%20CRET", "url('https://host/a', token='TOKEN')"):

@@ -91,9 +91,7 @@ def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
     for name in ("none.jsonl", "none.jsonl.gz", "", "folder.gz"):
         path = tmp_path / name
         fault = "rows must be in a file, but this is a folder" if path.exists() else "no such file"
-        with pytest.raises(
-            DataError, match=rf": {fault}\. Give the path of a file with rows in JSON lines, a JSON array, Parquet "
-        ):
+        with pytest.raises(DataError, match=rf": {fault}\. Give a file, such as rows\.jsonl or rows\.parquet\."):
             walk(path)
 
 

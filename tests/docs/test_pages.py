@@ -3,6 +3,7 @@
 README.md, docs/commands.md and docs/serving.md have their commands run by test_readme.py and test_serve.py.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import list_files
 from tests import config_page
 from tests.bars import exporters
-from tests.documented import PAGES, ROOT, blocks, commands, run, typed, write_working_folder
+from tests.documented import PAGES, ROOT, SHORT, blocks, commands, run, typed, write_working_folder
 from tests.helpers import dated_rows, learnable_rows, write_rows
 
 pytestmark = pytest.mark.slow
@@ -135,6 +136,22 @@ def test_the_formats_page_lists_what_the_card_of_windows_has(tmp_path: Path) -> 
     path = exporters.freqtrade_feather(tmp_path, exporters.make_market())
     run(f"ctxtrain windows {path} --events 20 -o {tmp_path / 'out'}")
     assert listed("windows key") >= load(tmp_path / "out" / "windows.json").keys()
+
+
+def test_the_python_of_own_windows_trains_on_rows_in_memory(own_windows: Path) -> None:
+    (code,) = blocks("docs/own-windows.md", "python")
+    demo = parse_yaml((own_windows / "configs" / "demo.yaml").read_text(), "demo.yaml")
+    assert isinstance(demo, dict)
+    (own_windows / "own.yaml").write_text(json.dumps({name: demo[name] for name in ("model", "training")}))
+    names = ("train", "val", "test")
+    rows = {
+        name: [json.loads(line) for line in (own_windows / f"{name}.jsonl").read_text().splitlines()] for name in names
+    }
+    found: dict[str, Any] = dict(rows)
+    exec(code.replace('"output_dir=', ", ".join(map(repr, SHORT)) + ', "output_dir='), found)
+    assert len(found["predictions"]) == len(rows["test"])
+    summary = json.loads((own_windows / "runs" / "memory" / "training_summary.json").read_text())
+    assert found["scores"]["accuracy"] == summary["test"]["accuracy"]
 
 
 def test_own_windows_lists_every_field_that_is_read() -> None:
