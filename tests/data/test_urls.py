@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ctxtrain.cli.first_look import look_at_inputs
 from ctxtrain.config.schema import Config
-from ctxtrain.data.sources import require_readable
+from ctxtrain.data.sources import UrlSource, require_readable
 from ctxtrain.data.table_cache import TableCache
 from ctxtrain.data.window_file import WindowFile, load_windows
 from ctxtrain.errors import ConfigError, DataError
@@ -46,6 +46,8 @@ def test_a_url_is_copied_once_also_for_a_kept_table(tmp_path: Path, monkeypatch:
         file = WindowFile("memory://bucket/rows", cache=TableCache(tmp_path))
         assert [len(list(file)), len(list(file)), bool(file.sha256())] == [6, 6, True]
         assert len(opened) == passes
+        assert isinstance(file.source, UrlSource)
+        assert file.source._copy is None  # removed as soon as the table is there
     assert len(list(tmp_path.glob("*.arrow"))) == 1
 
 
