@@ -17,13 +17,36 @@ DIRECTIONS = frozenset({"ext_dir", "int_dir", "htf_dir"})
 COUNTS = frozenset({"mgann_leg_index"})
 FLAGS = frozenset(BAR_FIELDS) - DIRECTIONS - MEASURES - COUNTS
 ROLES = ("time", "clock", *BAR_FIELDS, "symbol", "fvg_active", "fvg_type")
+# Column names in German, French, Spanish, Italian, Portuguese and Dutch, as spreadsheets and local programs write them.
+_OPEN = ("eröffnung", "eröffnungskurs", "eröffn", "ouverture", "ouv", "apertura", "abertura")
+_HIGH = (
+    "hoch",
+    "höchst",
+    "höchstkurs",
+    "haut",
+    "plushaut",
+    "máximo",
+    "maximo",
+    "máx",
+    "alto",
+    "massimo",
+    "max",
+    "hoog",
+)
+_LOW = ("tief", "tiefst", "tiefstkurs", "bas", "plusbas", "mínimo", "minimo", "mín", "bajo", "baixo", "min", "laag")
+_CLOSE = (
+    "schluss", "schlusskurs", "schlußkurs", "zuletzt", "clôture", "cloture", "fermeture", "dernier", "cierre", "último",
+    "ultimo", "chiusura", "fechamento", "fecho", "slot", "sluiting",
+)  # fmt: skip
+_VOLUME = ("volumen", "umsatz", "volumi", "stück")
+_DAYS = ("date", "day", "tradedate", "datum", "tag", "fecha", "data", "jour")
 # Spellings besides the field's own name, most likely first.
 _SPELLINGS = {
-    "open": ("o", "openprice", "openingprice", "opening"),
-    "high": ("h", "highprice", "highestprice"),
-    "low": ("l", "lowprice", "lowestprice"),
-    "close": ("c", "closeprice", "closingprice", "close/last", "last", "price"),
-    "volume": ("v", "vol", "basevolume", "totalvolume", "realvolume", "tickvol", "tickvolume"),
+    "open": ("o", "openprice", "openingprice", "opening", *_OPEN),
+    "high": ("h", "highprice", "highestprice", *_HIGH),
+    "low": ("l", "lowprice", "lowestprice", *_LOW),
+    "close": ("c", "closeprice", "closingprice", "close/last", "last", "price", *_CLOSE),
+    "volume": ("v", "vol", "basevolume", "totalvolume", "realvolume", "tickvol", "tickvolume", *_VOLUME),
     "delta": ("deltaclose", "volumedelta", "bardelta"),
     "buy_vol": ("buyvolume", "takerbuybaseassetvolume", "takerbuybasevolume", "takerbuyvolume"),
     "sell_vol": ("sellvolume",),
@@ -31,8 +54,18 @@ _SPELLINGS = {
     "htf_dir": tuple(f"mtfcontext.{length}.structuredir" for length in ("m5", "m15", "m30", "h1", "h4")),
     "symbol": ("ticker", "instrument", "pair", "contract"),
 }
-_MORE_TIMES = ("gmttime", "localtime", "datetime(utc)", "time(utc)", "date(utc)", "timegmt", "dategmt", "indexlevel0")
-_CLOCKS = ("time", "timeofday", "hour")
+_MORE_TIMES = (
+    "gmttime",
+    "localtime",
+    "datetime(utc)",
+    "time(utc)",
+    "date(utc)",
+    "timegmt",
+    "dategmt",
+    "indexlevel0",
+    *_DAYS[3:],
+)
+_CLOCKS = ("time", "timeofday", "hour", "zeit", "uhrzeit", "heure", "hora", "ora", "tijd")
 _WRAPPERS = frozenset({"bar", "candle", "kline", "k", "ohlc", "ohlcv", "mid", "volumestats"})
 _IRRELEVANT = re.compile(r"[\s_\-<>\"']")
 _VOLUME_OF = re.compile(r"volume|vol\.?")  # `Volume BTC`, `Vol.`
@@ -68,7 +101,7 @@ def match_columns(names: Sequence[str]) -> dict[str, str]:
     times = _time_columns(plain)
     if times:
         found["time"] = times[0]
-        day = next((name for name, short in plain.items() if short in ("date", "day", "tradedate")), None)
+        day = next((name for name, short in plain.items() if short in _DAYS), None)
         clock = next((name for name, short in plain.items() if short in _CLOCKS), None)
         if day and clock:
             found["time"], found["clock"] = day, clock

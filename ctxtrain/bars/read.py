@@ -12,21 +12,19 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import feather, ipc
 from pyarrow import parquet as pq
 
+from ctxtrain.bars.json_bars import read_json
 from ctxtrain.bars.separated import SeparatedText, parse_separated
-from ctxtrain.data import strict_json
-from ctxtrain.errors import DataError, short_repr
+from ctxtrain.errors import DataError
 from ctxtrain.regular_files import read_regular
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -40,7 +38,6 @@ _REFUSED = {
     b"\x89HDF": ("an HDF5 file", "Convert it to Parquet or CSV"),
     b"FEA1": ("a Feather file of version 1", "Write it again as Feather version 2 or Parquet"),
 }
-_JSON_REMEDY = "Bars in JSON are an array of arrays, an array of objects, or one object a line"
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def read_source(path: Path, separator: str | None = None) -> Source:
     if not start:
         raise DataError(f"{path}: the file has no bars; at least one is required.")
     if start in (b"[", b"{"):
-        table, kind, has_names, lines_T = _read_json(path, text)
+        table, kind, has_names, lines_T = read_json(path, text)
         return Source(path, digest, table, kind + packed, has_names, "", lines_T)
     parsed: SeparatedText = parse_separated(path, text, separator)
     return Source(path, digest, parsed.table, parsed.kind + packed, parsed.has_names, parsed.separator, parsed.lines_T)
@@ -149,97 +146,3 @@ def _to_utf8(path: Path, content: bytes) -> tuple[bytes, str]:
             raise DataError(f"{path}: the file is neither text nor a known table. Export the bars as CSV.") from None
         return content.decode("cp1252", "replace").encode(), ", Windows-1252"
     return content, ""
-
-
-def _read_json(path: Path, text: bytes) -> tuple[pa.Table, str, bool, NDArray[np.int64]]:
-    """Table, description, whether columns have names, and the line of each row (empty for one document)."""
-    if text.lstrip().startswith(b"["):
-        try:
-            rows = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            place = f"{path}:{error.lineno}:{error.colno}"
-            raise DataError(f"{place}: not valid JSON: {error.msg}. {_JSON_REMEDY}.") from None
-        if not rows:
-            raise DataError(f"{path}: the file has no bars; at least one is required.")
-        no_lines = np.zeros(0, np.int64)
-        if all(isinstance(row, list) for row in rows):
-            _require_equal_lengths(path, rows)
-            columns = {str(n + 1): [row[n] for row in rows] for n in range(len(rows[0]))}
-            return to_table(columns), "a JSON array of arrays", False, no_lines
-        if all(isinstance(row, dict) for row in rows):
-            return to_table(_gather(rows)), "a JSON array of objects", True, no_lines
-        other = next(row for row in rows if not isinstance(row, dict))
-        raise DataError(f"{path}: each element must be an array or an object, got {short_repr(other)}. {_JSON_REMEDY}.")
-    objects, numbers = _read_json_lines(path, text)
-    return to_table(_gather(objects)), "one JSON object a line", True, np.array(numbers, np.int64)
-
-
-def _require_equal_lengths(path: Path, rows: list[list[Any]]) -> None:
-    width = len(rows[0])
-    faults = [
-        f"{path}: element {n + 1} must have {width} values as the first has, got {len(row)}. Write the file again."
-        for n, row in enumerate(rows)
-        if len(row) != width
-    ]
-    if faults:
-        raise DataError(faults)
-
-
-def _read_json_lines(path: Path, text: bytes) -> tuple[list[dict[str, Any]], list[int]]:
-    objects, numbers, faults = [], [], []
-    for number, line in enumerate(text.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = strict_json.loads(line.strip())
-        except orjson.JSONDecodeError as error:
-            faults.append(f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}. {_JSON_REMEDY}.")
-            if number == 1:  # one object over several lines: every line would have this fault
-                break
-            continue
-        if isinstance(value, dict):
-            objects.append(value)
-            numbers.append(number)
-        else:
-            faults.append(f"{path}:{number}: must be a JSON object, got {short_repr(value)}. {_JSON_REMEDY}.")
-    if faults:
-        raise DataError(faults)
-    return objects, numbers
-
-
-def _gather(objects: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The values of each field, by its dotted name; None where an object lacks it."""
-    columns: dict[str, list[Any]] = {}
-    count = 0
-    for item in objects:
-        stack: list[tuple[str, Mapping[str, Any]]] = [("", item)]
-        while stack:
-            prefix, inner = stack.pop()
-            for name, value in inner.items():
-                dotted = f"{prefix}{name}"
-                if isinstance(value, Mapping):
-                    stack.append((f"{dotted}.", value))
-                    continue
-                column = columns.setdefault(dotted, [])
-                column += [None] * (count - len(column))
-                column.append(value)
-        count += 1
-    return {name: column + [None] * (count - len(column)) for name, column in columns.items()}
-
-
-def to_table(columns: Mapping[str, list[Any]]) -> pa.Table:
-    """An Arrow table of Python values. A column of several types becomes text."""
-    return pa.table({name: _to_array(values) for name, values in columns.items()})
-
-
-def _to_array(values: list[Any]) -> pa.Array:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float}:
-        try:
-            return pa.array(values, pa.int64() if kinds == {int} else pa.float64())
-        except (OverflowError, pa.ArrowInvalid):
-            return pa.array(values, pa.float64())
-    if kinds in ({bool}, {str}):
-        return pa.array(values)
-    texts = [value if value is None or isinstance(value, str) else orjson.dumps(value).decode() for value in values]
-    return pa.array(texts, pa.string())

@@ -161,7 +161,7 @@ def excel(folder: Path, market: Bars) -> Path:
     path = folder / "Gold.csv"
     buffer = io.StringIO("sep=;\r\n")
     buffer.seek(0, io.SEEK_END)
-    buffer.write("Datum;Eröffnung;Hoch;Tief;Schluss;Volumen\r\n")
+    buffer.write("Tid;Öppning;Högst;Lägst;Senast;Volym\r\n")
     for when, *prices, volume in reversed(rows(market)):
         texts = [f"{price:,.2f}".replace(",", "x").replace(".", ",").replace("x", ".") for price in prices]
         buffer.write(f"{when:%d.%m.%Y %H:%M};{';'.join(texts)};{volume:,}\r\n".replace(f";{volume:,}", f";{volume}"))
@@ -170,7 +170,7 @@ def excel(folder: Path, market: Bars) -> Path:
 
 
 EXCEL_COLUMNS = {
-    "time": "Datum", "open": "Eröffnung", "high": "Hoch", "low": "Tief", "close": "Schluss", "volume": "Volumen",
+    "time": "Tid", "open": "Öppning", "high": "Högst", "low": "Lägst", "close": "Senast", "volume": "Volym",
 }  # fmt: skip
 
 
@@ -196,4 +196,47 @@ def nested_export(folder: Path, market: Bars) -> Path:
         }  # fmt: skip
         lines.append(json.dumps(record))
     path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _answer(market: Bars) -> list[dict[str, Any]]:
+    return [
+        {"t": round(when.timestamp() * 1000), "o": opened, "h": high, "l": low, "c": close, "v": volume}
+        for when, opened, high, low, close, volume in rows(market)
+    ]
+
+
+def wrapped_json(folder: Path, market: Bars) -> Path:
+    """An answer that holds the bars below other fields, as those of brokers do."""
+    path = folder / "GC.json"
+    bars = [list(bar.values()) for bar in _answer(market)]
+    path.write_text(json.dumps({"status": "OK", "result": {"symbol": "GC", "list": bars, "notes": []}}, indent=1))
+    return path
+
+
+def columnar_json(folder: Path, market: Bars) -> Path:
+    """An answer with one array per field."""
+    path = folder / "GC.json"
+    bars = _answer(market)
+    path.write_text(json.dumps({"s": "ok", **{name: [bar[name] for bar in bars] for name in bars[0]}}))
+    return path
+
+
+def german_csv(folder: Path, market: Bars) -> Path:
+    """German column names, a column for the day and one for the time of day, decimal commas, Windows-1252."""
+    path = folder / "GC.csv"
+    lines = ["Datum;Uhrzeit;Eröffnung;Hoch;Tief;Schlusskurs;Volumen"]
+    for when, *prices, volume in rows(market):
+        numbers = (f"{price:,.1f}".translate(str.maketrans(",.", ".,")) for price in prices)
+        lines.append(f"{when:%d.%m.%Y};{when:%H:%M};{';'.join(numbers)};{volume}")
+    path.write_text("\n".join(lines), encoding="cp1252")
+    return path
+
+
+def spanish_csv(folder: Path, market: Bars) -> Path:
+    path = folder / "GC.csv"
+    lines = ["Fecha,Último,Apertura,Máximo,Mínimo,Vol."]
+    for when, opened, high, low, close, volume in rows(market):
+        lines.append(f"{when:%d/%m/%Y %H:%M},{close},{opened},{high},{low},{volume}")
+    path.write_text("\n".join(lines), encoding="utf-8")
     return path

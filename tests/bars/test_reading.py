@@ -59,6 +59,10 @@ EXPORTS: list[tuple[Write, dict[str, Any]]] = [
     (without_zone, {"time_zone": "US/Eastern"}),
     (exporters.excel, {"columns": exporters.EXCEL_COLUMNS}),
     (exporters.nested_export, {}),
+    (exporters.wrapped_json, {}),
+    (exporters.columnar_json, {}),
+    (exporters.german_csv, {}),
+    (exporters.spanish_csv, {}),
 ]
 
 
@@ -124,7 +128,7 @@ def test_what_was_told_is_stated(market: Bars, tmp_path: Path) -> None:
     told = "\n".join(read(path, columns=exporters.EXCEL_COLUMNS).told).replace(f"{path}: ", "")
     assert told.splitlines() == [
         "text separated by semicolons, with column names, Windows-1252, decimal comma",
-        "columns: time = Datum, open = Eröffnung, high = Hoch, low = Tief, close = Schluss, volume = Volumen",
+        "columns: time = Tid, open = Öppning, high = Högst, low = Lägst, close = Senast, volume = Volym",
         "symbol Gold, from the name of the file",
         "times: text such as '04.11.2024 04:55', day first, without a zone, taken as UTC; --time-zone names another",
         "bars run newest first; sorted",
@@ -319,3 +323,8 @@ def test_files_with_bars_of_two_lengths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"all files must have bars of one length, got 1 minute in .* 1 hour in"):
         read_market([tmp_path / "a.csv", tmp_path / "b.csv"], ReadOptions())
+
+
+def test_an_object_without_bars_names_what_it_has(tmp_path: Path) -> None:
+    said = faults_of('{"status": "error", "bars": [1, 2]}', tmp_path, "GC.json")
+    assert said == '/GC.json: the object must hold an array of bars, or one array for each field, got "status, bars".'
