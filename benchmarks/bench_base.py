@@ -5,6 +5,8 @@
     python benchmarks/bench_base.py --base runs/pretrain
     python benchmarks/bench_base.py --pattern divergence  # one that the base was not made for; see patterns.py
     python benchmarks/bench_base.py --pattern flags       # the sample with its flags shown
+    python benchmarks/bench_base.py --pattern features    # the same flags at the event as features, without bars
+    python benchmarks/bench_base.py --bars 120            # windows of 120 bars instead of 30 to 50
 
 Each seed simulates its own `ctxtrain sample --hide-flags`: the pattern has to be read off prices, volume and delta.
 Smaller sizes are random parts of the training rows, the same for all. LoRA has the specification's settings; the epoch
@@ -33,6 +35,7 @@ from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import tokenise
 from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.oversampling import labels_of
+from ctxtrain.data.row_schema import PRICES
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines
 from ctxtrain.model.embedded import base_config, build_tokenizer
@@ -111,12 +114,31 @@ def write_random_base(folder: str, seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def run_seed(base: str, random_base: str | None, pattern: str, seed: int, sizes: list[int]) -> list[Row]:
+def keep_event_features(path: Path) -> None:
+    """Replace the bars of each row by what is known at the event, as a labeller without bars writes it."""
+    lines = []
+    for line in path.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        event = row["current_bar"]
+        hour = int(event["time"][11:13])
+        features = {name: value for name, value in event.items() if name not in ("time", "bar_index", *PRICES)}
+        features["session"] = "Asia" if hour < 7 else "London" if hour < 13 else "NY" if hour < 21 else "Other"
+        kept = {name: row[name] for name in ("id", "symbol", "timeframe", "label")}
+        lines.append(json.dumps(kept | {"time": event["time"], "features": features}) + "\n")
+    path.write_text("".join(lines), "utf-8")
+
+
+def run_seed(
+    base: str, random_base: str | None, pattern: str, bars: tuple[int, int], seed: int, sizes: list[int]
+) -> list[Row]:
     results: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if pattern in ("sample", "flags"):
-            write_sample(folder, train=TRAIN, val=VAL, test=TEST, seed=seed, hide_flags=pattern == "sample")
+        if pattern in ("sample", "flags", "features"):
+            hidden = pattern == "sample"
+            write_sample(folder, train=TRAIN, val=VAL, test=TEST, seed=seed, hide_flags=hidden, bars=bars)
+            for name in ("train", "val", "test") if pattern == "features" else ():
+                keep_event_features(folder / f"{name}.jsonl")
         else:
             write_pattern(pattern, folder, train=TRAIN, val=VAL, test=TEST, seed=seed)
         lines = (folder / "train.jsonl").read_bytes().splitlines(keepends=True)
@@ -140,16 +162,18 @@ def main() -> None:
     parser.add_argument("--base", default="embedded", help="embedded, a folder or a hub id")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1200, 300, 100])
-    parser.add_argument("--pattern", choices=["sample", "flags", *PATTERNS], default="sample")
+    parser.add_argument("--pattern", choices=["sample", "flags", "features", *PATTERNS], default="sample")
+    parser.add_argument("--bars", type=int, help="bars of each window of the sample, for example 120")
     parser.add_argument("--no-random", action="store_true", help="leave the randomly initialised base out")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, each on one thread")
     arguments = parser.parse_args()
+    bars = (arguments.bars, arguments.bars) if arguments.bars else (30, 50)
     with tempfile.TemporaryDirectory() as scratch, _workers(arguments.jobs) as pool:
         random_base = None
         if not arguments.no_random:
             random_base = str(Path(scratch) / "random")
             write_random_base(random_base, seed=0)
-        one_seed = partial(run_seed, arguments.base, random_base, arguments.pattern, sizes=arguments.sizes)
+        one_seed = partial(run_seed, arguments.base, random_base, arguments.pattern, bars, sizes=arguments.sizes)
         rows = [row for of_seed in pool.map(one_seed, arguments.seeds) for row in of_seed]
     columns = ["windows", "seed", "LoRA", *BASELINES.values(), "best on validation", "LoRA − best", "random base"]
     print(f"\n| {' | '.join(columns)} |")
