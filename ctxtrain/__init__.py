@@ -19,9 +19,9 @@ Modules from the bottom layer to the top; each imports only from modules above i
     config.sections             every key of the config of a run
     config.schema               the typed config of a run
 
-    data.row_schema             the fields of a row and of a bar
     data.strict_json            one line of JSON without duplicate keys
     data.time_units             units and parsing of times
+    data.row_schema             the fields of a row and of a bar
     data.bar_order              the position of a row's bars in time
     data.outliers               outlying prints, moved closer to the others
     data.bar_values             the values of validated bars as columns

@@ -49,7 +49,7 @@ def start_fresh_process() -> None:
 
 def encode_rows(predictor: Any, rows: Any) -> Any:
     """The `EncodedBatch` of rows; what was dropped or guessed in them is printed once, on standard error."""
-    from ctxtrain.data.codec import unseen_word_lines
+    from ctxtrain.data.levels import unseen_word_lines
 
     announce(f"reading {rows.source.name}")
     batch = predictor.encode_rows(rows)
@@ -80,7 +80,10 @@ def parse_fields(text: str | None) -> dict[str, Any]:
         if not name.strip() or kind.strip() not in FIELD_KINDS:
             rule = f"fields must be names with one of the kinds {', '.join(FIELD_KINDS)}"
             raise ConfigError(f"{rule}, got {text!r}. Use rsi=number,session=category.")
-    return {name.strip(): kind.strip() for name, _, kind in parts}
+    fields = {name.strip(): kind.strip() for name, _, kind in parts}
+    if len(fields) < len(parts):
+        raise ConfigError(f"fields must name each field once, got {text!r}. Leave one of them out.")
+    return fields
 
 
 def parse_mix(text: str) -> tuple[float, ...]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from ctxtrain.data import strict_json
 from ctxtrain.data.parse_report import NumberedRow, Unreadable
 from ctxtrain.data.plain_values import Conversions, decimal_number, iso_texts, shortest_decimals
+from ctxtrain.data.row_schema import OBJECT_FLAGS
 from ctxtrain.errors import DataError
 
 ROWS_PER_SLICE = 64  # as Python values they take a few megabytes
@@ -218,7 +219,7 @@ def _struct_values(array: pa.Array, path: str, conversions: Conversions) -> list
     if not columns:
         return [{} for _ in range(len(array))]
     return [
-        {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        {name: value for name, value in zip(names, values, strict=True) if value is not None or name in OBJECT_FLAGS}
         for values in zip(*columns, strict=True)
     ]
 

@@ -105,15 +105,17 @@ def locate_event(row: Mapping[str, Any], known: Collection[str]) -> tuple[Window
     `known` are row fields that have another meaning. The bar length is that of `timeframe`, or 0 if it has none.
     """
     names = ["time"] if row.get("time") is not None else time_names(set(row) - set(known))
+    rejected = ""
     for name in names:
         try:
             stamp, unit = parse_time(row[name])
         except ValueError as error:
             if name == "time":
                 return WindowPosition(), [f"time {error}"]
+            rejected = rejected or name
             continue
         return WindowPosition(Interval(stamp, stamp, bar_length(row.get("timeframe"))), None, unit, name), []
-    return WindowPosition(), []
+    return WindowPosition(rejected_time_name=rejected), []
 
 
 def bar_name(index: int, count: int) -> str:

@@ -26,7 +26,7 @@ MAX_ROUNDING = 1e-4  # relative; no correction is larger, however few decimals t
 _OWN_RULES: dict[FieldKind, str] = {
     "number": f"a number of at most {MAX_MAGNITUDE:g}",
     "flag": "true, false, 0 or 1",
-    "count": "a whole number, 0 or more",
+    "count": f"a whole number, 0 to {MAX_MAGNITUDE:g}",
     "category": f"a word of at most {MAX_WORD_CHARS} characters, or a whole number",
 }
 

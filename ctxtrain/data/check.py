@@ -48,15 +48,11 @@ def check_files(
     results = {name: survey(WindowFile(path, own=own)) for name, path in paths.items() if path is not None}
     surveys = {name: surveyed for name, (surveyed, _) in results.items() if len(surveyed)}
     errors = [error for _, error in results.values() if error]
+    notices = row_notices(surveys)
     texts: dict[str, Hashes] = {}
     tokens: dict[str, dict[str, int]] = {}
     if "train" in surveys and not errors:
-        codec, tokenizer = surveys["train"].fields.fit("compact"), tokenizer or embedded_tokenizer()
-        for name, surveyed in surveys.items():
-            try:
-                texts[name], tokens[name] = _digest_texts(surveyed, codec, tokenizer, max_tokens)
-            except DataError as error:
-                errors.append(error)
+        texts, tokens = _render(surveys, tokenizer or embedded_tokenizer(), max_tokens, notices, errors)
     if "train" in results and not results["train"][1]:  # with faults, the missing classes may be among the faulty rows
         try:
             require_every_class(class_counts(surveys["train"].labels_N))
@@ -89,7 +85,7 @@ def check_files(
         "partial_fields": {name: surveyed.fields.partial_fields() for name, surveyed in surveys.items()},
         "incomplete_fields": {name: surveyed.file.report.notices.incomplete() for name, surveyed in surveys.items()},
         "wild_prints": {name: outlier_summary(surveyed) for name, surveyed in surveys.items()},
-        "noticed": row_notices(surveys),
+        "noticed": notices,
         "unused_fields": sorted(ignored),
         "label_side_fields": sorted(name for name in ignored if name.removeprefix("bars.") in LABEL_DERIVED_FIELDS),
     }
@@ -108,6 +104,27 @@ def _label_rule(surveys: Mapping[str, Survey]) -> tuple[LabelRule | None, list[s
         return find_label_rule(surveys), []
     except ValueError as error:
         return None, [f"labels that a small decision tree reproduces: {error}"]
+
+
+def _render(
+    surveys: Mapping[str, Survey],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    notices: dict[str, list[str]],
+    errors: list[DataError],
+) -> tuple[dict[str, Hashes], dict[str, dict[str, int]]]:
+    """Digests and lengths of the texts by split; adds to `notices` and `errors` what the training rows decide."""
+    texts: dict[str, Hashes] = {}
+    tokens: dict[str, dict[str, int]] = {}
+    try:
+        surveys["train"].fields.require_own_fields()
+        codec = surveys["train"].fields.fit("compact")
+        for name, surveyed in surveys.items():
+            notices[name] += surveyed.fields.differences(codec)
+            texts[name], tokens[name] = _digest_texts(surveyed, codec, tokenizer, max_tokens)
+    except DataError as error:
+        errors.append(error)
+    return texts, tokens
 
 
 def _digest_texts(

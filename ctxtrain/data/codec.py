@@ -36,11 +36,12 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ctxtrain.config.value_types import FieldKind
 from ctxtrain.data.features import WindowNumbers, window_numbers
 from ctxtrain.data.levels import FeatureScale, Level, WordList, half_deviations
 from ctxtrain.data.parse_window import Kind, Window
-from ctxtrain.data.row_schema import BAR_FIELDS, BAR_NAMES, OwnFields
-from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
+from ctxtrain.data.row_schema import BAR_FIELDS
+from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError, short_repr
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -93,7 +94,11 @@ _STATE_BYTES = {
 
 
 class Codec(BaseModel):
-    """A fitted codec; `render` depends on these fields alone."""
+    """A fitted codec; `render` depends on these fields alone.
+
+    `own_fields` are all bar fields that the user declared, also those that some training rows lack: a row to be
+    predicted is parsed as the training rows were.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -103,6 +108,7 @@ class Codec(BaseModel):
     levels: dict[str, Level] = Field(default_factory=dict, max_length=len(LEVEL_LETTERS))
     features: dict[str, FeatureScale]
     feature_words: dict[str, WordList] = Field(default_factory=dict)
+    own_fields: dict[str, FieldKind] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
@@ -116,11 +122,6 @@ class Codec(BaseModel):
     def rows(self) -> Kind:
         """The kind of rows that this codec renders."""
         return "text" if self.kind == "text" else "window" if self.fields else "features"
-
-    @property
-    def own_fields(self) -> OwnFields:
-        """The bar fields that are read but are not declared in `row_schema.py`, with their kinds."""
-        return {name: level.kind for name, level in self.levels.items() if name not in BAR_NAMES}
 
     def render(self, window: Window) -> str:
         """Text of one window. Raises DataError if the window lacks a field that the codec needs."""
@@ -146,6 +147,14 @@ class Codec(BaseModel):
         """Why the window cannot be rendered, or None."""
         if window.kind != self.rows:
             return f"the model was trained on {self.rows} rows, got a {window.kind} row"
+        kinds: list[tuple[Mapping[str, Any], Mapping[str, Any], str]] = [
+            (self.features, window.feature_words, "number"),
+            (self.feature_words, window.features, "word"),
+        ]
+        for known, others, kind in kinds:
+            if wrong := [name for name in known if name in others]:
+                rule = f"features.{wrong[0]} must be a {kind}, as in the training rows"
+                return f"{rule}, got {short_repr(others[wrong[0]])}"
         lacking = [name for name in self.fields if name not in window.bars and name not in window.bar_words]
         lacking += [f"features.{name}" for name in self.features if name not in window.features]
         lacking += [f"features.{name}" for name in self.feature_words if name not in window.feature_words]
@@ -277,15 +286,6 @@ class Codec(BaseModel):
         for name, known in self.feature_words.items():
             columns.append([f"{WORD_LETTER}{known.marks([window.feature_words[name]])}" for window in windows])
         return map("".join, zip(*columns, strict=True))
-
-
-def unseen_word_lines(counts: Mapping[str, int], rows: int) -> list[str]:
-    """One message for each category in which rows have words that the training rows do not have."""
-    return [
-        f"{name} has a word that the training rows do not have in {count:,} of {rows:,} rows; all such words are read "
-        "as one"
-        for name, count in sorted(counts.items())
-    ]
 
 
 def _outlier_and_side_marks(numbers: WindowNumbers) -> Iterator[Bytes]:

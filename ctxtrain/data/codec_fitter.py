@@ -87,6 +87,7 @@ class CodecFitter:
             levels={name: self._fit_level(name) for name in fields if self._is_level(name)},
             features={name: fit_scale(self._features[name].array()) for name in features},
             feature_words={name: fit_words(self._words[f"features.{name}"]) for name in words},
+            own_fields=dict(self.own),
         )
 
     def notes(self) -> list[str]:
@@ -98,12 +99,12 @@ class CodecFitter:
             )
         return notes
 
-    def unseen_words(self, train: Codec) -> list[str]:
-        """Messages about the words of these windows that the codec of the training rows does not distinguish."""
+    def differences(self, train: Codec) -> list[str]:
+        """Messages about values of these windows that the codec of the training rows reads in another way."""
+        messages = []
         known = {name: level.words.words for name, level in train.levels.items() if level.words is not None}
         known |= {f"features.{name}": words.words for name, words in train.feature_words.items()}
-        messages = []
-        for name, words in known.items():
+        for name, words in known.items() if train.kind == "compact" else ():
             counts = self._words.get(name, Counter[str]())
             if unseen := {word: count for word, count in counts.items() if word not in words}:
                 examples = ", ".join(sorted(unseen, key=lambda word: -unseen[word])[:MAX_NAMED_WORDS])
@@ -111,7 +112,18 @@ class CodecFitter:
                     f"{name} has {sum(unseen.values()):,} values that are none of its {len(words)} known words "
                     f"({examples}); they are read as one other word"
                 )
+        if PERCENT in train.fields and self._largest_percent and (PERCENT in train.levels) != self._is_level(PERCENT):
+            scales = ("1", "100") if PERCENT in train.levels else ("100", "1")
+            messages.append(f"{PERCENT} is from 0 to {scales[1]} here, but from 0 to {scales[0]} in the training rows")
         return messages
+
+    def require_own_fields(self) -> None:
+        """Raise DataError if `data.fields` declares a field that none of these windows has."""
+        if absent := [name for name in self.own if not self.counts[name]]:
+            raise DataError(
+                f"data.fields declares {', '.join(absent)}, but no window of train has {'them' if absent[1:] else 'it'}"
+                " on every bar. Correct the name, or leave it out."
+            )
 
     def _is_level(self, name: str) -> bool:
         is_share = name == PERCENT and PERCENT in self._levels and self._largest_percent <= 1

@@ -180,10 +180,10 @@ def load_dataset(
     notices["train"] = [*separation.notes, *_rule_notes(surveys), *notices["train"]]
     for name, count in unpositioned.items():
         notices[name].append(f"{count:,} of the dropped rows have no position in time and may share bars with others")
-    _refuse_absent_fields(surveys["train"])
+    surveys["train"].fields.require_own_fields()
     fitted = surveys["train"].fields.fit(codec)
     for name, surveyed in surveys.items():
-        notices.setdefault(name, []).extend(surveyed.fields.unseen_words(fitted))
+        notices.setdefault(name, []).extend(surveyed.fields.differences(fitted))
     labels = {name: surveyed.labels_N for name, surveyed in surveys.items()}
     counts_C = class_counts(labels["train"])
     epoch_counts_C = oversampled_counts(counts_C, oversampling, max_repeat)
@@ -274,12 +274,3 @@ def _drop_purged(surveys: dict[str, Survey], embargo: int) -> tuple[dict[str, Su
     unpositioned = {name: count for name, count in count_unpositioned(spans).items() if name in purged} if spans else {}
     remaining = {name: surveys[name].file.without(rows) for name, rows in purged.items()}
     return surveys | _read_surveys(remaining), unpositioned
-
-
-def _refuse_absent_fields(train: Survey) -> None:
-    """Raise DataError if `data.fields` declares a field that no training window has."""
-    if absent := [name for name in train.fields.own if not train.fields.counts[name]]:
-        raise DataError(
-            f"data.fields declares {', '.join(absent)}, but no window of train has {'them' if absent[1:] else 'it'} "
-            "on every bar. Correct the name, or leave it out."
-        )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv
 
-from ctxtrain.data.profile import Survey, Values
+from ctxtrain.data.profile import Survey, Values, event_numbers
 
 SHIFTED = 0.25
 BINS = 10
@@ -29,7 +29,7 @@ def drift(first: Survey, second: Survey) -> list[dict[str, Any]]:
     Independent rows without drift exceed `chance` once in a thousand times. A feature has shifted if its PSI exceeds
     both `chance` and 0.25.
     """
-    samples = _numbers(first), _numbers(second)
+    samples = _numbers(first, second)
     if not all(samples):
         return []
     entries = []
@@ -57,9 +57,13 @@ def population_stability(first_N: NDArray[np.float64], second_N: NDArray[np.floa
     return float(((q - p) * np.log(q / p)).sum()), bins
 
 
-def _numbers(surveyed: Survey) -> list[Values]:
-    """Window shape, event flags and features by row. Prices and volumes are left out: the shape covers them."""
+def _numbers(*surveys: Survey) -> list[list[Values]]:
+    """Window shape, event flags, features and words by row. Prices and volumes are left out: the shape covers them."""
+    numbers = event_numbers(*(surveyed.sample for surveyed in surveys))
     return [
-        shape | {name: value for name, value in values.items() if name not in _EXCLUDED}
-        for shape, values in zip(surveyed.sample.shape, surveyed.sample.values, strict=True)
+        [
+            shape | {name: value for name, value in values.items() if name not in _EXCLUDED}
+            for shape, values in zip(surveyed.sample.shape, rows, strict=True)
+        ]
+        for surveyed, rows in zip(surveys, numbers, strict=True)
     ]

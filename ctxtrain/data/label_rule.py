@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.profile import Survey
+from ctxtrain.data.profile import Survey, event_numbers
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
@@ -130,9 +130,10 @@ def _split_sample(surveys: Mapping[str, Survey]) -> tuple[list[str], Floats, Int
     splits = [surveys["train"]]
     if "val" in surveys and len(surveys["val"]) >= MIN_ROWS:
         splits.append(surveys["val"])
-    fields = [set(values) for survey in splits for values in survey.sample.values]
+    numbers = event_numbers(*(survey.sample for survey in splits))
+    fields = [set(values) for rows in numbers for values in rows]
     names = sorted(set.intersection(*fields)) if fields else []
-    values = [np.array([[row[name] for name in names] for row in survey.sample.values]) for survey in splits]
+    values = [np.array([[row[name] for name in names] for row in rows]) for rows in numbers]
     if {"open", "close"} <= set(names):
         opened, closed = names.index("open"), names.index("close")
         values = [np.column_stack([part, part[:, closed] - part[:, opened]]) for part in values]
@@ -186,6 +187,8 @@ def _condition(name: str, column: Floats, bounds: tuple[float, float]) -> str:
         least, most = (floor(low) + 1 if low > -inf else -inf), (floor(high) if high < inf else inf)
         possible = np.unique(column[(column >= least) & (column <= most)])
         if len(possible) == 1:
+            if " = " in name:  # the indicator of a word
+                return name if possible[0] else name.replace(" = ", " ≠ ", 1)
             return f"{name} = {possible[0]:.0f}"
         if low > -inf and high < inf:
             return f"{least} ≤ {name} ≤ {most}"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ctxtrain.data.duplicates import DIFFERENT_TIME, LOOK_ALIKES, DuplicateFinder, RowKeys
 from ctxtrain.data.positions import Spans, common_spans, missing_spans_reason, pairs_without_common_symbol
-from ctxtrain.data.profile import Hashes, Survey
+from ctxtrain.data.profile import Hashes, Survey, event_numbers
 from ctxtrain.data.separation import Horizon, count_unpositioned, overlapping, rows_of_symbol, rows_within
 from ctxtrain.labels import LABELS
 
@@ -255,7 +255,8 @@ def _single_field_leaks(train: Survey) -> list[Finding]:
     labels_N, rows = _testable_rows(train)
     if not len(rows):
         return []
-    labels_N, sampled = labels_N[rows], [train.sample.values[row] for row in rows]
+    (numbers,) = event_numbers(train.sample)
+    labels_N, sampled = labels_N[rows], [numbers[row] for row in rows]
     findings = []
     for name in sorted(set.intersection(*(set(values) for values in sampled))):
         column = np.array([values[name] for values in sampled])

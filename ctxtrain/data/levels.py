@@ -11,7 +11,7 @@ Input: values of the field in training windows. Output: a `Level`: how a value o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,15 @@ def fit_words(counts: Counter[str]) -> WordList:
 def count_words(counts: Counter[str], words: Sequence[str]) -> None:
     """Add words to the counts, in bounded memory."""
     counts.update(words if len(counts) < MAX_WORDS_COUNTED else [word for word in words if word in counts])
+
+
+def unseen_word_lines(counts: Mapping[str, int], rows: int) -> list[str]:
+    """One message for each category in which rows have words that the training rows do not have."""
+    return [
+        f"{name} has a word that the training rows do not have in {count:,} of {rows:,} rows; all such words are read "
+        "as one"
+        for name, count in sorted(counts.items())
+    ]
 
 
 def half_deviations(scores: Floats) -> Bytes:

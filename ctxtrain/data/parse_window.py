@@ -7,6 +7,7 @@ Input: the JSON object of an event: a CTX window (`context_bars` + `current_bar`
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,6 +29,8 @@ from ctxtrain.data.row_schema import (
     MIN_BARS,
     NO_FIELDS,
     OBJECT_FLAGS,
+    PRICES,
+    SPELLINGS,
     TEXT_ROW_FIELDS,
     WINDOW_ROW_FIELDS,
     FeaturesRow,
@@ -40,10 +43,14 @@ from ctxtrain.errors import short_repr
 
 Kind = Literal["window", "features", "text"]
 
-# Text that was meant as a number, and must not become a category.
-_NEARLY_A_NUMBER = re.compile(
-    r"[-+]?[\d.,'_ ]*\d[\d.,'_ ]*%?|[-+]?(nan|inf|infinity)|[-+]?\d[\d.,]*e[-+]?\d+", re.ASCII | re.I
+# Text that was meant as a number or as no value, and must not become a category. It is compared without blanks, signs
+# of currencies, and marks of thousands.
+_NO_WORD = re.compile(
+    r"[-+(]?[\d.,;:]*\d[\d.,;:]*[)%]?|[-+]?(nan|inf|infinity|1\.#\w+)|[-+]?\d[\d.,]*e[-+]?\d+|0x[0-9a-f]+"
+    r"|#?n/a|null|<na>|nat|-+|\?+|[{}\[\]]+",
+    re.IGNORECASE,
 )
+_BETWEEN_DIGITS = re.compile(r"[\s'_’$€£¥₿−]")
 _WINDOW_ROW = TypeAdapter(WindowRow)
 _FEATURES_ROW = TypeAdapter(FeaturesRow)
 _TEXT_ROW = TypeAdapter(TextRow)
@@ -114,13 +121,13 @@ def parse_row(
     reasons, outside = [*side.reasons, *faults], side.changes | id_changes
     common: dict[str, Any] = {"location": location, "id": row_id, "label": side.label, "label_horizon": side.horizon}
     try:
-        if "context_bars" in row or "current_bar" in row:
+        if row.get("context_bars") is not None or row.get("current_bar") is not None:
             window = _parse_bars(row, own, outside, common)
-        elif "context" in row:
+        elif row.get("context") is not None:
             text = _TEXT_ROW.validate_python(row)["context"]
             unread = row.keys() - TEXT_ROW_FIELDS - _names(outside)
             window = Window(**common, text=text, changes=outside, unread=frozenset(unread))
-        elif "features" in row:
+        elif row.get("features") is not None:
             window = _parse_features(row, outside, common)
         else:
             raise _Invalid(["a row must have context_bars and current_bar, or features, or context; it has none"])
@@ -164,6 +171,8 @@ def _parse_bars(row: dict[str, Any], own: OwnFields, outside: Changes, common: d
 
 def _parse_features(row: dict[str, Any], outside: Changes, common: dict[str, Any]) -> Window:
     """A row without bars: its position is the time of the event, if the row has one."""
+    if others := [name for name, value in row.items() if name != "features" and _holds_bars(value)]:
+        raise _Invalid([f"{name} holds bars, but only context_bars and current_bar are read" for name in others])
     row, changes = normalise_row(row)
     validated = _FEATURES_ROW.validate_python(row)
     position, faults = locate_event(row, FEATURES_ROW_FIELDS - {"time"})
@@ -183,6 +192,12 @@ def _parse_features(row: dict[str, Any], outside: Changes, common: dict[str, Any
         changes=changes | outside,
         unread=unread | (row.keys() - read),
     )
+
+
+def _holds_bars(value: object) -> bool:
+    """Whether a field is a bar or a list of bars, by the names of its entries."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and len({SPELLINGS.get(n.lower(), n.lower()) for n in first} & {*PRICES}) >= 3
 
 
 def _names(changes: Changes) -> set[str]:
@@ -210,7 +225,7 @@ def _sort_features(
             else:
                 numbers[name] = value
         elif isinstance(value, str):
-            if len(value) > MAX_WORD_CHARS or _NEARLY_A_NUMBER.fullmatch(value.strip()):
+            if len(value) > MAX_WORD_CHARS or _is_no_word(value):
                 reasons.append(
                     f"features.{name} must be a number, with a point and no other marks, or a word of at most "
                     f"{MAX_WORD_CHARS} characters, got {short_repr(value)}"
@@ -221,6 +236,12 @@ def _sort_features(
     if reasons:
         raise _Invalid(reasons)
     return numbers, words, null, frozenset(unread)
+
+
+def _is_no_word(text: str) -> bool:
+    """Whether a text is a number in another notation, or a mark for a missing value."""
+    plain = _BETWEEN_DIGITS.sub("", unicodedata.normalize("NFKC", text))
+    return not plain or _NO_WORD.fullmatch(plain) is not None
 
 
 def _unknown_fields(row: Mapping[str, Any]) -> frozenset[str]:
@@ -259,11 +280,11 @@ def _parse_id(row: Mapping[str, Any]) -> tuple[str | None, Changes, list[str]]:
     """The id, from `event_id` if the row has no `id`, what was changed to read it, and the faults."""
     changes = set()
     name = "id"
-    if row.get("id") is None and row.get("event_id") is not None:
+    if row.get("id") is None and isinstance(row.get("event_id"), str | int) and row["event_id"] not in (True, False):
         name = "event_id"
         changes.add(("id", name, "id"))
     value = row.get(name)
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:  # beyond, floats skip whole numbers
         changes.add(("whole", name, ""))
         value = int(value)
     if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
@@ -278,6 +299,8 @@ def _explain(detail: ErrorDetails, changes: Changes = frozenset()) -> str:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     if detail["type"] == "missing":
         return f"{path} is missing"
+    if detail["type"] == "too_short" and detail["loc"] == ("features",):
+        return "features must have at least one entry, got none"
     if detail["type"] in ("too_short", "too_long"):
         return (
             f"a window must have {MIN_BARS} to {MAX_BARS} bars, current_bar included, "

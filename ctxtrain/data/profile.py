@@ -6,6 +6,7 @@ Input: a `WindowFile`. Output: a `Survey`, as columns on disk, and an evenly spa
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -32,32 +33,56 @@ Values = dict[str, float]
 
 MAX_NAMED_OUTLIERS = 5
 MAX_SAMPLED_ROWS = 4_000  # evenly spaced over the file
+MAX_INDICATORS = 36  # words of one category
 
 
 @dataclass
 class EventSample:
     """Numbers of every `stride`-th row: `values` holds those of the event, `shape` those of the window.
 
-    When the sample is full, every other row is dropped and the stride doubles, so the sample stays evenly spaced for
-    any file length.
+    `words` holds the words of the event. When the sample is full, every other row is dropped and the stride doubles, so
+    the sample stays evenly spaced for any file length.
     """
 
     stride: int = 1
     rows: list[int] = field(default_factory=list)
     values: list[Values] = field(default_factory=list)
     shape: list[Values] = field(default_factory=list)
+    words: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, row: int, window: Window, numbers: WindowNumbers | None) -> None:
         if row % self.stride:
             return
         if len(self.rows) == MAX_SAMPLED_ROWS:
             self.stride *= 2
-            self.rows, self.values, self.shape = self.rows[::2], self.values[::2], self.shape[::2]
+            self.rows, self.words = self.rows[::2], self.words[::2]
+            self.values, self.shape = self.values[::2], self.shape[::2]
             if row % self.stride:
                 return
         self.rows.append(row)
         self.values.append(_at_event(window))
         self.shape.append(_shape(window, numbers))
+        own = {name: words[-1] for name, words in window.bar_words.items()}
+        self.words.append(own | {f"features.{name}": word for name, word in window.feature_words.items()})
+
+
+def event_numbers(*samples: EventSample) -> list[list[Values]]:
+    """The numbers at the event of each row of each sample, and for each common word of a category whether it is there.
+
+    The name of such an indicator is as in `features.session = London`. All samples have indicators of the same words.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for row in (row for sample in samples for row in sample.words):
+        for name, word in row.items():
+            counts.setdefault(name, Counter())[word] += 1
+    common = [(name, word) for name, words in sorted(counts.items()) for word, _ in words.most_common(MAX_INDICATORS)]
+    return [
+        [
+            values | {f"{name} = {word}": float(words[name] == word) for name, word in common if name in words}
+            for values, words in zip(sample.values, sample.words, strict=True)
+        ]
+        for sample in samples
+    ]
 
 
 class RowNames(Sequence[str]):
@@ -89,8 +114,8 @@ class Survey:
     `labels_N` are class indices, -1 without a label. `horizons_N` are the bars after the event that the label looked
     at, -1 if the row does not say. `bars_N` is the number of bars, 0 for a row without bars.
     `contents_N2` is the first 16 bytes of a SHA-256 of everything the model could read. `changes_N` is the number of
-    bars that differ from the previous bar in price or volume, at most 127, and 127 for a row without bars. `ids_N` is a
-    hash of the row id, 0 without one. `outliers` lists, by field, the rows with an outlier.
+    bars that differ from the previous bar in price or volume, at most 127; 127 for a text row, 0 for features alone.
+    `ids_N` is a hash of the row id, 0 without one. `outliers` lists, by field, the rows with an outlier.
     """
 
     file: WindowFile
@@ -263,7 +288,7 @@ def _shape(window: Window, numbers: WindowNumbers | None) -> Values:
 
 def _changes(window: Window) -> int:
     if not window.bars:
-        return 127
+        return 127 if window.text is not None else 0
     bars = np.array([window.bars[name] for name in (*PRICES, "volume") if name in window.bars])
     return min(127, int((bars[:, 1:] != bars[:, :-1]).any(axis=0).sum()))
 

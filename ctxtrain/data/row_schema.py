@@ -14,12 +14,14 @@ from pydantic import Field, Strict, WithJsonSchema
 from typing_extensions import TypedDict
 
 from ctxtrain.config.value_types import FieldKind
+from ctxtrain.data.time_units import time_names
 from ctxtrain.errors import ConfigError, short_repr
 
 MIN_BARS, MAX_BARS = 20, 256
 MAX_MAGNITUDE = 1e15  # beyond any market; small enough that sums of squares do not overflow
 MAX_OWN_FIELDS = 20
 MAX_WORD_CHARS = 64
+WORD_PATTERN = "[A-Za-z\u00aa-\u02af\u0370-\u1fff]"  # a letter, which numbers in any notation but 1e5 and nan lack
 
 Number = Annotated[float, Strict(), Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE, allow_inf_nan=False)]
 Quantity = Annotated[float, Strict(), Field(ge=0, le=MAX_MAGNITUDE, allow_inf_nan=False)]
@@ -36,7 +38,7 @@ FeatureValue = Annotated[
         {
             "anyOf": [
                 {"type": "number", "minimum": -MAX_MAGNITUDE, "maximum": MAX_MAGNITUDE},
-                {"type": "string", "maxLength": MAX_WORD_CHARS, "pattern": "^[A-Za-z][A-Za-z0-9 _-]*$"},
+                {"type": "string", "maxLength": MAX_WORD_CHARS, "pattern": WORD_PATTERN},
                 {"type": ["boolean", "null"]},
             ]
         }
@@ -45,6 +47,22 @@ FeatureValue = Annotated[
 
 OwnFields = Mapping[str, FieldKind]  # bar fields that the user declares, by name
 NO_FIELDS: OwnFields = MappingProxyType({})
+
+
+# Other names of bar fields, in lower case.
+SPELLINGS = {
+    "o": "open",
+    "h": "high",
+    "l": "low",
+    "c": "close",
+    "v": "volume",
+    "vol": "volume",
+    "buy_volume": "buy_vol",
+    "sell_volume": "sell_vol",
+    "atr": "atr_14",
+    "has_fvg_bull": "fvg_up",
+    "has_fvg_bear": "fvg_down",
+}
 
 
 class Bar(TypedDict, total=False):
@@ -85,7 +103,11 @@ class Bar(TypedDict, total=False):
     fvg_quality: Number | None
     pb_wave_strength_ok: Flag
     mgann_leg_index: Annotated[int, Strict(), Field(ge=0, le=10)] | None
-    mgann_leg_first_fvg: Literal[True, False, 0, 1]  # null is not missing: it says that the leg has no gap
+    # Null is not missing: it says that the leg has no gap. An object describes the gap.
+    mgann_leg_first_fvg: Annotated[
+        Literal[True, False, 0, 1],
+        WithJsonSchema({"anyOf": [{"enum": [True, False, 0, 1]}, {"type": ["object", "null"]}]}),
+    ]
     mgann_wave_strength: Quantity | None
     wave_strength: Annotated[float, Strict(), Field(ge=0, le=100, allow_inf_nan=False)] | None
 
@@ -125,6 +147,7 @@ PRICES = ("open", "high", "low", "close")
 # Bar fields that are numbers without a fixed range. Their levels are scaled by the training rows.
 SCALED_FIELDS = ("fvg_penetration", "fvg_quality", "mgann_wave_strength")
 # Bar fields that are no flags, directions or whole numbers.
+DIRECTIONS = frozenset({"ext_dir", "int_dir", "htf_dir"})
 MEASURES = frozenset({*PRICES, "volume", "delta", "buy_vol", "sell_vol", "atr_14", "wave_strength", *SCALED_FIELDS})
 _EVERY_ROW = {"label", "label_horizon", "timeframe", "metadata"}
 WINDOW_ROW_FIELDS = _EVERY_ROW | WindowRow.__annotations__.keys()
@@ -136,15 +159,23 @@ LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "condition
 
 
 def check_own_fields(own: OwnFields) -> None:
-    """Raise ConfigError if `data.fields` declares a field that has another meaning, or too many."""
+    """Raise ConfigError if `data.fields` declares a field that has another meaning, or too many.
+
+    Names are compared without case and surrounding blanks.
+    """
+    label_side = LABEL_DERIVED_FIELDS | {"label", "label_horizon"}
+    others = ROW_FIELDS | {"event_id"}
     faults = []
     for name in own:
-        if name in BAR_NAMES:
-            faults.append(
-                f"data.fields must not declare {name}: this bar field is known and always read. Leave it out."
-            )
-        elif name in LABEL_DERIVED_FIELDS or not name.strip():
-            faults.append(f"data.fields must not declare {short_repr(name)}: it follows from the label. Leave it out.")
+        plain, start = name.strip().lower(), f"data.fields must not declare {short_repr(name)}"
+        if plain in BAR_NAMES or plain in SPELLINGS:
+            faults.append(f"{start}: this bar field is read as {SPELLINGS.get(plain, plain)}. Leave it out.")
+        elif plain in label_side:
+            faults.append(f"{start}: it follows from the label. Leave it out.")
+        elif plain in others or time_names([name.strip()]):
+            faults.append(f"{start}: it has another meaning. Rename the field.")
+        elif not plain or plain != name.lower() or "." in name:
+            faults.append(f"{start}: a name must have no points and no blanks at its ends. Rename the field.")
     if len(own) > MAX_OWN_FIELDS:
         faults.append(f"data.fields may declare at most {MAX_OWN_FIELDS} fields, got {len(own)}. Choose the best ones.")
     if faults:

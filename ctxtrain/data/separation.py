@@ -85,6 +85,11 @@ def plan_separation(
             "Give every bar a time of one kind"
         )
         return Separation(horizon, False, bars, tuple(notes))
+    if unmeasured := sum(_without_bar_length(survey) for survey in surveys.values()):
+        notes.append(
+            f"{horizon}, but {unmeasured:,} of {sum(map(len, surveys.values())):,} rows have no bars and no timeframe "
+            "such as M5, so their distance to other rows is not known in bars, and they are kept. Give them a timeframe"
+        )
     if bars < horizon.bars:
         notes.append(
             f"{horizon}, but data.embargo={bars} is smaller: it keeps rows whose labels depend on bars of a later "
@@ -96,6 +101,12 @@ def plan_separation(
             f"{horizon}; rows that share bars with a later split, or are within {distance} of one, are dropped"
         )
     return Separation(horizon, True, bars, tuple(notes))
+
+
+def _without_bar_length(survey: Survey) -> int:
+    """The number of rows with a time whose bar length is not known."""
+    time = survey.positions.time
+    return int((time.known & (time.step == 0)).sum())
 
 
 def overlapping(spans: Spans, name: str, others: Sequence[str], embargo: int = 0) -> tuple[Ints, list[Row]]:

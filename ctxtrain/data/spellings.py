@@ -11,21 +11,17 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from ctxtrain.data.row_schema import BAR_NAMES, MEASURES, NO_FIELDS, OBJECT_FLAGS, OwnFields
+from ctxtrain.data.row_schema import (
+    BAR_NAMES,
+    DIRECTIONS,
+    MAX_MAGNITUDE,
+    MEASURES,
+    NO_FIELDS,
+    OBJECT_FLAGS,
+    SPELLINGS,
+    OwnFields,
+)
 
-SPELLINGS = {
-    "o": "open",
-    "h": "high",
-    "l": "low",
-    "c": "close",
-    "v": "volume",
-    "vol": "volume",
-    "buy_volume": "buy_vol",
-    "sell_volume": "sell_vol",
-    "atr": "atr_14",
-    "has_fvg_bull": "fvg_up",
-    "has_fvg_bear": "fvg_down",
-}
 SPELLED_FIELDS = BAR_NAMES - {"time"}  # `bar_order.py` finds the field with the time
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _TRUTH = {"true": True, "false": False}
@@ -77,10 +73,21 @@ def _normalise_bar(bar: Any, own: OwnFields, changes: set[tuple[str, str, str]])
         if field != name:
             changes.add(("name", name, field))
         if field in own:
-            result[field] = value if own[field] == "category" else _value(field, value, own[field] == "number", changes)
+            is_category, is_number = own[field] == "category", own[field] == "number"
+            result[field] = (
+                _category(field, value, changes) if is_category else _value(field, value, is_number, changes)
+            )
         else:
             result[field] = _value(field, value, field in MEASURES, changes) if field in SPELLED_FIELDS else value
     return result
+
+
+def _category(field: str, value: Any, changes: set[tuple[str, str, str]]) -> Any:
+    """A whole number that was written as a float counts as the whole number."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_MAGNITUDE:
+        changes.add(("whole", field, ""))
+        return int(value)
+    return value
 
 
 def _value(field: str, value: Any, is_measure: bool, changes: set[tuple[str, str, str]]) -> Any:
@@ -90,7 +97,8 @@ def _value(field: str, value: Any, is_measure: bool, changes: set[tuple[str, str
     if (number := parse_number(value)) is not None:
         changes.add(("text", field, ""))
         return int(number) if not is_measure and number.is_integer() else number
-    if isinstance(value, str) and not is_measure and (truth := _TRUTH.get(value.strip().lower())) is not None:
+    is_flag = not is_measure and field not in DIRECTIONS and field not in ("bar_index", "mgann_leg_index")
+    if isinstance(value, str) and is_flag and (truth := _TRUTH.get(value.strip().lower())) is not None:
         changes.add(("text", field, ""))
         return truth
     if isinstance(value, float) and not is_measure and value.is_integer():

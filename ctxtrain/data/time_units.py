@@ -43,7 +43,8 @@ _TIME_WORDS = frozenset(
     {"date", "datetime", "dt", "epoch", "begin", "gmt", "start", "time", "timestamp", "ts", "unix", "utc"}
 )
 _TIMEFRAME = re.compile(
-    r"(?P<count>\d{1,5})\s*(?P<unit>s|sec|m|min|h|d|w)?|(?P<before>[smhdw])(?P<after>\d{0,5})", re.ASCII
+    r"(?P<count>\d{1,5})\s*(?P<unit>s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?|w|weeks?)?|(?P<before>[smhdw])(?P<after>\d{0,5})",
+    re.ASCII,
 )
 _TIMEFRAME_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
@@ -101,9 +102,10 @@ def time_names(names: Iterable[str]) -> list[str]:
 
 
 def bar_length(timeframe: object) -> int:
-    """Nanoseconds of a time frame such as M5, 5m, 1h, H4, D1 or 15 (minutes); 0 for any other value."""
-    match = _TIMEFRAME.fullmatch(str(timeframe).strip().lower())
-    if match is None:
+    """Nanoseconds of a time frame such as M5, 5m, 5 minutes, 1h, H4, D1 or 15 (minutes); 0 for any other value."""
+    text = str(timeframe).strip()
+    match = _TIMEFRAME.fullmatch(text.lower())
+    if match is None or text.endswith("M"):  # 1M is a month, M1 a minute
         return 0
     count, unit = match["count"] or match["after"] or "1", match["before"] or match["unit"] or "m"
     return int(count) * _TIMEFRAME_SECONDS[unit[:1]] * SECOND

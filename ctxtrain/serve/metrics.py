@@ -44,6 +44,12 @@ class Metrics:
             "ctxtrain_pass_windows", "Windows in a forward pass", buckets=WINDOWS, registry=registry
         )
         self.predictions = Counter("ctxtrain_predictions", "Predictions by label", ["label"], registry=registry)
+        self.unknown_words = Counter(
+            "ctxtrain_unknown_words",
+            "Rows with a word that no training row has, by field",
+            ["field"],
+            registry=registry,
+        )
         self.abstentions = Counter("ctxtrain_abstentions", "Predictions below --min-confidence", registry=registry)
         self.confidence = Histogram(
             "ctxtrain_confidence", "Largest probability of a prediction", buckets=CONFIDENCES, registry=registry

@@ -11,7 +11,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.row_schema import MAX_MAGNITUDE, MAX_WORD_CHARS, ORDER_FIELDS, FeaturesRow, TextRow, WindowRow
+from ctxtrain.data.row_schema import (
+    MAX_MAGNITUDE,
+    MAX_WORD_CHARS,
+    ORDER_FIELDS,
+    WORD_PATTERN,
+    FeaturesRow,
+    TextRow,
+    WindowRow,
+)
 from ctxtrain.serve.refusals import ErrorBody
 
 REFERENCE = "#/components/schemas/{model}"
@@ -25,10 +33,10 @@ REQUEST_ID = {
 RETRY = {"Retry-After": {"description": "Seconds", "schema": {"type": "string"}, "required": True}}
 IGNORED_FIELDS = {"metadata": {"description": "Ignored"}, "timeframe": {"description": "Ignored"}}
 OWN_SCHEMAS: dict[str, dict[str, Any]] = {  # of values, by the kind of field
-    "number": {"type": "number", "minimum": -MAX_MAGNITUDE, "maximum": MAX_MAGNITUDE},
+    "number": {"type": ["number", "boolean"], "minimum": -MAX_MAGNITUDE, "maximum": MAX_MAGNITUDE},
     "count": {"type": "integer", "minimum": 0, "maximum": int(MAX_MAGNITUDE)},
     "flag": {"enum": [True, False, 0, 1]},
-    "category": {"type": "string", "maxLength": MAX_WORD_CHARS, "pattern": "^[A-Za-z][A-Za-z0-9 _-]*$"},
+    "category": {"type": ["string", "integer"], "maxLength": MAX_WORD_CHARS, "pattern": WORD_PATTERN},
 }
 ERROR_DESCRIPTIONS = {
     400: "Not JSON in UTF-8, a duplicate key in an object, another Content-Type, or an incomplete body",
@@ -112,7 +120,9 @@ def row_schemas(codec: Codec) -> dict[str, Any]:
     row["properties"] |= IGNORED_FIELDS
     row["description"] = "One event. Fields that are not listed, such as a label, are accepted and ignored."
     if codec.rows == "window":
-        schemas["Bar"]["properties"] |= {name: OWN_SCHEMAS[kind] for name, kind in codec.own_fields.items()}
+        own = {name: OWN_SCHEMAS[kind] for name, kind in codec.own_fields.items()}
+        own |= {name: own[name] | {"type": "number"} for name, kind in codec.own_fields.items() if kind == "number"}
+        schemas["Bar"]["properties"] |= own
         schemas["Bar"]["required"] = [name for name in codec.fields if name != "delta"]
         if "delta" in codec.fields:
             schemas["Bar"]["anyOf"] = [{"required": ["delta"]}, {"required": ["buy_vol", "sell_vol"]}]

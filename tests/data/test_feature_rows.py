@@ -1,15 +1,22 @@
 """Rows of features without bars, and features that are words, true or false, null, or objects."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
+from ctxtrain.data.check import check_files
 from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.parse_window import Window, parse_row
+from ctxtrain.data.time_units import bar_length
+from ctxtrain.data.window_file import load_windows
 from ctxtrain.errors import DataError
-from tests.helpers import Row, make_row, make_window, read
+from tests.helpers import Row, dated_rows, make_row, make_window, read, write_rows
 
 # A row of a labeller that writes engineered features only.
 EVENT: Row = {
@@ -148,3 +155,146 @@ def test_words_and_other_ids_are_said_once_with_their_rows() -> None:
         "numbers with a decimal point are read as whole in id (up to 1 of 3 rows)",
         "features.session is a word in 3 of 3 rows, and is read as a category",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["4\u00a0100,5", "\u22125", "\uff11\uff12", "$5", "(5.2)", "1;5", "0x10", "1.#IND", "N/A", "NULL", "{}", "--"],
+)
+def test_text_that_is_a_number_in_another_notation_or_no_value_is_no_category(text: str) -> None:
+    _, reasons = parse_row(feature_row(price=text), "rows.jsonl:1", labelled=True)
+    assert [reason.partition(",")[0] for reason in reasons] == ["features.price must be a number"]
+
+
+@pytest.mark.parametrize("text", ["London", "5m", "Q1", "no_touch", "long/short", "sp\u00e4t", "none", "R&D"])
+def test_words_with_digits_and_marks_are_categories(text: str) -> None:
+    assert window_of(feature_row(kind=text)).feature_words["kind"] == text
+
+
+def test_a_row_whose_bars_have_another_name_is_refused_even_if_it_has_features() -> None:
+    bars = make_row()["context_bars"]
+    for name, value in (("bars", bars), ("contextBars", bars), ("bar", bars[0])):
+        _, reasons = parse_row(feature_row() | {name: value}, "rows.jsonl:1", labelled=True)
+        assert reasons == [f"{name} holds bars, but only context_bars and current_bar are read"]
+
+
+def test_null_fields_of_a_row_are_not_given() -> None:
+    nulls = {"context_bars": None, "current_bar": None, "context": None}
+    assert window_of(feature_row() | nulls).kind == "features"
+    assert make_window(make_row() | {"context": None, "features": None}).kind == "window"
+    text, _ = parse_row({"context": "up?", "features": None, "label": "LONG"}, "a:1", labelled=True)
+    assert text is not None
+    assert text.kind == "text"
+
+
+def test_a_feature_of_another_kind_than_in_training_is_named_with_its_value() -> None:
+    codec = fit_codec("compact", [window_of(feature_row(seed)) for seed in range(5)])
+    assert codec.fault(window_of(feature_row(wave_strength="high"))) == (
+        'features.wave_strength must be a number, as in the training rows, got "high"'
+    )
+    assert codec.fault(window_of(feature_row(session=5))) == (
+        "features.session must be a word, as in the training rows, got 5"
+    )
+
+
+def test_empty_features_are_named() -> None:
+    _, reasons = parse_row({"features": {}, "label": "LONG"}, "rows.jsonl:1", labelled=True)
+    assert reasons == ["features must have at least one entry, got none"]
+
+
+@pytest.mark.parametrize("event_id", [{"a": 1}, 1.5, True])
+def test_an_event_id_that_is_no_id_is_unread(event_id: object) -> None:
+    row = feature_row() | {"id": None, "event_id": event_id}
+    window = window_of(row)
+    assert window.id is None
+    assert window.unread == {"event_id"}
+
+
+@pytest.mark.parametrize(
+    ("timeframe", "minutes"),
+    [
+        ("M5", 5),
+        ("5m", 5),
+        ("5 minutes", 5),
+        ("1 hour", 60),
+        ("H4", 240),
+        ("D", 1440),
+        (15, 15),
+        ("1M", 0),
+        ("tick", 0),
+    ],
+)
+def test_a_timeframe_is_the_bar_length_of_a_row_without_bars(timeframe: object, minutes: int) -> None:
+    assert bar_length(timeframe) == minutes * 60 * 10**9
+
+
+def test_a_time_that_cannot_be_read_is_said() -> None:
+    reading = read([json.dumps(feature_row() | {"timestamp": "03/04/2025 10:00"}).encode()])
+    assert any(line.startswith("timestamp is not used as the time") for line in reading.notices.lines())
+
+
+def test_null_means_false_in_parquet_too_where_it_does_in_json(tmp_path: Path) -> None:
+    rows = [make_row(seed=seed) for seed in range(3)]
+    for n, row in enumerate(rows):
+        for place, bar in enumerate([*row["context_bars"], row["current_bar"]]):
+            bar["mgann_leg_first_fvg"] = {"high": 1.0} if place % 7 == n else None
+    lines = write_rows(tmp_path / "rows.jsonl", rows)
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    texts = [
+        list(fit_codec("compact", windows).render_all(windows))
+        for windows in (load_windows(lines), load_windows(tmp_path / "rows.parquet"))
+    ]
+    assert texts[0] == texts[1]
+    assert all("T" in text for text in texts[0])
+
+
+def leaky(count: int, seed: int, hint: Callable[[str], Any]) -> list[Row]:
+    rows = dated_rows(count, seed, apart=60)
+    for n, row in enumerate(rows):
+        row["label"] = ("LONG", "SHORT", "SKIP")[n % 3]
+        row["features"] = {"hint": hint(row["label"])}
+    return rows
+
+
+def test_a_word_that_reveals_the_label_is_found_and_its_rule_printed(tmp_path: Path) -> None:
+    words = {"LONG": "buy", "SHORT": "sell", "SKIP": "wait"}
+    files = {
+        name: write_rows(tmp_path / f"{name}.jsonl", leaky(count, seed, words.__getitem__))
+        for seed, (name, count) in enumerate({"train": 120, "val": 60}.items())
+    }
+    report = check_files(files)
+    assert [leak["field"] for leak in report["leaks"] if leak["kind"] == "single-field leakage"] == [
+        f"features.hint = {word}" for word in ("buy", "sell", "wait")
+    ]
+    rule = report["label_rule"]
+    assert rule["share"] == 1
+    assert [line.rpartition(" ")[2] for line in rule["lines"]] == ["LONG", "SHORT", "SKIP"]
+    assert "features.hint = sell" in rule["lines"][1]
+
+
+def test_drift_of_words_is_measured(tmp_path: Path) -> None:
+    names = {"train": ("London", "NY"), "val": ("Tokyo", "Sydney")}
+    files = {}
+    for seed, (name, words) in enumerate(names.items()):
+        rows = dated_rows(60, seed, apart=60)
+        for n, row in enumerate(rows):
+            row["features"] = {"session": words[n % 2]}
+        files[name] = write_rows(tmp_path / f"{name}.jsonl", rows)
+    shifted = {entry["feature"] for entry in check_files(files)["drift"]["val"] if entry["shifted"]}
+    assert {"features.session = London", "features.session = NY"} <= shifted
+
+
+def test_rows_of_few_states_are_no_duplicates(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def states(count: int, **fields: Any) -> list[Row]:
+        return [
+            {"features": {"dir": int(rng.integers(-1, 2)), "leg": int(rng.integers(4))}, **fields}
+            | {"label": ("LONG", "SHORT", "SKIP")[n % 3]}
+            for n in range(count)
+        ]
+
+    files = {name: write_rows(tmp_path / f"{name}.jsonl", states(40)) for name in ("train", "val")}
+    report = check_files(files)
+    assert [leak for leak in report["leaks"] if leak["refused"]] == []
+    assert report["duplicates"] == {"train": 0, "val": 0}

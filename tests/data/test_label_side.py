@@ -60,7 +60,6 @@ def test_a_label_horizon_is_read_as_other_systems_write_it(value: object, kind: 
         ({"label_horizon": 1.5}, "label_horizon must be a whole number of bars, 0 to 10,000,000, got 1.5"),
         ({"label_horizon": True}, "label_horizon must be a whole number of bars, 0 to 10,000,000, got true"),
         ({"label_horizon": 10**7 + 1}, "label_horizon must be a whole number of bars, 0 to 10,000,000, got 10000001"),
-        ({"outcome": 1.5}, "outcome must be an object with the numbers long_r and short_r, got 1.5"),
         ({"outcome": {"long_r": 1}}, "outcome.short_r is missing"),
         (
             {"outcome": OUTCOME | {"cost": -0.1}},
@@ -87,13 +86,18 @@ def test_label_side_fields_of_another_form_are_refused_where_rows_are_labelled(
 
 
 def test_all_label_side_faults_of_a_row_are_listed() -> None:
-    row = make_row(label_horizon=-1, outcome={}) | {"label": "UP"}
+    row = make_row(label_horizon=-1, outcome={"long_r": None}) | {"label": "UP"}
     assert [reason.partition(" ")[0] for reason in parsed(row)[1]] == [
         "label",
         "label_horizon",
         "outcome.long_r",
         "outcome.short_r",
     ]
+
+
+@pytest.mark.parametrize("outcome", ["WIN", 1.5, {}, {"pnl": 3}])
+def test_an_outcome_of_another_system_is_named_as_unread(outcome: object) -> None:
+    assert "outcome" in valid(make_row(outcome=outcome)).unread
 
 
 @pytest.mark.parametrize("text", [False, True])

@@ -101,8 +101,8 @@ def test_every_declared_field_of_the_last_bar_can_change_the_text(name: str, kin
         ("rsi", "high", "a number of at most 1e+15"),
         ("rsi", 1e16, "a number of at most 1e+15"),
         ("armed", 2, "true, false, 0 or 1"),
-        ("touches", -1, "a whole number, 0 or more"),
-        ("touches", 1.5, "a whole number, 0 or more"),
+        ("touches", -1, "a whole number, 0 to 1e+15"),
+        ("touches", 1.5, "a whole number, 0 to 1e+15"),
         ("session", " ", "a word of at most 64 characters, or a whole number"),
         ("session", 1.5, "a word of at most 64 characters, or a whole number"),
     ],
@@ -163,8 +163,8 @@ def test_words_that_training_rows_lack_are_counted() -> None:
             fitter.add(window_of(row))
         fitters.append(fitter)
     codec = fitters[0].fit("compact")
-    assert fitters[0].unseen_words(codec) == []
-    assert fitters[1].unseen_words(codec) == [
+    assert fitters[0].differences(codec) == []
+    assert fitters[1].differences(codec) == [
         "session has 60 values that are none of its 1 known words (Sydney); they are read as one other word"
     ]
 
@@ -175,15 +175,44 @@ def test_a_declared_field_that_no_training_row_has_ends_the_run_at_once(make_con
         pipeline.load_data()
 
 
-def test_known_label_side_and_too_many_fields_cannot_be_declared() -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("delta", "this bar field is read as delta"),
+        (" Open", "this bar field is read as open"),
+        ("v", "this bar field is read as volume"),
+        ("Label_Reason", "it follows from the label"),
+        ("label", "it follows from the label"),
+        ("OUTCOME", "it follows from the label"),
+        ("event_id", "it has another meaning"),
+        ("Timestamp", "it has another meaning"),
+        ("features.x", "a name must have no points and no blanks at its ends"),
+        ("", "a name must have no points and no blanks at its ends"),
+    ],
+)
+def test_a_name_with_another_meaning_cannot_be_declared(name: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_own_fields({"delta": "number", "label_reason": "category"})
-    assert [fault.split(":")[0] for fault in caught.value.faults] == [
-        "data.fields must not declare delta",
-        'data.fields must not declare "label_reason"',
-    ]
+        check_own_fields({name: "category"})
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"data.fields must not declare {json.dumps(name)}: {reason}.")
+
+
+def test_too_many_fields_cannot_be_declared() -> None:
     with pytest.raises(ConfigError, match=f"at most {MAX_OWN_FIELDS} fields, got 21"):
         check_own_fields({f"f{n}": "number" for n in range(21)})
+
+
+def test_a_row_to_predict_is_parsed_with_the_fields_that_the_codec_dropped_too() -> None:
+    rows = [own_row(0), own_row(1, rsi=None)]
+    codec = fit_codec("compact", [window_of(row) for row in rows], OWN)
+    assert "rsi" not in codec.fields
+    assert codec.own_fields == OWN
+
+
+def test_a_category_may_be_a_whole_number_and_a_float_that_is_one() -> None:
+    whole, as_float = window_of(own_row(session=7)), window_of(own_row(session=7.0))
+    assert whole.bar_words["session"] == as_float.bar_words["session"] == ("7",) * 30
+    assert ("whole", "session", "") in as_float.changes
 
 
 def test_wave_strength_from_0_to_1_is_not_read_as_percent() -> None:
@@ -204,3 +233,17 @@ def test_wave_strength_from_0_to_1_is_not_read_as_percent() -> None:
             bar["wave_strength"] = 0.5
         texts.append(share.render(window_of(row, {})))
     assert texts[0] != texts[1]
+
+
+def test_rows_with_wave_strength_on_another_scale_than_the_training_rows_are_named() -> None:
+    percent, share = CodecFitter(), CodecFitter()
+    for seed in range(5):
+        row = make_row(seed=seed)
+        percent.add(window_of(row, {}))
+        for bar in bars_of(row):
+            bar["wave_strength"] /= 100
+        share.add(window_of(row, {}))
+    rule = "wave_strength is from 0 to {} here, but from 0 to {} in the training rows"
+    assert share.differences(percent.fit("compact")) == [rule.format(1, 100)]
+    assert percent.differences(share.fit("compact")) == [rule.format(100, 1)]
+    assert share.differences(share.fit("compact")) == []
