@@ -92,7 +92,7 @@ def test_bad_rows_end_all_processes_with_one_message(make_config: MakeConfig, tm
     bad.write_text('{"label": "LONG"}\n')
     done = torchrun(make_config(f"data.train={bad}"), tmp_path)
     assert done.returncode != 0
-    assert done.stderr.count(f"error: {bad}:1: context_bars is missing") == 1
+    assert done.stderr.count(f"error: {bad}:1: a row must have context_bars and current_bar") == 1
 
 
 @pytest.mark.promise("C4")

@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import IO
 
+import orjson
+
 from ctxtrain.data.columns import temporary_disk
 from ctxtrain.data.compression import CHUNK, damaged, named_packing, unpack
 from ctxtrain.data.json_rows import array_rows, line_rows
@@ -49,7 +51,8 @@ _BAR_WORDS = frozenset(  # typical column names in a table of bars
     ["open", "high", "low", "close", "volume", "vol", "date", "time", "datetime", "timestamp", "o", "h", "l", "c"]
 )
 _ROW_WORDS = frozenset(["context_bars", "current_bar", "label", "context", "features"])
-_BARS_AS_ARRAYS = re.compile(rb"\s*\[\s*(\[\s*)?[-\"]?[0-9]")  # [[1499040000000,"0.0163", …], …], or one bar a line
+# [[1499040000000,"0.0163", …], …], or one bar a line
+_BARS_AS_ARRAYS = re.compile(rb"\s*\[\s*(\[\s*)?(\"?-?[0-9][0-9.eE+-]*\"?\s*,\s*){4}")
 
 
 class Format(Enum):
@@ -141,7 +144,19 @@ def _detect(name: str, start: bytes) -> Format:
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start and text[:1] not in (b"{", b"[", b'"') and (packing := named_packing(name)):
         raise damaged(name, packing, "it does not begin like one")
-    return Format.ARRAY if text.startswith(b"[") else Format.LINES
+    return Format.ARRAY if text.startswith(b"[") and not _is_line_of_lines(text) else Format.LINES
+
+
+def _is_line_of_lines(text: bytes) -> bool:
+    """Whether an array ends with its line and objects follow: a faulty row of JSON lines, and no array of rows."""
+    line, _, more = text.partition(b"\n")
+    if not any(other.lstrip().startswith(b"{") for other in more.split(b"\n")):
+        return False
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _detect_other_format(start: bytes) -> str | None:

@@ -32,7 +32,14 @@ FOREIGN_SHARE = 0.2  # of windows, with flags from another window: the model mus
 FOREIGN = "foreign"
 DELTA_SHARE, ATR_SHARE = 0.8, 0.5
 MAX_FEATURES = 4
-FLAGS = (*STATES, *PULSES)
+# Fields that practice windows do not have, so that the embedded base has not seen their marks.
+_UNSEEN = frozenset(
+    {
+        *("htf_dir", "ext_bos_up", "ext_bos_down", "int_bos_up", "int_bos_down", "int_choch_up", "int_choch_down"),
+        "mgann_leg_first_fvg",
+    }
+)
+FLAGS = tuple(name for name in (*STATES, *PULSES) if name not in _UNSEEN)
 OPEN_SCALE = FeatureScale(centre=0.0, spread=1.0)
 
 

@@ -105,6 +105,7 @@ def test_all_faults_come_in_one_pass_and_the_first_hundred_are_shown(
 ) -> None:
     lines = [line for text in (*REFUSED, *TWICE) if (line := text.replace(b"\n", b"")).strip()]
     path = tmp_path / "rows.jsonl"
+    lines.insert(0, json.dumps(make_row()).encode())  # the format is told from the first line
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     reading = walk(path)
     assert reading.rows == len(lines)
@@ -343,7 +344,8 @@ NAMED: dict[str, tuple[bytes, str | None]] = {  # the file, and what its fault s
     "last line cut in a letter": (GOOD + b"\n" + '{"context": "π'.encode()[:-1], ":2:"),
     "two rows on a line": (GOOD + GOOD, f":1:38: {BAD}"),
     "a comma after a row": (GOOD + b",", f":1:38: {BAD}"),
-    "one array of rows": (b"[" + GOOD + b"]", ":1: a row must be a JSON object"),
+    "one array of rows": (b"[" + GOOD + b"]", None),
+    "an array among lines": (b"[" + GOOD + b"]\n" + GOOD, ":1: a row must be a JSON object"),
     "a row over two lines": (GOOD.replace(b", ", b",\n"), f":1:21: {BAD}"),
     "100 MB in a line": (LONG_LINE, f":1:1: {BAD}: a row may have at most 16 MiB, got 95 MiB"),
     "nested 100,000 deep": (b'{"context": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ":1:"),
@@ -387,7 +389,7 @@ def test_what_files_get_wrong_has_a_name(name: str, tmp_path: Path, figure: Figu
 def test_every_row_is_a_window_or_refused_in_every_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], amount: Amount, figure: Figure
 ) -> None:
-    bad: list[Callable[[], object]] = [lambda: "{", lambda: make_row("UP"), lambda: make_row(bars=4), lambda: "[]"]
+    bad: list[Callable[[], object]] = [lambda: '{"id": ', lambda: make_row("UP"), lambda: make_row(bars=4), lambda: "[]"]
     for seed in range(amount(5, 50)):
         rng = np.random.default_rng(seed)
         written: Counter[str] = Counter()
