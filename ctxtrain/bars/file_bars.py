@@ -262,4 +262,6 @@ def _describe_columns(source: Source, chosen: Mapping[str, str]) -> str:
     same = [role for role in n.ROLES if chosen.get(role) == role]
     if same:
         pairs.append(f"{', '.join(same)} as named")
+    if n.is_volume_in(chosen.get("volume", "")):
+        pairs.append("of columns of volume the first; --columns volume=… names another")
     return ("columns: " if source.has_names else "columns by position: ") + ", ".join(pairs)

@@ -41,8 +41,11 @@ def request_of_a_strategy(seed: int) -> Row:
         bar |= {"ext_dir": 1, "int_dir": -1, "has_fvg_bull": n % 4 == 0, "has_fvg_bear": False, "atr": 2.5}
         bar |= {"has_ob_bull": True, "has_ob_bear": False}
     row["features"] = {
-        "fvg_quality_score": 0.1 * (seed % 7), "fvg_retest_type": ("edge", "deep", "no_touch")[seed % 3],
-        "mgann_leg_index": seed % 4, "pb_wave_strength_ok": seed % 2 == 0, "confluence_score": None,
+        "fvg_quality_score": 0.1 * (seed % 7),
+        "fvg_retest_type": ("edge", "deep", "no_touch")[seed % 3],
+        "mgann_leg_index": seed % 4,
+        "pb_wave_strength_ok": seed % 2 == 0,
+        "confluence_score": None,
     }
     row["metadata"] = {"symbol": "GC", "timeframe": "M1", "session": "London", "request_time": "2025-11-24T10:30:00Z"}
     return row
