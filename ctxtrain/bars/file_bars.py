@@ -56,6 +56,7 @@ class FileBars:
     """The bars of one file. `rows_T` are their rows in the source; `words` holds copied columns that are no numbers.
 
     `unread` are columns that nothing is taken from; `empty` counts rows without prices, which are left out.
+    `is_named_by_file` is true if the symbol is from the name of the file.
     """
 
     source: Source
@@ -67,6 +68,7 @@ class FileBars:
     unread: list[str]
     rows_T: Ints
     empty: int
+    is_named_by_file: bool
 
     def place(self, bar: int) -> str:
         return self.source.place(int(self.rows_T[bar]))
@@ -102,7 +104,8 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     unread = [name for name in source.names if name not in taken]
     _add_sell_volume(columns)
     return FileBars(
-        source, symbols_T, clock, columns, words, [*told, symbol_told, *clock.told], unread, rows_T, empty
+        source, symbols_T, clock, columns, words, [*told, symbol_told, *clock.told], unread, rows_T, empty,
+        not options.symbol and "symbol" not in chosen,
     )  # fmt: skip
 
 
@@ -248,6 +251,9 @@ def _symbols(source: Source, chosen: Mapping[str, str], options: ReadOptions) ->
             raise DataError(f"{source.place(row)}: symbol must not be empty. Correct the file, or give --symbol.")
         return names, f"symbols from the column {chosen['symbol']}: {', '.join(np.unique(names)[:6])}"
     name = symbol_of_file(source.path)
+    if not name:
+        rule = "the symbol must be in the file or in its name, but the name has only a date or a length"
+        raise ConfigError(f"{source.path}: {rule}. Name the market of all files with --symbol.")
     return np.full(rows, name), f"symbol {name}, from the name of the file"
 
 
