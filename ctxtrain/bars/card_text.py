@@ -15,7 +15,7 @@ _LEFT_OUT = {
     "too_few_bars_before": "too few bars before",
     "horizon_beyond_the_end": "horizon beyond the end of the data",
     "gap_longer_than_max_gap": "gap of more than {max_gap:,} bars in window or horizon",
-    "stop_without_distance": "a stop without distance",
+    "stop_or_profit_without_distance": "stop or profit below the resolution of the price",
     "no_label": "no label",
     "crosses_a_split": "window or horizon crosses a split",
 }

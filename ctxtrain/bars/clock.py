@@ -117,7 +117,7 @@ def _in_utc(
     if repeated:
         told += f"; {repeated:,} bars in an hour that daylight saving repeats"
     if guessed:
-        told += f", {guessed:,} of them in an hour that the file has once, taken as the first"
+        told += f", {guessed:,} of them in an hour that fits both, taken as the first"
     return utc_T, told, False
 
 

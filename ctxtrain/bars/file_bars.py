@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from ctxtrain.bars import names as n
 from ctxtrain.bars.clock import Clock, read_clock
-from ctxtrain.bars.numbers import active_side, detect_decimal, is_text, to_flags, to_floats, to_whole
+from ctxtrain.bars.field_limits import require_limits
+from ctxtrain.bars.numbers import active_side, detect_decimal, is_narrow, is_text, to_flags, to_floats, to_whole
+from ctxtrain.bars.own_columns import copy_field
 from ctxtrain.bars.read import Source, read_source
 from ctxtrain.bars.symbol_name import symbol_of_file
+from ctxtrain.data.plain_values import Conversions
 from ctxtrain.data.row_schema import BAR_FIELDS, MEASURES, PRICES
 from ctxtrain.errors import ConfigError, DataError
 
@@ -56,6 +59,7 @@ class FileBars:
     """The bars of one file. `rows_T` are their rows in the source; `words` holds copied columns that are no numbers.
 
     `unread` are columns that nothing is taken from; `empty` counts rows without prices, which are left out.
+    `is_named_by_file` is true if the symbol is from the name of the file.
     """
 
     source: Source
@@ -67,6 +71,7 @@ class FileBars:
     unread: list[str]
     rows_T: Ints
     empty: int
+    is_named_by_file: bool
 
     def place(self, bar: int) -> str:
         return self.source.place(int(self.rows_T[bar]))
@@ -82,17 +87,20 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     columns = {name: to_floats(column, decimal, name, source.place) for name, column in prices.items()}
     rows_T, empty = _rows_with_prices(source, columns)
     columns |= _other_numbers(source, chosen, decimal)
-    words = dict[str, list[Any]]()
+    words, told = dict[str, list[Any]](), list[str]()
     copies = (*options.fields, *(name for name in options.optional if name in source.names))
     for name in copies:
         if name not in columns:
-            copied = _copy_field(source, name, decimal)
+            copied, lines = copy_field(source, name, decimal)
+            told += lines
             if isinstance(copied, np.ndarray):
                 columns[name] = copied
             else:
                 words[name] = copied
-    told = [_describe_format(source, chosen, decimal), _describe_columns(source, chosen)]
-    symbols_T, symbol_told = _symbols(source, chosen, options)
+    require_limits(columns, source.place)
+    told = [_describe_format(source, chosen, decimal), _describe_columns(source, chosen), *told]
+    told += _tell_narrow(source, {**chosen, **dict(zip(copies, copies, strict=True))}, {*columns})
+    symbols_T, symbol_told = _symbols(source, chosen, options, rows_T)
     if len(rows_T) < table.num_rows:
         columns = {name: values[rows_T] for name, values in columns.items()}
         words = {name: [values[row] for row in rows_T.tolist()] for name, values in words.items()}
@@ -102,7 +110,8 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     unread = [name for name in source.names if name not in taken]
     _add_sell_volume(columns)
     return FileBars(
-        source, symbols_T, clock, columns, words, [*told, symbol_told, *clock.told], unread, rows_T, empty
+        source, symbols_T, clock, columns, words, [*told, symbol_told, *clock.told], unread, rows_T, empty,
+        not options.symbol and "symbol" not in chosen,
     )  # fmt: skip
 
 
@@ -208,26 +217,7 @@ def _other_numbers(source: Source, chosen: Mapping[str, str], decimal: str) -> d
             found[name] = to_flags(column, name, source.place)
     if {"fvg_active", "fvg_type"} <= chosen.keys() and not {"fvg_up", "fvg_down"} & found.keys():
         found |= active_side(table[chosen["fvg_active"]], table[chosen["fvg_type"]], source.place)
-    for name in ("volume", "buy_vol", "sell_vol"):
-        negative = np.flatnonzero(found[name] < 0) if name in found else np.zeros(0, np.intp)
-        if len(negative):
-            faults = [f"{source.place(row)}: {name} must be at least 0, got {found[name][row]}. Correct the file."
-                      for row in negative[:100]]  # fmt: skip
-            raise DataError(faults, total=len(negative))
     return found
-
-
-def _copy_field(source: Source, name: str, decimal: str) -> Floats | list[Any]:
-    """A column that the user named: numbers if all its cells are numbers, else its values as they are."""
-    column = source.table[name]
-    values: list[Any] = column.to_pylist()
-    kind = column.type
-    if not (is_text(column) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return values
-    try:
-        return to_floats(column, decimal, name, source.place)
-    except DataError:  # words
-        return values
 
 
 def _add_sell_volume(columns: dict[str, Floats]) -> None:
@@ -236,18 +226,31 @@ def _add_sell_volume(columns: dict[str, Floats]) -> None:
         columns["sell_vol"] = np.maximum(np.round(columns["volume"] - columns["buy_vol"], _DECIMALS), 0.0)
 
 
-def _symbols(source: Source, chosen: Mapping[str, str], options: ReadOptions) -> tuple[NDArray[Any], str]:
+def _tell_narrow(source: Source, chosen: Mapping[str, str], read: set[str]) -> list[str]:
+    """What is said about numbers of 32 bits among the columns that were read."""
+    conversions = Conversions()
+    for name, column in chosen.items():
+        if name in read and is_narrow(source.table[column]):
+            conversions.float32[name] += 1
+    return list(conversions.lines())
+
+
+def _symbols(source: Source, chosen: Mapping[str, str], options: ReadOptions, rows_T: Ints) -> tuple[NDArray[Any], str]:
+    """The symbol of each row; that of a row without prices may be empty."""
     rows = source.table.num_rows
     if options.symbol:
         return np.full(rows, options.symbol), f"symbol {options.symbol}, from --symbol"
     if "symbol" in chosen:
         cells = source.table[chosen["symbol"]].to_pylist()
         names = np.array(["" if cell is None else str(cell).strip() for cell in cells])
-        if (names == "").any():
-            row = int((names == "").argmax())
+        if (names[rows_T] == "").any():
+            row = int(rows_T[(names[rows_T] == "").argmax()])
             raise DataError(f"{source.place(row)}: symbol must not be empty. Correct the file, or give --symbol.")
-        return names, f"symbols from the column {chosen['symbol']}: {', '.join(np.unique(names)[:6])}"
+        return names, f"symbols from the column {chosen['symbol']}: {', '.join(np.unique(names[rows_T])[:6])}"
     name = symbol_of_file(source.path)
+    if not name:
+        rule = "the symbol must be in the file or in its name, but the name has only a date or a length"
+        raise ConfigError(f"{source.path}: {rule}. Name the market of all files with --symbol.")
     return np.full(rows, name), f"symbol {name}, from the name of the file"
 
 
@@ -262,4 +265,6 @@ def _describe_columns(source: Source, chosen: Mapping[str, str]) -> str:
     same = [role for role in n.ROLES if chosen.get(role) == role]
     if same:
         pairs.append(f"{', '.join(same)} as named")
+    if n.is_volume_in(chosen.get("volume", "")):
+        pairs.append("of columns of volume the first; --columns volume=… names another")
     return ("columns: " if source.has_names else "columns by position: ") + ", ".join(pairs)

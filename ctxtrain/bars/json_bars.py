@@ -79,6 +79,8 @@ def _read_wrapped(path: Path, value: Mapping[str, Any]) -> JsonTable:
     lengths = set(map(len, fields.values()))
     if names_prices(fields) and len(lengths) == 1 and lengths != {0}:
         return to_table(fields), "a JSON object with an array for each field", True, _NO_LINES
+    if not value:
+        raise DataError(f"{path}: the file has no bars; at least one is required.")
     names = short_repr(", ".join(value))
     raise DataError(f"{path}: the object must hold an array of bars, or one array for each field, got {names}.")
 

@@ -68,7 +68,12 @@ _MORE_TIMES = (
 _CLOCKS = ("time", "timeofday", "hour", "zeit", "uhrzeit", "heure", "hora", "ora", "tijd")
 _WRAPPERS = frozenset({"bar", "candle", "kline", "k", "ohlc", "ohlcv", "mid", "volumestats"})
 _IRRELEVANT = re.compile(r"[\s_\-<>\"']")
-_VOLUME_OF = re.compile(r"volume|vol\.?")  # `Volume BTC`, `Vol.`
+_VOLUME_IN = re.compile(r"vol(?:ume)?\.?[ _(\[-]+([a-z]{3,5})[)\]]?", re.IGNORECASE)  # `Volume BTC`, `Volume (USDT)`
+# Words after `Volume` that are no currency: what indicators compute from it.
+_NO_CURRENCY = re.compile(
+    r"sma|ema|wma|vma|hma|rma|dema|tema|rsi|atr|roc|osc|avg|mean|std|macd|vwap|vwma|obv|mfi|cmf|adv|delta"
+    r"|ratio|rate|trend|index|prev|last|buy|sell|ask|bid|up|down|spike|flag|rel|rank|score|norm|diff|chg|pct|change|zone"
+)
 
 
 def plain_name(name: str) -> str:
@@ -95,7 +100,7 @@ def match_columns(names: Sequence[str]) -> dict[str, str]:
             if short in spellings
         ]
         if not matches and role == "volume":
-            matches = [(0, 0, n, name) for n, name in enumerate(names) if _VOLUME_OF.match(plain[name])][:1]
+            matches = [(0, 0, n, name) for n, name in enumerate(names) if is_volume_in(name)][:1]
         if matches:
             found[role] = min(matches)[3]
     times = _time_columns(plain)
@@ -106,6 +111,12 @@ def match_columns(names: Sequence[str]) -> dict[str, str]:
         if day and clock:
             found["time"], found["clock"] = day, clock
     return found
+
+
+def is_volume_in(name: str) -> bool:
+    """Whether a column is the volume in a currency, such as `Volume BTC`, and no indicator such as `Volume MA`."""
+    match = _VOLUME_IN.fullmatch(name.strip())
+    return match is not None and not _NO_CURRENCY.fullmatch(match[1].lower())
 
 
 def _time_columns(plain: Mapping[str, str]) -> list[str]:

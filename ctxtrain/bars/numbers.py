@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ctxtrain.data.plain_values import shortest_decimals
 from ctxtrain.errors import DataError, short_repr
 
 Floats = NDArray[np.float64]
@@ -26,6 +27,11 @@ _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 
 def is_text(column: pa.ChunkedArray) -> bool:
     return bool(pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+
+
+def is_narrow(column: pa.ChunkedArray) -> bool:
+    """Whether the numbers of a column have 32 or 16 bits."""
+    return bool(pa.types.is_float32(column.type) or pa.types.is_float16(column.type))
 
 
 def detect_decimal(path: object, prices: Sequence[pa.ChunkedArray]) -> str:
@@ -53,15 +59,16 @@ def detect_decimal(path: object, prices: Sequence[pa.ChunkedArray]) -> str:
 def to_floats(column: pa.ChunkedArray, decimal: str, name: str, place: Place) -> Floats:
     """Numbers with NaN for null. Raises DataError with the first cells that are no finite number."""
     if is_text(column):
-        numbers, wrong = _parse_text(column, decimal)
-    elif pa.types.is_dictionary(column.type):
-        return to_floats(column.cast(column.type.value_type), decimal, name, place)
-    else:
-        try:
-            numbers = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
-        except pa.ArrowInvalid:
-            raise DataError(f"{place(0)}: {name} must be numbers, got {column.type}. Use --columns.") from None
+        numbers, wrong = parse_text(column, decimal)
+    elif is_narrow(column):
+        numbers = shortest_decimals(column.to_numpy())
         wrong = np.flatnonzero(np.isinf(numbers))
+    elif any(test(column.type) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_null)):
+        numbers = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+        wrong = np.flatnonzero(np.isinf(numbers))
+    else:
+        remedy = f"Name another column with --columns {name}=…"
+        raise DataError(f"{place(0)}: {name} must be numbers, got a column of {column.type}. {remedy}")
     if len(wrong):
         raise DataError(
             [
@@ -74,7 +81,7 @@ def to_floats(column: pa.ChunkedArray, decimal: str, name: str, place: Place) ->
     return np.asarray(numbers, np.float64)
 
 
-def _parse_text(column: pa.ChunkedArray, decimal: str) -> tuple[Floats, NDArray[np.intp]]:
+def parse_text(column: pa.ChunkedArray, decimal: str) -> tuple[Floats, NDArray[np.intp]]:
     """Numbers, and the rows whose text is no number."""
     thousands = "." if decimal == "," else ","
     cells = pc.replace_substring_regex(column, _BLANKS, "")
@@ -131,6 +138,8 @@ def _refuse(column: pa.ChunkedArray, unknown: NDArray[np.bool_], rule: str, name
 def active_side(active: pa.ChunkedArray, side: pa.ChunkedArray, place: Place) -> Mapping[str, Floats]:
     """`fvg_up` and `fvg_down` of an export that has one active gap with a side, bullish or bearish."""
     is_active = to_flags(active, "fvg_active", place) == 1
+    if not (is_text(side) or pa.types.is_null(side.type)):
+        raise DataError(f"{place(0)}: fvg_type must be words, got a column of {side.type}. Use --columns fvg_type=")
     words = pc.utf8_lower(side.cast(pa.string()))
     return {
         field: (is_active & np.asarray(pc.fill_null(pc.equal(words, word), False).to_numpy(), bool)).astype(np.float64)

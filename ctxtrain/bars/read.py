@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import feather, ipc
 from pyarrow import parquet as pq
 
+from ctxtrain.bars.arrow_columns import plain_table
 from ctxtrain.bars.json_bars import read_json
 from ctxtrain.bars.separated import SeparatedText, parse_separated
 from ctxtrain.errors import DataError
@@ -91,6 +92,8 @@ def read_source(path: Path, separator: str | None = None) -> Source:
         raise DataError(f"{path}: the file has no bars; at least one is required.")
     if start in (b"[", b"{"):
         table, kind, has_names, lines_T = read_json(path, text)
+        if not table.num_columns:
+            raise DataError(f"{path}: the file has no bars; at least one is required.")
         return Source(path, digest, table, kind + packed, has_names, "", lines_T)
     parsed: SeparatedText = parse_separated(path, text, separator)
     return Source(path, digest, parsed.table, parsed.kind + packed, parsed.has_names, parsed.separator, parsed.lines_T)
@@ -116,12 +119,9 @@ def _read_binary(path: Path, content: bytes, read: Any) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: incomplete or damaged file ({reason}). Write or copy it again.") from None
-    flat = table
-    while any(pa.types.is_struct(column.type) for column in flat.schema):
-        flat = flat.flatten()
-    if not flat.num_rows:
+    if not table.num_rows or not table.num_columns:
         raise DataError(f"{path}: the file has no bars; at least one is required.")
-    return flat
+    return plain_table(path, table)
 
 
 def _read_stream(buffer: pa.BufferReader) -> pa.Table:

@@ -21,6 +21,7 @@ from ctxtrain.errors import DataError, short_repr
 
 SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}  # a comma may also be a decimal comma
 MIN_COLUMNS = 5  # a time and four prices
+_NO_BREAK = "\u00a0".encode()
 _SAMPLE_LINES = 200
 _MAX_PREAMBLE = 20  # lines above the names
 
@@ -39,18 +40,15 @@ class SeparatedText:
 def parse_separated(path: Path, text: bytes, separator: str | None) -> SeparatedText:
     """Raises DataError if there is no separator, or with each line that has another number of cells."""
     text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    skipped, kept_N = _content_lines(text)
-    lines = [
-        line.decode("utf-8", "replace")
-        for line in text.split(b"\n", skipped + _SAMPLE_LINES)[: skipped + _SAMPLE_LINES]
-    ]
-    sample = [line for line in lines[skipped:] if line and not line.startswith("#")]
+    kept_N = _content_lines(text)
+    all_lines = text.split(b"\n")
+    sample = [all_lines[n].decode("utf-8", "replace") for n in kept_N[:_SAMPLE_LINES].tolist()]
     separator = separator or _find_separator(path, sample)
     rows = [row for row in csv.reader(sample, delimiter=separator) if row]
     header = _find_header(rows)
     width = Counter(len(row) for row in rows[header + 1 :] or rows).most_common(1)[0][0]
     names = [str(n + 1) for n in range(width)] if header < 0 else unique_names(rows[header], width)
-    start = int(np.searchsorted(kept_N, skipped, side="left")) + header + 1
+    start = header + 1
     table = _read_cells(path, text, kept_N, start, separator, names)
     known = SEPARATORS.get(separator, f"{separator!r}")
     kind = f"text separated by {known}, " + ("without column names" if header < 0 else "with column names")
@@ -61,12 +59,16 @@ def parse_separated(path: Path, text: bytes, separator: str | None) -> Separated
     return SeparatedText(table, kind, header >= 0, separator, kept_N[start : start + table.num_rows] + 1)
 
 
-def _content_lines(text: bytes) -> tuple[int, NDArray[np.int64]]:
-    """1 if the first line is Excel's `sep=`, else 0; and the index of each line that is not blank or a comment."""
+def _content_lines(text: bytes) -> NDArray[np.int64]:
+    """The index of each line that is not blank, a comment, or Excel's `sep=` at the beginning."""
     skipped = 1 if text[:4].lower() == b"sep=" else 0
     lines = text.split(b"\n")
-    kept = [n for n, line in enumerate(lines) if n >= skipped and line.strip() and not line.startswith(b"#")]
-    return skipped, np.array(kept, np.int64)
+    kept = [
+        n
+        for n, line in enumerate(lines)
+        if n >= skipped and line.replace(_NO_BREAK, b"").strip() and not line.startswith(b"#")
+    ]
+    return np.array(kept, np.int64)
 
 
 def _find_separator(path: Path, sample: list[str]) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ctxtrain.bars.clock import market_orders
 from ctxtrain.bars.file_bars import FileBars, ReadOptions, read_file
+from ctxtrain.bars.same_market import require_distinct_symbols, tell_similar_files
 from ctxtrain.data.outliers import REL_TOL
 from ctxtrain.data.row_schema import PRICES
 from ctxtrain.data.time_units import SECOND, format_utc
@@ -25,6 +26,8 @@ from ctxtrain.errors import DataError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+# Units of inclusive closes, and the grid of the opens after them, in nanoseconds.
+_INCLUSIVE = ((1, SECOND), (1_000, SECOND), (1_000_000, SECOND), (SECOND, 60 * SECOND))
 _LENGTHS = (("W", 7 * 86_400), ("D", 86_400), ("H", 3600), ("M", 60), ("S", 1))
 
 
@@ -83,6 +86,8 @@ def read_market(paths: Sequence[Path], options: ReadOptions) -> Market:
             faults += error.faults
     if faults:
         raise DataError(faults)
+    require_distinct_symbols(files)
+    similar = tell_similar_files(files)
     length, told_length = _bar_length(files, options.bar_length)
     names, told_names = _common_columns(files)
     counts = Counter[str](bars=0, duplicates=0, rounded=0, rows_without_prices=sum(file.empty for file in files))
@@ -95,7 +100,9 @@ def read_market(paths: Sequence[Path], options: ReadOptions) -> Market:
     ]
     for source, file in zip(sources, files, strict=True):
         source["unread_columns"] = file.unread
-    return Market(series, length, sources, [*_tell_files(files), *told_names, told_length], dict(counts))
+    return Market(
+        series, length, sources, [*_tell_files(files, length), *similar, *told_names, told_length], dict(counts)
+    )
 
 
 def _bar_length(files: Sequence[FileBars], given: int | None) -> tuple[int, str]:
@@ -146,7 +153,9 @@ def _join(files: Sequence[FileBars], symbol: str, names: set[str], length: int, 
     parts = []
     for number, file in enumerate(files):
         bars = np.flatnonzero(file.symbols_T == symbol)
-        stamps = file.clock.stamps_T[bars] - (length if file.clock.stamp == "close" else 0)
+        stamps = file.clock.stamps_T[bars]
+        if file.clock.stamp == "close":
+            stamps = stamps + last_instant(file.clock.stamps_T, length) - length
         parts.append((number, bars, stamps))
     opens = np.concatenate([stamps for _, _, stamps in parts])
     order = np.argsort(opens, kind="stable")
@@ -166,7 +175,7 @@ def _join(files: Sequence[FileBars], symbol: str, names: set[str], length: int, 
         if name in names
     }
     words = {name: _pick(values, order) for name, values in words.items()}
-    kept = _distinct(opens[order], columns, origin, symbol)
+    kept = _distinct(opens[order], columns, words, origin, symbol)
     counts["bars"] += len(kept)
     counts["duplicates"] += len(order) - len(kept)
     columns = {name: values[kept] for name, values in columns.items()}
@@ -179,28 +188,45 @@ def _join(files: Sequence[FileBars], symbol: str, names: set[str], length: int, 
     return Series(symbol, opens[order][kept], columns, {name: _pick(values, kept) for name, values in words.items()})
 
 
+def last_instant(stamps_T: Ints, length: int) -> int:
+    """What inclusive closes such as 09:34:59.999 lack to the next open: 1 unit of their times, 0 for other closes."""
+    for unit, grid in _INCLUSIVE:
+        if length % grid == 0 and ((stamps_T + unit) % grid == 0).all():
+            return unit
+    return 0
+
+
 def _pick(values: Sequence[Any], places: Ints) -> list[Any]:
     return [values[place] for place in places.tolist()]
 
 
-def _distinct(opens_T: Ints, columns: dict[str, Floats], origin: _Origin, symbol: str) -> Ints:
-    """The first bar of each time. Raises DataError if bars of one time differ in prices or volume."""
+def _distinct(
+    opens_T: Ints, columns: dict[str, Floats], words: dict[str, list[Any]], origin: _Origin, symbol: str
+) -> Ints:
+    """The first bar of each time. Raises DataError if bars of one time differ in any value that is read."""
     same = np.concatenate(([False], opens_T[1:] == opens_T[:-1]))
     repeats = np.flatnonzero(same)
-    compared = [columns[name] for name in (*PRICES, "volume") if name in columns]
+    other = {
+        name: ~((values[repeats] == values[repeats - 1]) | (np.isnan(values[repeats]) & np.isnan(values[repeats - 1])))
+        for name, values in columns.items()
+    }
+    other |= {
+        name: np.array([values[bar] != values[bar - 1] for bar in repeats.tolist()], np.bool_)
+        for name, values in words.items()
+    }
     different = [
-        int(bar)
-        for bar in repeats
-        if not all(values[bar] == values[bar - 1] or np.isnan(values[[bar, bar - 1]]).all() for values in compared)
+        (int(bar), ", ".join(name for name in other if other[name][n]))
+        for n, bar in enumerate(repeats.tolist())
+        if any(differs[n] for differs in other.values())
     ]
     if different:
-        naive = any(origin.files[int(origin.file_T[bar])].clock.is_naive for bar in different)
+        naive = any(origin.files[int(origin.file_T[bar])].clock.is_naive for bar, _ in different)
         hint = " Or give the zone of the times with --time-zone, if daylight saving repeats an hour." if naive else ""
         raise DataError(
             [
                 f"{origin.place(bar)}: {symbol} must have one bar at {format_utc(int(opens_T[bar]))}, but "
-                f"{origin.place(bar - 1)} has other values. Delete one of them.{hint}"
-                for bar in different[:100]
+                f"{origin.place(bar - 1)} has other values of {names}. Delete one of them.{hint}"
+                for bar, names in different[:100]
             ],
             total=len(different),
         )
@@ -243,12 +269,14 @@ def missing_bars(opens_T: Ints, length: int) -> Ints:
     return np.maximum(np.rint(np.diff(opens_T) / length).astype(np.int64) - 1, 0)
 
 
-def _tell_files(files: Sequence[FileBars]) -> list[str]:
+def _tell_files(files: Sequence[FileBars], length: int) -> list[str]:
     """What was told from the files, one line each; what is equal for several files once."""
     lines: dict[str, list[str]] = {}
     for file in files:
+        inclusive = file.clock.stamp == "close" and last_instant(file.clock.stamps_T, length)
+        closes = ["closes are the last instant of their bars; opens are the next whole second"] if inclusive else []
         unread = [f"columns not read: {', '.join(file.unread)}"] if file.unread else []
         empty = [f"rows without prices, left out: {file.empty:,}"] if file.empty else []
-        for text in (*file.told, *unread, *empty):
+        for text in (*file.told, *closes, *unread, *empty):
             lines.setdefault(text, []).append(str(file.source.path))
     return [f"{places[0] if len(places) == 1 else f'{len(places):,} files'}: {text}" for text, places in lines.items()]

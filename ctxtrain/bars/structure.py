@@ -42,7 +42,7 @@ def add_structure(bars: Bars) -> Bars:
     atr = average_true_range(high, low, close)
     return {
         **bars,
-        "atr_14": np.round(atr, 4),
+        "atr_14": _round_to_price(atr, close),
         "ext_dir": direction,
         "ext_bos": external["bos"],
         "ext_choch": choch,
@@ -87,6 +87,17 @@ def average_true_range(high: Floats, low: Floats, close: Floats) -> Floats:
         average += (value - average) / min(t + 1, ATR_BARS)
         atr[t] = average
     return atr
+
+
+def _round_to_price(values: Floats, close: Floats) -> Floats:
+    """Rounded to 4 decimals where the price is at least 10, else to the eighth significant digit of the price."""
+    size = np.floor(np.log10(np.abs(close), out=np.ones_like(close), where=close != 0))
+    decimals = np.where(size >= 1, 4, 7 - size).astype(np.int64)
+    rounded = values.copy()
+    for places in np.unique(decimals).tolist():
+        chosen = decimals == places
+        rounded[chosen] = np.round(values[chosen], places)
+    return rounded
 
 
 def _confirmed_highs(high: Floats, side: int) -> Floats:

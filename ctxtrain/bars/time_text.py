@@ -59,11 +59,14 @@ def parse_times(column: pa.ChunkedArray, clock: pa.ChunkedArray | None, dates: s
         faults = [f"{place(row)}: a bar must have a time, got none. {_REMEDY}" for row in missing[:100].tolist()]
         raise DataError(faults, total=len(missing))
     if pa.types.is_timestamp(column.type):
-        stamps_T = column.cast(pa.timestamp("ns")).cast(pa.int64()).to_numpy()
+        stamps_T = _in_nanoseconds(column, place)
         return ParsedTimes(stamps_T, column.type.tz is not None, str(column.type), none)
-    if pa.types.is_date(column.type):
-        stamps_T = column.cast(pa.timestamp("ns")).cast(pa.int64()).to_numpy()
+    if pa.types.is_date(column.type) and clock is None:
+        stamps_T = _in_nanoseconds(column, place)
         return ParsedTimes(stamps_T, is_utc=False, told="dates", zones_T=none, dates_only=True)
+    known = (is_text(column), pa.types.is_integer(column.type), pa.types.is_floating(column.type))
+    if not any(known) and not (clock is not None and pa.types.is_date(column.type)):
+        raise DataError(f"{place(0)}: time must be text, numbers or timestamps, got {column.type}. {_REMEDY}")
     if is_text(column) or clock is not None:
         text = pc.utf8_trim_whitespace(column.cast(pa.string()))
         if clock is not None:
@@ -74,6 +77,15 @@ def parse_times(column: pa.ChunkedArray, clock: pa.ChunkedArray | None, dates: s
     if pa.types.is_integer(column.type) and _are_digit_dates(column.cast(pa.string())):
         return _parse_text(column.cast(pa.string()), dates, place)
     return _parse_epoch(column, place)
+
+
+def _in_nanoseconds(column: pa.ChunkedArray, place: Place) -> Ints:
+    """Timestamps or dates as nanoseconds. Raises DataError for years that nanoseconds do not reach."""
+    try:
+        return np.asarray(column.cast(pa.timestamp("ns")).cast(pa.int64()).to_numpy(), np.int64)
+    except pa.ArrowInvalid:
+        latest = pc.max(column.cast(pa.string())).as_py()
+        raise DataError(f"{place(0)}: times must be from 1678 to 2262, got up to {latest}. {_REMEDY}") from None
 
 
 def _any_dot(text: pa.ChunkedArray) -> bool:

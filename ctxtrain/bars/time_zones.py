@@ -1,14 +1,15 @@
 """Local times of a zone with daylight saving → UTC.
 
 Input: local nanoseconds in the order of the market, and a zone. Output: nanoseconds in UTC. The hour that occurs twice
-in autumn is resolved by order: from the bar on at which the times go back, it is the second. If the hour occurs only
-once in a file, it is the one that leaves no gap to its neighbours. A bar in the hour that spring leaves out is a fault.
+in autumn is resolved by order: from the bar on at which the times go back, it is the second. Where no time goes back,
+the pass is chosen that leaves no gap in UTC to its neighbours. A bar in the hour that spring leaves out is a fault.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
@@ -18,12 +19,13 @@ from ctxtrain.data.time_units import SECOND
 
 Ints = NDArray[np.int64]
 _DAY_SECONDS = 86_400
+_HOUR = 3600 * SECOND
 
 
 @dataclass(frozen=True)
 class Localised:
     """UTC of each bar. `missing` are the bars in an hour that does not exist, `repeated` counts those in an hour that
-    occurs twice, and `guessed` those of them whose hour the file has only once.
+    occurs twice, and `guessed` those of them that fit both hours.
     """
 
     utc_T: Ints
@@ -50,7 +52,7 @@ def to_utc(local_T: Ints, zone: ZoneInfo) -> Localised:
     first = _offset_at(zone, int(at_K[0] // SECOND) - 1) if len(at_K) else _offset_at(zone, int(local_T[0]) // SECOND)
     offsets = np.concatenate(([first], after_K))
     utc_T = local_T - offsets[segment_T]
-    missing = np.zeros(len(local_T), np.bool_)
+    missing, length = np.zeros(len(local_T), np.bool_), _usual_step(local_T)
     repeated = guessed = 0
     for at, before, after in zip(at_K.tolist(), before_K.tolist(), after_K.tolist(), strict=True):
         start, stop = at + min(before, after), at + max(before, after)
@@ -61,26 +63,69 @@ def to_utc(local_T: Ints, zone: ZoneInfo) -> Localised:
             missing[inside] = True
             continue
         repeated += len(inside)
-        second, was_guessed = _second_pass(local_T, inside)
-        utc_T[second] = local_T[second] - after
-        guessed += was_guessed
+        for first_bar, stop_bar, bars in _runs(local_T, inside, before - after):
+            second, is_guess = _second_pass(local_T[first_bar:stop_bar], bars - first_bar, before, after, length)
+            utc_T[second + first_bar] = local_T[second + first_bar] - after
+            guessed += len(bars) if is_guess else 0
     return Localised(utc_T, np.flatnonzero(missing), repeated, guessed)
 
 
-def _second_pass(local_T: Ints, inside: Ints) -> tuple[Ints, int]:
-    """The bars of a repeated hour that belong to its second pass, and the number of bars whose pass is a guess.
+def _runs(local_T: Ints, inside: Ints, width: int) -> list[tuple[int, int, Ints]]:
+    """The stretches of a file that run forward: first bar, bar after the last one, and those of `inside` within.
 
-    `inside` are the bars of the hour, in order.
+    A file that has its bars once more begins a stretch: its times go back by more than `width`, the repeated hour.
     """
-    back = np.flatnonzero(np.diff(local_T[inside]) <= 0)
+    cuts = np.flatnonzero(np.diff(local_T) < -width) + 1
+    starts, stops = [0, *cuts.tolist()], [*cuts.tolist(), len(local_T)]
+    places = np.searchsorted(inside, [*starts, len(local_T)]).tolist()
+    parts = [inside[first:stop] for first, stop in pairwise(places)]
+    return [run for run in zip(starts, stops, parts, strict=True) if len(run[2])]
+
+
+def _second_pass(local_T: Ints, inside: Ints, before: int, after: int, length: int) -> tuple[Ints, bool]:
+    """The bars of a repeated hour that belong to its second pass, and whether that is a guess.
+
+    `local_T` is one stretch, `inside` are its bars in the hour, `before` and `after` the offsets of the two passes. The
+    second pass begins where the steps in UTC have the fewest gaps; equal lines are duplicates otherwise.
+    """
+    steps = np.diff(local_T[inside])
+    back = np.flatnonzero(steps < 0) + 1
+    # Where the times go back, the second pass begins; else at an equal time, before all of the bars, or after them.
+    splits = back if len(back) else np.concatenate(([0], np.flatnonzero(steps == 0) + 1, [len(inside)]))
+    utc_first, utc_second = local_T[inside] - before, local_T[inside] - after
+    edge_before = local_T[inside[0] - 1] - before if inside[0] else None
+    edge_after = local_T[inside[-1] + 1] - after if inside[-1] + 1 < len(local_T) else None
+
+    def gaps(split: int) -> float:
+        pairs = [
+            (edge_before, utc_first[0] if split else utc_second[0]),
+            (utc_first[-1] if split == len(inside) else utc_second[-1], edge_after),
+        ]
+        if 0 < split < len(inside):
+            pairs.append((utc_first[split - 1], utc_second[split]))
+        return sum(_gap(int(end - start), length) for start, end in pairs if None not in (start, end))
+
+    costs = np.array([gaps(int(split)) for split in splits])
+    best = splits[costs == costs.min()]
     if len(back):
-        return inside[back[0] + 1 :], 0
-    first, last = inside[0], inside[-1]
-    if not first or last + 1 == len(local_T):
-        return inside[:0], len(inside)
-    before, after = local_T[first] - local_T[first - 1], local_T[last + 1] - local_T[last]
-    # Clocks before the hour continue into its first pass, clocks after it continue its second.
-    return (inside if after < before else inside[:0]), len(inside) if before == after else 0
+        return inside[best[0] :], False
+    if best[-1] == len(inside):
+        return inside[:0], len(best) > 1
+    return inside[best[len(best) // 2] :], len(best) > 1 and best[0] == 0
+
+
+def _gap(step: int, length: int) -> float:
+    """1 for a step in UTC that is longer than a bar; one that is no whole number of bars counts 0.5 more."""
+    if step < 0:
+        return np.inf
+    return float(round(step / length) > 1) + (0.5 if step % length else 0.0)
+
+
+def _usual_step(local_T: Ints) -> int:
+    """The most common step forward; an hour if there is none."""
+    steps = np.diff(local_T)
+    lengths, counts = np.unique(steps[steps > 0], return_counts=True)
+    return int(lengths[counts.argmax()]) if len(lengths) else _HOUR
 
 
 def _transitions(zone: ZoneInfo, first: int, last: int) -> tuple[Ints, Ints, Ints]:

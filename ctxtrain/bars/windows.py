@@ -4,8 +4,9 @@ Input: a `Market` whose series have their flags, and the options. Output: `Windo
 each window, and counts of the events that were left out, by reason.
 
 A window has `bars` bars and ends with its event. Its label may look `horizon` bars ahead. An event is left out if the
-data has too few bars before or after it, if a gap longer than `max_gap` bars lies in the window or the horizon, or if
-one of both crosses a boundary between two splits, so that no bar is used by two splits.
+data has too few bars before or after it, if its stop or profit is below the resolution of the prices, if a gap longer
+than `max_gap` bars lies in the window or the horizon, or if one of both crosses a boundary between two splits, so that
+no bar is used by two splits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ctxtrain.bars.options import TRIPLE_BARRIER, Barriers, WindowOptions
 from ctxtrain.bars.series import Market, Series, missing_bars
 from ctxtrain.bars.structure import average_true_range
 from ctxtrain.bars.triple_barrier import triple_barrier
+from ctxtrain.data.row_schema import PRICES
 from ctxtrain.data.time_units import DAY
 from ctxtrain.errors import ConfigError, DataError, short_repr
 from ctxtrain.labels import LABELS
@@ -34,8 +36,10 @@ Bools = NDArray[np.bool_]
 GAP_DAYS = 4  # the default of max_gap: nights, weekends and long weekends are no holes in the data
 # Reasons to leave an event out, in the order in which they are tried; keys of the data card.
 TOO_EARLY, TOO_LATE, GAP = "too_few_bars_before", "horizon_beyond_the_end", "gap_longer_than_max_gap"
-NO_RANGE, NO_LABEL, BOUNDARY = "stop_without_distance", "no_label", "crosses_a_split"
+NO_RANGE, NO_LABEL, BOUNDARY = "stop_or_profit_without_distance", "no_label", "crosses_a_split"
 REASONS = (TOO_EARLY, TOO_LATE, GAP, NO_RANGE, NO_LABEL, BOUNDARY)
+_REL_RESOLUTION = 1e-9  # of a price: smaller distances are rounding
+_MAX_DECIMALS = 12
 _LABEL_OF_NUMBER = {1.0: "LONG", -1.0: "SHORT", 0.0: "SKIP"}
 
 
@@ -135,7 +139,10 @@ def _candidates(
     columns = series.columns
     atr_T = average_true_range(columns["high"], columns["low"], columns["close"])
     if options.barriers:
-        keep(options.barriers.stop.in_price(columns["close"][events], atr_T[events]) > 0, NO_RANGE)
+        close, atr = columns["close"][events], atr_T[events]
+        least = np.maximum(_REL_RESOLUTION * np.abs(close), smallest_step(series) / 2)
+        barriers = (options.barriers.stop, options.barriers.profit)
+        keep(np.all([one.in_price(close, atr) >= least for one in barriers], axis=0), NO_RANGE)
     if options.label != TRIPLE_BARRIER:
         labels_T = _label_column(series, options.label)
         keep(labels_T[events] >= 0, NO_LABEL)
@@ -147,6 +154,15 @@ def _candidates(
         labels = labels_T[events]
     first, last = series.opens_T[events + 1 - options.bars], series.opens_T[events + horizon]
     return _Candidates(events, labels, outcomes, ambiguous, first, last)
+
+
+def smallest_step(series: Series) -> float:
+    """1 of the last decimal that the prices of a series have, 0 if they have more decimals than a float keeps."""
+    prices = np.concatenate([series.columns[name] for name in PRICES])
+    for decimals in range(_MAX_DECIMALS + 1):
+        if (np.abs(np.round(prices, decimals) - prices) <= _REL_RESOLUTION * np.abs(prices)).all():
+            return float(10.0**-decimals)
+    return 0.0
 
 
 def _cumulated(is_hole: Bools) -> Ints:

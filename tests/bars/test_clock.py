@@ -99,7 +99,7 @@ def test_an_hour_that_the_file_has_once_without_a_gap_is_taken_as_the_first_and_
     texts = [f"{when:%Y-%m-%d %H:%M}" for when in minutes(datetime(2024, 10, 27, tzinfo=UTC), 100, 5)]
     market = read(write(tmp_path / "a.csv", texts), time_zone="Europe/Athens")
     assert opens(market)[36] == datetime(2024, 10, 27, 0, tzinfo=UTC)
-    assert any("12 of them in an hour that the file has once, taken as the first" in line for line in market.told)
+    assert any("12 of them in an hour that fits both, taken as the first" in line for line in market.told)
 
 
 def test_a_bar_in_the_hour_that_spring_leaves_out_is_a_fault_and_other_bars_are_not(tmp_path: Path) -> None:
@@ -196,3 +196,45 @@ def test_refusals_name_the_rule_the_value_and_the_remedy(
     with pytest.raises(error) as refused:
         read(write(tmp_path / "a.csv", times), **options)
     assert words in str(refused.value)
+
+
+BERLIN = ZoneInfo("Europe/Berlin")  # 2024: back on 27 October at 01:00 UTC
+LONG_BARS = [
+    (BERLIN, datetime(2024, 10, 20, tzinfo=UTC), 240),  # 02:00 and then 05:00 on the day of the change
+    (BERLIN, datetime(2024, 10, 20, tzinfo=UTC), 480),
+    (BERLIN, datetime(2024, 10, 20, tzinfo=UTC), 1440),
+    (LORD_HOWE, datetime(2024, 4, 1, 0, 30, tzinfo=UTC), 120),
+    (LORD_HOWE, datetime(2024, 4, 1, 1, 0, tzinfo=UTC), 120),
+]
+
+
+@pytest.mark.parametrize(("zone", "first", "step"), LONG_BARS)
+def test_long_bars_on_the_grid_of_utc_keep_their_grid_in_autumn(
+    zone: ZoneInfo, first: datetime, step: int, tmp_path: Path
+) -> None:
+    expected = minutes(first, 90, step)[: 14 * 1440 // step]
+    texts = [f"{when.astimezone(zone):%Y-%m-%d %H:%M:%S}" for when in expected]
+    market = read(write(tmp_path / "a.csv", texts), time_zone=zone.key)
+    assert opens(market) == expected
+    assert not any("taken as the first" in line for line in market.told)
+
+
+def test_long_bars_that_fit_both_hours_of_autumn_are_counted_as_guessed(tmp_path: Path) -> None:
+    texts = [f"2024-10-{day} {hour:02}:00:00" for day in (26, 27, 28) for hour in range(2, 24, 4)]  # a local grid
+    market = read(write(tmp_path / "a.csv", texts), time_zone="Europe/Berlin")
+    assert opens(market)[6] == datetime(2024, 10, 27, 0, tzinfo=UTC)
+    assert any("1 of them in an hour that fits both, taken as the first" in line for line in market.told)
+
+
+@pytest.mark.parametrize("step", [30, 60])
+@pytest.mark.parametrize("copies", ["lines", "file", "lines of the file twice"])
+def test_equal_lines_in_autumn_are_duplicates(step: int, copies: str, tmp_path: Path) -> None:
+    expected = minutes(datetime(2024, 10, 26, 18, tzinfo=UTC), 24, step)
+    texts = [f"{when.astimezone(BERLIN):%Y-%m-%d %H:%M:%S}" for when in expected]
+    head, *lines = write(tmp_path / "a.csv", texts).read_text().split("\n")
+    lines = lines * 2 if copies == "file" else [line for line in lines for _ in range(2)]
+    lines = lines * 2 if copies == "lines of the file twice" else lines
+    (tmp_path / "a.csv").write_text("\n".join([head, *lines]))
+    market = read(tmp_path / "a.csv", time_zone="Europe/Berlin")
+    assert opens(market) == expected
+    assert market.counts["duplicates"] == len(lines) - len(expected)

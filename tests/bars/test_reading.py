@@ -328,3 +328,34 @@ def test_files_with_bars_of_two_lengths_are_refused(tmp_path: Path) -> None:
 def test_an_object_without_bars_names_what_it_has(tmp_path: Path) -> None:
     said = faults_of('{"status": "error", "bars": [1, 2]}', tmp_path, "GC.json")
     assert said == '/GC.json: the object must hold an array of bars, or one array for each field, got "status, bars".'
+
+
+@pytest.mark.parametrize(
+    ("column", "is_taken"),
+    [
+        ("Volume BTC", True),
+        ("Volume USDT", True),
+        ("Vol.", True),
+        ("Vol. (EUR)", True),
+        ("volatility_20", False),
+        ("Volume MA", False),
+        ("volume_sma_20", False),
+        ("Volume SMA", False),
+    ],
+)
+def test_a_column_that_merely_begins_with_volume_is_not_the_volume(column: str, is_taken: bool, tmp_path: Path) -> None:
+    lines = [f"2024-01-02 09:3{n},1,1,1,1,7" for n in range(5)]
+    (tmp_path / "GC.csv").write_text("\n".join([f"time,open,high,low,close,{column}", *lines]))
+    found = read(tmp_path / "GC.csv")
+    assert ("volume" in found.series[0].columns) == is_taken
+    assert any(f"volume = {column}" in line for line in found.told) == is_taken
+
+
+@pytest.mark.parametrize("preamble", ["   ", " \t ", "Report\n  ", "\u00a0"])
+def test_a_blank_line_above_the_names_loses_no_bar(preamble: str, tmp_path: Path) -> None:
+    for text in (COMMAS, "\n".join(COMMAS.split("\n")[1:])):
+        if preamble.startswith("Report") and text is not COMMAS:
+            continue
+        (tmp_path / "GC.csv").write_text(f"{preamble}\n{text}")
+        found = read(tmp_path / "GC.csv")
+        assert found.counts["bars"] == 10

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ctxtrain.bars.structure import MAX_LEG_INDEX, Bars, add_structure
+from ctxtrain.bars.structure import MAX_LEG_INDEX, Bars, add_structure, average_true_range
 from ctxtrain.synthetic.bars import SESSION_BARS, SYMBOLS, simulate
 
 
@@ -171,3 +171,12 @@ def test_bars_without_movement_or_volume_have_no_strength() -> None:
     bars = add_structure({**flat, "volume": np.zeros(80)})
     assert not bars["wave_strength"].any()
     assert not bars["pb_wave_strength_ok"].any()
+
+
+@pytest.mark.parametrize("price", [0.00002, 0.0123, 1.08, 9.9])
+def test_the_atr_of_low_prices_keeps_its_digits(price: float) -> None:
+    steps = np.random.default_rng(1).normal(0, 1e-4, 300)
+    close = price * np.exp(np.cumsum(steps))
+    bars = {"high": close * 1.0001, "low": close * 0.9999, "close": close, "volume": np.ones(300)}
+    exact = average_true_range(bars["high"], bars["low"], close)
+    assert add_structure(bars)["atr_14"] == pytest.approx(exact, rel=1e-3)

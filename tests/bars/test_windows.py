@@ -196,9 +196,37 @@ def test_a_trade_without_a_range_is_left_out(tmp_path: Path) -> None:
         flat[name][:300] = 2000.0
     path = exporters.freqtrade_parquet(tmp_path, flat)
     card, _ = make(path, tmp_path / "out", events="every", bars=20, horizon=5, max_gap=100)
-    assert card["left_out"]["stop_without_distance"] == 300 - 19
-    card, _ = make(path, tmp_path / "out", events="every", bars=20, horizon=5, stop="0.1%", max_gap=100)
-    assert card["left_out"]["stop_without_distance"] == 0
+    assert card["left_out"]["stop_or_profit_without_distance"] == 300 - 19
+    card, _ = make(path, tmp_path / "out", events="every", bars=20, horizon=5, stop="0.1%", profit="1", max_gap=100)
+    assert card["left_out"]["stop_or_profit_without_distance"] == 0
+
+
+def flattened(folder: Path, stop: int) -> Path:
+    """1,457 bars, the prices of which are equal from bar 300 to `stop`."""
+    bars = exporters.make_market(1500, 1)
+    price = bars["close"][300]
+    for name in ("open", "high", "low", "close"):
+        bars[name][300 if stop < 1000 else 0 : stop] = price
+    return exporters.freqtrade_parquet(folder, bars)
+
+
+def test_a_long_flat_stretch_gives_no_trades_although_its_atr_never_reaches_0(tmp_path: Path) -> None:
+    card, rows = make(flattened(tmp_path, 700), tmp_path / "out", events="every", bars=20, horizon=5, max_gap=100)
+    assert 250 < card["left_out"]["stop_or_profit_without_distance"] < 400
+    results = [row["outcome"][side] for row in all_rows(rows) for side in ("long_r", "short_r")]
+    assert max(map(abs, results)) < 1e4
+
+
+@pytest.mark.parametrize(
+    ("stop", "profit", "flat"),
+    [("0.00000001", "1atr", 0), ("1%", "0.0000001%", 0), ("0.5", "1atr", 2000), ("1atr", "0.5", 2000)],
+)
+def test_a_distance_below_the_resolution_of_the_price_is_none(
+    stop: str, profit: str, flat: int, tmp_path: Path
+) -> None:
+    path = flattened(tmp_path, flat)
+    with pytest.raises(DataError, match=r"no event can be used; .* 1,4.. stop or profit without distance"):
+        make(path, tmp_path / "out", events="every", bars=20, horizon=5, stop=stop, profit=profit, max_gap=100)
 
 
 def test_a_distance_is_in_atr_in_percent_or_in_price(market: Bars, tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""Symbols of several files that may be one market.
+
+Input: the bars of the files. Output: notes about files that look like parts of one market although their names give
+different symbols, or a DataError for symbols that differ only in case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from ctxtrain.bars.file_bars import FileBars
+from ctxtrain.data.time_units import DAY
+from ctxtrain.errors import DataError
+
+_NEAR = 0.1  # relative difference of two prices of one market
+_PAUSE = 10 * DAY  # between the last bar of a file and the first of the next
+_REMEDY = "--symbol makes them one market"
+
+
+def require_distinct_symbols(files: Sequence[FileBars]) -> None:
+    """Raise DataError if symbols differ only in case."""
+    spellings: dict[str, dict[str, str]] = {}
+    for file in files:
+        for symbol in np.unique(file.symbols_T).tolist():
+            spellings.setdefault(symbol.casefold(), {}).setdefault(symbol, str(file.source.path))
+    faults = []
+    for found in spellings.values():
+        if len(found) > 1:
+            shown = ", ".join(f"{symbol} in {path}" for symbol, path in found.items())
+            faults.append(
+                f"symbols must not differ only in case, got {shown}. Write them alike, or give one with --symbol."
+            )
+    if faults:
+        raise DataError(faults)
+
+
+def tell_similar_files(files: Sequence[FileBars]) -> list[str]:
+    """One line for each two files whose names give two symbols, but whose bars continue or equal each other."""
+    named = [file for file in files if file.is_named_by_file]
+    named.sort(key=lambda file: int(file.clock.stamps_T.min()))
+    told = []
+    for first, second in combinations(named, 2):
+        names = (str(first.symbols_T[0]), str(second.symbols_T[0]))
+        if names[0] == names[1]:
+            continue
+        how = "follow one another at similar prices" if _continues(first, second) else ""
+        how = how or ("have equal bars" if _repeats(first, second) else "")
+        if how:
+            paths = f"{first.source.path} and {second.source.path}"
+            told.append(f"{paths} {how}, but are read as the markets {names[0]} and {names[1]}; {_REMEDY}")
+    return told
+
+
+def _continues(first: FileBars, second: FileBars) -> bool:
+    pause = int(second.clock.stamps_T.min()) - int(first.clock.stamps_T.max())
+    last = first.columns["close"][first.clock.stamps_T.argmax()]
+    opened = second.columns["open"][second.clock.stamps_T.argmin()]
+    return 0 < pause <= _PAUSE and bool(abs(last - opened) <= _NEAR * max(abs(last), abs(opened)))
+
+
+def _repeats(first: FileBars, second: FileBars) -> bool:
+    """Whether most bars of equal times have equal closes."""
+    _, bars, others = np.intersect1d(first.clock.stamps_T, second.clock.stamps_T, return_indices=True)
+    equal = first.columns["close"][bars] == second.columns["close"][others]
+    return len(bars) > 0 and bool(equal.mean() > 0.5)
