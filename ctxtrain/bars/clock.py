@@ -58,6 +58,8 @@ def read_clock(
     told = [f"times: {parsed.told}, {zone_told}"]
     stamps_T, order_told = _check_order(stamps_T, symbols_T, is_naive, place)
     told += order_told
+    if dates and not parsed.told.endswith((", day first", ", month first")):
+        told.append("--dates has no effect: the times tell day and month")
     if stamp:
         meaning, why = stamp, "from --stamp"
     else:
@@ -85,13 +87,13 @@ def _in_utc(
     if parsed.dates_only:
         unused = "; --time-zone has no effect on them" if time_zone else ""
         return parsed.stamps_T, f"dates without a clock are days in UTC{unused}", False
-    if parsed.is_utc and not (is_epoch and time_zone):
+    if (parsed.is_utc and not (is_epoch and time_zone)) or (len(parsed.zones_T) and time_zone):
         if time_zone:
             rule = "--time-zone is for times without a zone"
             raise ConfigError(f"{source.path}: {rule}, but the times of this file have one. Leave --time-zone out.")
         return parsed.stamps_T, "in UTC" if is_epoch else "with a zone", False
     known = len(parsed.zones_T) > 0
-    names = np.unique(parsed.zones_T).tolist() if known and not time_zone else [time_zone]
+    names = np.unique(parsed.zones_T).tolist() if known else [time_zone]
     if names == [None]:
         return parsed.stamps_T, "without a zone, taken as UTC; --time-zone names another", True
     utc_T = parsed.stamps_T.copy()
@@ -103,7 +105,7 @@ def _in_utc(
             remedy = "Use --time-zone with a name such as America/New_York"
             raise ConfigError(f"{source.path}: {rule}, got {name!r}. {remedy}.")
         for bars, _ in market_orders(symbols_T, parsed.stamps_T):
-            bars = bars if time_zone or not known else bars[parsed.zones_T[bars] == name]  # noqa: PLW2901
+            bars = bars if not known else bars[parsed.zones_T[bars] == name]  # noqa: PLW2901
             result = to_utc(parsed.stamps_T[bars], zone)
             utc_T[bars] = result.utc_T
             missing += bars[result.missing].tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ctxtrain.bars import names as n
+from ctxtrain.bars.cells import choose_volume, with_plain_quantities, without_currency
 from ctxtrain.bars.clock import Clock, read_clock
 from ctxtrain.bars.field_limits import require_limits
 from ctxtrain.bars.numbers import active_side, detect_decimal, is_narrow, is_text, to_flags, to_floats, to_whole
 from ctxtrain.bars.own_columns import copy_field
 from ctxtrain.bars.read import Source, read_source
 from ctxtrain.bars.symbol_name import symbol_of_file
+from ctxtrain.bars.time_columns import choose_time_columns
 from ctxtrain.data.plain_values import Conversions
 from ctxtrain.data.row_schema import BAR_FIELDS, MEASURES, PRICES
 from ctxtrain.errors import ConfigError, DataError
@@ -31,6 +34,7 @@ Ints = NDArray[np.int64]
 
 _BINANCE_COLUMNS = 12
 _BINANCE = {"time": "1", "open": "2", "high": "3", "low": "4", "close": "5", "volume": "6", "buy_vol": "10"}
+_AVERAGE_BARS = 3  # from which a column within all bars counts as their average price
 _DECIMALS = 8  # of volumes that are computed
 
 
@@ -72,6 +76,7 @@ class FileBars:
     rows_T: Ints
     empty: int
     is_named_by_file: bool
+    volume_column: str | None
 
     def place(self, bar: int) -> str:
         return self.source.place(int(self.rows_T[bar]))
@@ -81,13 +86,20 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     """Raises DataError with every fault of the file, and ConfigError for a column that it lacks."""
     source = read_source(path, options.separator)
     chosen = _choose_columns(source, options)
+    if "clock" not in options.columns:
+        source, chosen = choose_time_columns(source, chosen)
+    source, told = without_currency(source, chosen)
+    decimal = options.decimal or detect_decimal(path, [source.table[chosen[name]] for name in PRICES])
+    source, more = with_plain_quantities(source, chosen, decimal)
+    told += more
+    chosen, more = choose_volume(source, chosen, decimal, is_given="volume" in options.columns)
+    told += more
     table = source.table
     prices = {name: table[chosen[name]] for name in PRICES}
-    decimal = options.decimal or detect_decimal(path, list(prices.values()))
     columns = {name: to_floats(column, decimal, name, source.place) for name, column in prices.items()}
     rows_T, empty = _rows_with_prices(source, columns)
     columns |= _other_numbers(source, chosen, decimal)
-    words, told = dict[str, list[Any]](), list[str]()
+    words = dict[str, list[Any]]()
     copies = (*options.fields, *(name for name in options.optional if name in source.names))
     for name in copies:
         if name not in columns:
@@ -100,6 +112,7 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     require_limits(columns, source.place)
     told = [_describe_format(source, chosen, decimal), _describe_columns(source, chosen), *told]
     told += _tell_narrow(source, {**chosen, **dict(zip(copies, copies, strict=True))}, {*columns})
+    told += _tell_without_effect(source, chosen, options)
     symbols_T, symbol_told = _symbols(source, chosen, options, rows_T)
     if len(rows_T) < table.num_rows:
         columns = {name: values[rows_T] for name, values in columns.items()}
@@ -111,7 +124,7 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     _add_sell_volume(columns)
     return FileBars(
         source, symbols_T, clock, columns, words, [*told, symbol_told, *clock.told], unread, rows_T, empty,
-        not options.symbol and "symbol" not in chosen,
+        not options.symbol and "symbol" not in chosen, chosen.get("volume"),
     )  # fmt: skip
 
 
@@ -147,16 +160,7 @@ def _choose_columns(source: Source, options: ReadOptions) -> dict[str, str]:
             f"{source.path}: bars must have a time and four prices, but no column is known as {', '.join(missing)}; "
             f"the columns are {shown}. Name them with --columns {missing[0]}=COLUMN."
         )
-    return _with_traded_volume(source, chosen, options)
-
-
-def _with_traded_volume(source: Source, chosen: dict[str, str], options: ReadOptions) -> dict[str, str]:
-    """Take the tick volume where the traded volume is 0 on every bar, as MetaTrader writes it for currencies."""
-    ticks = [name for name in source.names if n.plain_name(name) in ("tickvol", "tickvolume")]
-    if not ticks or "volume" in options.columns or chosen["volume"] in ticks:
-        return chosen
-    traded = to_floats(source.table[chosen["volume"]], ".", "volume", source.place)
-    return chosen if traded.any() else {**chosen, "volume": ticks[0]}
+    return chosen
 
 
 def _positions(source: Source) -> dict[str, str]:
@@ -167,7 +171,30 @@ def _positions(source: Source) -> dict[str, str]:
     roles = ["time", *PRICES, "volume"]
     if len(names) >= len(roles) and _is_clock(table["2"]):
         roles.insert(1, "clock")
-    return dict(zip(roles, names, strict=False))
+    chosen = dict(zip(roles, names, strict=False))
+    place = len(roles)
+    if len(names) > place and _is_average_price(source, chosen):
+        chosen["volume"] = names[place]
+    return chosen
+
+
+def _is_average_price(source: Source, chosen: Mapping[str, str]) -> bool:
+    """Whether the column after the close lies within each bar, as the average price of Kraken does."""
+    table = source.table
+    try:
+        low, high, average, volume = (
+            to_floats(table[column], ".", "volume", source.place)
+            for column in (chosen["low"], chosen["high"], chosen["volume"], str(int(chosen["volume"]) + 1))
+        )
+    except DataError:
+        return False
+    traded = (average != 0) & ~np.isnan(low)
+    return bool(
+        traded.sum() >= _AVERAGE_BARS
+        and ((average >= low) & (average <= high))[traded].all()
+        and (high > low).any()
+        and not np.isnan(volume).any()
+    )
 
 
 def _is_number(column: pa.ChunkedArray) -> bool:
@@ -254,6 +281,16 @@ def _symbols(source: Source, chosen: Mapping[str, str], options: ReadOptions, ro
     return np.full(rows, name), f"symbol {name}, from the name of the file"
 
 
+def _tell_without_effect(source: Source, chosen: Mapping[str, str], options: ReadOptions) -> list[str]:
+    """Options that the file leaves nothing to decide for."""
+    told = []
+    if options.separator and not source.separator:
+        told.append(f"--separator has no effect on {source.kind}")
+    if options.decimal and not any(is_text(source.table[chosen[name]]) for name in PRICES):
+        told.append("--decimal has no effect: the prices are numbers, not text")
+    return told
+
+
 def _describe_format(source: Source, chosen: Mapping[str, str], decimal: str) -> str:
     has_text = any(is_text(source.table[chosen[name]]) for name in PRICES)
     mark = f", decimal {'comma' if decimal == ',' else 'point'}" if has_text else ""
@@ -267,4 +304,9 @@ def _describe_columns(source: Source, chosen: Mapping[str, str]) -> str:
         pairs.append(f"{', '.join(same)} as named")
     if n.is_volume_in(chosen.get("volume", "")):
         pairs.append("of columns of volume the first; --columns volume=… names another")
+    if not source.has_names and chosen.get("volume") == str(int(chosen["close"]) + 2):
+        pairs.append(f"column {int(chosen['close']) + 1} lies within each bar: an average price, not the volume")
+    same_column = [f"{one} and {other}" for one, other in combinations(chosen, 2) if chosen[one] == chosen[other]]
+    if same_column:
+        pairs.append(f"of the same column: {', '.join(same_column)}")
     return ("columns: " if source.has_names else "columns by position: ") + ", ".join(pairs)

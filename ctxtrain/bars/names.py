@@ -134,6 +134,8 @@ def parse_columns(text: str) -> tuple[dict[str, str], list[str]]:
         if not equals or role not in ROLES:
             names = ", ".join(("time", *PRICES, "volume", "delta", "symbol"))
             faults.append(f"columns must be FIELD=COLUMN with fields such as {names}, got {part!r}. Use time=1,open=2.")
+        elif role in pairs:
+            faults.append(f"columns must name each field once, got {role} twice. Leave one of them out.")
         else:
             pairs[role] = column
     return pairs, faults

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ctxtrain.bars.file_bars import ReadOptions
 from ctxtrain.bars.names import parse_columns
-from ctxtrain.data.row_schema import MAX_BARS, MIN_BARS
+from ctxtrain.data.row_schema import MAX_BARS, MAX_MAGNITUDE, MIN_BARS
 from ctxtrain.data.time_units import SECOND
-from ctxtrain.errors import ConfigError
+from ctxtrain.errors import ConfigError, short_repr
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +25,10 @@ TRIPLE_BARRIER = "triple-barrier"
 EVERY = "every"
 DEFAULT_PROFIT, DEFAULT_STOP, DEFAULT_HORIZON, DEFAULT_COST = "1.5atr", "1atr", 20, "0"
 MAX_HORIZON = 10_000
+MAX_HIGHER = 100_000  # minutes are ten weeks
+MAX_STEP = MAX_GAP = 10**9  # bars, more than any file has
+MAX_LENGTH = 366 * 86_400 * SECOND
+_MAX_DIGITS = 12
 _DISTANCE = re.compile(r"(\d+\.?\d*|\.\d+) ?(atr|%|)", re.IGNORECASE)
 _LENGTH = re.compile(r"(\d{1,6}) ?(s|m|h|d|w)", re.IGNORECASE)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -87,6 +91,8 @@ def parse_read_options(
 ) -> ReadOptions:
     """Raises ConfigError with every wrong option."""
     pairs, faults = parse_columns(columns or "")
+    texts = {"symbol": symbol, "time-zone": time_zone, "bar-length": bar_length, "separator": separator}
+    faults += [f"{name} must not be empty. Leave --{name} out." for name, text in texts.items() if text == ""]
     for name, value, allowed in (
         ("stamp", stamp, ("open", "close")),
         ("decimal", decimal, (".", ",")),
@@ -102,10 +108,10 @@ def parse_read_options(
     length = None
     if bar_length:
         match = _LENGTH.fullmatch(bar_length.strip())
-        if match and int(match[1]):
-            length = int(match[1]) * _SECONDS[match[2].lower()] * SECOND
-        else:
-            faults.append(f"bar-length must be a number with s, m, h, d or w, got {bar_length!r}. Use 5m.")
+        length = int(match[1]) * _SECONDS[match[2].lower()] * SECOND if match else 0
+        if not 0 < length <= MAX_LENGTH:
+            rule = "bar-length must be a number with s, m, h, d or w, of at most 366d"
+            faults.append(f"{rule}, got {short_repr(bar_length)}. Use 5m.")
     if faults:
         raise ConfigError(faults)
     names = _names(fields)
@@ -130,17 +136,19 @@ def parse_window_options(
     faults: list[str] = []
     chosen: str | int = events
     if re.fullmatch(r"[+-]?\d+", events):
-        chosen = int(events)
-        if chosen < 1:
-            faults.append(f"events must be every, a number of bars from 1, or a name, got {events}. Use every or 10.")
+        chosen = int(events[:_MAX_DIGITS])
+        if not 1 <= chosen <= MAX_STEP or len(events) > _MAX_DIGITS:
+            rule = f"events must be every, a number of bars from 1 to {MAX_STEP:,}, or a name"
+            faults.append(f"{rule}, got {short_repr(events)}. Use every or 10.")
     if not MIN_BARS <= bars <= MAX_BARS:
         faults.append(f"bars must be from {MIN_BARS} to {MAX_BARS}, got {bars}. Use 50.")
-    if higher is not None and higher < 2:  # one bar is no higher timeframe
-        faults.append(f"higher must be at least 2 bars, got {higher}. Use 5 for M5 above M1.")
+    if higher is not None and not 2 <= higher <= MAX_HIGHER:  # one bar is no higher timeframe
+        faults.append(f"higher must be from 2 to {MAX_HIGHER:,} bars, got {short_repr(higher)}. Use 5 for M5 above M1.")
     if horizon is not None and not 1 <= horizon <= MAX_HORIZON:
         faults.append(f"horizon must be from 1 to {MAX_HORIZON:,} bars, got {horizon}. Use {DEFAULT_HORIZON}.")
-    if max_gap is not None and max_gap < 0:
-        faults.append(f"max-gap must be at least 0 bars, got {max_gap}. Use 0 for windows without any gap.")
+    if max_gap is not None and not 0 <= max_gap <= MAX_GAP:
+        rule = f"max-gap must be from 0 to {MAX_GAP:,} bars, got {short_repr(max_gap)}"
+        faults.append(f"{rule}. Use 0 for windows without any gap.")
     shares = _shares(split, faults)
     barriers = None
     if label == TRIPLE_BARRIER or any(given is not None for given in (profit, stop, horizon, cost)):
@@ -193,8 +201,9 @@ def _names(text: str | None) -> tuple[str, ...]:
 def _distance(name: str, text: str, faults: list[str], least: float = 1e-12) -> Distance:
     match = _DISTANCE.fullmatch(text.strip())
     amount = float(match[1]) if match else -1.0
-    if not match or amount < least:
-        faults.append(f"{name} must be a number above 0 in atr, % or price, got {text!r}. Use 1.5atr, 0.4% or 2.5.")
+    if not match or not least <= amount <= MAX_MAGNITUDE:
+        rule = f"{name} must be a number above 0, up to {MAX_MAGNITUDE:g}, in atr, % or price"
+        faults.append(f"{rule}, got {short_repr(text)}. Use 1.5atr, 0.4% or 2.5.")
     return Distance(amount, match[2].lower() if match else "", text.strip())
 
 

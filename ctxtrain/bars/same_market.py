@@ -11,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
+from ctxtrain.bars.cells import is_tick_volume
 from ctxtrain.bars.file_bars import FileBars
 from ctxtrain.data.time_units import DAY
 from ctxtrain.errors import DataError
@@ -35,6 +36,22 @@ def require_distinct_symbols(files: Sequence[FileBars]) -> None:
             )
     if faults:
         raise DataError(faults)
+
+
+def require_one_volume(files: Sequence[FileBars]) -> None:
+    """Raise DataError if the volume of a symbol is ticks in one file and traded in another."""
+    kinds: dict[str, dict[bool, FileBars]] = {}
+    for file in files:
+        for symbol in np.unique(file.symbols_T).tolist() if file.volume_column else []:
+            kinds.setdefault(symbol, {}).setdefault(is_tick_volume(str(file.volume_column)), file)
+    for symbol, found in kinds.items():
+        if len(found) > 1:
+            ticks, traded = found[True], found[False]
+            raise DataError(
+                f"{symbol}: the volume of all files must be of one kind, got ticks in {ticks.source.path} (column "
+                f"{ticks.volume_column}) and traded volume in {traded.source.path} (column {traded.volume_column}). "
+                f"Name one with --columns volume={ticks.volume_column}, or leave it out with --columns volume="
+            )
 
 
 def tell_similar_files(files: Sequence[FileBars]) -> list[str]:

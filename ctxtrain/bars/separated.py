@@ -48,10 +48,15 @@ def parse_separated(path: Path, text: bytes, separator: str | None) -> Separated
     header = _find_header(rows)
     width = Counter(len(row) for row in rows[header + 1 :] or rows).most_common(1)[0][0]
     names = [str(n + 1) for n in range(width)] if header < 0 else unique_names(rows[header], width)
-    start = header + 1
+    more = _lines_of_yfinance(path, rows[header + 1 : header + 3]) if header >= 0 else 0
+    if more:
+        names[0] = rows[header + more][0]
+    start = header + 1 + more
     table = _read_cells(path, text, kept_N, start, separator, names)
     known = SEPARATORS.get(separator, f"{separator!r}")
     kind = f"text separated by {known}, " + ("without column names" if header < 0 else "with column names")
+    if more:
+        kind += f", lines of yfinance below them skipped: {more}"
     if header > 0:
         kind += f", lines above them skipped: {header}"
     if comments := text.count(b"\n#") + text.startswith(b"#"):
@@ -95,6 +100,19 @@ def _find_header(rows: list[list[str]]) -> int:
     return -1 if any(_is_number(cell) for cell in first) else 0
 
 
+def _lines_of_yfinance(path: Path, rows: list[list[str]]) -> int:
+    """How many lines below the names are headers: a line of tickers, and one with only the name of the times."""
+    has_tickers = bool(rows) and rows[0][0].strip() == "Ticker"
+    index = rows[1:] if has_tickers else rows
+    if not index or index[0][0].strip() not in ("Date", "Datetime") or any(cell.strip() for cell in index[0][1:]):
+        return 0
+    tickers = {cell.strip() for cell in rows[0][1:]} if has_tickers else set()
+    if len(tickers) > 1:
+        shown = short_repr(", ".join(sorted(tickers)))
+        raise DataError(f"{path}: a file must have one market, got columns of {shown}. Save each ticker on its own.")
+    return 2 if has_tickers else 1
+
+
 def _is_number(cell: str) -> bool:
     try:
         float(cell.strip().replace(",", "."))
@@ -120,10 +138,10 @@ def _read_cells(
 
     def refuse(row: arrow_csv.InvalidRow) -> str:
         line = int(kept_N[start + row.number - 1]) + 1
-        faults.append(
-            f"{path}:{line}: must have {row.expected_columns} columns as the other lines have, got "
-            f"{row.actual_columns}. Export the file again."
-        )
+        is_remark = row.actual_columns == 1  # such as the last line of Barchart
+        remedy = "Delete this line, which is no bar" if is_remark else "Export the file again"
+        rule = f"must have {row.expected_columns} columns as the other lines have, got {row.actual_columns}"
+        faults.append(f"{path}:{line}: {rule}. {remedy}.")
         return "skip"
 
     lines = text.split(b"\n")

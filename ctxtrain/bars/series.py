@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from ctxtrain.bars.clock import market_orders
 from ctxtrain.bars.file_bars import FileBars, ReadOptions, read_file
-from ctxtrain.bars.same_market import require_distinct_symbols, tell_similar_files
+from ctxtrain.bars.same_market import require_distinct_symbols, require_one_volume, tell_similar_files
 from ctxtrain.data.outliers import REL_TOL
 from ctxtrain.data.row_schema import PRICES
 from ctxtrain.data.time_units import SECOND, format_utc
-from ctxtrain.errors import DataError
+from ctxtrain.errors import ConfigError, DataError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_OFF_GRID = 0.1  # of a bar length
 # Units of inclusive closes, and the grid of the opens after them, in nanoseconds.
 _INCLUSIVE = ((1, SECOND), (1_000, SECOND), (1_000_000, SECOND), (SECOND, 60 * SECOND))
 _LENGTHS = (("W", 7 * 86_400), ("D", 86_400), ("H", 3600), ("M", 60), ("S", 1))
@@ -87,6 +88,7 @@ def read_market(paths: Sequence[Path], options: ReadOptions) -> Market:
     if faults:
         raise DataError(faults)
     require_distinct_symbols(files)
+    require_one_volume(files)
     similar = tell_similar_files(files)
     length, told_length = _bar_length(files, options.bar_length)
     names, told_names = _common_columns(files)
@@ -108,16 +110,12 @@ def read_market(paths: Sequence[Path], options: ReadOptions) -> Market:
 def _bar_length(files: Sequence[FileBars], given: int | None) -> tuple[int, str]:
     """Nanoseconds of a bar: the most common step of a file, equal in all files."""
     if given:
+        for file in files:
+            _require_length(file, given)
         return given, f"bars: {_name_length(given)}, from --bar-length"
     modes: dict[int, FileBars] = {}
     for file in files:
-        steps = np.concatenate(
-            [
-                np.diff(np.sort(file.clock.stamps_T[bars]))
-                for bars, _ in market_orders(file.symbols_T, file.clock.stamps_T)
-            ]
-        )
-        lengths, counts = np.unique(steps[steps > 0], return_counts=True)
+        lengths, counts = np.unique(_steps(file), return_counts=True)
         if len(lengths):
             modes.setdefault(int(lengths[counts.argmax()]), file)
     if not modes:
@@ -127,6 +125,25 @@ def _bar_length(files: Sequence[FileBars], given: int | None) -> tuple[int, str]
         raise DataError(f"all files must have bars of one length, got {found}. Make windows of each on its own.")
     (length,) = modes
     return length, f"bars: {_name_length(length)}, the most common step"
+
+
+def _steps(file: FileBars) -> Ints:
+    """The steps between the bars of each symbol, without those of 0."""
+    orders = market_orders(file.symbols_T, file.clock.stamps_T)
+    steps = np.concatenate([np.diff(np.sort(file.clock.stamps_T[bars])) for bars, _ in orders])
+    return steps[steps > 0]
+
+
+def _require_length(file: FileBars, length: int) -> None:
+    """Raise ConfigError if most steps are no whole number of bars of `length`; daylight saving may shift some."""
+    steps = _steps(file)
+    off = np.abs(steps - np.rint(steps / length) * length) > _OFF_GRID * length
+    wrong = (steps < (1 - _OFF_GRID) * length) | off
+    if len(steps) and wrong.mean() > 0.5:
+        lengths, counts = np.unique(steps, return_counts=True)
+        usual = _name_length(int(lengths[counts.argmax()]))
+        rule = f"bar-length must fit the steps between bars, got {_name_length(length)}, but most steps are {usual}"
+        raise ConfigError(f"{file.source.path}: {rule}. Leave --bar-length out.")
 
 
 def _name_length(length: int) -> str:

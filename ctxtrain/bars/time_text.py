@@ -28,12 +28,16 @@ DAY = 86_400 * SECOND
 _CLOCK = (
     r"(?:(?P<sep>[T,\-]?) *(?P<H>\d{1,2}):?(?P<M>\d{2})(?::?(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?"
     r" ?(?P<p>[AaPp][Mm])?)?"
-    r" *(?P<z>(?:GMT|UTC)?[+-]\d{2}:?\d{2}|[A-Za-z][A-Za-z_]*(?:/[A-Za-z_+\-0-9]+)*)?$"
+    r" *(?P<z>(?:GMT|UTC)?[+-]\d{2}(?::?\d{2})?|[A-Za-z][A-Za-z_]*(?:/[A-Za-z_+\-0-9]+)*)?$"
 )
 _YEAR_FIRST = r"^(?P<y>\d{4})[-./](?P<m>\d{1,2})[-./](?P<d>\d{1,2})" + _CLOCK
 _COMPACT = r"^(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})" + _CLOCK
 _YEAR_LAST = r"^(?P<m>\d{1,2})[-./](?P<d>\d{1,2})[-./](?P<y>\d{4}|\d{2})" + _CLOCK
 _DIGIT_DATES = r"^(19|20|21)\d{2}(0[1-9]|1[0-2])([0-2]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?$"
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAY_MONTH = r"^(\d{1,2})[- /.]+([A-Za-z]{3})[a-z]*[- /.,]+(\d{4})(.*)$"
+_MONTH_DAY = r"^([A-Za-z]{3})[a-z]*[- /.]+(\d{1,2})[- /.,]+(\d{4})(.*)$"
+_NAMED_MONTH = f"{_DAY_MONTH}|{_MONTH_DAY}"
 _REMEDY = "Write ISO 8601, or name another column with --columns time=…"
 
 
@@ -71,10 +75,10 @@ def parse_times(column: pa.ChunkedArray, clock: pa.ChunkedArray | None, dates: s
         text = pc.utf8_trim_whitespace(column.cast(pa.string()))
         if clock is not None:
             text = pc.binary_join_element_wise(text, _clock_text(clock), " ")
-        elif pc.all(pc.match_substring_regex(text, r"^[0-8]?\d{1,18}(\.\d+)?$")).as_py() and not _are_digit_dates(text):
+        elif pc.all(pc.match_substring_regex(text, r"^[0-8]?\d{1,18}(\.\d+)?$")).as_py() and not are_digit_dates(text):
             return _parse_epoch(text.cast(pa.float64() if _any_dot(text) else pa.int64()), place)
         return _parse_text(text, dates, place)
-    if pa.types.is_integer(column.type) and _are_digit_dates(column.cast(pa.string())):
+    if pa.types.is_integer(column.type) and are_digit_dates(column.cast(pa.string())):
         return _parse_text(column.cast(pa.string()), dates, place)
     return _parse_epoch(column, place)
 
@@ -92,7 +96,7 @@ def _any_dot(text: pa.ChunkedArray) -> bool:
     return bool(pc.any(pc.match_substring(text, ".")).as_py())
 
 
-def _are_digit_dates(text: pa.ChunkedArray) -> bool:
+def are_digit_dates(text: pa.ChunkedArray) -> bool:
     return bool(pc.all(pc.match_substring_regex(text, _DIGIT_DATES)).as_py())
 
 
@@ -131,7 +135,19 @@ def _is_time(value: object) -> bool:
     return True
 
 
+def _with_numbered_months(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`02-Jan-2024` and `Jan 02, 2024` as `2024-01-02`; other texts as they are."""
+    if not pc.match_substring_regex(text[:1], _NAMED_MONTH)[0].as_py():
+        return text
+    text = pc.replace_substring_regex(text, _DAY_MONTH, r"\3-\2-\1\4")
+    text = pc.replace_substring_regex(text, _MONTH_DAY, r"\3-\1-\2\4")
+    for number, name in enumerate(_MONTHS, start=1):
+        text = pc.replace_substring_regex(text, rf"^(\d{{4}}-)(?i:{name})-", rf"\1{number:02}-")
+    return text
+
+
 def _parse_text(text: pa.ChunkedArray, dates: str | None, place: Place) -> ParsedTimes:
+    text = _with_numbered_months(text)
     for pattern in (_YEAR_FIRST, _COMPACT, _YEAR_LAST):
         if pc.match_substring_regex(text[:1], pattern)[0].as_py():
             break
@@ -238,4 +254,4 @@ def _offset(name: str) -> int | None:
         return None
     digits = shift[1:].replace(":", "")
     sign = -1 if shift[0] == "-" else 1
-    return sign * (int(digits[:2]) * 3600 + int(digits[2:]) * 60) * SECOND
+    return sign * (int(digits[:2]) * 3600 + int(digits[2:] or 0) * 60) * SECOND

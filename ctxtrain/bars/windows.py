@@ -23,6 +23,7 @@ from ctxtrain.bars.options import TRIPLE_BARRIER, Barriers, WindowOptions
 from ctxtrain.bars.series import Market, Series, missing_bars
 from ctxtrain.bars.structure import average_true_range
 from ctxtrain.bars.triple_barrier import triple_barrier
+from ctxtrain.data.label_side import MAX_R
 from ctxtrain.data.row_schema import PRICES
 from ctxtrain.data.time_units import DAY
 from ctxtrain.errors import ConfigError, DataError, short_repr
@@ -178,6 +179,9 @@ def _trade(series: Series, events: Ints, atr_T: Floats, barriers: Barriers) -> t
     profit = barriers.profit.in_price(entry, atr)
     found = triple_barrier(opened, high, low, close, events, profit, stop, barriers.horizon)
     cost = barriers.cost.in_price(entry, atr) / stop
+    if len(cost) and cost.max() > MAX_R:
+        rule = f"cost must be at most {MAX_R:,.0f} times the stop"
+        raise ConfigError(f"{rule}, got {barriers.cost.text} for a stop of {barriers.stop.text}. Correct --cost.")
     return found.labels_E, np.stack((found.long.r_E, found.short.r_E, cost), axis=1), found.ambiguous_E
 
 

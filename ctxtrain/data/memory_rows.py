@@ -7,6 +7,8 @@ their numbers. A field that is None, NaN, NaT or NA is left out of its row, bar 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -27,6 +29,14 @@ def require_rows(given: object) -> None:
     """Raise DataError, with what to pass instead, for an object that holds no rows."""
     if isinstance(given, Mapping):
         raise DataError("rows must be a list of rows, got a single dict. Pass [row].")
+    if hasattr(given, "read"):
+        raise DataError(
+            f"rows must not be an open file, got {short_repr(type(given).__name__)}. Pass its path as text."
+        )
+    first = given[0] if isinstance(given, list | tuple) and given else None
+    if isinstance(first, str | bytes | os.PathLike):
+        rule = "rows must be a list of dicts, or the path or the URL of one file as text"
+        raise DataError(f"{rule}, got a list with {short_repr(str(first))}. Pass the path itself, without a list.")
     is_table = hasattr(given, "__arrow_c_stream__")
     if not is_table and (isinstance(given, bytes | bytearray) or not isinstance(given, Iterable)):
         remedy = "Collect it first" if hasattr(given, "collect") else "Pass rows, or a path as text"
@@ -122,19 +132,14 @@ def _plain_scalar(value: Any, path: str, conversions: Conversions) -> Any:
     if isinstance(value, np.ndarray) and value.ndim:
         return [_plain(item, path, conversions) for item in value]
     if isinstance(value, np.datetime64):
-        stamps = np.array([value], "M8[ns]")
-        missing = np.isnat(stamps[0])
-        return _missing(path, conversions) if missing else iso_texts(stamps.view(np.int64), "ns", has_zone=False)[0]
+        return _missing(path, conversions) if np.isnat(value) else _plain_time(value, path)
     if isinstance(value, datetime | date | time):
         is_missing = value != value  # noqa: PLR0124  # NaT
         return _missing(path, conversions) if is_missing else value.isoformat()
     if isinstance(value, Decimal):
-        return decimal_number(value) if value == value else _missing(path, conversions)  # noqa: PLR0124  # NaN
-    if isinstance(value, np.floating) and value.dtype.itemsize < np.dtype(np.float64).itemsize:
-        conversions.float32[path] += 1
-        return _plain(float(shortest_decimals(np.array([value]))[0]), path, conversions)
+        return _missing(path, conversions) if value.is_qnan() else _plain_decimal(value, path)
     if isinstance(value, np.generic):
-        return _plain(value.item(), path, conversions)
+        return _plain_number(value, path, conversions)
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
@@ -145,6 +150,31 @@ def _plain_scalar(value: Any, path: str, conversions: Conversions) -> Any:
         array = np.asarray(value)
         return _plain(array if array.ndim else array[()], path, conversions)
     return value
+
+
+def _plain_number(value: np.generic, path: str, conversions: Conversions) -> Any:
+    """The value of a scalar of numpy; a narrow number as its shortest decimal, a long one as the nearest float."""
+    if isinstance(value, np.floating) and value.dtype.itemsize < np.dtype(np.float64).itemsize:
+        conversions.float32[path] += 1
+        return _plain(float(shortest_decimals(np.array([value]))[0]), path, conversions)
+    if isinstance(value, np.longdouble):
+        return _plain(float(value), path, conversions)
+    return value if isinstance(value, np.clongdouble) else _plain(value.item(), path, conversions)
+
+
+def _plain_time(value: np.datetime64, path: str) -> str:
+    """ISO 8601 text. Raises `_NoRow` for a year that nanoseconds do not reach."""
+    stamps = np.array([value]).astype("M8[ns]")
+    if stamps.astype("M8[Y]")[0] != value.astype("M8[Y]"):
+        raise _NoRow(f"{path} must be a time from 1678 to 2262, got {value}")
+    return iso_texts(stamps.view(np.int64), "ns", has_zone=False)[0]
+
+
+def _plain_decimal(value: Decimal, path: str) -> int | float:
+    """A number. Raises `_NoRow` for a signalling NaN, and for a number that no float can hold."""
+    if value.is_snan() or (value.is_finite() and value.adjusted() > sys.float_info.max_10_exp):
+        raise _NoRow(f"{path} must be a finite number, got {short_repr(str(value))}")
+    return decimal_number(value)
 
 
 def _missing(path: str, conversions: Conversions) -> None:

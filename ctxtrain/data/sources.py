@@ -173,8 +173,17 @@ def open_source(given: object, name: str = "") -> Source:
         path = local_path(given)
         return UrlSource(given) if path is None else FileSource(path)
     if isinstance(given, str | os.PathLike):
-        return FileSource(Path(given))
+        path = Path(given)
+        if not isinstance(given, str) and _was_url(path):
+            url = str(path).replace(":/", "://", 1)
+            raise DataError(f"{path}: a URL must be given as text, which a Path shortens. Pass {shown(url)!r}.")
+        return FileSource(path)
     return MemorySource(given, name)
+
+
+def _was_url(path: Path) -> bool:
+    """Whether a path looks like a URL that lost a slash, and no such file exists."""
+    return is_url(str(path).replace(":/", "://", 1)) and not path.exists()
 
 
 def require_readable(given: str | Path) -> None:

@@ -178,3 +178,47 @@ def test_rows_of_a_parquet_reader_are_read_as_a_stream(tmp_path: Path) -> None:
     with pq.ParquetFile(tmp_path / "rows") as file:
         reader = pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(2))
         assert facts(load_windows(reader)) == facts(load_windows(some_rows()))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("open", Decimal("sNaN"), 'bars.open must be a finite number, got "sNaN"'),
+        ("atr_14", Decimal("1E+99999"), 'bars.atr_14 must be a finite number, got "1E+99999"'),
+        ("open", Decimal("-9E+400"), 'bars.open must be a finite number, got "-9E+400"'),
+        ("time", np.datetime64("3000-01-01"), "bars.time must be a time from 1678 to 2262, got 3000-01-01"),
+        ("time", np.datetime64("1500", "Y"), "bars.time must be a time from 1678 to 2262, got 1500"),
+    ],
+)
+def test_values_that_no_row_can_hold_are_refused_with_their_row(name: str, value: Any, said: str) -> None:
+    row = make_row()
+    row["current_bar"][name] = value
+    with pytest.raises(DataError) as refused:
+        load_windows([make_row(), row])
+    assert str(refused.value) == f"row 2: {said}"
+
+
+def test_long_doubles_are_read_as_the_nearest_number() -> None:
+    rows = [make_row(), make_row()]
+    for name in ("open", "atr_14"):
+        rows[1]["current_bar"][name] = np.longdouble(rows[1]["current_bar"].get(name, 2.5))
+        rows[0]["current_bar"].setdefault(name, 2.5)
+    assert facts(load_windows(rows[1:])) == facts(load_windows(rows[:1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["a.jsonl"], 'got a list with "a.jsonl". Pass the path itself, without a list.'),
+        ((Path("a.jsonl"),), 'got a list with "a.jsonl". Pass the path itself, without a list.'),
+        (io.StringIO("{}\n"), 'rows must not be an open file, got "StringIO". Pass its path as text.'),
+        (io.BytesIO(b"{}\n"), 'rows must not be an open file, got "BytesIO". Pass its path as text.'),
+        (Path("memory://b"), "a URL must be given as text, which a Path shortens. Pass 'memory://b'."),
+        (Path("s3://bucket/rows.jsonl"), "a Path shortens. Pass 's3://bucket/rows.jsonl'."),
+    ],
+)
+def test_places_in_other_forms_than_text_are_refused_once(given: Any, said: str) -> None:
+    with pytest.raises(DataError) as refused:
+        load_windows(given)
+    (fault,) = refused.value.faults
+    assert fault.endswith(said)
