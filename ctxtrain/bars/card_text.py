@@ -5,6 +5,7 @@ Input: the content of windows.json and its folder. Output: lines of at most 80 c
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ _LEFT_OUT = {
 
 
 def describe_windows(folder: Path, card: Mapping[str, Any]) -> str:
-    """Counts of bars and events, a table of the splits, and the next command."""
+    """Counts of bars and events, a table of the splits, and the next command with the own fields."""
     bars, events = card["bars"], card["events"]
     gaps = f"gaps {bars['gaps']:,} (longest {bars['longest_gap_in_bars']:,} bars)"
     lines = [f"bars    {bars['bars']:,} of {card['timeframe']}, {gaps}, duplicates {bars['duplicates']:,}"]
@@ -46,5 +47,9 @@ def describe_windows(folder: Path, card: Mapping[str, Any]) -> str:
         times = " → ".join(file[key][:16].replace("T", " ") for key in ("first_event", "last_event"))
         lines.append(f"{name:8}{file['rows']:>8,}{numbers}  {times}")
     places = " ".join(str(folder / f"{name}.jsonl") for name in card["files"])
-    lines.append(f"next: ctxtrain check {places}")
+    own = ",".join(f"{name}={kind}" for name, kind in card["fields"].items())
+    lines.append(f"next: ctxtrain check {places}" + (f" --fields {shlex.quote(own)}" if own else ""))
+    if own:
+        declared = ", ".join(f"{name}: {kind}" for name, kind in card["fields"].items())
+        lines.append(f"to train on them, set data.fields: {{{declared}}}")
     return "".join(f"{line}\n" for line in lines)

@@ -25,6 +25,7 @@ from ctxtrain.bars.names import COUNTS, DIRECTIONS, FLAGS
 from ctxtrain.bars.options import EVERY, TRIPLE_BARRIER, WindowOptions, describe_arguments
 from ctxtrain.bars.series import Market, Series, read_market
 from ctxtrain.bars.windows import Windows, cut_windows, default_max_gap
+from ctxtrain.config.value_types import FieldKind
 from ctxtrain.data.row_schema import BAR_FIELDS
 from ctxtrain.data.time_units import SECOND
 from ctxtrain.errors import ConfigError
@@ -94,12 +95,23 @@ def _card(
         "timeframe": market.timeframe,
         "max_gap_in_bars": max_gap,
         "symbols": [series.symbol for series in market.series],
+        "fields": {name: _kind(name, market.series) for name in read.fields},
         "sources": market.sources,
         "told": list(told),
         "bars": market.counts,
         "events": windows.counts | {"ambiguous": windows.ambiguous},
         "left_out": windows.left_out,
     }
+
+
+def _kind(name: str, series: Sequence[Series]) -> FieldKind:
+    """The kind of an own column, as `data.fields` declares it."""
+    words = [value for one in series for value in one.words.get(name, ()) if value is not None]
+    if words:
+        return "flag" if all(isinstance(value, bool) for value in words) else "category"
+    values = np.concatenate([one.columns[name] for one in series if name in one.columns] or [np.zeros(0)])
+    present = values[~np.isnan(values)]
+    return "count" if _are_whole(present) and (present >= 0).all() else "number"
 
 
 def _file_facts(market: Market, windows: Windows, of_split: NDArray[np.intp]) -> dict[str, Any]:

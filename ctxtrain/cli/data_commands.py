@@ -56,7 +56,7 @@ def windows(
     stamp: Annotated[str | None, typer.Option(metavar="open|close", help="What the time of a bar is.")] = None,
     bar_length: Annotated[str | None, typer.Option(metavar="LENGTH", help="Length of a bar, as 5m, 1h or 1d.")] = None,
     columns: Annotated[
-        str | None, typer.Option(metavar="FIELD=COLUMN,...", help="Columns by name or number, as time=1,open=Erster.")
+        str | None, typer.Option(metavar="FIELD=COLUMN,...", help="Columns by name or number, as time=Tid,open=2.")
     ] = None,
     decimal: Annotated[str | None, typer.Option(metavar=".|,", help="The decimal mark of text.")] = None,
     separator: Annotated[str | None, typer.Option(metavar="MARK", help="What separates columns; tab is a tab.")] = None,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ctxtrain.bars.card_text import describe_windows
 from ctxtrain.bars.file_bars import ReadOptions
 from ctxtrain.bars.options import WindowOptions, parse_read_options, parse_window_options
 from ctxtrain.bars.structure import Bars, average_true_range
@@ -373,3 +374,24 @@ def test_times_below_a_second_are_written_with_their_fraction(tmp_path: Path) ->
     card, rows = make(tmp_path / "GC.csv", tmp_path / "out", bars=20, horizon=2, events="every")
     assert card["timeframe"] == "MS250"
     assert bars_of(rows["train"][0])[1]["time"] == "2024-01-02T09:30:00.250Z"
+
+
+def test_own_columns_are_declared_in_the_card_and_read_with_that_declaration(market: Bars, tmp_path: Path) -> None:
+    path = exporters.tradingview(tmp_path, market)
+    lines = path.read_text().splitlines()
+    names = ("rsi", "session", "armed", "touches")
+    values = [f"{30 + n % 40}.5,{('Asia', 'NY')[n % 2]},{('true', 'false')[n % 2]},{n % 5}" for n in range(len(lines))]
+    own = [
+        lines[0] + "," + ",".join(names),
+        *(f"{line},{value}" for line, value in zip(lines[1:], values, strict=False)),
+    ]
+    path.write_text("\n".join(own))
+    card, rows = make(path, tmp_path / "out", {"fields": names})
+    assert card["fields"] == {"rsi": "number", "session": "category", "armed": "flag", "touches": "count"}
+    file = WindowFile(tmp_path / "out" / "train.jsonl", own=card["fields"])
+    windows = list(file)
+    assert file.report.faults == []
+    assert windows[0].bars["rsi"].tolist() == [bar["rsi"] for bar in bars_of(rows["train"][0])]
+    assert windows[0].bar_words["session"][:2] in (("Asia", "NY"), ("NY", "Asia"))
+    declared = "rsi: number, session: category, armed: flag, touches: count"
+    assert f"to train on them, set data.fields: {{{declared}}}" in describe_windows(tmp_path / "out", card)
