@@ -303,7 +303,7 @@ def _describe_columns(source: Source, chosen: Mapping[str, str]) -> str:
     if same:
         pairs.append(f"{', '.join(same)} as named")
     if n.is_volume_in(chosen.get("volume", "")):
-        pairs.append("of columns of volume the first; --columns volume=… names another")
+        pairs.append(f"{chosen['volume']} is taken by its first word; --columns volume=… names another")
     if not source.has_names and chosen.get("volume") == str(int(chosen["close"]) + 2):
         pairs.append(f"column {int(chosen['close']) + 1} lies within each bar: an average price, not the volume")
     same_column = [f"{one} and {other}" for one, other in combinations(chosen, 2) if chosen[one] == chosen[other]]

@@ -43,6 +43,8 @@ def parse_separated(path: Path, text: bytes, separator: str | None) -> Separated
     kept_N = _content_lines(text)
     all_lines = text.split(b"\n")
     sample = [all_lines[n].decode("utf-8", "replace") for n in kept_N[:_SAMPLE_LINES].tolist()]
+    if not sample:
+        raise DataError(f"{path}: the file has no bars; at least one is required.")
     separator = separator or _find_separator(path, sample)
     rows = [row for row in csv.reader(sample, delimiter=separator) if row]
     header = _find_header(rows)

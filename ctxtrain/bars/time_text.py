@@ -147,12 +147,14 @@ def _with_numbered_months(text: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _parse_text(text: pa.ChunkedArray, dates: str | None, place: Place) -> ParsedTimes:
-    text = _with_numbered_months(text)
+    written, text = text, _with_numbered_months(text)
     for pattern in (_YEAR_FIRST, _COMPACT, _YEAR_LAST):
         if pc.match_substring_regex(text[:1], pattern)[0].as_py():
             break
     else:
-        raise DataError(f"{place(0)}: time must be a known date format, got {short_repr(text[0].as_py())}. {_REMEDY}")
+        raise DataError(
+            f"{place(0)}: time must be a known date format, got {short_repr(written[0].as_py())}. {_REMEDY}"
+        )
     parts = pc.extract_regex(text, pattern).combine_chunks()
     bad = np.flatnonzero(parts.is_null().to_numpy(zero_copy_only=False))
     order = ""
@@ -163,13 +165,13 @@ def _parse_text(text: pa.ChunkedArray, dates: str | None, place: Place) -> Parse
     if len(bad):
         raise DataError(
             [
-                f"{place(row)}: time must be a date in one format, got {short_repr(text[row].as_py())} where the file "
-                f"begins with {short_repr(text[0].as_py())}. {_REMEDY}"
+                f"{place(row)}: time must be a date in one format, got {short_repr(written[row].as_py())} where the "
+                f"file begins with {short_repr(written[0].as_py())}. {_REMEDY}"
                 for row in bad[:100].tolist()
             ],
             total=len(bad),
         )
-    told = f"text such as {text[0].as_py()!r}"
+    told = f"text such as {written[0].as_py()!r}"
     if order:
         told += ", day first" if order == "dmy" else ", month first"
     zones_T = _field(parts, "z")
