@@ -37,7 +37,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     data.arrow_rows             Parquet and Arrow → decoded rows
     data.memory_rows            lists, frames and tables in memory → decoded rows
     data.compression            .gz and .zst, unpacked while they are read
-    data.formats                the format of a file, told from its content
+    data.formats                the format of a file, detected from its content
     data.remote_files           files at URLs, copied by fsspec
     data.sources                a file, URL, pipe or object in memory → decoded rows
     data.table_cache            tables kept between runs, by content hash

@@ -36,13 +36,13 @@ def without_currency(source: Source, chosen: Mapping[str, str]) -> tuple[Source,
         column = source.table[chosen[name]]
         if is_text(column) and pc.any(pc.match_substring_regex(column, _SIGN)).as_py():
             changed[chosen[name]] = pc.utf8_trim_whitespace(pc.replace_substring_regex(column, _SIGN, ""))
-    told = [f"signs of a currency removed from {', '.join(changed)}"] if changed else []
-    return _with_columns(source, changed), told
+    notes = [f"signs of a currency removed from {', '.join(changed)}"] if changed else []
+    return _with_columns(source, changed), notes
 
 
 def with_plain_quantities(source: Source, chosen: Mapping[str, str], decimal: str) -> tuple[Source, list[str]]:
     """Quantities such as `180K` as numbers. Raises DataError for cells that are none."""
-    changed, told = {}, []
+    changed, notes = {}, []
     for name in _QUANTITIES:
         if name not in chosen or not is_text(source.table[chosen[name]]):
             continue
@@ -54,8 +54,8 @@ def with_plain_quantities(source: Source, chosen: Mapping[str, str], decimal: st
         numbers = to_floats(pc.replace_substring_regex(column, _SUFFIX, ""), decimal, name, source.place)
         factors = np.array([_FACTORS.get(letter, 1.0) for letter in letters.to_pylist()])
         changed[chosen[name]] = pa.chunked_array([pa.array(np.round(numbers * factors, _DECIMALS), from_pandas=True)])
-        told.append(f"{name}: {count:,} cells with K, M or B are thousands, millions or billions")
-    return _with_columns(source, changed), told
+        notes.append(f"{name}: {count:,} cells with K, M or B are thousands, millions or billions")
+    return _with_columns(source, changed), notes
 
 
 def choose_volume(

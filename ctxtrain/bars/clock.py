@@ -1,7 +1,7 @@
 """Times of the bars of a file → UTC, and what a stamp means.
 
 Input: a `Source` with its time columns, and what the user says about zone and stamps. Output: a `Clock` with the stamp
-of each bar in UTC, whether stamps are opens or closes, and what was told. Bars may run oldest or newest first.
+of each bar in UTC, whether stamps are opens or closes, and notes. Bars may run oldest or newest first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Clock:
     stamps_T: Ints
     stamp: str
     is_naive: bool
-    told: list[str]
+    notes: list[str]
 
 
 def read_clock(
@@ -54,18 +54,18 @@ def read_clock(
         return source.place(int(rows_T[bar]))
 
     parsed = parse_times(times, clock, dates, place)
-    stamps_T, zone_told, is_naive = _in_utc(source, parsed, symbols_T, time_zone, place)
-    told = [f"times: {parsed.told}, {zone_told}"]
-    stamps_T, order_told = _check_order(stamps_T, symbols_T, is_naive, place)
-    told += order_told
-    if dates and not parsed.told.endswith((", day first", ", month first")):
-        told.append("--dates has no effect: the times tell day and month")
+    stamps_T, zone_note, is_naive = _in_utc(source, parsed, symbols_T, time_zone, place)
+    notes = [f"times: {parsed.description}, {zone_note}"]
+    stamps_T, order_notes = _check_order(stamps_T, symbols_T, is_naive, place)
+    notes += order_notes
+    if dates and not parsed.description.endswith((", day first", ", month first")):
+        notes.append("--dates has no effect: the times show day and month")
     if stamp:
         meaning, why = stamp, "from --stamp"
     else:
         meaning, why = _detect_stamp(source, chosen, parsed)
-    told.append(f"stamps: {meaning} of the bar, {why}")
-    return Clock(stamps_T, meaning, is_naive, told)
+    notes.append(f"stamps: {meaning} of the bar, {why}")
+    return Clock(stamps_T, meaning, is_naive, notes)
 
 
 def market_orders(symbols_T: NDArray[Any], stamps_T: Ints) -> list[tuple[Ints, bool]]:
@@ -83,7 +83,7 @@ def _in_utc(
     source: Source, parsed: ParsedTimes, symbols_T: NDArray[Any], time_zone: str | None, place: Any
 ) -> tuple[Ints, str, bool]:
     """Stamps in UTC, how they were converted, and whether UTC is only assumed."""
-    is_epoch = "since 1970" in parsed.told
+    is_epoch = "since 1970" in parsed.description
     if parsed.dates_only:
         unused = "; --time-zone has no effect on them" if time_zone else ""
         return parsed.stamps_T, f"dates without a clock are days in UTC{unused}", False
@@ -115,17 +115,17 @@ def _in_utc(
         rule = f"a time must exist in {zones}, but daylight saving leaves its hour out"
         remedy = "Give the zone of the file with --time-zone"
         raise DataError([f"{place(bar)}: {rule}. {remedy}." for bar in sorted(missing)])
-    told = f"in {zones}, " + ("from --time-zone" if time_zone else "from the file")
+    notes = f"in {zones}, " + ("from --time-zone" if time_zone else "from the file")
     if repeated:
-        told += f"; {repeated:,} bars in an hour that daylight saving repeats"
+        notes += f"; {repeated:,} bars in an hour that daylight saving repeats"
     if guessed:
-        told += f", {guessed:,} of them in an hour that fits both, taken as the first"
-    return utc_T, told, False
+        notes += f", {guessed:,} of them in an hour that fits both, taken as the first"
+    return utc_T, notes, False
 
 
 def _check_order(stamps_T: Ints, symbols_T: NDArray[Any], is_naive: bool, place: Any) -> tuple[Ints, list[str]]:
     """What was found about the order of the bars. Raises DataError if naive times go back by an hour."""
-    told, unordered, newest = [], 0, False
+    notes, unordered, newest = [], 0, False
     for bars, is_newest_first in market_orders(symbols_T, stamps_T):
         newest |= is_newest_first
         ordered = stamps_T[bars]
@@ -140,10 +140,10 @@ def _check_order(stamps_T: Ints, symbols_T: NDArray[Any], is_naive: bool, place:
             )
         unordered += len(back)
     if newest:
-        told.append("bars run newest first; sorted")
+        notes.append("bars run newest first; sorted")
     if unordered:
-        told.append(f"{unordered:,} bars are out of order; sorted")
-    return stamps_T, told
+        notes.append(f"{unordered:,} bars are out of order; sorted")
+    return stamps_T, notes
 
 
 def _detect_stamp(source: Source, chosen: Mapping[str, str], parsed: ParsedTimes) -> tuple[str, str]:

@@ -29,22 +29,22 @@ def add_flags(series: Series, options: WindowOptions, bar_length: int) -> tuple[
 
     Flags of the file are kept; only flags that it lacks are computed.
     """
-    columns, told = dict(series.columns), []
+    columns, notes = dict(series.columns), []
     if options.structure:
         computed = _structure(series)
         added = {name: values for name, values in computed.items() if name not in columns}
         columns |= added
         kept = sorted(computed.keys() - added.keys())
-        told.append(
+        notes.append(
             f"structure: computed {len(added)} fields" + (f"; from the file: {', '.join(kept)}" if kept else "")
         )
     if options.higher:
         source = ", in place of that of the file" if "htf_dir" in columns else ""
-        told.append(f"htf_dir: computed from completed bars of {options.higher} bars{source}")
+        notes.append(f"htf_dir: computed from completed bars of {options.higher} bars{source}")
         high, low, close = (columns[name] for name in ("high", "low", "close"))
         direction = higher_direction(series.opens_T, high, low, close, bar_length, options.higher)
         columns["htf_dir"] = direction.astype(np.float64)
-    return replace(series, columns=columns), told
+    return replace(series, columns=columns), notes
 
 
 def find_events(series: Series, events: str | int) -> Ints:

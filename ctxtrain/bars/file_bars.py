@@ -1,7 +1,7 @@
-"""A file of bars → prices, volume and fields with times in UTC, and what was told from the file.
+"""A file of bars → prices, volume and fields with times in UTC, and what was detected in the file.
 
 Input: a `Source` and `ReadOptions`. Output: `FileBars`: one entry per bar that has prices, in the order of the file.
-What the options do not say is told from the file; each decision is one text of `told`.
+What the options do not say is detected in the file; each decision is one text of `notes`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DECIMALS = 8  # of volumes that are computed
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the user says about the files; None or empty where the files shall tell.
+    """What the user says about the files; None or empty for what is to be detected.
 
     `bar_length` is in nanoseconds, `columns` maps roles to columns. `fields` are columns to copy, `optional` columns to
     copy where a file has them.
@@ -71,7 +71,7 @@ class FileBars:
     clock: Clock
     columns: dict[str, Floats]
     words: dict[str, list[Any]]
-    told: list[str]
+    notes: list[str]
     unread: list[str]
     rows_T: Ints
     empty: int
@@ -88,12 +88,12 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     chosen = _choose_columns(source, options)
     if "clock" not in options.columns:
         source, chosen = choose_time_columns(source, chosen)
-    source, told = without_currency(source, chosen)
+    source, notes = without_currency(source, chosen)
     decimal = options.decimal or detect_decimal(path, [source.table[chosen[name]] for name in PRICES])
     source, more = with_plain_quantities(source, chosen, decimal)
-    told += more
+    notes += more
     chosen, more = choose_volume(source, chosen, decimal, is_given="volume" in options.columns)
-    told += more
+    notes += more
     table = source.table
     prices = {name: table[chosen[name]] for name in PRICES}
     columns = {name: to_floats(column, decimal, name, source.place) for name, column in prices.items()}
@@ -104,16 +104,16 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     for name in copies:
         if name not in columns:
             copied, lines = copy_field(source, name, decimal)
-            told += lines
+            notes += lines
             if isinstance(copied, np.ndarray):
                 columns[name] = copied
             else:
                 words[name] = copied
     require_limits(columns, source.place)
-    told = [_describe_format(source, chosen, decimal), _describe_columns(source, chosen), *told]
-    told += _tell_narrow(source, {**chosen, **dict(zip(copies, copies, strict=True))}, {*columns})
-    told += _tell_without_effect(source, chosen, options)
-    symbols_T, symbol_told = _symbols(source, chosen, options, rows_T)
+    notes = [_describe_format(source, chosen, decimal), _describe_columns(source, chosen), *notes]
+    notes += _note_narrow(source, {**chosen, **dict(zip(copies, copies, strict=True))}, {*columns})
+    notes += _note_without_effect(source, chosen, options)
+    symbols_T, symbol_note = _symbols(source, chosen, options, rows_T)
     if len(rows_T) < table.num_rows:
         columns = {name: values[rows_T] for name, values in columns.items()}
         words = {name: [values[row] for row in rows_T.tolist()] for name, values in words.items()}
@@ -123,7 +123,7 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
     unread = [name for name in source.names if name not in taken]
     _add_sell_volume(columns)
     return FileBars(
-        source, symbols_T, clock, columns, words, [*told, symbol_told, *clock.told], unread, rows_T, empty,
+        source, symbols_T, clock, columns, words, [*notes, symbol_note, *clock.notes], unread, rows_T, empty,
         not options.symbol and "symbol" not in chosen, chosen.get("volume"),
     )  # fmt: skip
 
@@ -253,7 +253,7 @@ def _add_sell_volume(columns: dict[str, Floats]) -> None:
         columns["sell_vol"] = np.maximum(np.round(columns["volume"] - columns["buy_vol"], _DECIMALS), 0.0)
 
 
-def _tell_narrow(source: Source, chosen: Mapping[str, str], read: set[str]) -> list[str]:
+def _note_narrow(source: Source, chosen: Mapping[str, str], read: set[str]) -> list[str]:
     """What is said about numbers of 32 bits among the columns that were read."""
     conversions = Conversions()
     for name, column in chosen.items():
@@ -281,14 +281,14 @@ def _symbols(source: Source, chosen: Mapping[str, str], options: ReadOptions, ro
     return np.full(rows, name), f"symbol {name}, from the name of the file"
 
 
-def _tell_without_effect(source: Source, chosen: Mapping[str, str], options: ReadOptions) -> list[str]:
+def _note_without_effect(source: Source, chosen: Mapping[str, str], options: ReadOptions) -> list[str]:
     """Options that the file leaves nothing to decide for."""
-    told = []
+    notes = []
     if options.separator and not source.separator:
-        told.append(f"--separator has no effect on {source.kind}")
+        notes.append(f"--separator has no effect on {source.kind}")
     if options.decimal and not any(is_text(source.table[chosen[name]]) for name in PRICES):
-        told.append("--decimal has no effect: the prices are numbers, not text")
-    return told
+        notes.append("--decimal has no effect: the prices are numbers, not text")
+    return notes
 
 
 def _describe_format(source: Source, chosen: Mapping[str, str], decimal: str) -> str:

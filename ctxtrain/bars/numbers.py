@@ -1,8 +1,8 @@
 """Columns of text, numbers or flags → numbers.
 
-Input: Arrow columns. Output: float64 arrays, with NaN for a null. The decimal mark of text is told from all prices of a
-file: a mark that occurs twice in a number, or before the other mark, separates thousands. `1,234` alone can be both, so
-a file in which no price decides is refused.
+Input: Arrow columns. Output: float64 arrays, with NaN for a null. The decimal mark of text is detected from all prices
+of a file: a mark that occurs twice in a number, or before the other mark, separates thousands. `1,234` alone can be
+both, so a file in which no price decides is refused.
 """
 
 from __future__ import annotations

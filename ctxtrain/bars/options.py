@@ -1,4 +1,4 @@
-"""What `ctxtrain windows` is told about events, windows, labels and the split.
+"""The options of `ctxtrain windows` about events, windows, labels and the split.
 
 Input: texts of the command line. Output: `WindowOptions`, or a ConfigError with one line per wrong option.
 """
@@ -100,7 +100,7 @@ def parse_read_options(
     ):
         if value not in (None, *allowed):
             faults.append(
-                f"{name} must be {' or '.join(allowed)}, got {value!r}. Leave it out to tell it from the file."
+                f"{name} must be {' or '.join(allowed)}, got {value!r}. Leave it out to detect it in the file."
             )
     separator = {"tab": "\t", "\\t": "\t"}.get(separator or "", separator)
     if separator is not None and len(separator.encode()) != 1:

@@ -24,7 +24,7 @@ _MOSTLY = 0.5  # share of numbers from which a column is meant as numbers
 
 
 def copy_field(source: Source, name: str, decimal: str) -> tuple[Floats | list[Any], list[str]]:
-    """The values, and what was told about them. Raises DataError for cells or a type that no bar can have."""
+    """The values, and notes about them. Raises DataError for cells or a type that no bar can have."""
     column = source.table[name]
     kind = column.type
     if is_text(column):

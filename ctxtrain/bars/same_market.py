@@ -58,7 +58,7 @@ def tell_similar_files(files: Sequence[FileBars]) -> list[str]:
     """One line for each two files whose names give two symbols, but whose bars continue or equal each other."""
     named = [file for file in files if file.is_named_by_file]
     named.sort(key=lambda file: int(file.clock.stamps_T.min()))
-    told = []
+    notes = []
     for first, second in combinations(named, 2):
         names = (str(first.symbols_T[0]), str(second.symbols_T[0]))
         if names[0] == names[1]:
@@ -67,8 +67,8 @@ def tell_similar_files(files: Sequence[FileBars]) -> list[str]:
         how = how or ("have equal bars" if _repeats(first, second) else "")
         if how:
             paths = f"{first.source.path} and {second.source.path}"
-            told.append(f"{paths} {how}, but are read as the markets {names[0]} and {names[1]}; {_REMEDY}")
-    return told
+            notes.append(f"{paths} {how}, but are read as the markets {names[0]} and {names[1]}; {_REMEDY}")
+    return notes
 
 
 def _continues(first: FileBars, second: FileBars) -> bool:

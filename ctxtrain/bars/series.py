@@ -1,7 +1,7 @@
 """Files of bars → one series per symbol, oldest first, without duplicates.
 
 Input: paths and `ReadOptions`. Output: a `Market`: the series of each symbol, the length of a bar, and for the data
-card what was told from each file and counted. Times are the opens of the bars in UTC, so that the same market has the
+card what was detected in each file, and counts. Times are the opens of the bars in UTC, so that the same market has the
 same series in every format.
 """
 
@@ -52,7 +52,7 @@ class Market:
     series: list[Series]
     bar_length: int
     sources: list[dict[str, Any]]
-    told: list[str]
+    notes: list[str]
     counts: dict[str, int]
 
     @property
@@ -97,7 +97,7 @@ def read_market(paths: Sequence[Path], options: ReadOptions) -> Market:
     series = [_join(files, symbol, names, length, counts) for symbol in symbols]
     _count_gaps(series, length, counts)
     sources = [
-        {"path": str(file.source.path), "sha256": file.source.sha256, "bars": len(file.rows_T), "told": file.told}
+        {"path": str(file.source.path), "sha256": file.source.sha256, "bars": len(file.rows_T), "notes": file.notes}
         for file in files
     ]
     for source, file in zip(sources, files, strict=True):
@@ -155,7 +155,7 @@ def _name_length(length: int) -> str:
 
 
 def _common_columns(files: Sequence[FileBars]) -> tuple[set[str], list[str]]:
-    """The columns that all files have, and what was told about the others."""
+    """The columns that all files have, and notes about the others."""
     every = [{*file.columns, *file.words} for file in files]
     common = set.intersection(*every)
     for name in sorted(common):
@@ -287,13 +287,13 @@ def missing_bars(opens_T: Ints, length: int) -> Ints:
 
 
 def _tell_files(files: Sequence[FileBars], length: int) -> list[str]:
-    """What was told from the files, one line each; what is equal for several files once."""
+    """What was detected in the files, one line each; what is equal for several files once."""
     lines: dict[str, list[str]] = {}
     for file in files:
         inclusive = file.clock.stamp == "close" and last_instant(file.clock.stamps_T, length)
         closes = ["closes are the last instant of their bars; opens are the next whole second"] if inclusive else []
         unread = [f"columns not read: {', '.join(file.unread)}"] if file.unread else []
         empty = [f"rows without prices, left out: {file.empty:,}"] if file.empty else []
-        for text in (*file.told, *closes, *unread, *empty):
+        for text in (*file.notes, *closes, *unread, *empty):
             lines.setdefault(text, []).append(str(file.source.path))
     return [f"{places[0] if len(places) == 1 else f'{len(places):,} files'}: {text}" for text, places in lines.items()]

@@ -3,7 +3,7 @@
 Input: the Arrow column of the times, and that of the clock if date and clock are two columns. Output: `ParsedTimes`. A
 number is seconds, milli-, micro- or nanoseconds since 1970. Text may be `2024-01-02 09:30:00`, `2024.01.02`,
 `02/01/2024`, `20240102 093000`, with or without an offset or the name of a zone. Whether a date begins with the day or
-the month is told from the whole column.
+the month is detected from the whole column.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _REMEDY = "Write ISO 8601, or name another column with --columns time=…"
 
 @dataclass(frozen=True)
 class ParsedTimes:
-    """Nanoseconds since 1970 of each row. `is_utc` tells whether they are UTC; otherwise `zones_T` names their zones,
-    or is empty if the file names none. `dates_only` is true if no time has a clock. `told` describes the format.
+    """Nanoseconds since 1970 of each row. `is_utc` says whether they are UTC; otherwise `zones_T` names their zones,
+    or is empty if the file names none. `dates_only` is true if no time has a clock. `description` describes the format.
     """
 
     stamps_T: Ints
     is_utc: bool
-    told: str
+    description: str
     zones_T: NDArray[Any]
     dates_only: bool = False
     compact: bool = False
@@ -67,7 +67,7 @@ def parse_times(column: pa.ChunkedArray, clock: pa.ChunkedArray | None, dates: s
         return ParsedTimes(stamps_T, column.type.tz is not None, str(column.type), none)
     if pa.types.is_date(column.type) and clock is None:
         stamps_T = _in_nanoseconds(column, place)
-        return ParsedTimes(stamps_T, is_utc=False, told="dates", zones_T=none, dates_only=True)
+        return ParsedTimes(stamps_T, is_utc=False, description="dates", zones_T=none, dates_only=True)
     known = (is_text(column), pa.types.is_integer(column.type), pa.types.is_floating(column.type))
     if not any(known) and not (clock is not None and pa.types.is_date(column.type)):
         raise DataError(f"{place(0)}: time must be text, numbers or timestamps, got {column.type}. {_REMEDY}")
@@ -124,7 +124,7 @@ def _parse_epoch(column: pa.ChunkedArray, place: Place) -> ParsedTimes:
         raise DataError(f"{place(extremes[0])}: times must have one unit in a file, got {shown}. {_REMEDY}")
     scale = SECOND // UNITS[units[0]][1]
     stamps_T = values * scale if values.dtype.kind == "i" else np.rint(values * scale)
-    return ParsedTimes(stamps_T.astype(np.int64), is_utc=True, told=units[0], zones_T=np.zeros(0, np.str_))
+    return ParsedTimes(stamps_T.astype(np.int64), is_utc=True, description=units[0], zones_T=np.zeros(0, np.str_))
 
 
 def _is_time(value: object) -> bool:
@@ -171,14 +171,14 @@ def _parse_text(text: pa.ChunkedArray, dates: str | None, place: Place) -> Parse
             ],
             total=len(bad),
         )
-    told = f"text such as {written[0].as_py()!r}"
+    description = f"text such as {written[0].as_py()!r}"
     if order:
-        told += ", day first" if order == "dmy" else ", month first"
+        description += ", day first" if order == "dmy" else ", month first"
     zones_T = _field(parts, "z")
     if pattern == _COMPACT:  # the form of Interactive Brokers for UTC
         zones_T = np.where((zones_T == "") & (_field(parts, "sep") == "-"), "UTC", zones_T)
     dates_only = bool((_field(parts, "H") == "").all())
-    return _apply_offsets(stamps_T, zones_T, told, dates_only, pattern == _COMPACT, place)
+    return _apply_offsets(stamps_T, zones_T, description, dates_only, pattern == _COMPACT, place)
 
 
 def _field(parts: pa.StructArray, name: str) -> NDArray[Any]:
@@ -230,20 +230,20 @@ def _day_or_month_first(parts: pa.StructArray, dates: str | None, text: pa.Chunk
 
 
 def _apply_offsets(
-    stamps_T: Ints, zones_T: NDArray[Any], told: str, dates_only: bool, compact: bool, place: Place
+    stamps_T: Ints, zones_T: NDArray[Any], description: str, dates_only: bool, compact: bool, place: Place
 ) -> ParsedTimes:
     """Subtract the offsets of times that have them; keep the names of zones for `time_zones.py`."""
     names, inverse = np.unique(zones_T, return_inverse=True)
     if (names == "").all():
-        return ParsedTimes(stamps_T, False, told, np.zeros(0, np.str_), dates_only, compact)
+        return ParsedTimes(stamps_T, False, description, np.zeros(0, np.str_), dates_only, compact)
     if "" in names:
         row = int((zones_T == "").argmax())
         raise DataError(f"{place(row)}: either all times of a file have a zone or none has, got one without. {_REMEDY}")
     offsets = [_offset(name) for name in names.tolist()]
     if None in offsets:
-        return ParsedTimes(stamps_T, False, told, zones_T, dates_only, compact)
+        return ParsedTimes(stamps_T, False, description, zones_T, dates_only, compact)
     return ParsedTimes(
-        stamps_T - np.array(offsets, np.int64)[inverse], True, told, np.zeros(0, np.str_), dates_only, compact
+        stamps_T - np.array(offsets, np.int64)[inverse], True, description, np.zeros(0, np.str_), dates_only, compact
     )
 
 

@@ -1,7 +1,7 @@
 """Files of bars → train.jsonl, val.jsonl, test.jsonl and the data card windows.json.
 
 Input: paths, options and a folder. Output: the four files, and the content of the card. The card has the arguments, the
-SHA-256 of each file, what was told from the files, and counts, so that the windows can be made again. The same files
+SHA-256 of each file, what was detected in the files, and counts, so that the windows can be made again. The same files
 and options give the same bytes.
 """
 
@@ -36,7 +36,7 @@ from ctxtrain.storage.split_folder import require_split_folder
 
 _WHOLE_IF_ALL_ARE = frozenset({"volume", "delta", "buy_vol", "sell_vol"})
 _R_DECIMALS = 6
-_TOLD_NAMES = 30  # of columns in one line on standard error; the card has all
+_NAMED_COLUMNS = 30  # of columns in one line on standard error; the card has all
 
 
 def write_windows(
@@ -44,9 +44,9 @@ def write_windows(
     folder: Path,
     read: ReadOptions,
     options: WindowOptions,
-    tell: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write the four files, and return the card. `tell` receives what was told from the files, a line at a time.
+    """Write the four files, and return the card. `say` receives what was detected in the files, a line at a time.
 
     Raises DataError for faulty files, and ConfigError for options that do not fit them or if the folder has files that
     are not those of earlier windows.
@@ -63,12 +63,12 @@ def write_windows(
     names = (options.events, options.label)
     optional = tuple(name for name in names if isinstance(name, str) and name not in (EVERY, TRIPLE_BARRIER))
     market = read_market(paths, replace(read, optional=optional))
-    told = market.told
+    notes = market.notes
     flagged = [add_flags(series, options, market.bar_length) for series in market.series]
-    told += list(dict.fromkeys(line for _, lines in flagged for line in lines))
+    notes += list(dict.fromkeys(line for _, lines in flagged for line in lines))
     market = replace(market, series=[series for series, _ in flagged])
-    for line in told:
-        tell(_shorten(line))
+    for line in notes:
+        say(_shorten(line))
     windows = cut_windows(market, options)
     make_folder(folder)
     with ExitStack() as written:  # all files are moved into place together, the card first
@@ -80,13 +80,13 @@ def write_windows(
                 stream.write(row)
                 digest.update(row)
             files[name] = {**_file_facts(market, windows, of_split), "sha256": digest.hexdigest()}
-        card = _card(market, windows, read, options, told) | {"files": files}
+        card = _card(market, windows, read, options, notes) | {"files": files}
         written.enter_context(replace_atomically(folder / WINDOWS, 0)).write(to_json(card))
     return card
 
 
 def _card(
-    market: Market, windows: Windows, read: ReadOptions, options: WindowOptions, told: Sequence[str]
+    market: Market, windows: Windows, read: ReadOptions, options: WindowOptions, notes: Sequence[str]
 ) -> dict[str, Any]:
     max_gap = default_max_gap(market.bar_length) if options.max_gap is None else options.max_gap
     return {
@@ -97,7 +97,7 @@ def _card(
         "symbols": [series.symbol for series in market.series],
         "fields": {name: _kind(name, market.series) for name in read.fields},
         "sources": market.sources,
-        "told": list(told),
+        "notes": list(notes),
         "bars": market.counts,
         "events": windows.counts | {"ambiguous": windows.ambiguous},
         "left_out": windows.left_out,
@@ -207,6 +207,6 @@ def _times(opens: NDArray[np.int64]) -> list[str]:
 
 def _shorten(line: str) -> str:
     names = line.split(", ")
-    if "columns not read: " not in line or len(names) <= _TOLD_NAMES:
+    if "columns not read: " not in line or len(names) <= _NAMED_COLUMNS:
         return line
-    return f"{', '.join(names[:_TOLD_NAMES])} and {len(names) - _TOLD_NAMES} more, all in {WINDOWS}"
+    return f"{', '.join(names[:_NAMED_COLUMNS])} and {len(names) - _NAMED_COLUMNS} more, all in {WINDOWS}"

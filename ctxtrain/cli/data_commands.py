@@ -49,7 +49,7 @@ def windows(
     max_gap: Annotated[
         int | None, typer.Option(metavar="N", help="Longest gap in a window, in bars: 4 days is the default.")
     ] = None,
-    symbol: Annotated[str | None, typer.Option(help="The market, if the files do not tell.")] = None,
+    symbol: Annotated[str | None, typer.Option(help="The market, if the files do not name it.")] = None,
     time_zone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="Zone of times without one, as Europe/Athens.")
     ] = None,
@@ -76,7 +76,7 @@ def windows(
         events=events, bars=bars, structure=structure, higher=higher, label=label, profit=profit, stop=stop,
         horizon=horizon, cost=cost, split=split, max_gap=max_gap,
     )  # fmt: skip
-    card = write_windows(bars_files, output, read, options, tell=lambda line: announce(f"note: {line}"))
+    card = write_windows(bars_files, output, read, options, say=lambda line: announce(f"note: {line}"))
     write_stdout(describe_windows(output, card))
 
 

@@ -117,7 +117,7 @@ def _is_main_process() -> bool:
 
 
 def _free(error: BaseException | None) -> None:
-    """Let go of what the frames of an error hold: without it there may be no memory to tell of the error."""
+    """Let go of what the frames of an error hold: without it there may be no memory to report the error."""
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
 CHUNK = 1 << 17  # bytes per read
-START = 4096  # bytes that tell the format
+START = 4096  # bytes from which the format is detected
 _PACKINGS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # first bytes of compressed data
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 

@@ -1,4 +1,4 @@
-"""The format of a data file, told from its content: JSON lines, a JSON array, Parquet or Arrow, plain, .gz or .zst.
+"""The format of a data file, detected from its content: JSON lines, a JSON array, Parquet or Arrow, plain, .gz or .zst.
 
 Input: a stream of bytes. Output: rows with their numbers, as plain values. What is not read is named, with the remedy.
 """

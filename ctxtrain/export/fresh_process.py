@@ -114,7 +114,7 @@ def _ask(process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floa
     assert process.stdin is not None, "it is a pipe, as the two below"
     assert process.stdout is not None
     assert process.stderr is not None
-    with suppress(BrokenPipeError):  # it ended; its exit code tells why
+    with suppress(BrokenPipeError):  # it ended; its exit code has the reason
         process.stdin.write(request + b"\n")
         process.stdin.flush()
     answer = next((line for line in process.stdout if line.startswith(b'{"status"')), None)

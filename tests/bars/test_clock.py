@@ -99,7 +99,7 @@ def test_an_hour_that_the_file_has_once_without_a_gap_is_taken_as_the_first_and_
     texts = [f"{when:%Y-%m-%d %H:%M}" for when in minutes(datetime(2024, 10, 27, tzinfo=UTC), 100, 5)]
     market = read(write(tmp_path / "a.csv", texts), time_zone="Europe/Athens")
     assert opens(market)[36] == datetime(2024, 10, 27, 0, tzinfo=UTC)
-    assert any("12 of them in an hour that fits both, taken as the first" in line for line in market.told)
+    assert any("12 of them in an hour that fits both, taken as the first" in line for line in market.notes)
 
 
 def test_a_bar_in_the_hour_that_spring_leaves_out_is_a_fault_and_other_bars_are_not(tmp_path: Path) -> None:
@@ -216,14 +216,14 @@ def test_long_bars_on_the_grid_of_utc_keep_their_grid_in_autumn(
     texts = [f"{when.astimezone(zone):%Y-%m-%d %H:%M:%S}" for when in expected]
     market = read(write(tmp_path / "a.csv", texts), time_zone=zone.key)
     assert opens(market) == expected
-    assert not any("taken as the first" in line for line in market.told)
+    assert not any("taken as the first" in line for line in market.notes)
 
 
 def test_long_bars_that_fit_both_hours_of_autumn_are_counted_as_guessed(tmp_path: Path) -> None:
     texts = [f"2024-10-{day} {hour:02}:00:00" for day in (26, 27, 28) for hour in range(2, 24, 4)]  # a local grid
     market = read(write(tmp_path / "a.csv", texts), time_zone="Europe/Berlin")
     assert opens(market)[6] == datetime(2024, 10, 27, 0, tzinfo=UTC)
-    assert any("1 of them in an hour that fits both, taken as the first" in line for line in market.told)
+    assert any("1 of them in an hour that fits both, taken as the first" in line for line in market.notes)
 
 
 @pytest.mark.parametrize("step", [30, 60])

@@ -102,12 +102,12 @@ def test_what_is_no_flag_is_refused_with_those_that_are(market: Bars) -> None:
 
 def test_structure_adds_the_flags_that_the_file_lacks(market: Bars) -> None:
     own = np.full(3000, 2.5)
-    flagged, told = add_flags(series_of(market, atr_14=own), options(structure=True), MINUTE)
+    flagged, notes = add_flags(series_of(market, atr_14=own), options(structure=True), MINUTE)
     computed = add_structure({name: market[name] for name in ("high", "low", "close", "volume")})
     for name in ("ext_dir", "fvg_up", "mgann_leg_index", "wave_strength"):
         assert np.array_equal(flagged.columns[name], computed[name]), name
     assert (flagged.columns["atr_14"] == 2.5).all()
-    assert told == ["structure: computed 16 fields; from the file: atr_14"]
+    assert notes == ["structure: computed 16 fields; from the file: atr_14"]
 
 
 def slow_direction(series: Series, times: int, bar: int) -> int:

@@ -80,9 +80,9 @@ def test_symbols_that_differ_only_in_case_are_refused(names: tuple[str, str], tm
 @pytest.mark.parametrize(("day", "words"), [(3, "follow one another at similar prices"), (2, "have equal bars")])
 def test_files_that_look_like_one_market_are_named(day: int, words: str, tmp_path: Path) -> None:
     paths = [bars(tmp_path / "GCz.csv"), bars(tmp_path / "Gold.csv", day=day)]
-    (line,) = [line for line in read(*paths).told if words in line]
+    (line,) = [line for line in read(*paths).notes if words in line]
     assert "but are read as the markets GCz and Gold; --symbol makes them one market" in line
-    assert not any(words in line for line in read(*paths, symbol="GC").told)
+    assert not any(words in line for line in read(*paths, symbol="GC").notes)
 
 
 @pytest.mark.parametrize(("unit", "minutes"), [(1000, 5), (10**6, 5), (1000, 60), (1, 5)])
@@ -92,7 +92,7 @@ def test_inclusive_closes_become_whole_opens(unit: int, minutes: int, tmp_path: 
     (tmp_path / "a.csv").write_text("\n".join(["close_time,open,high,low,close", *lines]))
     market = read(tmp_path / "a.csv")
     assert market.series[0].opens_T.tolist() == [when * NANOSECONDS for when in opens]
-    assert any("closes are the last instant of their bars" in line for line in market.told)
+    assert any("closes are the last instant of their bars" in line for line in market.notes)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_an_odd_cell_among_numbers_is_a_fault(cell: str, tmp_path: Path) -> None
 def test_a_mark_without_a_value_among_numbers_is_null_and_counted(cell: str, tmp_path: Path) -> None:
     market = read(bars(tmp_path / "GC.csv", "rsi", ("1.5", cell, "2.5")), fields=("rsi",))
     assert np.isnan(market.series[0].columns["rsi"][1])
-    assert any("rsi: 1 of 10 cells have no number, and count as not given" in line for line in market.told)
+    assert any("rsi: 1 of 10 cells have no number, and count as not given" in line for line in market.notes)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_narrow_numbers_are_read_as_their_shortest_decimals(kind: pa.DataType, t
     prices = pa.array(np.array([1.1, 1.2, 1.3, 1.4], kind.to_pandas_dtype()))
     market = read(table(tmp_path / "GC.parquet", **dict.fromkeys(("open", "high", "low", "close"), prices)))
     assert market.series[0].columns["close"].tolist() == [1.1, 1.2, 1.3, 1.4]
-    assert any("close, high, low, open: numbers of 32 bits have 7 digits" in line for line in market.told)
+    assert any("close, high, low, open: numbers of 32 bits have 7 digits" in line for line in market.notes)
 
 
 @pytest.mark.parametrize("text", ["{}", "[{}]", "[[],[]]", "{}\n{}", "[]", '{"data": []}'])

@@ -125,8 +125,8 @@ def test_a_nested_export_gives_its_flags_and_the_direction_of_the_higher_timefra
 
 def test_what_was_told_is_stated(market: Bars, tmp_path: Path) -> None:
     path = exporters.excel(tmp_path, market)
-    told = "\n".join(read(path, columns=exporters.EXCEL_COLUMNS).told).replace(f"{path}: ", "")
-    assert told.splitlines() == [
+    notes = "\n".join(read(path, columns=exporters.EXCEL_COLUMNS).notes).replace(f"{path}: ", "")
+    assert notes.splitlines() == [
         "text separated by semicolons, with column names, Windows-1252, decimal comma",
         "columns: time = Tid, open = Öppning, high = Högst, low = Lägst, close = Senast, volume = Volym",
         "symbol Gold, from the name of the file",
@@ -268,15 +268,15 @@ def test_rows_without_prices_and_comments_are_counted(tmp_path: Path) -> None:
     (tmp_path / "GC.csv").write_text("# made by hand\n" + COMMAS + "\n\n2024-01-02 09:40,,,,\n")
     found = read(tmp_path / "GC.csv")
     assert (found.counts["bars"], found.counts["rows_without_prices"]) == (10, 1)
-    assert any("rows without prices, left out: 1" in line for line in found.told)
-    assert any("lines with # skipped: 1" in line for line in found.told)
+    assert any("rows without prices, left out: 1" in line for line in found.notes)
+    assert any("lines with # skipped: 1" in line for line in found.notes)
 
 
 def test_lines_above_the_names_are_skipped_and_said(tmp_path: Path) -> None:
     (tmp_path / "GC.csv").write_text("https://example.org\n" + COMMAS.replace("time", "Date"))
     found = read(tmp_path / "GC.csv")
     assert found.counts["bars"] == 10
-    assert "lines above them skipped: 1" in found.told[0]
+    assert "lines above them skipped: 1" in found.notes[0]
 
 
 def test_columns_are_chosen_by_name_and_number(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_column_that_merely_begins_with_volume_is_not_the_volume(column: str, 
     (tmp_path / "GC.csv").write_text("\n".join([f"time,open,high,low,close,{column}", *lines]))
     found = read(tmp_path / "GC.csv")
     assert ("volume" in found.series[0].columns) == is_taken
-    assert any(f"volume = {column}" in line for line in found.told) == is_taken
+    assert any(f"volume = {column}" in line for line in found.notes) == is_taken
 
 
 @pytest.mark.parametrize("preamble", ["   ", " \t ", "Report\n  ", "\u00a0"])

@@ -54,21 +54,21 @@ def test_the_sign_of_a_currency_is_no_part_of_a_price(price: str, tmp_path: Path
     path = write(tmp_path / "GC.csv", "time,open,high,low,close", f"{{t}},{','.join([price] * 4)}")
     market = read(path)
     assert market.series[0].columns["close"][0] == 1999.87
-    assert any("signs of a currency removed from open, high, low, close" in line for line in market.told)
+    assert any("signs of a currency removed from open, high, low, close" in line for line in market.notes)
 
 
 @pytest.mark.parametrize(("cell", "volume"), [("180K", 180_000), ("1.15M", 1_150_000), ("2.5b", 2_500_000_000)])
 def test_volumes_in_thousands_and_millions_are_numbers(cell: str, volume: float, tmp_path: Path) -> None:
     market = read(write(tmp_path / "GC.csv", "time,open,high,low,close,Vol.", f"{{t}},1,1,1,1,{cell}"))
     assert market.series[0].columns["volume"].tolist() == [volume] * 10
-    assert any("volume: 10 cells with K, M or B are thousands, millions or billions" in line for line in market.told)
+    assert any("volume: 10 cells with K, M or B are thousands, millions or billions" in line for line in market.notes)
 
 
 @pytest.mark.parametrize("cell", ["-1", "-1.0"])
 def test_a_volume_of_minus_one_on_all_bars_is_not_given(cell: str, tmp_path: Path) -> None:
     market = read(write(tmp_path / "EUR.csv", "time,open,high,low,close,volume", f"{{t}},1,1,1,1,{cell}"))
     assert "volume" not in market.series[0].columns
-    assert any("volume is -1 on all bars, as Interactive Brokers writes it" in line for line in market.told)
+    assert any("volume is -1 on all bars, as Interactive Brokers writes it" in line for line in market.notes)
     mixed = (tmp_path / "EUR.csv").read_text().replace(f"1,{cell}", "1,5", 1)
     (tmp_path / "EUR.csv").write_text(mixed)
     assert "EUR.csv:3: volume must be from 0" in refusal(tmp_path / "EUR.csv")
@@ -84,7 +84,7 @@ def test_a_volume_of_minus_one_on_all_bars_is_not_given(cell: str, tmp_path: Pat
 def test_the_header_lines_of_yfinance_are_no_bars(head: str, tmp_path: Path) -> None:
     market = read(write(tmp_path / "AAPL.csv", head, "{t},1,1,1,1,{n}"))
     assert (first_open(market), market.counts["bars"]) == (START.replace(hour=0), 10)
-    assert any("lines of yfinance below them skipped" in line for line in market.told)
+    assert any("lines of yfinance below them skipped" in line for line in market.notes)
     (tmp_path / "AAPL.csv").write_text((tmp_path / "AAPL.csv").read_text().replace("AAPL,AAPL", "AAPL,MSFT"))
     if "Ticker" in head:
         assert "a file must have one market, got columns of" in refusal(tmp_path / "AAPL.csv")
@@ -127,7 +127,7 @@ def test_an_average_price_in_arrays_is_not_taken_for_the_volume(text: bool, tmp_
     (tmp_path / "XBT.json").write_text(json.dumps(rows))
     market = read(tmp_path / "XBT.json")
     assert market.series[0].columns["volume"].tolist() == [300 + n for n in range(20)]
-    assert any("column 6 lies within each bar: an average price, not the volume" in line for line in market.told)
+    assert any("column 6 lies within each bar: an average price, not the volume" in line for line in market.notes)
 
 
 TICKS = "<DATE>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<TICKVOL>,<VOL>"
@@ -207,14 +207,14 @@ def test_a_bar_length_that_contradicts_the_steps_is_refused(length: str, usual: 
     [
         ({"separator": ";"}, "--separator has no effect on a JSON array of objects"),
         ({"decimal": ","}, "--decimal has no effect: the prices are numbers, not text"),
-        ({"dates": "dmy"}, "--dates has no effect: the times tell day and month"),
+        ({"dates": "dmy"}, "--dates has no effect: the times show day and month"),
         ({"columns": {"open": "close"}}, "of the same column: open and close"),
     ],
 )
 def test_options_without_effect_are_said(given: dict[str, Any], words: str, tmp_path: Path) -> None:
     rows = [{"time": f"2024-01-02T09:3{n}:00Z", "open": 1, "high": 1, "low": 1, "close": 1} for n in range(5)]
     (tmp_path / "GC.json").write_text(json.dumps(rows))
-    assert any(words in line for line in read(tmp_path / "GC.json", **given).told)
+    assert any(words in line for line in read(tmp_path / "GC.json", **given).notes)
 
 
 @pytest.mark.parametrize("zone", ["US/Eastern", "Europe/Athens"])
