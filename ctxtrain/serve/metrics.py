@@ -45,10 +45,7 @@ class Metrics:
         )
         self.predictions = Counter("ctxtrain_predictions", "Predictions by label", ["label"], registry=registry)
         self.unknown_words = Counter(
-            "ctxtrain_unknown_words",
-            "Rows with a word that no training row has, by field",
-            ["field"],
-            registry=registry,
+            "ctxtrain_unknown_words", "Rows with a word that no training row has", registry=registry
         )
         self.abstentions = Counter("ctxtrain_abstentions", "Predictions below --min-confidence", registry=registry)
         self.confidence = Histogram(

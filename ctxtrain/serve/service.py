@@ -107,8 +107,7 @@ class Service:
         with self.metrics.pass_seconds.time():
             predictions = self.predictor.predict_windows(windows, min_confidence=self.min_confidence)
         self.metrics.pass_windows.observe(len(windows))
-        for field in (name for window in windows for name in self.predictor.codec.unseen_words(window)):
-            self.metrics.unknown_words.labels(field).inc()
+        self.metrics.unknown_words.inc(sum(bool(self.predictor.codec.unseen_words(window)) for window in windows))
         return predictions
 
 

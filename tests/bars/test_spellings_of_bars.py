@@ -15,7 +15,7 @@ from ctxtrain.bars.series import Market, read_market
 from ctxtrain.bars.windows import cut_windows
 from ctxtrain.errors import ConfigError
 from tests.bars.test_faults import bars, read, refusal
-from tests.bars.test_windows import options
+from tests.bars.test_windows_of_bars import options
 
 START = datetime(2024, 2, 27, 9, tzinfo=UTC)
 

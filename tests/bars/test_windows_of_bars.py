@@ -1,6 +1,6 @@
 """Windows, labels and splits of bars: equal for every program, and without a look at later bars.
 
-python -m pytest tests/bars/test_windows.py
+python -m pytest tests/bars/test_windows_of_bars.py
 """
 
 import hashlib
