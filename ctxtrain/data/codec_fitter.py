@@ -78,6 +78,7 @@ class CodecFitter:
             name.removeprefix("features.")
             for name, counts in sorted(self._words.items())
             if name.startswith("features.") and self.counts[name] == self.windows and counts
+            if name.removeprefix("features.") not in self._features  # a number in some rows
         ]
         if not fields and not features and not words:
             raise DataError("rows without bars must have a feature that every training row has, but they have none")
