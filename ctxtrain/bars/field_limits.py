@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from pydantic.fields import FieldInfo
 
 from ctxtrain.data.row_schema import MAX_MAGNITUDE, Bar
-from ctxtrain.errors import DataError
+from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 Floats = NDArray[np.float64]
-_SHOWN = 100
 
 
 def _bounds(hint: Any) -> dict[str, float]:
@@ -46,7 +45,7 @@ def require_limits(columns: Mapping[str, Floats], place: Callable[[int], str]) -
         remedy = f"Correct the file, or name another column with --columns {name}=…"
         faults += [
             f"{place(row)}: {name} must be from {least:g} to {most:g}, got {values[row]:g}. {remedy}"
-            for row in wrong[:_SHOWN].tolist()
+            for row in wrong[:MAX_FAULTS_SHOWN].tolist()
         ]
     if faults:
         raise DataError(faults, total=total)

@@ -27,7 +27,7 @@ from ctxtrain.bars.symbol_name import symbol_of_file
 from ctxtrain.bars.time_columns import choose_time_columns
 from ctxtrain.data.plain_values import Conversions
 from ctxtrain.data.row_schema import BAR_FIELDS, MEASURES, PRICES
-from ctxtrain.errors import ConfigError, DataError
+from ctxtrain.errors import MAX_FAULTS_SHOWN, ConfigError, DataError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -213,11 +213,11 @@ def _rows_with_prices(source: Source, prices: Mapping[str, Floats]) -> tuple[Int
     partly = np.flatnonzero(lacking.any(axis=0) & ~lacking.all(axis=0))
     if len(partly):
         missing = [", ".join(name for name, row_lacks in zip(prices, lacking[:, row], strict=True) if row_lacks)
-                   for row in partly[:100]]  # fmt: skip
+                   for row in partly[:MAX_FAULTS_SHOWN]]  # fmt: skip
         raise DataError(
             [
                 f"{source.place(int(row))}: a bar must have four prices, got none for {names}. Correct the bar."
-                for row, names in zip(partly[:100], missing, strict=True)
+                for row, names in zip(partly[:MAX_FAULTS_SHOWN], missing, strict=True)
             ],
             total=len(partly),
         )

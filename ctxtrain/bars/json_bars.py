@@ -32,9 +32,10 @@ def read_json(path: Path, text: bytes) -> JsonTable:
     """
     if text.lstrip().startswith(b"["):
         return _read_array(path, _load(path, text), "a JSON array")
-    lines = [line for line in text.split(b"\n") if line.strip()]
-    if len(lines) == 1 or not _is_object(lines[0]):
-        value = _load(path, text) if len(lines) == 1 or lines[0].strip() == b"{" else None
+    first, _, more = text.strip().partition(b"\n")
+    is_one_line = not more
+    if is_one_line or not _is_object(first):
+        value = _load(path, text) if is_one_line or first.strip() == b"{" else None
         if isinstance(value, dict) and (not names_prices(value) or any(isinstance(v, list) for v in value.values())):
             return _read_wrapped(path, value)
     objects, numbers = _read_json_lines(path, text)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ctxtrain.data.plain_values import shortest_decimals
-from ctxtrain.errors import DataError, short_repr
+from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError, short_repr
 
 Floats = NDArray[np.float64]
 Place = Callable[[int], str]
@@ -74,7 +74,7 @@ def to_floats(column: pa.ChunkedArray, decimal: str, name: str, place: Place) ->
             [
                 f"{place(row)}: {name} must be a number, got {short_repr(column[row].as_py())}. Correct the file, or "
                 f"name another column with --columns {name}=…"
-                for row in wrong[:100].tolist()
+                for row in wrong[:MAX_FAULTS_SHOWN].tolist()
             ],
             total=len(wrong),
         )
@@ -130,7 +130,8 @@ def _refuse(column: pa.ChunkedArray, unknown: NDArray[np.bool_], rule: str, name
     if len(rows):
         remedy = f"Correct the file, or leave the field out with --columns {name}="
         faults = [
-            f"{place(row)}: {rule}, got {short_repr(column[row].as_py())}. {remedy}" for row in rows[:100].tolist()
+            f"{place(row)}: {rule}, got {short_repr(column[row].as_py())}. {remedy}"
+            for row in rows[:MAX_FAULTS_SHOWN].tolist()
         ]
         raise DataError(faults, total=len(rows))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ctxtrain.bars.numbers import is_text, parse_text, to_floats
 from ctxtrain.bars.read import Source
 from ctxtrain.data.row_schema import MAX_WORD_CHARS
-from ctxtrain.errors import DataError, short_repr
+from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError, short_repr
 
 Floats = NDArray[np.float64]
 _MARKS = ["", "-", "--", "---", "nan", "n/a", "na", "null", "none", "#n/a", "#na", "nil", "."]  # of cells without value
@@ -33,7 +33,7 @@ def copy_field(source: Source, name: str, decimal: str) -> tuple[Floats | list[A
         return column.to_pylist(), []
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
         values = to_floats(column, decimal, name, source.place)
-        return values, _tell_missing(name, int(np.isnan(values).sum()), len(values))
+        return values, _note_missing(name, int(np.isnan(values).sum()), len(values))
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_time(kind):
         return column.cast(pa.string()).to_pylist(), []
     raise DataError(
@@ -50,12 +50,12 @@ def _copy_text(
     given = len(column) - missing
     numbers, wrong = parse_text(pc.if_else(is_mark, None, column), decimal)
     if not len(wrong):
-        return numbers, _tell_missing(name, missing, len(column))
+        return numbers, _note_missing(name, missing, len(column))
     if given - len(wrong) > _MOSTLY * given:
         rule = f"--fields {name} must have numbers as most of its cells are"
         faults = [
             f"{source.place(row)}: {rule}, got {short_repr(column[row].as_py())}. Correct the cell, or leave it empty."
-            for row in wrong[:100].tolist()
+            for row in wrong[:MAX_FAULTS_SHOWN].tolist()
         ]
         raise DataError(faults, total=len(wrong))
     words = lower.to_pylist()
@@ -65,10 +65,10 @@ def _copy_text(
     if len(long):
         rule = f"--fields {name} must have words of at most {MAX_WORD_CHARS} characters"
         faults = [f"{source.place(row)}: {rule}, got {short_repr(column[row].as_py())}. Leave the column out."
-                  for row in long[:100].tolist()]  # fmt: skip
+                  for row in long[:MAX_FAULTS_SHOWN].tolist()]  # fmt: skip
         raise DataError(faults, total=len(long))
     return [word or None for word in pc.utf8_trim_whitespace(column).to_pylist()], []
 
 
-def _tell_missing(name: str, missing: int, total: int) -> list[str]:
+def _note_missing(name: str, missing: int, total: int) -> list[str]:
     return [f"{name}: {missing:,} of {total:,} cells have no number, and count as not given"] if missing else []

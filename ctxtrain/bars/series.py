@@ -22,7 +22,7 @@ from ctxtrain.bars.same_market import require_distinct_symbols, require_one_volu
 from ctxtrain.data.outliers import REL_TOL
 from ctxtrain.data.row_schema import PRICES
 from ctxtrain.data.time_units import SECOND, format_utc
-from ctxtrain.errors import ConfigError, DataError
+from ctxtrain.errors import MAX_FAULTS_SHOWN, ConfigError, DataError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -243,7 +243,7 @@ def _distinct(
             [
                 f"{origin.place(bar)}: {symbol} must have one bar at {format_utc(int(opens_T[bar]))}, but "
                 f"{origin.place(bar - 1)} has other values of {names}. Delete one of them.{hint}"
-                for bar, names in different[:100]
+                for bar, names in different[:MAX_FAULTS_SHOWN]
             ],
             total=len(different),
         )
@@ -262,7 +262,7 @@ def _check_prices(columns: dict[str, Floats], origin: _Origin) -> int:
             [
                 f"{origin.place(bar)}: a bar must have low ≤ open, close ≤ high, got open {opened[bar]:g}, "
                 f"high {high[bar]:g}, low {low[bar]:g}, close {close[bar]:g}. {remedy}."
-                for bar in wrong[:100].tolist()
+                for bar in wrong[:MAX_FAULTS_SHOWN].tolist()
             ],
             total=len(wrong),
         )

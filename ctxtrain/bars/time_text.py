@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ctxtrain.bars.numbers import is_text
 from ctxtrain.data.time_units import PLAIN_NUMBER, SECOND, UNITS, parse_time
-from ctxtrain.errors import DataError, short_repr
+from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError, short_repr
 
 Ints = NDArray[np.int64]
 Place = Callable[[int], str]
@@ -60,7 +60,9 @@ def parse_times(column: pa.ChunkedArray, clock: pa.ChunkedArray | None, dates: s
     none = np.zeros(0, np.str_)
     missing = np.flatnonzero(column.is_null().to_numpy())
     if len(missing):
-        faults = [f"{place(row)}: a bar must have a time, got none. {_REMEDY}" for row in missing[:100].tolist()]
+        faults = [
+            f"{place(row)}: a bar must have a time, got none. {_REMEDY}" for row in missing[:MAX_FAULTS_SHOWN].tolist()
+        ]
         raise DataError(faults, total=len(missing))
     if pa.types.is_timestamp(column.type):
         stamps_T = _in_nanoseconds(column, place)
@@ -167,7 +169,7 @@ def _parse_text(text: pa.ChunkedArray, dates: str | None, place: Place) -> Parse
             [
                 f"{place(row)}: time must be a date in one format, got {short_repr(written[row].as_py())} where the "
                 f"file begins with {short_repr(written[0].as_py())}. {_REMEDY}"
-                for row in bad[:100].tolist()
+                for row in bad[:MAX_FAULTS_SHOWN].tolist()
             ],
             total=len(bad),
         )

@@ -62,8 +62,8 @@ class Notices:
             self.rejected_names[position.rejected_time_name] += 1
         self.without_symbol += window.symbol is None
         if not window.bars:
-            self.rejected_names[window.position.rejected_time_name] += bool(window.position.rejected_time_name)
-            self.rejected_names = +self.rejected_names
+            if window.position.rejected_time_name:
+                self.rejected_names[window.position.rejected_time_name] += 1
             return
         self.without_order += not position.unit and position.index is None and "bar_index" not in position.lacking
         self.rounded_rows += window.rounded > 0

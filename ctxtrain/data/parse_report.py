@@ -14,7 +14,7 @@ from typing import Any
 
 from ctxtrain.data.notices import Notices
 from ctxtrain.data.parse_window import Kind, Window, parse_row
-from ctxtrain.data.row_schema import NO_FIELDS, OwnFields
+from ctxtrain.data.row_schema import NO_FIELDS, OwnFields, names_prices
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError
 
 MAX_ROWS_PER_KIND = 10  # of faults that are alike: with one in every row, no other would be seen
@@ -98,7 +98,7 @@ class ParseReport:
         ignored, notices = Counter(values["ignored_fields"]), Notices.from_dict(values["noticed"])
         return cls(
             source,
-            values.get("separator", ":"),  # tables of earlier releases are of lines
+            values["separator"],
             values["rows"],
             values["good"],
             ignored_fields=ignored,
@@ -121,15 +121,13 @@ class Unreadable:
 
 
 NumberedRow = tuple[int, object]  # the number of a line or row, from 1, and a decoded row or an `Unreadable`
-_PRICES = frozenset({"open", "high", "low", "close"})
 _ROW_PARTS = frozenset({"context_bars", "current_bar", "context", "features"})
 BARS_REMEDY = "Make windows of its bars with `ctxtrain windows` (docs/own-windows.md)"
 
 
-def is_bar(names: Iterable[object]) -> bool:
-    """Whether an object with these names is one bar, and no row: it has the four prices and no part of a window."""
-    lower = {name.lower() for name in names if isinstance(name, str)}
-    return lower >= _PRICES and not lower & _ROW_PARTS
+def is_bar(row: Mapping[str, object]) -> bool:
+    """Whether an object is one bar, and no row: it has prices and no part of a row."""
+    return names_prices(row) and not row.keys() & _ROW_PARTS
 
 
 def parse_rows(

@@ -29,14 +29,13 @@ from ctxtrain.data.row_schema import (
     MIN_BARS,
     NO_FIELDS,
     OBJECT_FLAGS,
-    PRICES,
-    SPELLINGS,
     TEXT_ROW_FIELDS,
     WINDOW_ROW_FIELDS,
     FeaturesRow,
     OwnFields,
     TextRow,
     WindowRow,
+    names_prices,
 )
 from ctxtrain.data.spellings import Changes, known_spelling, normalise_row
 from ctxtrain.errors import short_repr
@@ -197,7 +196,7 @@ def _parse_features(row: dict[str, Any], outside: Changes, common: dict[str, Any
 def _holds_bars(value: object) -> bool:
     """Whether a field is a bar or a list of bars, by the names of its entries."""
     first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, dict) and len({SPELLINGS.get(n.lower(), n.lower()) for n in first} & {*PRICES}) >= 3
+    return isinstance(first, dict) and names_prices(first)
 
 
 def _names(changes: Changes) -> set[str]:

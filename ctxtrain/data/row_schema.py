@@ -6,7 +6,7 @@ fields such as `conditions_met` cannot reach the model, because no code reads th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Required
 
@@ -156,6 +156,12 @@ FEATURES_ROW_FIELDS = _EVERY_ROW | FeaturesRow.__annotations__.keys()
 ROW_FIELDS = WINDOW_ROW_FIELDS | TEXT_ROW_FIELDS | FEATURES_ROW_FIELDS
 # Known to be derived from the label. They are not declared above, so the model cannot read them; `check` reports them.
 LABEL_DERIVED_FIELDS = frozenset({"label_confidence", "label_reason", "conditions_met", "conditions_failed", "outcome"})
+
+
+def names_prices(names: Iterable[object]) -> bool:
+    """Whether at least three of the four prices are among the names, in a usual spelling, as in a bar."""
+    lower = {name.lower() for name in names if isinstance(name, str)}
+    return len({SPELLINGS.get(name, name) for name in lower} & {*PRICES}) >= 3
 
 
 def check_own_fields(own: OwnFields) -> None:
