@@ -266,7 +266,7 @@ class Predictor:
             assert labels_N is not None, "tokens need their labels"
             tokens = rows
         else:
-            batch = self.encode_rows(WindowFile(rows, keep=False))
+            batch = self.encode_rows(WindowFile(rows, keep=False, own=self.codec.own_fields))
             tokens, labels_N = batch.tokens, batch.labels_N
         return evaluate_logits(self.token_logits(tokens, advance), labels_N, self.temperature)
 

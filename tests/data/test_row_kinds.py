@@ -90,6 +90,9 @@ def test_a_kind_of_row_is_trained_on_and_its_zip_predicts_and_warms_up(
         pytest.approx(line["probabilities"], abs=1e-6) for line in expected
     ]
     assert len(predictor.predict_windows([warm_up_window(predictor.codec)])) == 1
+    labels = [LABELS.index(row["label"]) for row in rows[21:]]
+    hits = [LABELS.index(line["label"]) == label for line, label in zip(expected, labels, strict=True)]
+    assert predictor.evaluate(rows[21:])["accuracy"] == pytest.approx(sum(hits) / len(hits))
     served = [window for row in rows[21:] for window in parse_one(orjson.dumps(row), predictor.codec)]
     assert predictor.predict_windows(served) == predictor.predict(rows[21:])
     assert row_schemas(predictor.codec)["Row"]["properties"]
