@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from enum import IntEnum
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,37 @@ def environment() -> dict[str, str | int]:
     }
 
 
+_kept_groups: list[object] = []
+
+
+@cache
+def _host_group() -> torch.distributed.ProcessGroup | None:
+    """The group of all processes whose exchanges take host memory; a GPU's own group would wait for its kernels."""
+    import torch.distributed as dist
+
+    if dist.get_backend() == "gloo":
+        return None
+    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    _kept_groups.append(group)
+    return group
+
+
+def _process_count() -> int:
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def from_first_process(value: str) -> str:
+    """The text that rank 0 passes, in every process; all must call it."""
+    import torch.distributed as dist
+
+    texts = [value]
+    if _process_count() > 1:
+        dist.broadcast_object_list(texts, src=0, group=_host_group())
+    return texts[0]
+
+
 class StopRequest:
     """Records the first stop signal, so that the training loop can end at a safe point.
 
@@ -163,6 +195,17 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number = 0
         self._interrupts_immediately = False
+
+    def number_of_any_process(self) -> int:
+        """The largest signal number of all processes, 0 without a signal; all must call it at the same place."""
+        if _process_count() == 1:
+            return self.signal_number
+        import torch
+        import torch.distributed as dist
+
+        largest = torch.tensor(self.signal_number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, _host_group())
+        return int(largest)
 
     @contextmanager
     def interrupt_immediately(self) -> Iterator[None]:
@@ -209,9 +252,6 @@ def catch_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-_kept_groups: list[object] = []
 
 
 def leave_process_group() -> None:

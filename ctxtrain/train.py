@@ -305,10 +305,7 @@ class TrainingPipeline:
 
     def _stop_on_signal(self) -> None:
         """If any process got a signal, save a checkpoint and stop all processes at the same step."""
-        accelerator = self.learner.accelerator
-        signals = torch.tensor([self.stop.signal_number], device=accelerator.device)
-        number = int(accelerator.gather(signals).max())
-        if number:
+        if number := self.stop.number_of_any_process():
             if self.saved_position != (self.state.step, len(self.state.epochs)):
                 self.save_checkpoint()
             raise Interrupted(number, f"{self._progress()}; continue with train --resume")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, cast
@@ -131,18 +131,35 @@ def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable
     return (encoding.ids for encoding in backend.encode_batch_fast(texts))
 
 
-def collate(tokens: Tokens, rows: Sequence[int] | Ints, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Pad rows on the right to the longest one: `input_ids` and `attention_mask`, int64 of shape (B, T)."""
+def collate(
+    tokens: Tokens, rows: Sequence[int] | Ints, device: torch.device | str = "cpu", labels_N: Ints | None = None
+) -> dict[str, torch.Tensor]:
+    """Pad rows on the right to the longest one: `input_ids` and `attention_mask`, int64 of shape (B, T).
+
+    With `labels_N`, the labels of all rows, it adds `labels`, those of these rows.
+    """
     selected = [tokens.row(int(number)) for number in rows]
     ids_BT = np.full((len(selected), max(map(len, selected))), tokens.pad_id, dtype=np.int64)
     mask_BT = np.zeros_like(ids_BT)
     for b, row in enumerate(selected):
         ids_BT[b, : len(row)] = row
         mask_BT[b, : len(row)] = 1
-    return {
-        "input_ids": torch.from_numpy(ids_BT).to(device),
-        "attention_mask": torch.from_numpy(mask_BT).to(device),
-    }
+    arrays = {"input_ids": ids_BT, "attention_mask": mask_BT}
+    return copy_to_device(arrays if labels_N is None else arrays | {"labels": labels_N[rows]}, torch.device(device))
+
+
+def copy_to_device(arrays: Mapping[str, Ints], device: torch.device) -> dict[str, torch.Tensor]:
+    """Arrays of int64 as tensors on the device.
+
+    On a GPU, one copy from pinned memory takes all of them, and the host does not wait for it.
+    """
+    if device.type == "cpu":
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays.values()]))
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    parts = flat.to(device, non_blocking=True).split([array.size for array in arrays.values()])
+    return {name: part.view(array.shape) for (name, array), part in zip(arrays.items(), parts, strict=True)}
 
 
 def steps_per_epoch(windows: int, batch_size: int, accumulation: int) -> int:

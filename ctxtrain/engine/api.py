@@ -38,7 +38,7 @@ def make_training_engine(
     receives a note if that folder has no space. Raises ConfigError if the model itself is unusable: its logits are not
     finite or depend on other rows.
     """
-    from ctxtrain.engine.reference import TrainingEngine
+    from ctxtrain.engine.reference import ReferenceNetwork, TrainingEngine
     from ctxtrain.engine.tuning import warm_up_vector_math
     from ctxtrain.model.agreement import check_trainable, engine_mismatch, make_probe
 
@@ -46,13 +46,13 @@ def make_training_engine(
     probe = make_probe(model.to(device))
     check_trainable(model, probe)
     if engine == "reference":
-        selected = TrainingEngine(model, "model.engine is reference")
+        selected = TrainingEngine(ReferenceNetwork(model), "model.engine is reference")
     else:
         from ctxtrain.engine.cpu import select
 
         selected = select.make_training_engine(model, device, scratch, say)
     mismatch = engine_mismatch(model, selected.network, probe)
-    return TrainingEngine(model, mismatch) if mismatch else selected
+    return TrainingEngine(ReferenceNetwork(model), mismatch) if mismatch else selected
 
 
 def make_inference_engine(model: PreTrainedModel, max_tokens: int, *, engine: EngineChoice = "auto") -> InferenceEngine:

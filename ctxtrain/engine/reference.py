@@ -7,11 +7,16 @@ order of the rows. A faster engine subclasses these two classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ctxtrain.data.batches import Tokens, collate
 from ctxtrain.labels import LABELS
@@ -21,6 +26,54 @@ from ctxtrain.runtime import thread_map
 Ints = NDArray[np.int64]
 
 MAX_BATCH_TOKENS = 3072  # padding included, so that long texts need no more memory than short ones
+
+
+class ReferenceNetwork(nn.Module):
+    """A classifier of transformers with adapters, whose head reads the pooled tokens only, in its own precision.
+
+    The model's own forward pass scores every token, and in bfloat16 training autocast rounds these logits, so that
+    different windows get equal ones. A dense model whose layers all see the whole text needs no mask; without one,
+    transformers would read lengths back from the device to find that out.
+    """
+
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> SequenceClassifierOutputWithPast:
+        """Logits of shape (B, 3) for ids of shape (B, T), padded on the right."""
+        classifier: Any = self.model.get_base_model()
+        mask = {"full_attention": None} if _needs_no_mask(classifier) else None
+        states_BTD = getattr(classifier, classifier.base_model_prefix)(input_ids, attention_mask=mask).last_hidden_state
+        last_B = window_lengths(input_ids, classifier.config.get_text_config().pad_token_id) - 1
+        pooled_BD = states_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
+        return SequenceClassifierOutputWithPast(logits=head_logits(classifier.score, pooled_BD))
+
+
+def head_logits(score: nn.Module, pooled_BD: Tensor) -> Tensor:
+    """Logits of the head in the precision of its weights, whatever autocast says."""
+    with without_autocast(pooled_BD.device):
+        return cast(Tensor, score(pooled_BD.to(next(score.parameters()).dtype)))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A block in which each product has the precision of its weights."""
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
+
+
+def window_lengths(ids_BT: Tensor, pad_id: int) -> Tensor:
+    """Number of tokens of each window up to the pooled one, which does not depend on later tokens."""
+    positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    return (positions_T * (ids_BT != pad_id)).argmax(dim=1) + 1  # the rule of transformers for the pooled token
+
+
+def _needs_no_mask(classifier: Any) -> bool:
+    config = classifier.config
+    if type(classifier) not in {Qwen2ForSequenceClassification, Qwen3ForSequenceClassification}:
+        return False
+    sees_all = {*config.layer_types} == {"full_attention"} and getattr(config, "is_causal", True)
+    return sees_all and config._attn_implementation == "sdpa"  # other implementations are causal by their mask only
 
 
 class TrainingEngine:
@@ -33,9 +86,9 @@ class TrainingEngine:
         self.network = network
         self.unsupported_reason = unsupported_reason
 
-    def batch(self, tokens: Tokens, rows: Ints, device: torch.device) -> dict[str, Tensor]:
-        """Inputs of `lora.logits` for these rows, on the device."""
-        return collate(tokens, rows, device)
+    def batch(self, tokens: Tokens, rows: Ints, device: torch.device, labels_N: Ints | None = None) -> dict[str, Any]:
+        """Inputs of `lora.logits` for these rows, on the device; with `labels_N`, also `labels` of these rows."""
+        return dict(collate(tokens, rows, device, labels_N))
 
 
 class InferenceEngine:

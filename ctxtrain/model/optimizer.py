@@ -23,15 +23,24 @@ def expected_state(optimizer: Optimizer, weight: Tensor) -> dict[str, Tensor]:
     return {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
 
 
-def find_non_finite(parameters: Mapping[str, Parameter], optimizer: Optimizer) -> str | None:
-    """Name of the first weight or optimizer moment that is not finite, or None.
+def largest_magnitude(parameters: Mapping[str, Parameter], optimizer: Optimizer) -> Tensor:
+    """Largest magnitude of all weights and optimizer moments, a scalar on their device; not finite if one of them is.
 
     An infinite second moment stops all updates of its weight, which neither the loss nor the gradient shows.
     """
+    return get_total_norm(_checked_tensors(parameters, optimizer).values(), norm_type=math.inf)
+
+
+def find_non_finite(parameters: Mapping[str, Parameter], optimizer: Optimizer) -> str | None:
+    """Name of the first weight or optimizer moment that is not finite, or None; one read-back from the device."""
+    tensors = _checked_tensors(parameters, optimizer)
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    return next((name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite), None)
+
+
+def _checked_tensors(parameters: Mapping[str, Parameter], optimizer: Optimizer) -> dict[str, Tensor]:
     tensors = {name: weight.detach() for name, weight in parameters.items()}
     for name, weight in parameters.items():
         state = optimizer.state.get(weight, {}).items()
         tensors |= {f"{key} of {name}": value for key, value in state if isinstance(value, Tensor) and key != "step"}
-    if math.isfinite(get_total_norm(tensors.values(), norm_type=math.inf)):
-        return None
-    return next(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    return tensors

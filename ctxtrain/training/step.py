@@ -29,7 +29,7 @@ from ctxtrain.errors import ConfigError, TrainingDiverged
 from ctxtrain.labels import LABELS
 from ctxtrain.model.lora import load_trainable_state, logits, trainable_parameters, trainable_state
 from ctxtrain.model.losses import Loss
-from ctxtrain.model.optimizer import find_non_finite
+from ctxtrain.model.optimizer import find_non_finite, largest_magnitude
 from ctxtrain.runtime import Purpose, seed_torch
 
 Ints = NDArray[np.int64]
@@ -145,13 +145,14 @@ class Learner:
                 batch_loss = self._loss_sum(self.network, tokens, labels_N, batch.rows) * batch.is_counted / weight
                 accelerator.backward(batch_loss * accelerator.num_processes)  # gradients are averaged over processes
             loss += batch_loss.detach()
-        figures = {
-            "loss": float(accelerator.reduce(loss, "sum")),
-            "learning_rate": float(self.schedule.get_last_lr()[0]),
-            "grad_norm": float(accelerator.clip_grad_norm_(self.parameters.values(), self.max_grad_norm or math.inf)),
-        }
-        broken = find_non_finite(self.parameters, self.optimizer)
-        if broken or not math.isfinite(figures["loss"]) or not math.isfinite(figures["grad_norm"]):
+        norm = accelerator.clip_grad_norm_(self.parameters.values(), self.max_grad_norm or math.inf)
+        checked = [accelerator.reduce(loss, "sum"), norm, largest_magnitude(self.parameters, self.optimizer)]
+        # The only value that the host waits for, so that a GPU never idles within a step.
+        loss_value, norm_value, largest = torch.stack(checked).tolist()
+        rate = float(self.schedule.get_last_lr()[0])
+        figures = {"loss": loss_value, "learning_rate": rate, "grad_norm": norm_value}
+        if not all(map(math.isfinite, (loss_value, norm_value, largest))):
+            broken = None if math.isfinite(largest) else find_non_finite(self.parameters, self.optimizer)
             raise NonFiniteStep(figures, self._non_finite_rows(tokens, labels_N, plan.windows), broken)
         self.optimizer.step()
         self.schedule.step()
@@ -214,8 +215,9 @@ class Learner:
 
     def _loss_sum(self, network: torch.nn.Module, tokens: Tokens, labels_N: Ints, rows: Ints) -> Tensor:
         """Weighted sum of the loss over rows."""
-        labels_B = torch.from_numpy(labels_N[rows]).to(self.accelerator.device)
-        loss_sum, _ = self.loss_fn.sums(self._logits(network, tokens, rows), labels_B)
+        batch = self.engine.batch(tokens, rows, self.accelerator.device, labels_N)
+        labels_B = batch.pop("labels")
+        loss_sum, _ = self.loss_fn.sums(logits(network, batch), labels_B)
         return loss_sum
 
     def _logits(self, network: torch.nn.Module, tokens: Tokens, rows: Ints) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 
 import ctxtrain
 from ctxtrain import Config, TrainingPipeline, load_model
-from ctxtrain.engine.reference import InferenceEngine, TrainingEngine
+from ctxtrain.engine.reference import InferenceEngine, ReferenceNetwork, TrainingEngine
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows
 
@@ -37,7 +37,9 @@ def test_the_reference_is_plain_transformers_and_says_why(make_config: MakeConfi
     pipeline.load_data()
     pipeline.setup_model()
     assert type(pipeline.learner.engine) is TrainingEngine
-    assert pipeline.learner.engine.network is pipeline.model
+    network = pipeline.learner.engine.network
+    assert isinstance(network, ReferenceNetwork)
+    assert network.model is pipeline.model
     assert pipeline.learner.engine.unsupported_reason == "model.engine is reference"
 
 

@@ -12,6 +12,7 @@ from ctxtrain.model import lora
 from ctxtrain.train import TrainingPipeline
 from ctxtrain.training.step import NonFiniteStep
 from tests.conftest import MakeConfig
+from tests.read_backs import counted_read_backs
 
 
 def ready(make_config: MakeConfig, *overrides: str) -> TrainingPipeline:
@@ -136,3 +137,14 @@ def test_validation_logits_that_are_not_finite_name_their_rows(make_config: Make
         pipeline.model.get_input_embeddings().weight[:] = math.nan
     with pytest.raises(TrainingDiverged, match=r"logits of 20 validation rows are not finite: row-"):
         pipeline.evaluate()
+
+
+@pytest.mark.parametrize("engine", ["reference"])
+def test_a_step_of_four_micro_batches_waits_for_the_device_once(make_config: MakeConfig, engine: str) -> None:
+    pipeline = ready(make_config, f"model.engine={engine}")
+    labels_N, tokens = pipeline.data.labels["train"], pipeline.data.tokens["train"]
+    plan = plan_step(np.arange(8), tokens.lengths, 0, batch_size=2, accumulation=4)
+    pipeline.learner.step(tokens, labels_N, plan, (0, 0), pipeline._stop_on_signal)  # moments and tables are made once
+    with counted_read_backs() as found:
+        pipeline.learner.step(tokens, labels_N, plan, (0, 1), pipeline._stop_on_signal)
+    assert found == {"tolist": 1}

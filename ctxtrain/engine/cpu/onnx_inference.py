@@ -30,7 +30,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ctxtrain.engine.cpu.attention import LANES
 from ctxtrain.engine.cpu.rope_tables import MAX_GRAPH_TOKENS, rope_table
-from ctxtrain.engine.cpu.training_model import window_lengths
+from ctxtrain.engine.reference import window_lengths
 
 OPSET, IR_VERSION = 23, 11  # the first opset with operators for RMS norm and rotary embeddings
 BLOCKS = 5  # blocks of queries; each reads all keys up to its last query

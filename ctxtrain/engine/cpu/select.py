@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ctxtrain.data.batches import Tokens
@@ -20,7 +20,7 @@ from ctxtrain.engine.cpu.frozen_layers import FrozenStateCache
 from ctxtrain.engine.cpu.rope_tables import MAX_GRAPH_TOKENS
 from ctxtrain.engine.cpu.training_model import FastClassifier, unsupported_reason
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
-from ctxtrain.engine.reference import InferenceEngine, Ints, TrainingEngine
+from ctxtrain.engine.reference import InferenceEngine, Ints, ReferenceNetwork, TrainingEngine
 
 NARROW_WIDTH = 512  # from this width on, products dominate the time and the graph's copy of the weights is large
 STATES_PER_CORE = 1 << 18  # tokens times width
@@ -34,8 +34,8 @@ class CpuTrainingEngine(TrainingEngine):
         super().__init__(network, None)
         self.frozen_cache = FrozenStateCache(network, scratch, say) if network.frozen_layer_count else None
 
-    def batch(self, tokens: Tokens, rows: Ints, device: torch.device) -> dict[str, Tensor]:
-        batch = super().batch(tokens, rows, device)
+    def batch(self, tokens: Tokens, rows: Ints, device: torch.device, labels_N: Ints | None = None) -> dict[str, Any]:
+        batch = super().batch(tokens, rows, device, labels_N)
         if self.frozen_cache is not None:
             batch["states_BTD"] = self.frozen_cache.states(tokens, rows)
         return batch
@@ -64,7 +64,7 @@ def make_training_engine(
     model: PeftModel, device: torch.device, scratch: str | None, say: Callable[[str], None]
 ) -> TrainingEngine:
     if reason := unsupported_reason(model, device):
-        return TrainingEngine(model, reason)
+        return TrainingEngine(ReferenceNetwork(model), reason)
     return CpuTrainingEngine(FastClassifier(model), scratch, say)
 
 

@@ -43,6 +43,7 @@ from ctxtrain.engine.cpu.layer_parts import (
     rms_norm,
 )
 from ctxtrain.engine.cpu.rope_tables import rope_table
+from ctxtrain.engine.reference import head_logits, window_lengths, without_autocast
 from ctxtrain.model.base_config import BATCH_DEPENDENT_ROPE
 
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -136,12 +137,6 @@ def pad_rows(x_N: Tensor) -> Tensor:
     return nn.functional.pad(x_N, (0, 0) * (x_N.ndim - 1) + (0, -len(x_N) % step))
 
 
-def window_lengths(ids_BT: Tensor, pad_id: int) -> Tensor:
-    """Number of tokens of each window up to the pooled one, which does not depend on later tokens."""
-    positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    return (positions_T * (ids_BT != pad_id)).argmax(dim=1) + 1  # the rule of transformers for the pooled token
-
-
 class FastClassifier(nn.Module):
     """A model that `unsupported_reason` accepts, with a faster forward pass and backward pass for adapters and head.
 
@@ -183,13 +178,13 @@ class FastClassifier(nn.Module):
 
         With `states_BTD`, the output of `frozen_states`, the frozen layers are skipped.
         """
-        with torch.autocast(input_ids.device.type, enabled=False):  # each product has the precision of its weights
+        with without_autocast(input_ids.device):
             return SequenceClassifierOutputWithPast(logits=self._logits(input_ids, states_BTD))
 
     @torch.no_grad()
     def frozen_states(self, ids_BT: Tensor) -> Tensor:
         """States of shape (B, T, D) that enter the first layer with an adapter, for ids without padding."""
-        with torch.autocast(ids_BT.device.type, enabled=False):
+        with without_autocast(ids_BT.device):
             windows, tokens = ids_BT.shape
             batch = PackedBatch.from_lengths(torch.full((windows,), tokens, device=ids_BT.device), self._classifier)
             states_ND = self._run_frozen_layers(pad_rows(ids_BT.flatten()), batch)
@@ -208,7 +203,7 @@ class FastClassifier(nn.Module):
         for number in range(self.frozen_layer_count, len(self.layers) - 1):
             states_ND = self._layer(number, states_ND, batch)
         pooled_BD = rms_norm(self._last_layer(states_ND, batch), classifier.model.norm)
-        return cast(Tensor, classifier.score(pooled_BD.to(next(classifier.score.parameters()).dtype)))
+        return head_logits(classifier.score, pooled_BD)
 
     def _run_frozen_layers(self, ids_N: Tensor, batch: PackedBatch) -> Tensor:
         states_ND = self._classifier.model.embed_tokens(ids_N)

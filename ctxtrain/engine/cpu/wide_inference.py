@@ -26,7 +26,8 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ctxtrain.engine.cpu.attention import attention, last_token_attention
 from ctxtrain.engine.cpu.layer_parts import add_matmul_t, interleave_pairs, inverse_rms, matmul_t
-from ctxtrain.engine.cpu.training_model import PackedBatch, pad_rows, window_lengths
+from ctxtrain.engine.cpu.training_model import PackedBatch, pad_rows
+from ctxtrain.engine.reference import window_lengths
 
 CACHE_NUMEL = 1 << 19  # elements of a block's widest state that stay in cache from one product to the next
 MIN_BLOCK_ROWS = 512  # with fewer rows, laying out a weight for a product costs more than the cache saves
