@@ -99,7 +99,7 @@ def make_rows(shape: str) -> tuple[Tokens, np.ndarray]:
 
 def our_step(model: PeftModel, tokens: Tokens, labels_N: np.ndarray) -> Any:
     keep_freed_memory()
-    accelerator: Accelerator = make_accelerator("float32")
+    accelerator: Accelerator = make_accelerator(torch.float32)
     optimizer = make_optimizer(trainable_parameters(model).values(), learning_rate=RATE, weight_decay=DECAY)
     schedule = make_schedule(optimizer, "constant", warmup_steps=0, total_steps=10**6)
 
@@ -159,7 +159,7 @@ def live_matmul(pipe: Any, threads: int) -> None:
     """Answer each message with the GFLOP/s of a matrix product, by torch.mm and by our own route."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # and the next: the settings of a run
-    make_accelerator("float32")
+    make_accelerator(torch.float32)
     a, b = torch.randn(2048, 896), torch.randn(4864, 896)
     products = dict(zip(ROUTES, (lambda: torch.mm(a, b.t()), lambda: matmul_t(a, b)), strict=True))
     while pipe.recv() != "end":

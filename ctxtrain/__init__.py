@@ -65,6 +65,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     model.embedded              the small Qwen that ships with the package
     model.base_config           checks of config.json
     model.base                  checks of the files of a base model
+    model.precision             float32 or bfloat16, chosen once for a run
     model.tokenizer             the tokenizer of a base model
     model.lora                  frozen base model + LoRA + head
     model.losses                class-weighted focal loss

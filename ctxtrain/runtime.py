@@ -60,26 +60,31 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def make_accelerator(dtype: str) -> Accelerator:
-    """Set up the process group, device and precision of a training run.
+def join_processes() -> None:
+    """Under torchrun, join the process group: GPUs exchange gradients through NCCL, CPUs through gloo."""
+    import torch
+    from accelerate import PartialState
 
-    Under torchrun each process has one accelerator; CPU processes communicate through gloo. GPUs (bfloat16, several
-    devices) use the same code but were not tested on the development machine.
+    PartialState(cpu=not torch.cuda.is_available())
+
+
+def make_accelerator(dtype: torch.dtype) -> Accelerator:
+    """Set up the device and precision of this process, and its process group if `join_processes` has not.
+
+    GPUs (bfloat16, several devices) use the same code but were not tested on the development machine.
     """
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    on_cpu = not torch.cuda.is_available()
     torch.use_deterministic_algorithms(True)
     # No code here reads uninitialised memory, and filling it costs one pass over each new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by torch at run time
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic cuBLAS
-    precision = resolve_dtype(dtype)
     AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run in this process may differ in precision
     return Accelerator(
-        cpu=on_cpu,
-        mixed_precision="bf16" if precision == torch.bfloat16 else "no",
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
     )
 
 
@@ -121,19 +126,6 @@ def thread_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     finally:
         all_started.abort()
         pool.shutdown(cancel_futures=True)
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a name. `auto` is bfloat16 on a GPU that supports it, else float32.
-
-    Most CPUs have no fast bfloat16.
-    """
-    import torch
-
-    if name == "auto":
-        name = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def environment() -> dict[str, str | int]:

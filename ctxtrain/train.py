@@ -70,6 +70,7 @@ class TrainingPipeline:
         self.checkpoints = self.folder.checkpoints(config.checkpoints.keep)
         self.state, self.trackers = checkpoint.TrainState(), Trackers()
         self.saved_position = (0, 0)  # optimizer steps and finished epochs of the newest checkpoint
+        self.start: Path | None = None  # the checkpoint to resume from
         self.stop = StopRequest()
         self.model: PeftModel | None = None
         self.optimizer: Optimizer | None = None
@@ -90,15 +91,16 @@ class TrainingPipeline:
 
     def setup_model(self) -> None:
         """Build model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
-        self.learner = build.build_learner(
-            self.config, self.tokenizer.pad_token_id, self.data.class_weights, self.total_steps, self.reporter.say
-        )
+        say, pad_id, is_one_of_several = self.reporter.say, self.tokenizer.pad_token_id, self.inputs is not None
+        self.dtype = build.training_dtype(self.config, self.start, is_one_of_several=is_one_of_several, say=say)
+        weights = self.data.class_weights
+        self.learner = build.build_learner(self.config, self.dtype, pad_id, weights, self.total_steps, say)
         self.model, self.optimizer, self.loss_fn = self.learner.model, self.learner.optimizer, self.learner.loss_fn
         self.fingerprint = build.run_fingerprint(
-            self.config, self.data.codec, self.data.fingerprint(), self.tokenizer, self.model
+            self.config, self.dtype, self.data.codec, self.data.fingerprint(), self.tokenizer, self.model
         )
         if reason := self.learner.engine.unsupported_reason:
-            self.reporter.say(f"note: training uses the slower reference engine: {reason}")
+            say(f"note: training uses the slower reference engine: {reason}")
 
     def run(self) -> dict[str, Any] | None:
         """Train all epochs and export the best one. Returns the summary in the main process, None in all others."""
@@ -198,7 +200,7 @@ class TrainingPipeline:
         environment, sizes = self._environment(), lora.parameter_counts(self.model)
         device, unfinished = self.learner.accelerator.device, None if self._is_finished() else self._progress()
         tokens = {split: rows for split, rows in self.data.tokens.items() if split != "test" or not unfinished}
-        model = self.model if build.trains_in_float32(self.config) else None
+        model = self.model if build.trains_in_float32(self.config, self.dtype) else None
         self.model = self.optimizer = self.loss_fn = None  # free memory for the exported model
         del self.learner
         with self.folder.scratch() as scratch:
@@ -245,8 +247,9 @@ class TrainingPipeline:
             self.folder.refuse_other_run(resume=self.resume, epochs=config.training.epochs)
             with self.stop.interrupt_immediately():
                 self.load_data()
-                self.setup_model()
                 start = self.checkpoints.find_resume_point(self.steps_per_epoch, say) if self.resume else None
+                self.start = start
+                self.setup_model()
                 if start:
                     self.load_checkpoint(start)
             if exporting and not self.state.epochs:

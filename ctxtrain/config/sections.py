@@ -94,7 +94,7 @@ class ModelConfig(Section):
         2048, ge=8, le=MAX_TEXT_TOKENS, description="Most tokens per text; longer texts lose their oldest tokens."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Data type for training; auto is bfloat16 on a GPU that supports it, else float32."
+        "auto", description="Data type for training; auto is bfloat16 where this machine computes faster in it."
     )
     engine: Literal["auto", "reference"] = Field(
         "auto",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,16 @@ from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, short_repr
 from ctxtrain.labels import LABELS
 from ctxtrain.model import lora
+from ctxtrain.model.base import base_config, find_base
 from ctxtrain.model.losses import make_loss
 from ctxtrain.model.optimizer import make_optimizer
+from ctxtrain.model.precision import choose_precision
 from ctxtrain.model.schedule import make_schedule
-from ctxtrain.runtime import make_accelerator, resolve_dtype
-from ctxtrain.storage.ownership import check_cache_dir
+from ctxtrain.runtime import from_first_process, is_main_process, join_processes, make_accelerator
+from ctxtrain.storage import checkpoint
+from ctxtrain.storage.atomic_files import DamagedFile
+from ctxtrain.storage.ownership import RUN_SUBFOLDER, check_cache_dir
+from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.tracking.trackers import require_trackers
 from ctxtrain.training.step import Learner
 
@@ -176,13 +182,52 @@ def export_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def trains_in_float32(config: Config) -> bool:
+def trains_in_float32(config: Config, dtype: torch.dtype) -> bool:
     """Whether the base model is trained in float32 and unquantised; otherwise the export must load it again."""
-    return resolve_dtype(config.model.dtype) == torch.float32 and config.model.quantization == "none"
+    return dtype == torch.float32 and config.model.quantization == "none"
+
+
+def training_dtype(
+    config: Config, start: Path | None, *, is_one_of_several: bool, say: Callable[[str], None]
+) -> torch.dtype:
+    """The dtype of a run, chosen by the first process for all; `say` receives the reason.
+
+    `start` is the checkpoint that the run resumes from. One of several seeds or folds takes the dtype of the others.
+    """
+    join_processes()
+    name = ""
+    if is_main_process():
+        base = base_config(find_base(config.model.base, config.model.revision))
+        others = _sibling_checkpoints(Path(config.output_dir)) if is_one_of_several else []
+        choice = choose_precision(config.model.dtype, base, _stored_dtype([start] if start else others))
+        name = str(choice.dtype)
+        if choice.line:
+            say(choice.line)
+    dtype: torch.dtype = getattr(torch, from_first_process(name).removeprefix("torch."))
+    return dtype
+
+
+def _sibling_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of the runs beside a run of several seeds or folds."""
+    siblings = sorted(path for path in folder.parent.glob("*") if RUN_SUBFOLDER.fullmatch(path.name))
+    return [path for sibling in siblings for path, _, _ in RunFolder(sibling).checkpoints(0).files()]
+
+
+def _stored_dtype(checkpoints: Sequence[Path]) -> str | None:
+    """The dtype in the first intact checkpoint."""
+    for path in checkpoints:
+        with suppress(DamagedFile):
+            return str(checkpoint.load(path)["fingerprint"].get("dtype"))
+    return None
 
 
 def run_fingerprint(
-    config: Config, codec: Codec, rows: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, model: PeftModel
+    config: Config,
+    dtype: torch.dtype,
+    codec: Codec,
+    rows: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PeftModel,
 ) -> dict[str, Any]:
     """What must be unchanged when a run is resumed; `rows` are digests of the splits."""
     dump = config.model_dump(mode="json")
@@ -190,7 +235,7 @@ def run_fingerprint(
     del dump["training"]["skip_nonfinite"]
     return {
         "config": {name: dump[name] for name in ("lora", "loss", "oversampling", "training")},
-        "dtype": str(resolve_dtype(config.model.dtype)),
+        "dtype": str(dtype),
         "quantization": config.model.quantization,
         "labels": list(LABELS),
         "codec": codec.model_dump(mode="json"),
@@ -201,14 +246,18 @@ def run_fingerprint(
 
 
 def build_learner(
-    config: Config, pad_id: int, class_weights: Sequence[float], total_steps: int, say: Callable[[str], None]
+    config: Config,
+    dtype: torch.dtype,
+    pad_id: int,
+    class_weights: Sequence[float],
+    total_steps: int,
+    say: Callable[[str], None],
 ) -> Learner:
     """Model, optimizer, schedule and loss; `say` reports notes. Raises ConfigError if they do not fit together."""
     training = config.training
     say(f"loading base model {config.model.base}")
     require_trackers(config.tracking.to)
-    accelerator = make_accelerator(config.model.dtype)
-    dtype = resolve_dtype(config.model.dtype)
+    accelerator = make_accelerator(dtype)
     model = build_model(
         config, pad_id, dtype=dtype, quantization=config.model.quantization, say=lambda note: say(f"note: {note}")
     )
