@@ -360,10 +360,11 @@ def test_what_it_was_not_made_for_is_named(tmp_path: Path) -> None:
 
     assert unsupported_reason(adapted(), CPU) is None
     assert unsupported_reason(adapted(use_rslora=True), CPU) is None  # another scale, nothing else
-    assert (
-        unsupported_reason(adapted(), torch.device("cuda"))
-        == "the fast engine was measured on CPUs only, and the model is on cuda"
-    )
+    assert unsupported_reason(adapted(), torch.device("cuda")) is None
+    reason = "the fast engine is for CPUs and CUDA, and the model is on mps"
+    assert unsupported_reason(adapted(), torch.device("mps")) == reason
+    reason = "a merged model has a fast engine on CPUs only, and the model is on cuda"
+    assert unsupported_reason(lora.merge(adapted()), torch.device("cuda")) == reason
     assert "q_proj has a variant of LoRA" in str(unsupported_reason(adapted(use_dora=True), CPU))
     assert "embed_tokens" in str(unsupported_reason(adapted(target_modules=["q_proj", "embed_tokens"]), CPU))
     two = adapted()

@@ -139,7 +139,7 @@ def test_validation_logits_that_are_not_finite_name_their_rows(make_config: Make
         pipeline.evaluate()
 
 
-@pytest.mark.parametrize("engine", ["reference"])
+@pytest.mark.parametrize("engine", ["auto", "reference"])
 def test_a_step_of_four_micro_batches_waits_for_the_device_once(make_config: MakeConfig, engine: str) -> None:
     pipeline = ready(make_config, f"model.engine={engine}")
     labels_N, tokens = pipeline.data.labels["train"], pipeline.data.tokens["train"]

@@ -16,7 +16,9 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function
 
@@ -177,30 +179,32 @@ class WindowGroup:
     tokens.
     """
 
-    def __init__(self, start: int, lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(self, start: int, lengths: Sequence[int]) -> None:
         self.tokens = max(lengths)
-        self.lengths_B = lengths_B = torch.tensor(lengths, device=device)
+        lengths_B = np.asarray(lengths, dtype=np.int64)
         self.rows = slice(start, start + sum(lengths))
-        positions_T = torch.arange(self.tokens, device=device)
-        self.is_token_BT = positions_T < lengths_B[:, None]
-        first_B = start + lengths_B.cumsum(0) - lengths_B
-        self._row_BT = first_B[:, None] + positions_T.minimum(lengths_B[:, None] - 1)
+        positions_T = np.arange(self.tokens)
+        self._is_token_BT = positions_T < lengths_B[:, None]
+        first_B = start + lengths_B.cumsum() - lengths_B
+        self._row_BT = torch.from_numpy(first_B[:, None] + np.minimum(positions_T, lengths_B[:, None] - 1))
+        self.lengths_B, self.is_token_BT = torch.from_numpy(lengths_B), torch.from_numpy(self._is_token_BT)
         self._gather_index: dict[int, Tensor] = {}  # by number of heads
         self._scatter_index: dict[int, Tensor] = {}
+        self._padding_index: dict[int, Tensor] = {}
 
     @classmethod
-    def split(cls, lengths: Sequence[int], heads: int, device: torch.device) -> list[WindowGroup]:
+    def split(cls, lengths: Sequence[int], heads: int) -> list[WindowGroup]:
         """Divide all windows into groups, each as large as `MAX_SCORES` allows."""
         longest = max(lengths)
         size = max(1, MAX_SCORES // (heads * longest * min(longest, QUERY_BLOCK)))
         starts = [0, *accumulate(lengths)]
-        return [cls(starts[first], lengths[first : first + size], device) for first in range(0, len(lengths), size)]
+        return [cls(starts[first], lengths[first : first + size]) for first in range(0, len(lengths), size)]
 
     def gather(self, x_NHP: Tensor) -> Tensor:
         """Rows of these windows as a padded tensor of shape (B, H, T, P)."""
         _, count, width = x_NHP.shape
         if count not in self._gather_index:
-            heads_H = torch.arange(count, device=x_NHP.device)
+            heads_H = torch.arange(count)
             self._gather_index[count] = (self._row_BT[:, None] * count + heads_H[:, None]).flatten()
         return x_NHP.reshape(-1, width).index_select(0, self._gather_index[count]).view(-1, count, self.tokens, width)
 
@@ -216,22 +220,24 @@ class WindowGroup:
     def gather_gradient(self, g_NHP: Tensor) -> Tensor:
         """`gather`, with zeros in the padding."""
         _, count, width = g_NHP.shape
-        padding = self._padded_index(count, ~self.is_token_BT)
-        return self.gather(g_NHP).view(-1, width).index_fill_(0, padding, 0)
+        if count not in self._padding_index:
+            self._padding_index[count] = _padded_index(count, ~self._is_token_BT)
+        return self.gather(g_NHP).view(-1, width).index_fill_(0, self._padding_index[count], 0)
 
     def scatter(self, x: Tensor, out_NHP: Tensor) -> None:
         """Inverse of `gather`: write the tokens of x into the rows of these windows."""
         _, count, width = out_NHP.shape
         if count not in self._scatter_index:
-            self._scatter_index[count] = self._padded_index(count, self.is_token_BT)
+            self._scatter_index[count] = _padded_index(count, self._is_token_BT)
         out_MP = out_NHP[self.rows].view(-1, width)
         torch.index_select(x.view(-1, width), 0, self._scatter_index[count], out=out_MP)
 
-    def _padded_index(self, count: int, selected_BT: Tensor) -> Tensor:
-        """Flat positions of the selected tokens in a gathered tensor of `count` heads, token by token."""
-        windows, tokens = selected_BT.shape
-        index_BHT = torch.arange(windows * count * tokens, device=selected_BT.device).view(windows, count, tokens)
-        return index_BHT.transpose(1, 2)[selected_BT].flatten()
+
+def _padded_index(count: int, selected_BT: NDArray[np.bool_]) -> Tensor:
+    """Flat positions of the selected tokens in a gathered tensor of `count` heads, token by token."""
+    windows, tokens = selected_BT.shape
+    index_BHT = np.arange(windows * count * tokens).reshape(windows, count, tokens)
+    return torch.from_numpy(index_BHT.transpose(0, 2, 1)[selected_BT].ravel())
 
 
 def _batched_matmul_t(a: Tensor, b: Tensor) -> Tensor:

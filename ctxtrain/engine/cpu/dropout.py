@@ -6,28 +6,38 @@ Input: torch's global generator, a shape and a dropout probability. Output: mask
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_CPU = torch.device("cpu")
 CHUNK_NUMEL = 1 << 16  # drawn at a time; a longer draw lets torch's other threads fall asleep
 
 
 class DropoutMasks:
     """The sequence of masks of one forward pass, from a generator that torch's generator seeds.
 
-    Each 64-bit number of numpy's SFC64 provides four 16-bit draws: on a CPU, drawing is most of dropout's cost.
+    Each 64-bit number of numpy's SFC64 provides four 16-bit draws: on a CPU, drawing is most of dropout's cost. A GPU
+    draws with torch's generator, seeded by the number of the mask.
     """
 
-    def __init__(self) -> None:
-        self._source = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_()))
+    def __init__(self, device: torch.device = _CPU) -> None:
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        self._device = device
+        self._source = np.random.SFC64(seed)
+        self._next_seed = seed
 
     def draw(self, shape: Sequence[int], dropout: float, dtype: torch.dtype) -> tuple[Tensor, Callable[[], Tensor]]:
         """Draw the next mask; return it and a function that draws the same mask again.
 
         A mask holds ones and, with probability `dropout` rounded to 1/65,536, zeros.
         """
+        if self._device.type != "cpu":
+            self._next_seed += 1
+            draw = partial(_draw_on_device, self._next_seed, shape, dropout, dtype, self._device)
+            return draw(), draw
         state = self._source.state
 
         def redraw() -> Tensor:
@@ -36,6 +46,15 @@ class DropoutMasks:
             return _draw_mask(source, shape, dropout, dtype)
 
         return _draw_mask(self._source, shape, dropout, dtype), redraw
+
+
+def _draw_on_device(
+    seed: int, shape: Sequence[int], dropout: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    generator = None if device.type == "meta" else torch.Generator(device)  # meta tensors have no numbers
+    if generator is not None:
+        generator.manual_seed(seed)
+    return torch.empty(*shape, dtype=dtype, device=device).bernoulli_(1 - dropout, generator=generator)
 
 
 def _draw_mask(source: np.random.SFC64, shape: Sequence[int], dropout: float, dtype: torch.dtype) -> Tensor:

@@ -117,9 +117,10 @@ def _is_large(x: Tensor) -> bool:
 class LoraProjection(Function):
     """y_i = x·W_iᵀ + b_i + s_i · dropout(x)·A_iᵀ·B_iᵀ for several linear layers i of one input; W and b are frozen.
 
-    `parts` are the layers; `factors` alternate between their A and B. With adapters, it saves dropout(x), the dropout
-    mask (for a large mask only the means to redraw it) and s · dropout(x)·Aᵀ for the backward pass; without adapters,
-    nothing. If `recompute` is given, the backward pass recomputes x with it, and dropout(x) is not saved.
+    `parts` are the layers; `factors` alternate between their A and B. Adapters multiply in the dtype of x, as under
+    autocast. With adapters, it saves dropout(x), the dropout mask (for a large mask only the means to redraw it) and
+    s · dropout(x)·Aᵀ for the backward pass; without adapters, nothing. If `recompute` is given, the backward pass
+    recomputes x with it, and dropout(x) is not saved.
     """
 
     @staticmethod
@@ -135,21 +136,21 @@ class LoraProjection(Function):
         ctx.parts, ctx.recompute, ctx.redraw = parts, recompute, None
         if not factors:
             return outputs
-        dropped_NE, mask_NE = x_NE.to(factors[0].dtype), None
+        dropped_NE, mask_NE = x_NE, None
         dropout = max(part.dropout for part in parts) if masks else 0.0
         if masks and dropout:
-            mask_NE, ctx.redraw = masks.draw(x_NE.shape, dropout, dropped_NE.dtype)
+            mask_NE, ctx.redraw = masks.draw(x_NE.shape, dropout, x_NE.dtype)
             dropped_NE = dropped_NE * mask_NE
         adapted = [(part, y_NF) for part, y_NF in zip(parts, outputs, strict=True) if part.a is not None]
+        ctx.factor_dtype = factors[0].dtype
         ctx.scales = [part.scale / (1 - dropout) for part, _ in adapted]
-        a_RE = torch.cat([a_rE * scale for a_rE, scale in zip(factors[::2], ctx.scales, strict=True)])
-        bs_Fr = [part.interleave_rows(b_Fr) for (part, _), b_Fr in zip(adapted, factors[1::2], strict=True)]
+        a_RE = torch.cat([a_rE * scale for a_rE, scale in zip(factors[::2], ctx.scales, strict=True)]).to(x_NE.dtype)
+        bs_Fr = [
+            part.interleave_rows(b_Fr.to(x_NE.dtype)) for (part, _), b_Fr in zip(adapted, factors[1::2], strict=True)
+        ]
         low_NR = matmul_t(dropped_NE, a_RE)
         for (_, y_NF), low_Nr, b_Fr in zip(adapted, _split_by_rank(low_NR, bs_Fr), bs_Fr, strict=True):
-            if y_NF.dtype == low_Nr.dtype:
-                y_NF.addmm_(low_Nr, b_Fr.t())
-            else:
-                y_NF.copy_(torch.addmm(y_NF.to(low_Nr.dtype), low_Nr, b_Fr.t()))
+            y_NF.addmm_(low_Nr, b_Fr.t())
         saved_mask = None if _is_large(x_NE) else mask_NE
         ctx.save_for_backward(dropped_NE if recompute is None else None, saved_mask, low_NR, a_RE, *bs_Fr)
         return outputs
@@ -167,9 +168,9 @@ class LoraProjection(Function):
         if mask_NE is None and ctx.redraw is not None:
             mask_NE = ctx.redraw()
         if ctx.recompute is not None:
-            dropped_NE = ctx.recompute().to(low_NR.dtype)
+            dropped_NE = ctx.recompute()
             dropped_NE = dropped_NE if mask_NE is None else dropped_NE.mul_(mask_NE)
-        adapted = [(part, g.to(low_NR.dtype)) for part, g in zip(ctx.parts, grads, strict=True) if part.a is not None]
+        adapted = [(part, g) for part, g in zip(ctx.parts, grads, strict=True) if part.a is not None]
         dlow_NR = torch.cat([matmul_t(g_NF, b_Fr.t()) for (_, g_NF), b_Fr in zip(adapted, bs_Fr, strict=True)], dim=1)
         dbs = [
             part.deinterleave_rows(matmul_t(low_Nr.t(), g_NF.t()).t())
@@ -180,7 +181,8 @@ class LoraProjection(Function):
         if dx_NE is not None:
             adapter_dx_NE = matmul_t(dlow_NR, a_RE.t())
             dx_NE = dx_NE.add_(adapter_dx_NE if mask_NE is None else adapter_dx_NE.mul_(mask_NE))
-        return dx_NE, None, None, None, *(grad for pair in zip(das, dbs, strict=True) for grad in pair)
+        factor_grads = (grad.to(ctx.factor_dtype) for pair in zip(das, dbs, strict=True) for grad in pair)
+        return dx_NE, None, None, None, *factor_grads
 
 
 def _split_by_rank(low_NR: Tensor, bs_Fr: Sequence[Tensor]) -> list[Tensor]:
@@ -291,9 +293,9 @@ class BufferPool:
 class FrozenMlp(Function):
     """(silu(x·W_gateᵀ) ∘ x·W_upᵀ)·W_downᵀ for an MLP whose three weights are frozen and have no bias.
 
-    It saves both inner products for the backward pass. Large ones lie in `buffers` if MKL multiplies. oneDNN cannot
-    write into given memory; there the backward pass recomputes the product of up from the x of `recompute`. As with
-    `SwiGlu`, the backward pass can run only once.
+    It saves both inner products for the backward pass. On a CPU, large ones lie in `buffers` if MKL multiplies. oneDNN
+    cannot write into given memory; there the backward pass recomputes the product of up from the x of `recompute`. As
+    with `SwiGlu`, the backward pass can run only once.
     """
 
     @staticmethod
@@ -303,8 +305,10 @@ class FrozenMlp(Function):
         gate_FD, up_FD, down_DF = (part.weight_FE for part in parts)
         if not ctx.needs_input_grad[0]:
             return matmul_t(F.silu(matmul_t(x_ND, gate_FD), inplace=True).mul_(matmul_t(x_ND, up_FD)), down_DF)
-        pooled = _is_large(x_ND) and not _uses_onednn(x_ND, up_FD) and x_ND.dtype == torch.float32
-        ctx.parts, ctx.recompute, ctx.buffers = parts, None if pooled else recompute, buffers if pooled else None
+        on_cpu = x_ND.device.type == "cpu"
+        pooled = on_cpu and _is_large(x_ND) and not _uses_onednn(x_ND, up_FD) and x_ND.dtype == torch.float32
+        ctx.parts, ctx.buffers = parts, buffers if pooled else None
+        ctx.recompute = recompute if on_cpu and not pooled else None
         product = buffers.matmul_t if pooled else matmul_t
         gate_NF, up_NF = product(x_ND, gate_FD), product(x_ND, up_FD)
         ctx.save_for_backward(gate_NF, up_NF if ctx.recompute is None else None)

@@ -15,23 +15,24 @@ import torch
 from torch import Tensor, nn
 
 MAX_GRAPH_TOKENS = 2048  # longest text for which the ONNX graph holds rotations and masks
-_TABLES: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
+_TABLES: WeakKeyDictionary[nn.Module, dict[torch.device, Tensor]] = WeakKeyDictionary()
+_CPU = torch.device("cpu")
 
 
-def rope_table(rotary: Any, positions: int) -> Tensor:
+def rope_table(rotary: Any, positions: int, device: torch.device = _CPU) -> Tensor:
     """Table of cos + i·sin of the first positions, complex64 of shape (positions, C), for a rotary embedding.
 
     The angles are those of transformers: position times frequency in float32. C is the number of frequencies, one per
-    pair of numbers of a head.
+    pair of numbers of a head. The frequencies come from the config, so that nothing is read back from a device.
     """
-    table_TC = _TABLES.get(rotary)
-    if table_TC is None or len(table_TC) < positions:
-        frequencies_C = rotary.inv_freq.detach().float().cpu().numpy()
+    tables = _TABLES.setdefault(rotary, {})
+    if device not in tables or len(tables[device]) < positions:
+        frequencies_C = type(rotary)(rotary.config).inv_freq.float().numpy()
         angles_TC = np.arange(1 << (positions - 1).bit_length(), dtype=np.float32)[:, None] * frequencies_C
         angles_TC = angles_TC.astype(np.float64)
         cosines_TC, sines_TC = (
             torch.from_numpy((function(angles_TC) * rotary.attention_scaling).astype(np.float32))
             for function in (np.cos, np.sin)
         )
-        table_TC = _TABLES[rotary] = torch.complex(cosines_TC, sines_TC).to(rotary.inv_freq.device)
-    return table_TC[:positions]
+        tables[device] = torch.complex(cosines_TC, sines_TC).to(device)
+    return tables[device][:positions]

@@ -27,15 +27,17 @@ STATES_PER_CORE = 1 << 18  # tokens times width
 MIN_BATCH_TOKENS = 512  # per thread; with fewer, starting a thread costs more than it saves
 
 
-class CpuTrainingEngine(TrainingEngine):
-    """Computes the layers below the first adapter once per row and caches their output."""
+class PackedTrainingEngine(TrainingEngine):
+    """Passes the network the lengths of the windows; on a CPU, caches the outputs of layers below the first adapter."""
 
     def __init__(self, network: FastClassifier, scratch: str | None, say: Callable[[str], None]) -> None:
         super().__init__(network, None)
-        self.frozen_cache = FrozenStateCache(network, scratch, say) if network.frozen_layer_count else None
+        is_cached = network.frozen_layer_count and network.embeddings.device.type == "cpu"
+        self.frozen_cache = FrozenStateCache(network, scratch, say) if is_cached else None
 
     def batch(self, tokens: Tokens, rows: Ints, device: torch.device, labels_N: Ints | None = None) -> dict[str, Any]:
         batch = super().batch(tokens, rows, device, labels_N)
+        batch["lengths"] = tokens.lengths[rows].tolist()
         if self.frozen_cache is not None:
             batch["states_BTD"] = self.frozen_cache.states(tokens, rows)
         return batch
@@ -65,7 +67,7 @@ def make_training_engine(
 ) -> TrainingEngine:
     if reason := unsupported_reason(model, device):
         return TrainingEngine(ReferenceNetwork(model), reason)
-    return CpuTrainingEngine(FastClassifier(model), scratch, say)
+    return PackedTrainingEngine(FastClassifier(model), scratch, say)
 
 
 def make_inference_engine(model: PreTrainedModel, max_tokens: int) -> InferenceEngine:

@@ -1,4 +1,4 @@
-"""Forward and backward passes of a dense Qwen2 or Qwen3 classifier with LoRA on a CPU, with few passes over memory.
+"""Forward and backward passes of a dense Qwen2 or Qwen3 classifier with LoRA, with few passes over memory.
 
 Input: a `PeftModel` as `lora.add_lora` makes it. Output: a module with the same weights under the same names and a
 faster forward pass with the same results, or the reason why this engine does not support the model. The reason also
@@ -7,7 +7,7 @@ applies to merged models.
 It skips padding, gradients of frozen weights and of embeddings, the mask tensor of causal attention and the scores
 above its diagonal, three of four dropout masks of a layer, and in the last layer all but the pooled token of each
 window. Backward passes are hand-written, so that little is saved for them; docs/development-log.md has the
-measurements.
+measurements. All of it runs on any device but attention, which CPUs and GPUs do differently.
 
 Legend: B windows, T tokens of the longest, N rows: the tokens of all windows, concatenated, and a few rows of padding;
 D model width, E, F input and output width of a linear layer, H query heads, K key-value heads, G = H/K query heads that
@@ -16,9 +16,11 @@ share keys and values, P width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -29,6 +31,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ctxtrain.engine.cpu.attention import WindowGroup, attention, last_token_attention
+from ctxtrain.engine.cpu.device_attention import DeviceBatch, Kernel, select_kernel
 from ctxtrain.engine.cpu.dropout import DropoutMasks
 from ctxtrain.engine.cpu.layer_parts import (
     ADAPTER,
@@ -57,8 +60,8 @@ def unsupported_reason(model: PeftModel | PreTrainedModel, device: torch.device)
     config = base.config
     if type(base) not in {Qwen2ForSequenceClassification, Qwen3ForSequenceClassification}:
         return f"{config.model_type} is neither a dense Qwen2 nor a dense Qwen3"
-    if device.type != "cpu":
-        return f"the fast engine was measured on CPUs only, and the model is on {device.type}"
+    if device.type not in ("cpu", "cuda", "meta"):
+        return f"the fast engine is for CPUs and CUDA, and the model is on {device.type}"
     if reason := _unsupported_config(config):
         return reason
     adapters = model.peft_config if isinstance(model, PeftModel) else None
@@ -74,6 +77,8 @@ def unsupported_reason(model: PeftModel | PreTrainedModel, device: torch.device)
         elif name.endswith("norm") and type(module) not in {Qwen2RMSNorm, Qwen3RMSNorm}:
             return f"{name} is a {type(module).__name__}, not a plain norm"
     if adapters is None:
+        if device.type != "cpu":
+            return f"a merged model has a fast engine on CPUs only, and the model is on {device.type}"
         return None if base.dtype == torch.float32 else f"the merged model is in {base.dtype}, not in float32"
     extra = [name for name, weight in model.named_parameters() if weight.requires_grad and not _can_train(name)]
     return f"{extra[0]} is trained" if extra else None
@@ -104,28 +109,41 @@ def _can_train(name: str) -> bool:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Layout of windows that are concatenated without padding.
+    """Layout of windows that are concatenated without padding, on a CPU; `DeviceBatch` is its like for GPUs.
 
-    Attention runs over `groups`, in the last layer over `all_windows` at once. `last_B` is the row of the last token of
-    each window, which the head pools. `rope_TC` holds cos + i·sin of each position.
+    Attention runs over `groups`, in the last layer over `all_windows` at once. `token_N` is the position of each token
+    in ids of shape (B, T), `last_B` the row of the last token of each window, which the head pools. `rope_TC` holds
+    cos + i·sin of each position.
     """
 
     groups: list[WindowGroup]
     all_windows: WindowGroup
+    token_N: Tensor
     last_B: Tensor
     rope_TC: Tensor
 
     @classmethod
-    def from_lengths(cls, lengths_B: Tensor, classifier: Any) -> PackedBatch:
-        """Layout for windows of these lengths, with the rotary embedding of the classifier."""
-        model, lengths, device = classifier.model, lengths_B.tolist(), lengths_B.device
-        groups = WindowGroup.split(lengths, classifier.config.num_attention_heads, device)
+    def from_lengths(cls, lengths: Sequence[int], classifier: Any, width: int = 0) -> PackedBatch:
+        """Layout for windows of these lengths, with the rotary embedding of the classifier; ids have `width` columns.
+
+        The width is by default the longest length.
+        """
+        length_B = np.asarray(lengths, dtype=np.int64)
+        groups = WindowGroup.split(lengths, classifier.config.num_attention_heads)
+        column_T = np.arange(width or max(lengths))
         return cls(
             groups,
-            groups[0] if len(groups) == 1 else WindowGroup(0, lengths, device),
-            lengths_B.cumsum(0) - 1,
-            rope_table(model.rotary_emb, max(lengths)),
+            groups[0] if len(groups) == 1 else WindowGroup(0, lengths),
+            torch.from_numpy(np.flatnonzero(column_T < length_B[:, None])),
+            torch.from_numpy(length_B.cumsum() - 1),
+            rope_table(classifier.model.rotary_emb, max(lengths)),
         )
+
+    def attention(self, q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, scale: float) -> Tensor:
+        return attention(q_NHP, k_NKP, v_NKP, self.groups, self.rope_TC, scale)
+
+    def last_token_attention(self, q_BHP: Tensor, k_NKP: Tensor, v_NKP: Tensor, scale: float) -> Tensor:
+        return last_token_attention(q_BHP, k_NKP, v_NKP, self.all_windows, self.rope_TC, scale)
 
 
 def pad_rows(x_N: Tensor) -> Tensor:
@@ -141,18 +159,24 @@ class FastClassifier(nn.Module):
     """A model that `unsupported_reason` accepts, with a faster forward pass and backward pass for adapters and head.
 
     `frozen_layer_count` is the number of layers below the first one with an adapter. Their output and the embeddings do
-    not change in training.
+    not change in training. `kernel` names the attention of `DeviceBatch`; None is that of `PackedBatch` on a CPU, and
+    on other devices the one that fits.
     """
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: PeftModel, kernel: Kernel | None = None) -> None:
         super().__init__()
         self.model = model
+        embeddings = self.embeddings
+        self.kernel = kernel
+        if kernel is None and embeddings.device.type != "cpu":
+            head_width = model.get_base_model().model.layers[0].self_attn.head_dim
+            self.kernel = select_kernel(embeddings.device, embeddings.dtype, head_width)
         self.mlp_buffers = BufferPool()
         self._masks: DropoutMasks | None = None  # of the current forward pass
         self.layers = [
             {
                 _leaf_name(path): AdaptedLinear.from_module(
-                    module, layer.self_attn.head_dim if _leaf_name(path) in ROTATED else 0
+                    module, layer.self_attn.head_dim if _leaf_name(path) in ROTATED and self.kernel is None else 0
                 )
                 for path, module in layer.named_modules()
                 if _leaf_name(path) in PROJECTIONS
@@ -173,59 +197,68 @@ class FastClassifier(nn.Module):
         """The embedding table, of shape (vocabulary, D)."""
         return cast(Tensor, self._classifier.model.embed_tokens.weight)
 
-    def forward(self, input_ids: Tensor, states_BTD: Tensor | None = None) -> SequenceClassifierOutputWithPast:
+    def forward(
+        self, input_ids: Tensor, states_BTD: Tensor | None = None, lengths: Sequence[int] | None = None
+    ) -> SequenceClassifierOutputWithPast:
         """Logits of shape (B, 3) for ids of shape (B, T), padded on the right.
 
-        With `states_BTD`, the output of `frozen_states`, the frozen layers are skipped.
+        `lengths` are the numbers of tokens up to the pooled one; without them they are read back from the device. With
+        `states_BTD`, the output of `frozen_states`, the frozen layers are skipped.
         """
+        if lengths is None:
+            lengths = window_lengths(input_ids, self._classifier.config.pad_token_id).tolist()
         with without_autocast(input_ids.device):
-            return SequenceClassifierOutputWithPast(logits=self._logits(input_ids, states_BTD))
+            return SequenceClassifierOutputWithPast(logits=self._logits(input_ids, states_BTD, lengths))
 
     @torch.no_grad()
     def frozen_states(self, ids_BT: Tensor) -> Tensor:
         """States of shape (B, T, D) that enter the first layer with an adapter, for ids without padding."""
         with without_autocast(ids_BT.device):
             windows, tokens = ids_BT.shape
-            batch = PackedBatch.from_lengths(torch.full((windows,), tokens, device=ids_BT.device), self._classifier)
-            states_ND = self._run_frozen_layers(pad_rows(ids_BT.flatten()), batch)
+            states_ND = self._run_frozen_layers(pad_rows(ids_BT.flatten()), self._layout([tokens] * windows, tokens))
             return states_ND[: ids_BT.numel()].view(windows, tokens, -1)
 
-    def _logits(self, ids_BT: Tensor, states_BTD: Tensor | None) -> Tensor:
-        self._masks = DropoutMasks() if self.training else None
-        classifier = self._classifier
-        lengths_B = window_lengths(ids_BT, classifier.config.pad_token_id)
-        is_token_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < lengths_B[:, None]
-        batch = PackedBatch.from_lengths(lengths_B, classifier)
+    def _layout(self, lengths: Sequence[int], width: int) -> PackedBatch | DeviceBatch:
+        if self.kernel is None:
+            return PackedBatch.from_lengths(lengths, self._classifier, width)
+        rope_TC = rope_table(self._classifier.model.rotary_emb, max(lengths), self.embeddings.device)
+        return DeviceBatch.from_lengths(lengths, self.kernel, rope_TC, width)
+
+    def _logits(self, ids_BT: Tensor, states_BTD: Tensor | None, lengths: Sequence[int]) -> Tensor:
+        self._masks = DropoutMasks(ids_BT.device) if self.training else None
+        classifier, batch = self._classifier, self._layout(lengths, ids_BT.shape[1])
+        # Only oneDNN needs rows of padding, and DeviceBatch has no place for them.
+        fill = pad_rows if self.kernel is None else nn.Identity()
         if states_BTD is None:
-            states_ND = self._run_frozen_layers(pad_rows(ids_BT[is_token_BT]), batch)
+            states_ND = self._run_frozen_layers(fill(ids_BT.flatten().index_select(0, batch.token_N)), batch)
         else:
-            states_ND = pad_rows(states_BTD[is_token_BT])
+            states_ND = fill(states_BTD.flatten(0, 1).index_select(0, batch.token_N))
         for number in range(self.frozen_layer_count, len(self.layers) - 1):
             states_ND = self._layer(number, states_ND, batch)
         pooled_BD = rms_norm(self._last_layer(states_ND, batch), classifier.model.norm)
         return head_logits(classifier.score, pooled_BD)
 
-    def _run_frozen_layers(self, ids_N: Tensor, batch: PackedBatch) -> Tensor:
+    def _run_frozen_layers(self, ids_N: Tensor, batch: PackedBatch | DeviceBatch) -> Tensor:
         states_ND = self._classifier.model.embed_tokens(ids_N)
         for number in range(self.frozen_layer_count):
             states_ND = self._layer(number, states_ND, batch)
         return cast(Tensor, states_ND)
 
-    def _layer(self, number: int, states_ND: Tensor, batch: PackedBatch) -> Tensor:
+    def _layer(self, number: int, states_ND: Tensor, batch: PackedBatch | DeviceBatch) -> Tensor:
         layer, linears = self._classifier.model.layers[number], self.layers[number]
         attn, normed_ND = layer.self_attn, rms_norm(states_ND, layer.input_layernorm)
         recompute = recompute_norm(states_ND, layer.input_layernorm)
         q_NHP, k_NKP, v_NKP = self._heads(normed_ND, linears, attn, "q_proj", "k_proj", "v_proj", recompute=recompute)
-        attended_NE = attention(q_NHP, k_NKP, v_NKP, batch.groups, batch.rope_TC, attn.scaling)
+        attended_NE = batch.attention(q_NHP, k_NKP, v_NKP, attn.scaling)
         return self._finish_layer(states_ND, attended_NE, layer, linears)
 
-    def _last_layer(self, states_ND: Tensor, batch: PackedBatch) -> Tensor:
+    def _last_layer(self, states_ND: Tensor, batch: PackedBatch | DeviceBatch) -> Tensor:
         """Output of the last layer at the pooled token of each window, of shape (B, D)."""
         layer, linears, last_B = self._classifier.model.layers[-1], self.layers[-1], batch.last_B
         attn, normed_ND = layer.self_attn, rms_norm(states_ND, layer.input_layernorm)
         k_NKP, v_NKP = self._heads(normed_ND, linears, attn, "k_proj", "v_proj")
         (q_BHP,) = self._heads(normed_ND.index_select(0, last_B), linears, attn, "q_proj")
-        attended_BE = last_token_attention(q_BHP, k_NKP, v_NKP, batch.all_windows, batch.rope_TC, attn.scaling)
+        attended_BE = batch.last_token_attention(q_BHP, k_NKP, v_NKP, attn.scaling)
         return self._finish_layer(states_ND.index_select(0, last_B), attended_BE, layer, linears)
 
     def _heads(
@@ -236,7 +269,8 @@ class FastClassifier(nn.Module):
         heads = [x_NE.unflatten(1, (-1, attn.head_dim)) for x_NE in projected]
         norms = [getattr(attn, name.replace("proj", "norm"), None) for name in names]
         return [
-            x if norm is None else rms_norm(x, norm, interleaved=True) for x, norm in zip(heads, norms, strict=True)
+            x if norm is None else rms_norm(x, norm, interleaved=self.kernel is None)
+            for x, norm in zip(heads, norms, strict=True)
         ]
 
     def _finish_layer(

@@ -85,9 +85,9 @@ class MergedClassifier(nn.Module):
 
     def _logits(self, ids_BT: Tensor) -> Tensor:
         classifier: Any = self.model
-        lengths_B = window_lengths(ids_BT, classifier.config.pad_token_id)
-        batch = PackedBatch.from_lengths(lengths_B, classifier)
-        ids_N = pad_rows(ids_BT[torch.arange(ids_BT.shape[1], device=ids_BT.device) < lengths_B[:, None]])
+        lengths = window_lengths(ids_BT, classifier.config.pad_token_id).tolist()
+        batch = PackedBatch.from_lengths(lengths, classifier, ids_BT.shape[1])
+        ids_N = pad_rows(ids_BT.flatten().index_select(0, batch.token_N))
         states_ND, (*layers, last) = classifier.model.embed_tokens(ids_N), classifier.model.layers
         for number, layer in enumerate(layers):
             attn, norm = layer.self_attn, layer.input_layernorm
