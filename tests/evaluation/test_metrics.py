@@ -246,7 +246,7 @@ def test_tables_of_leads_begin_with_the_metric_of_the_leads(added: None) -> None
 )
 def test_files_hold_each_metric_in_its_range_and_lack_none(change: dict[str, Any], fault: str | None) -> None:
     schema = metric_schema((*METRICS, KAPPA))
-    value = {**dict.fromkeys(("accuracy", "macro_f1", "nll", "brier", "ece", "kappa"), 0.5), **change}
+    value = {**dict.fromkeys((metric.name for metric in (*METRICS, KAPPA)), 0.5), **change}
     assert schema_faults(schema, value) == [fault] * (fault is not None)
     for name in ("accuracy", "kappa"):
         del value[name]
