@@ -56,7 +56,7 @@ torture: $(VENV)/.dev ## the fault tests in full; their figures go into docs/rel
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist load --torture -m promise $(ARGS)
 	$(BIN)/python -m tests.reliability.page
 
-docs: $(VENV)/.dev ## write docs/config.md and the schemas of a summary and of runs.json anew from the code
+docs: $(VENV)/.dev ## write docs/config.md and the schemas of a config, a summary and runs.json anew from the code
 	$(BIN)/python -m tests.config_page
 
 lint: $(VENV)/.dev ## linter, formatter and type check

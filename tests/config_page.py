@@ -1,4 +1,4 @@
-"""Write docs/config.md and the JSON Schemas beside it from the schemas of the code.
+"""Write docs/config.md, the JSON Schemas beside it and configs/config.schema.json from the schemas of the code.
 
 python -m tests.config_page
 """
@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import BaseModel
 
 from ctxtrain.config.schema import Config
 from ctxtrain.pretraining.run import PretrainConfig
 from ctxtrain.reporting.runs_schema import Runs
 from ctxtrain.reporting.summary_schema import Summary
-from ctxtrain.storage.validated import StoredModel
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
-SCHEMAS: dict[Path, type[StoredModel]] = {  # what is published of a file → what reads it
+SCHEMAS: dict[Path, type[BaseModel]] = {  # what is published of a file → what reads it
+    PAGE.parents[1] / "configs" / "config.schema.json": Config,
     PAGE.with_name("training_summary.schema.json"): Summary,
     PAGE.with_name("runs.schema.json"): Runs,
 }
@@ -50,7 +51,7 @@ LIMITS = {
 }
 
 
-def published(part: type[StoredModel]) -> bytes:
+def published(part: type[BaseModel]) -> bytes:
     """A JSON Schema, as its file holds it."""
     return orjson.dumps(part.model_json_schema(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 

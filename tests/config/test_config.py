@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,12 +15,6 @@ from ctxtrain.errors import ConfigError
 from ctxtrain.pretraining.run import PretrainConfig
 
 REPOSITORY = Path(__file__).parents[2]
-SCHEMA = REPOSITORY / "configs" / "config.schema.json"
-REWRITE_SCHEMA = """The schema in configs/ is not that of ctxtrain/config/schema.py. Rewrite it:
-.venv/bin/python -c "import orjson, pathlib; from ctxtrain.config.schema import Config; \
-pathlib.Path('configs/config.schema.json').write_bytes(orjson.dumps(Config.model_json_schema(), \
-option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))"
-"""
 
 
 def smallest() -> dict[str, Any]:
@@ -448,12 +441,8 @@ def test_absolute_paths_replace_relative_ones_and_hub_ids_stay(tmp_path: Path, m
     assert with_overrides("model.base=Qwen/Qwen3-0.6B").with_absolute_paths().model.base == "Qwen/Qwen3-0.6B"
 
 
-def test_the_published_json_schema_is_that_of_the_code() -> None:
-    schema = Config.model_json_schema()
-    assert SCHEMA.read_bytes() == orjson.dumps(schema, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE), (
-        REWRITE_SCHEMA
-    )
-    assert schema["properties"].keys() == {key for key in KEYS if "." not in key}
+def test_the_json_schema_has_every_section() -> None:
+    assert Config.model_json_schema()["properties"].keys() == {key for key in KEYS if "." not in key}
 
 
 def test_the_demo_config_loads() -> None:
