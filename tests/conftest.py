@@ -83,6 +83,13 @@ def all_trees() -> Iterator[None]:
     set_trees(FEWER_TREES)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Qwen2 of random weights with the embedded tokenizer."""

@@ -1,11 +1,13 @@
 """Rows and windows, built small and valid; a test changes what it is about."""
 
 import json
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ctxtrain.data.json_rows import line_rows
 from ctxtrain.data.parse_report import ParseReport, parse_rows
@@ -132,3 +134,12 @@ def walk(path: Path) -> ParseReport:
     file = WindowFile(path)
     assert len(list(file)) == file.report.good
     return file.report
+
+
+def threads_of_a_new_thread() -> int:
+    """How many threads torch has in a thread that starts now."""
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return seen[0]

@@ -129,6 +129,20 @@ def test_no_engine_module_is_imported_outside_the_engine_but_its_door() -> None:
     assert not [other for other in shared if other.startswith("engine.cpu")]
 
 
+def test_tests_of_the_reference_import_no_engine() -> None:
+    """So they run where the folder of an engine is removed; tests of an engine lie in tests/engine."""
+    tests = Path(__file__).parent
+    outside = [path for path in sorted(tests.rglob("*.py")) if path.parent != tests / "engine"]
+    importing = {
+        str(path.relative_to(tests)): statement.lineno
+        for path in outside
+        for statement in ast.parse(path.read_text("utf-8")).body  # what a function imports concerns one test
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+        if any(name.startswith("engine.cpu") for name in imported(ast.Module([statement], [])))
+    }
+    assert importing == {}
+
+
 def test_every_module_says_what_it_is() -> None:
     assert [module for module in MODULES if not ast.get_docstring(TREES[module])] == []
 

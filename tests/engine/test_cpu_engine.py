@@ -30,6 +30,7 @@ from ctxtrain.engine.cpu.training_model import FastClassifier, unsupported_reaso
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
 from ctxtrain.export.predictor import Predictor
 from ctxtrain.model import lora
+from ctxtrain.model.agreement import engine_mismatch, probe_rows
 from ctxtrain.model.embedded import embedded_base
 from ctxtrain.model.losses import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
@@ -324,6 +325,22 @@ def test_little_is_kept_and_nothing_below_the_first_adapter(tmp_path: Path) -> N
     assert whole < 0.7 * kept_bytes(model, model, ragged())
     top = build(embedded_base(), dropout=0.05, layers="last:1")
     assert kept_bytes(top, FastClassifier(top), ragged()) < 0.25 * whole
+
+
+class Skewed(FastClassifier):
+    """An engine that is wrong by a little, as one that does not know an oddity of a base would be."""
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        found = super().forward(*inputs, **named)
+        found.logits = found.logits * 1.001
+        return found
+
+
+def test_an_engine_that_gives_other_logits_is_not_used(tiny_base: Path) -> None:
+    model, probe = build(tiny_base), probe_rows(16827, PAD)
+    assert engine_mismatch(model, FastClassifier(model), probe) is None
+    assert "its logits on two rows differ by" in str(engine_mismatch(model, Skewed(model), probe))
+    assert model.training
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"qwen2", "qwen3"}))

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ctxtrain import TrainingPipeline, load_model
-from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora
 from ctxtrain.model.agreement import engine_mismatch, probe_rows, try_base
@@ -383,33 +382,10 @@ def test_a_head_with_the_classes_in_another_order_is_put_in_order(base: Path) ->
     assert model.score.weight[:, 0].tolist() == [1.0, 2.0, 0.0]
 
 
-class Skewed(FastClassifier):
-    """An engine that is wrong by a little, as one that does not know an oddity of a base would be."""
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        found = super().forward(*inputs, **named)
-        found.logits = found.logits * 1.001
-        return found
-
-
-def models(folder: Path) -> Iterator[Any]:
-    own = load_tokenizer(str(folder))
-    yield lora.add_lora(
-        load_classifier(str(folder), own.pad_token_id), r=2, alpha=2, dropout=0.0, target_modules=["q_proj"]
-    )
-
-
-def test_an_engine_that_gives_other_logits_is_not_used(base: Path) -> None:
-    (model,) = models(base)
-    probe = probe_rows(16827, 0)
-    assert engine_mismatch(model, FastClassifier(model), probe) is None
-    assert "its logits on two rows differ by" in str(engine_mismatch(model, Skewed(model), probe))
-    assert model.training
-
-
 def test_a_model_that_reads_what_comes_after_a_row_is_refused_without_a_word_of_it_in_its_config(base: Path) -> None:
     """Bidirectional in what it computes, under any name: here set on the opened model."""
-    (model,) = models(base)
+    classifier = load_classifier(str(base), load_tokenizer(str(base)).pad_token_id)
+    model: Any = lora.add_lora(classifier, r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
     model.config.is_causal = False
     with pytest.raises(ConfigError, match="padding after a row changes its logits by"):
         engine_mismatch(model, model, probe_rows(16827, 0))

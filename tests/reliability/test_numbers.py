@@ -20,7 +20,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ctxtrain import Config, TrainingPipeline, load_model
 from ctxtrain.data.batches import plan_step
-from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.errors import TrainingDiverged
 from ctxtrain.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, TemperatureScaler, fit_temperature
 from ctxtrain.evaluation.scores import negative_log_likelihood
@@ -231,7 +230,11 @@ def test_gradients_are_the_slopes_of_the_loss_in_float64(
             weight.copy_(0.3 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
     ids_BT = torch.randint(1, 200, (4, 12), generator=generator)
     labels_B = torch.tensor([0, 1, 2, 0])
-    network = FastClassifier(model) if path == "fast" else model
+    network: torch.nn.Module = model
+    if path == "fast":
+        from ctxtrain.engine.cpu.training_model import FastClassifier
+
+        network = FastClassifier(model)
     network.train()
 
     def loss() -> Tensor:
