@@ -43,6 +43,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -256,10 +257,13 @@ def main() -> None:
 
     put(describe("cpu" if options.cpu else "cuda"))
     lines = []
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
-        for line in check(options, Path(scratch)):
+    scratch = Path(tempfile.mkdtemp(prefix="gpu-check-"))  # not a TemporaryDirectory, which a fork removes at its exit
+    try:
+        for line in check(options, scratch):
             put(line)
             lines.append(line)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     print(table(lines))
     sys.exit(any(line["status"] in FAILED for line in lines))
 

@@ -1,4 +1,7 @@
-"""Parts 2, 8 and 10: whole runs, by the command line in processes of their own, as a user starts them."""
+"""Parts 2, 8 and 10: whole runs by the command line, in processes of their own, as a user starts them.
+
+Tiny runs on a CPU are called in the part's process instead, which spares them the imports.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +24,62 @@ import yaml
 
 from gpu_parts.setting import CheckFailed, Setting, rounded
 
-CTXTRAIN = (sys.executable, "-m", "ctxtrain")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
 FIRST_STEPS = 2  # after which a run is stopped
 CHANNELS, OUTLIER = 8, 40.0  # channels of the residual stream that are so many times as large, as in trained Qwens
-LOGITS = """
-import json, sys
-from ctxtrain import load_model
-print(json.dumps(load_model(sys.argv[1], engine=sys.argv[2]).logits(sys.argv[3]).tolist()))
-"""
+LOOK = 0.1  # seconds between looks at a process
+
+
+def ctxtrain(*words: str) -> None:
+    """The command line; ends the process with its exit code."""
+    from ctxtrain.cli.process import main
+
+    sys.argv = ["ctxtrain", *words]
+    main()
+
+
+def torchrun(*words: str) -> None:
+    """torch's launcher, of one process."""
+    from torch.distributed.run import main
+
+    main(["--standalone", "--nproc-per-node", "1", *words])
+
+
+def logits(archive: str, rows: str, engine: Any) -> list[list[float]]:
+    from ctxtrain.export.predictor import load_model
+
+    found: list[list[float]] = load_model(archive, engine=engine).logits(rows).tolist()
+    return found
+
+
+def print_logits(archive: str, rows: str, engine: Any) -> None:
+    print(json.dumps(logits(archive, rows, engine)))
+
+
+def call_here(*words: str) -> int:
+    """The exit code of the command line in this process."""
+    from ctxtrain.cli.process import main
+    from ctxtrain.export.fresh_process import fresh_process
+
+    fresh_process.start()  # the runs of a part share the process that opens their exports
+    try:
+        main(list(words))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def start_command(call: Callable[..., None], words: tuple[str, ...], log: Path, environment: dict[str, str]) -> None:
+    """In the new process: its output goes into `log`, and `environment` is set before libraries are imported."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.environ |= environment
+    call(*words)
 
 
 @dataclass
 class Ended:
-    """A process that has ended with 0: what it printed, and what it took; memory by its stage, in GB."""
+    """A process that has ended with 0: what it printed, and what it took; most memory by its stage, in GB."""
 
     output: str
     seconds: float
@@ -41,61 +87,57 @@ class Ended:
     device_gb: dict[str, float]
 
 
-class Watched:
-    """A process with its memory, and that of its children, by stage: the first two words of its last line."""
+class Command:
+    """A process of a command, with its memory by stage, which is the first two words of its last message."""
 
-    def __init__(self, words: tuple[str, ...], setting: Setting, **environment: str) -> None:
-        self.words, self.setting = words, setting
+    def __init__(
+        self, setting: Setting, call: Callable[..., None], *words: str, watched: bool = False, **environment: str
+    ) -> None:
+        self.setting, self.watched, self.words = setting, watched, (call.__name__, *words)
         self.log = setting.scratch / f"output-{time.monotonic_ns()}.txt"
+        self.log.touch()
         self.start = time.perf_counter()
-        with self.log.open("wb") as stream:
-            self.process = subprocess.Popen(
-                words, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | environment, cwd=setting.scratch
-            )
-        self.host_gb: dict[str, float] = {}
-        self.device_gb: dict[str, float] = {}
-        self.watcher = threading.Thread(target=self._watch, daemon=True)
-        self.watcher.start()
+        context = get_context("spawn")  # a fork of a process that has computed may hang
+        self.process = context.Process(target=start_command, args=(call, words, self.log, environment))
+        self.process.start()
 
     def end(self, expected: int = 0) -> Ended:
         """Wait for the end. Raises CheckFailed if the exit code is another one."""
-        code = self.process.wait()
-        seconds = time.perf_counter() - self.start
-        self.watcher.join()
-        output = self.log.read_text(encoding="utf-8", errors="replace")
-        if code != expected:
-            raise CheckFailed(f"{' '.join(self.words[2:])} ended with {code}: {output.strip()[-1500:]}")
-        return Ended(output, seconds, self.host_gb, self.device_gb)
-
-    def _watch(self) -> None:
-        before = self._used_device_gb()
-        while self.process.poll() is None:
+        host_gb: dict[str, float] = {}
+        device_gb: dict[str, float] = {}
+        before = self._device_gb()
+        while self.watched and self.process.is_alive():
             stage = self._stage()
-            self.host_gb[stage] = max(self.host_gb.get(stage, 0.0), self._host_gb())
+            host_gb[stage] = max(host_gb.get(stage, 0.0), self._host_gb())
             if before is not None:
-                used = rounded((self._used_device_gb() or before) - before)
-                self.device_gb[stage] = max(self.device_gb.get(stage, 0.0), used)
-            time.sleep(0.05)
+                used = rounded((self._device_gb() or before) - before)
+                device_gb[stage] = max(device_gb.get(stage, 0.0), used)
+            self.process.join(LOOK)
+        self.process.join()
+        seconds = time.perf_counter() - self.start
+        output = self.log.read_text(encoding="utf-8", errors="replace")
+        if self.process.exitcode != expected:
+            text = f"{' '.join(self.words)} ended with {self.process.exitcode}: {output.strip()[-1500:]}"
+            raise CheckFailed(text)
+        return Ended(output, seconds, host_gb, device_gb)
 
     def _stage(self) -> str:
-        with self.log.open("rb") as stream:
-            stream.seek(max(0, self.log.stat().st_size - 2000))
-            lines = stream.read().decode(errors="replace").splitlines()
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         words = next((line.split() for line in reversed(lines) if line[:1].islower()), ["start"])
         return " ".join(word for word in words[:2] if word.isalpha())
 
     def _host_gb(self) -> float:
+        """Resident memory of the process and those below it."""
         total = 0
-        try:
+        with suppress(psutil.Error):  # one has ended
             mine = psutil.Process(self.process.pid)
             for process in (mine, *mine.children(recursive=True)):
                 total += process.memory_info().rss
-        except psutil.Error:  # it has ended
-            pass
         return rounded(total / 1e9)
 
-    def _used_device_gb(self) -> float | None:
-        if self.setting.device != "cuda":
+    def _device_gb(self) -> float | None:
+        """Memory of the device in use by all processes."""
+        if self.setting.device != "cuda" or not self.watched:
             return None
         import torch
 
@@ -103,16 +145,28 @@ class Watched:
         return (total - free) / 1e9
 
 
-def run(setting: Setting, *words: str, **environment: str) -> Ended:
-    return Watched(words, setting, **environment).end()
+def run(setting: Setting, *words: str, watched: bool = False, expected: int = 0) -> Ended:
+    """The command line to its end. Raises CheckFailed if the exit code is another one."""
+    if not runs_here(setting):
+        return Command(setting, ctxtrain, *words, watched=watched).end(expected)
+    start = time.perf_counter()
+    if (code := call_here(*words)) != expected:
+        raise CheckFailed(f"ctxtrain {' '.join(words)} ended with {code}")
+    return Ended("", time.perf_counter() - start, {}, {})
+
+
+def runs_here(setting: Setting) -> bool:
+    return setting.is_tiny and setting.device == "cpu"
 
 
 def write_rows(setting: Setting, train: int, others: int) -> dict[str, str]:
     """The sample's rows; at tiny size as short texts, for which a run fits no baselines."""
     folder = setting.scratch / f"rows-{train}-{others}"
-    sizes = ("--train", str(train), "--val", str(others), "--test", str(others))
-    run(setting, *CTXTRAIN, "sample", str(folder), *sizes)
     places = {split: folder / f"{split}.jsonl" for split in ("train", "val", "test")}
+    if folder.exists():
+        return {split: str(place) for split, place in places.items()}
+    sizes = ("--train", str(train), "--val", str(others), "--test", str(others))
+    run(setting, "sample", str(folder), *sizes)
     if setting.is_tiny:
         for place in places.values():
             rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
@@ -159,7 +213,7 @@ def check_embedded(setting: Setting) -> Iterator[dict[str, Any]]:
     names = ("first",) if setting.is_tiny else ("first", "second")
     hashes = {}
     for name in names:
-        ended = run(setting, *CTXTRAIN, "train", str(write_config(setting, name, rows, "embedded", **training)))
+        ended = run(setting, "train", str(write_config(setting, name, rows, "embedded", **training)))
         hashes[name] = sha256(setting.scratch / name / "final_model.zip")
         yield {f"{name}_run_seconds": rounded(ended.seconds)}
     if len(hashes) > 1:
@@ -167,7 +221,7 @@ def check_embedded(setting: Setting) -> Iterator[dict[str, Any]]:
     yield {"export": export_check(setting.scratch / "first")}
     config = write_config(setting, "resumed", rows, "embedded", **training)
     stop_early(setting, config)
-    run(setting, *CTXTRAIN, "train", str(config), "--resume")
+    run(setting, "train", str(config), "--resume")
     hashes["resumed"] = sha256(setting.scratch / "resumed" / "final_model.zip")
     yield {"same_bits_resumed": hashes["first"] == hashes["resumed"]}
     yield {"largest_logit_difference_to_cpu": compare_devices(setting, rows["test"])}
@@ -177,24 +231,34 @@ def check_embedded(setting: Setting) -> Iterator[dict[str, Any]]:
 
 def stop_early(setting: Setting, config: Path) -> None:
     """Interrupt a run after its first steps, as Ctrl-C does."""
-    watched = Watched((*CTXTRAIN, "train", str(config)), setting)
+    words, expected = ("train", str(config)), 128 + signal.SIGINT
+    command = None if runs_here(setting) else Command(setting, ctxtrain, *words)
+    process = psutil.Process(command.process.pid if command else os.getpid())
     metrics = config.with_suffix("") / "metrics.jsonl"
-    while watched.process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b'"step"') >= FIRST_STEPS:
-            watched.process.send_signal(signal.SIGINT)
-            break
-        time.sleep(0.01)
-    watched.end(expected=128 + signal.SIGINT)
+
+    def interrupt() -> None:
+        with suppress(psutil.NoSuchProcess):  # then its exit code is another one
+            while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= FIRST_STEPS):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    if command:
+        command.end(expected)
+    else:
+        run(setting, *words, expected=expected)
 
 
 def compare_devices(setting: Setting, rows: str) -> float:
     """Largest difference of a logit: the default engine on this device against transformers on the CPU."""
     archive = str(setting.scratch / "first" / "final_model.zip")
-    found = []
-    for engine, environment in (("auto", {}), ("reference", {"CUDA_VISIBLE_DEVICES": ""})):
-        ended = run(setting, sys.executable, "-c", LOGITS, archive, engine, rows, **environment)
-        found.append(json.loads(ended.output.splitlines()[-1]))
-    pairs = (pair for here, there in zip(*found, strict=True) for pair in zip(here, there, strict=True))
+    if runs_here(setting):
+        found = [logits(archive, rows, engine) for engine in ("auto", "reference")]
+    else:
+        here = Command(setting, print_logits, archive, rows, "auto").end()
+        there = Command(setting, print_logits, archive, rows, "reference", CUDA_VISIBLE_DEVICES="").end()
+        found = [json.loads(ended.output.splitlines()[-1]) for ended in (here, there)]
+    pairs = (pair for rows in zip(*found, strict=True) for pair in zip(*rows, strict=True))
     return rounded(max(abs(here - there) for here, there in pairs))
 
 
@@ -226,19 +290,20 @@ def check_export(setting: Setting) -> Iterator[dict[str, Any]]:
     setting.forget_peak()  # the device is the run's
     rows = write_rows(setting, *((16, 12) if setting.is_tiny else (32, 32)))
     config = write_config(setting, "export", rows, base, epochs=1, learning_rate=1e-4)
-    ended = run(setting, *CTXTRAIN, "train", str(config))
+    ended = run(setting, "train", str(config), watched=True)
     folder = setting.scratch / "export"
     yield {"run": describe(ended), "export": export_check(folder)}
     yield {"zip_gb": rounded((folder / "final_model.zip").stat().st_size / 1e9)}
     if late := setting.lacks_seconds(0 if setting.is_tiny else ended.seconds):
         yield {"export_alone": late}
         return
-    again = run(setting, *CTXTRAIN, "export", str(folder))
+    again = run(setting, "export", str(folder), watched=True)
     yield {"export_alone": describe(again)}
 
 
 def describe(ended: Ended) -> dict[str, Any]:
-    found: dict[str, Any] = {"seconds": rounded(ended.seconds), "host_gb_while": ended.host_gb}
+    found: dict[str, Any] = {"seconds": rounded(ended.seconds)}
+    found |= {"host_gb_while": ended.host_gb} if ended.host_gb else {}
     return found | ({"device_gb_while": ended.device_gb} if ended.device_gb else {})
 
 
@@ -252,11 +317,11 @@ def check_launched(setting: Setting) -> Iterator[dict[str, Any]]:
     }
     failed = {}
     for name, words in commands.items():
-        watched = Watched((*TORCHRUN, *words), setting)
+        command = Command(setting, torchrun, *words)
         try:
-            yield {name: {"exit_code": 0, "seconds": rounded(watched.end().seconds)}}
+            yield {name: {"exit_code": 0, "seconds": rounded(command.end().seconds)}}
         except CheckFailed as error:
             failed[name] = str(error)
-            yield {name: {"exit_code": watched.process.returncode}}
+            yield {name: {"exit_code": command.process.exitcode}}
     if failed:
         raise CheckFailed("; ".join(failed.values()))
