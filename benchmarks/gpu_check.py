@@ -16,17 +16,19 @@ are labelled with `device: cpu`.
  1  15 s   machine       versions; TFLOP/s of products: bf16, TF32, fp32 squares, and the widest product of the 0.5B
                          shape (`bf16_linear_tflops`); GB/s of copies, on the device counting bytes read and written
  2  40 s   embedded run  `same_bits_twice`, `same_bits_resumed`: the zips of equal runs, of one that was stopped and
-                         resumed; `export`: differences of logits and what was allowed; `largest_logit_difference_to_cpu`
-                         between the default engine on this device and transformers on the CPU
+                         resumed; `export`: differences of logits and what was allowed;
+                         `largest_logit_difference_to_cpu`, of the default engine on this device and transformers there
  3  20 s   families      for each of six families: do two passes give gradients of the same bits, and which operators
                          have no deterministic implementation (a run with one of these throws)
- 4 100 s   0.5B steps    by micro-batch of a step of 32 windows: `ms` of `Learner.step`; `of_ceiling`, demanded FLOPs (as
-                         bench_step.py counts them) / ms / the bf16 rate of part 1; `ratio_trainer`, the median of
+ 4 100 s   0.5B steps    by micro-batch of a step of 32 windows: `ms` of `Learner.step`; `of_ceiling`, demanded FLOPs
+                         (as bench_step.py counts them) / ms / the bf16 rate of part 1; `ratio_trainer`, the median of
                          Trainer's ms / ours in turn, with PEFT, bf16, fused AdamW, batches grouped by length and
                          flash-attn where installed; `ratio_compiled` against the same with torch_compile, if time is
                          left; `ms_without_determinism`; kernels, copies, host waits of a step; `busy_share`, time of
-                         kernels / ms; `peak_gb` measured, `predicted_gb` by the package's arithmetic
- 5  40 s   1.5B memory   steps with all activations kept, and with gradient checkpointing; the losses must have equal bits
+                         kernels / ms; `peak_gb` measured, `predicted_gb` by the package's arithmetic, both without the
+                         CUDA context
+ 5  40 s   1.5B memory   steps with all activations kept, and with gradient checkpointing; the first losses must have
+                         equal bits
  6  70 s   8B            steps, with checkpointing too; seconds to write, load and hash a checkpoint of 16 GB
  7  50 s   answers       windows a second of merged models in fp32, TF32 and bf16, and labels that change against fp32
  8  60 s   export        a run and an export of the 1.5B shape with large channels: differences and what was allowed;
@@ -35,7 +37,7 @@ are labelled with `device: cpu`.
  9  30 s   8B in nf4     parameter counts, steps, peak; needs bitsandbytes
 10  20 s   torchrun      exit codes of one process, by DDP a whole run, by FSDP2 some steps (NCCL, on a CPU gloo)
 11  30 s   attention     of 32 windows, forward and backward: error against float64, ms, same bits when repeated; padded
-                         SDPA, and varlen kernels or on a CPU the fast engine's packed attention
+                         SDPA, torch's varlen kernels, and the fast engine's attention
 """
 
 from __future__ import annotations
@@ -200,7 +202,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         figures = {name: value for name, value in line.items() if name not in HEAD}
         if rows:
             rows.append("")
-        rows.append(f"{line['part']:>2}  {line['name']:<14}{line['device']:<6}{line['status']:<11}{line['seconds']:>6} s")
+        part, name, device, status, seconds = (line[key] for key in ("part", "name", "device", "status", "seconds"))
+        rows.append(f"{part:>2}  {name:<14}{device:<6}{status:<11}{seconds:>6} s")
         if why := line.get("why"):
             rows += wrap(why)
         rows += wrap(listed({name: value for name, value in figures.items() if not isinstance(value, dict)}))
@@ -242,7 +245,9 @@ def main() -> None:
     for name, value in {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "HF_HUB_OFFLINE": "1"}.items():
         os.environ.setdefault(name, value)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # parts fork
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH")))
+    )
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if options.output:
@@ -258,6 +263,7 @@ def main() -> None:
     put(describe("cpu" if options.cpu else "cuda"))
     lines = []
     scratch = Path(tempfile.mkdtemp(prefix="gpu-check-"))  # not a TemporaryDirectory, which a fork removes at its exit
+    os.environ["TMPDIR"] = str(scratch)  # what processes that are killed leave behind goes with it
     try:
         for line in check(options, scratch):
             put(line)

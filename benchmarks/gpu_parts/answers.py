@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-
-from ctxtrain.engine.api import make_inference_engine
 from gpu_parts.models import make_classifier, make_rows
 from gpu_parts.setting import Setting, rounded
+
+from ctxtrain.engine.api import make_inference_engine
 
 SHAPES = {"0.5b": 1024, "7b": 96}  # windows
 ESTIMATE = 12  # seconds that 7B takes in one precision
@@ -18,7 +19,7 @@ MAX_TOKENS = 2048
 
 
 def precisions(setting: Setting) -> list[tuple[str, torch.dtype, bool]]:
-    """Name, dtype of the weights, and whether products may use TF32; float32 first, as the others are set against it."""
+    """Name, dtype of the weights, and whether products may use TF32; the others are set against the first."""
     found = [("fp32", torch.float32, False), ("tf32", torch.float32, True), ("bf16", torch.bfloat16, False)]
     return [entry for entry in found if setting.device == "cuda" or not entry[2]]
 
@@ -36,9 +37,7 @@ def answer(setting: Setting) -> Iterator[dict[str, Any]]:
             engine = make_inference_engine(model.to(dtype), MAX_TOKENS)
             setting.forget_peak()
             engine.token_logits(tokens)
-            found: list[Any] = []
-            seconds = setting.seconds(lambda engine=engine, found=found: found.append(engine.token_logits(tokens)))
-            logits_NC = found[0]
+            seconds, logits_NC = setting.timed(partial(engine.token_logits, tokens))
             figures = {"windows_a_second": rounded(len(tokens) / seconds), **setting.peak_gb()}
             if expected_NC is None:
                 expected_NC = logits_NC

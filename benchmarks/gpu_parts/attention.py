@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from gpu_parts.setting import CheckFailed, Setting, rounded
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-
-from gpu_parts.setting import CheckFailed, Setting, rounded
 
 # query heads, key-value heads, width of a head
 SHAPES = {"0.5b": (14, 2, 64), "7b": (28, 4, 128)}
@@ -84,6 +83,31 @@ def ours(lengths: list[int], heads: int, width: int, device: str) -> Candidate:
     return Candidate(attend)
 
 
+def device_batch(kernel: str, lengths: list[int], width: int, device: str) -> Candidate:
+    """The fast engine's attention on GPUs, by one of its kernels, without rotations."""
+    from ctxtrain.engine.cpu.device_attention import DeviceBatch
+
+    rope_TC = torch.ones(max(lengths), width // 2, dtype=torch.complex64, device=device)
+    batch = DeviceBatch.from_lengths(lengths, kernel, rope_TC)
+
+    def attend(q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor) -> Tensor:
+        return batch.attention(q_NHP, k_NKP, v_NKP, width**-0.5).unflatten(1, (-1, width))
+
+    return Candidate(attend)
+
+
+def candidates(
+    lengths: list[int], heads: int, width: int, device: str
+) -> Iterator[tuple[str, Callable[[], Candidate]]]:
+    yield "padded_sdpa", partial(padded_sdpa, lengths, device)
+    if device == "cpu":
+        yield "packed", partial(ours, lengths, heads, width, device)
+        return
+    yield "varlen", partial(varlen, lengths, device)
+    for kernel in ("varlen", "blocks"):
+        yield f"packed_{kernel}", partial(device_batch, kernel, lengths, width, device)
+
+
 def exact(lengths: list[int]) -> Attend:
     """Softmax written out in float64, window by window."""
 
@@ -133,10 +157,7 @@ def compare_attention(setting: Setting) -> Iterator[dict[str, Any]]:
         sizes = [(sum(lengths), count, width) for count in (heads, kv_heads, kv_heads, heads)]
         *inputs, g_NHP = [torch.randn(size, device=device).to(dtype) for size in sizes]
         truth = forward_backward(exact(lengths), [value.double() for value in inputs], g_NHP.double())
-        others = {"varlen": partial(varlen, lengths, device)}
-        if device == "cpu":
-            others = {"packed": partial(ours, lengths, heads, width, device)}
-        for name, make in {"padded_sdpa": partial(padded_sdpa, lengths, device), **others}.items():
+        for name, make in candidates(lengths, heads, width, device):
             try:
                 candidate = make()
             except ImportError as error:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from tests.tiny_models import COMMON, FAMILIES
+from gpu_parts.setting import CheckFailed, Setting
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from gpu_parts.setting import CheckFailed, Setting
+from tests.tiny_models import COMMON, FAMILIES
 
 # On a GPU the widths of real heads, as kernels are chosen by them.
 WIDER = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}

@@ -1,6 +1,6 @@
 """Started by torchrun in part 10: a bfloat16 base with float32 adapters and head, sharded by `fully_shard`, trains.
 
-    torchrun --nproc-per-node 1 launched.py cuda
+    PYTHONPATH=.:benchmarks torchrun --nproc-per-node 1 benchmarks/gpu_parts/launched.py cuda
 
 Ends with 0 if the loss of the last step is finite and below that of the first.
 """
@@ -12,17 +12,15 @@ import os
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-
 import torch
 import torch.distributed
+from gpu_parts.models import make_classifier, make_rows, set_dropout, with_adapters
+from gpu_parts.setting import Setting
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 
 from ctxtrain.data.batches import collate
 from ctxtrain.model.lora import trainable_parameters
-from gpu_parts.models import make_classifier, make_rows, set_dropout, with_adapters
-from gpu_parts.setting import Setting
 
 STEPS = 5
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from gpu_parts.setting import Setting, rounded
+from torch import Tensor
 
 LINEAR = (32 * 481, 896, 4864)  # a step's tokens through the widest product of the 0.5B shape
 

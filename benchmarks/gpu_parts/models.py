@@ -5,11 +5,13 @@ Tiny shapes have two narrow layers of the same family. On a GPU weights are bflo
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from bench_step import DROPOUT
+from gpu_parts.setting import Setting
 from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
@@ -17,8 +19,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from ctxtrain.config.sections import LoraConfig
 from ctxtrain.data.batches import Tokens
 from ctxtrain.labels import LABELS
+from ctxtrain.model.embedded import build_tokenizer
 from ctxtrain.model.lora import add_lora
-from gpu_parts.setting import Setting
 
 WINDOWS, LENGTHS = 32, (440, 523)  # of a step; 481 tokens on average, as a real 50-bar window with Qwen2.5's tokenizer
 COMMON: dict[str, Any] = {
@@ -57,6 +59,16 @@ def make_classifier(
             config_of(shape, setting), dtype=dtype or weight_dtype(setting), attn_implementation=attention
         )
     return model
+
+
+def write_base(shape: str, setting: Setting) -> Path:
+    """A checkpoint of the shape with the embedded tokenizer, once for all parts."""
+    folder = setting.scratch / shape
+    if not (folder / "config.json").exists():
+        model = make_classifier(shape, setting, torch.bfloat16)
+        build_tokenizer().save_pretrained(folder)
+        model.save_pretrained(folder)
+    return folder
 
 
 def with_adapters(model: PreTrainedModel) -> PeftModel:

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from gpu_parts.setting import rounded
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-
-from gpu_parts.setting import rounded
 
 COPIES = ("Memcpy", "Memset")
 ATTENTION = ("flash", "fmha", "attention", "softmax")

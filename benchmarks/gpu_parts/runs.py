@@ -21,7 +21,6 @@ from typing import Any
 
 import psutil
 import yaml
-
 from gpu_parts.setting import CheckFailed, Setting, rounded
 
 FIRST_STEPS = 2  # after which a run is stopped
@@ -193,6 +192,14 @@ def write_config(setting: Setting, name: str, rows: dict[str, str], base: str, *
     return place
 
 
+def small_base(setting: Setting) -> str:
+    if not setting.is_tiny:
+        return "embedded"
+    from gpu_parts.models import write_base
+
+    return str(write_base("0.5b", setting))
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -207,19 +214,19 @@ def export_check(folder: Path) -> dict[str, float]:
 
 
 def check_embedded(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Part 2: a run on the embedded base, repeated, stopped and resumed."""
-    rows = write_rows(setting, *((24, 12) if setting.is_tiny else (96, 48)))
+    """Part 2: a run on the embedded base, repeated, stopped and resumed; at tiny size on a base of two layers."""
+    rows, base = write_rows(setting, *((24, 12) if setting.is_tiny else (96, 48))), small_base(setting)
     training = {"epochs": 2, "learning_rate": 1e-3}
     names = ("first",) if setting.is_tiny else ("first", "second")
     hashes = {}
     for name in names:
-        ended = run(setting, "train", str(write_config(setting, name, rows, "embedded", **training)))
+        ended = run(setting, "train", str(write_config(setting, name, rows, base, **training)))
         hashes[name] = sha256(setting.scratch / name / "final_model.zip")
         yield {f"{name}_run_seconds": rounded(ended.seconds)}
     if len(hashes) > 1:
         yield {"same_bits_twice": hashes["first"] == hashes["second"]}
     yield {"export": export_check(setting.scratch / "first")}
-    config = write_config(setting, "resumed", rows, "embedded", **training)
+    config = write_config(setting, "resumed", rows, base, **training)
     stop_early(setting, config)
     run(setting, "train", str(config), "--resume")
     hashes["resumed"] = sha256(setting.scratch / "resumed" / "final_model.zip")
@@ -265,10 +272,10 @@ def compare_devices(setting: Setting, rows: str) -> float:
 def write_outlier_base(setting: Setting) -> Path:
     """A causal model of the 1.5B shape in bfloat16, some channels of whose residual stream are large."""
     import torch
-    from ctxtrain.model.embedded import build_tokenizer
+    from gpu_parts.models import config_of
     from transformers import AutoModelForCausalLM
 
-    from gpu_parts.models import config_of
+    from ctxtrain.model.embedded import build_tokenizer
 
     folder = setting.scratch / "outliers"
     torch.manual_seed(0)
@@ -310,7 +317,7 @@ def describe(ended: Ended) -> dict[str, Any]:
 def check_launched(setting: Setting) -> Iterator[dict[str, Any]]:
     """Part 10: one process under torchrun, by DDP a whole run, by FSDP2 some steps."""
     rows = write_rows(setting, *((16, 12) if setting.is_tiny else (32, 32)))
-    config = write_config(setting, "launched", rows, "embedded", epochs=1, learning_rate=1e-3)
+    config = write_config(setting, "launched", rows, small_base(setting), epochs=1, learning_rate=1e-3)
     commands = {
         "ddp": ("-m", "ctxtrain", "train", str(config)),
         "fsdp2": (str(Path(__file__).with_name("launched.py")), setting.device),

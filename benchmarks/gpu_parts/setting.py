@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class CheckFailed(Exception):
@@ -53,13 +55,16 @@ class Setting:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def seconds(self, call: Callable[[], Any]) -> float:
-        """Seconds of one call, until the device has finished it."""
+    def timed(self, call: Callable[[], T]) -> tuple[float, T]:
+        """Seconds of one call, until the device has finished it, and its result."""
         self.synchronize()
         start = time.perf_counter()
-        call()
+        result = call()
         self.synchronize()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, result
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        return self.timed(call)[0]
 
     def median_seconds(self, call: Callable[[], Any], repeats: int, warm_up: int = 2) -> float:
         for _ in range(warm_up):

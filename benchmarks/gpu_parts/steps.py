@@ -8,29 +8,32 @@ import statistics
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from bench_step import DROPOUT, demanded_flops, our_learner, our_step, peer_step, peer_trainer
-
-from ctxtrain.model.embedded import build_tokenizer
-from ctxtrain.model.lora import frozen_sha256, load_classifier, parameter_counts
 from gpu_parts.machine import matmul_tflops
-from gpu_parts.models import config_of, make_classifier, make_rows, set_dropout, weight_dtype, with_adapters
+from gpu_parts.models import (
+    config_of,
+    make_classifier,
+    make_rows,
+    set_dropout,
+    weight_dtype,
+    with_adapters,
+    write_base,
+)
 from gpu_parts.profiling import describe_step
 from gpu_parts.setting import CheckFailed, Setting, rounded
+
+from ctxtrain.model.lora import frozen_sha256, load_classifier, parameter_counts
 
 MICRO_BATCHES = {"tiny": (4, 8), "full": (8, 32)}
 BEST_FLAGS = {"optim": "adamw_torch_fused"}
 COMPILE_SECONDS = 45  # that compiling and timing 24 layers may take
-
-
-def precision(setting: Setting) -> str:
-    return "bfloat16" if setting.device == "cuda" else "float32"
 
 
 def ceiling_of(setting: Setting) -> float:
@@ -45,14 +48,23 @@ def of_ceiling(flops: float, milliseconds: float, ceiling: float) -> float:
     return rounded(flops / (milliseconds / 1e3) / (ceiling * 1e12))
 
 
-def predicted_gb(setting: Setting, shape: str, windows: int, *, checkpointed: bool) -> float | str:
-    """What the package's own arithmetic says that a step of so many windows at a time takes."""
+def engine_kind(learner: Any) -> str:
+    """Which activations the memory arithmetic counts."""
+    return "reference" if learner.engine.unsupported_reason else "packed"
+
+
+def predicted_gb(setting: Setting, shape: str, windows: int, **how: Any) -> float | str:
+    """Peak of a step of so many windows at a time by the package's own arithmetic, without the CUDA context."""
     try:
-        from ctxtrain.model.memory_needs import step_bytes
+        from ctxtrain.engine.memory_needs import memory_needs
+        from ctxtrain.model.shape import Batch, LoraShape, ModelShape, Precision, Training
     except ImportError as error:
         return f"not available: {error}"
-    longest = int(make_rows(setting)[0].lengths.max())
-    return rounded(step_bytes(config_of(shape, setting), windows, longest, checkpointed=checkpointed) / 1e9)
+    batch = Batch.of_rows(windows, int(make_rows(setting)[0].lengths.max()))
+    precision = Precision(str(weight_dtype(setting)).removeprefix("torch."), setting.device)
+    run = Training(LoraShape(dropout=DROPOUT), precision, batch, batch, **how)
+    needs = memory_needs(ModelShape.from_config(config_of(shape, setting)), run)
+    return rounded((needs.training - needs.runtime) / 1e9)
 
 
 class Side:
@@ -63,10 +75,10 @@ class Side:
         attention = "sdpa" if name == "ours" else attention_flag()
         self.model = with_adapters(make_classifier("0.5b", setting, attention=attention))
         rows = make_rows(setting)
-        self.flops = demanded_flops(self.model, rows[0].lengths)
+        self.facts: dict[str, Any] = {}
         if name == "ours":
-            learner = our_learner(self.model, precision(setting))
-            self.engine = learner.engine.unsupported_reason or "fast"
+            learner = our_learner(self.model, weight_dtype(setting))
+            self.facts = {"engine": learner.engine.unsupported_reason or "fast", "kind": engine_kind(learner)}
             self.steps = {size: our_step(learner, *rows, size) for size in MICRO_BATCHES[setting.size]}
         else:
             flags = {"use_cpu": setting.device == "cpu", "bf16": setting.device == "cuda", **BEST_FLAGS}
@@ -106,7 +118,8 @@ def live(pipe: Any, name: str, setting: Setting) -> None:
     """Build one side, then answer each order (a method of `Side` and a micro-batch) with its result."""
     warnings.simplefilter("ignore")
     side = Side(name, setting)
-    pipe.send({"flops": side.flops, "engine": getattr(side, "engine", None)})
+    flops = demanded_flops(side.model, make_rows(setting)[0].lengths)
+    pipe.send(side.facts | {"flops": flops})
     while order := pipe.recv():
         method, size = order
         pipe.send(getattr(side, method)(size))
@@ -163,7 +176,7 @@ def compare_steps(setting: Setting) -> Iterator[dict[str, Any]]:
         loose = [sides.ask("ours", "loose_step", size) for _ in range(rounds)]
         found["ms_without_determinism"] = rounded(statistics.median(loose))
         found |= sides.ask("ours", "peak", size)
-        found["predicted_gb"] = predicted_gb(setting, "0.5b", size, checkpointed=False)
+        found["predicted_gb"] = predicted_gb(setting, "0.5b", size, engine=facts["kind"])
         found |= {f"trainer_{name}": value for name, value in sides.ask("trainer", "peak", size).items()}
         if setting.device == "cuda":
             found |= sides.ask("ours", "profile", size)
@@ -182,14 +195,21 @@ def attention_flag() -> str:
 
 
 def time_learner(
-    setting: Setting, shape: str, size: int, repeats: int, *, model: Any = None, checkpointed: bool
+    setting: Setting,
+    shape: str,
+    size: int,
+    repeats: int,
+    *,
+    checkpointed: bool,
+    model: Any = None,
+    quantization: str = "none",
 ) -> dict[str, Any]:
     """Milliseconds, share of the ceiling, peak and first loss of steps of a shape in micro-batches of `size`."""
     rows = make_rows(setting)
     size = min(size, len(rows[0]))
     model = model or with_adapters(make_classifier(shape, setting))
     setting.forget_peak()
-    learner = our_learner(model, precision(setting))
+    learner = our_learner(model, weight_dtype(setting))
     if checkpointed:
         learner.engine.checkpoint_layers()
     step = our_step(learner, *rows, size)
@@ -202,7 +222,9 @@ def time_learner(
         "of_ceiling": of_ceiling(demanded_flops(model, rows[0].lengths), milliseconds, ceiling_of(setting)),
         "first_loss": loss,
         **setting.peak_gb(),
-        "predicted_gb": predicted_gb(setting, shape, size, checkpointed=checkpointed),
+        "predicted_gb": predicted_gb(
+            setting, shape, size, engine=engine_kind(learner), quantization=quantization, checkpointing=checkpointed
+        ),
     }
 
 
@@ -223,16 +245,6 @@ def time_checkpointing(setting: Setting) -> Iterator[dict[str, Any]]:
     yield {"checkpointed": computed, "slowdown": rounded(computed["ms"] / kept["ms"])}
     if computed["first_loss"] != kept["first_loss"]:
         raise CheckFailed("the first loss with checkpointing has other bits")
-
-
-def write_base(shape: str, setting: Setting) -> Path:
-    """A checkpoint of the shape with the embedded tokenizer, once for all parts."""
-    folder = setting.scratch / shape
-    if not (folder / "config.json").exists():
-        model = make_classifier(shape, setting, torch.bfloat16)
-        build_tokenizer().save_pretrained(folder)
-        model.save_pretrained(folder)
-    return folder
 
 
 def file_gb(shape: str, setting: Setting) -> float:
@@ -260,12 +272,12 @@ def time_large(setting: Setting) -> Iterator[dict[str, Any]]:
         return
     yield {"file_gb": rounded(gigabytes), "write_seconds": rounded(setting.seconds(lambda: write_base("8b", setting)))}
     setting.forget_peak()
-    loaded: list[Any] = []
-    yield {"load_seconds": rounded(setting.seconds(lambda: loaded.append(load_on_device("8b", setting))))}
+    seconds, model = setting.timed(lambda: load_on_device("8b", setting))
+    yield {"load_seconds": rounded(seconds)}
     if late := setting.lacks_seconds(2.5 * gigabytes):
         yield {"hash": late, "hash_gb_s": hash_rate(setting)}
         return
-    yield {"hash_seconds": rounded(setting.seconds(lambda: frozen_sha256(loaded[0])))}
+    yield {"hash_seconds": rounded(setting.seconds(lambda: frozen_sha256(model)))}
 
 
 def hash_rate(setting: Setting) -> float:
@@ -288,6 +300,6 @@ def time_quantized(setting: Setting) -> Iterator[dict[str, Any]]:
         raise CheckFailed(f"no checkpoint: {late}. Run part 6 too.")
     model = with_adapters(load_on_device("8b", setting, "nf4"))
     yield {"counts": parameter_counts(model)}
-    yield {"batch_4": time_learner(setting, "8b", 4, 3, model=model, checkpointed=False)}
-    if not can_checkpoint():
-        yield {"batch_4_checkpointed": time_learner(setting, "8b", 4, 3, model=model, checkpointed=True)}
+    run = partial(time_learner, setting, "8b", 4, 3, model=model, quantization="nf4")
+    yield {"batch_4": run(checkpointed=False)}
+    yield {"batch_4_checkpointed": can_checkpoint() or run(checkpointed=True)}
