@@ -263,7 +263,7 @@ def main() -> None:
     put(describe("cpu" if options.cpu else "cuda"))
     lines = []
     scratch = Path(tempfile.mkdtemp(prefix="gpu-check-"))  # not a TemporaryDirectory, which a fork removes at its exit
-    os.environ["TMPDIR"] = str(scratch)  # what processes that are killed leave behind goes with it
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)  # what processes that are killed leave behind goes with it
     try:
         for line in check(options, scratch):
             put(line)
