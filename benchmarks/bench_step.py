@@ -99,11 +99,7 @@ def make_rows(shape: str) -> tuple[Tokens, np.ndarray]:
 
 def our_learner(model: PeftModel, dtype: torch.dtype = torch.float32) -> Learner:
     """As `build_learner` makes it for a run in this precision."""
-def our_learner(model: PeftModel, dtype: torch.dtype = torch.float32) -> Learner:
-    """As `build_learner` makes it for a run in this precision."""
     accelerator: Accelerator = make_accelerator(dtype)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     optimizer = make_optimizer(trainable_parameters(model).values(), learning_rate=RATE, weight_decay=DECAY)

@@ -69,12 +69,12 @@ def varlen(lengths: list[int], device: str) -> Candidate:
     return Candidate(attend)
 
 
-def ours(lengths: list[int], heads: int, width: int, device: str) -> Candidate:
-    """The fast engine's attention, without rotations."""
+def packed(lengths: list[int], heads: int, width: int) -> Candidate:
+    """The fast engine's attention on CPUs, without rotations."""
     from ctxtrain.engine.cpu.attention import WindowGroup, attention
 
-    groups = WindowGroup.split(lengths, heads, torch.device(device))
-    rope_TC = torch.ones(max(lengths), width // 2, dtype=torch.complex64, device=device)
+    groups = WindowGroup.split(lengths, heads)
+    rope_TC = torch.ones(max(lengths), width // 2, dtype=torch.complex64)
 
     def attend(q_NHP: Tensor, k_NKP: Tensor, v_NKP: Tensor) -> Tensor:
         out_NE = attention(q_NHP, k_NKP, v_NKP, groups, rope_TC, width**-0.5)
@@ -101,11 +101,11 @@ def candidates(
 ) -> Iterator[tuple[str, Callable[[], Candidate]]]:
     yield "padded_sdpa", partial(padded_sdpa, lengths, device)
     if device == "cpu":
-        yield "packed", partial(ours, lengths, heads, width, device)
-        return
-    yield "varlen", partial(varlen, lengths, device)
-    for kernel in ("varlen", "blocks"):
-        yield f"packed_{kernel}", partial(device_batch, kernel, lengths, width, device)
+        yield "packed", partial(packed, lengths, heads, width)
+    else:
+        yield "varlen", partial(varlen, lengths, device)
+        yield "packed_varlen", partial(device_batch, "varlen", lengths, width, device)
+    yield "packed_blocks", partial(device_batch, "blocks", lengths, width, device)
 
 
 def exact(lengths: list[int]) -> Attend:
