@@ -46,7 +46,7 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
 from ctxtrain.config.sections import LoraConfig
-from ctxtrain.data.batches import MicroBatch, StepPlan, Tokens, collate
+from ctxtrain.data.batches import Tokens, collate, plan_step
 from ctxtrain.engine.cpu.layer_parts import matmul_t
 from ctxtrain.engine.tuning import keep_freed_memory
 from ctxtrain.labels import LABELS
@@ -97,36 +97,51 @@ def make_rows(shape: str) -> tuple[Tokens, np.ndarray]:
     return Tokens.from_lengths(flat, lengths, 0), rng.integers(0, len(LABELS), len(lengths))
 
 
-def our_step(model: PeftModel, tokens: Tokens, labels_N: np.ndarray) -> Any:
-    keep_freed_memory()
-    accelerator: Accelerator = make_accelerator(torch.float32)
+def our_learner(model: PeftModel, dtype: torch.dtype = torch.float32) -> Learner:
+    """As `build_learner` makes it for a run in this precision."""
+    accelerator: Accelerator = make_accelerator(dtype)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     optimizer = make_optimizer(trainable_parameters(model).values(), learning_rate=RATE, weight_decay=DECAY)
     schedule = make_schedule(optimizer, "constant", warmup_steps=0, total_steps=10**6)
-
     loss_fn = FocalLoss([1.0] * len(LABELS), accelerator.device, gamma=0.0)  # the cross-entropy of the peer
+    return Learner(accelerator, model, optimizer, schedule, loss_fn, max_grad_norm=CLIP, seed=0)
 
-    learner = Learner(accelerator, model, optimizer, schedule, loss_fn, max_grad_norm=CLIP, seed=0)
-    rows = np.arange(len(tokens))
-    plan = StepPlan(rows, [MicroBatch(0, rows)])
+
+def our_step(learner: Learner, tokens: Tokens, labels_N: np.ndarray, batch_size: int | None = None) -> Any:
+    """A step over all rows, in micro-batches of `batch_size`; called with its number, it returns the loss."""
+    size = batch_size or len(tokens)
+    plan = plan_step(np.arange(len(tokens)), tokens.lengths, 0, batch_size=size, accumulation=-(-len(tokens) // size))
     return lambda number: learner.step(tokens, labels_N, plan, (0, number))["loss"]
 
 
-def peer_step(model: PeftModel, tokens: Tokens, labels_N: np.ndarray, folder: str) -> Any:
+def peer_trainer(model: PeftModel, folder: str, **flags: Any) -> Any:
     from transformers import Trainer, TrainingArguments
 
-    arguments = TrainingArguments(
-        folder, use_cpu=True, learning_rate=RATE, weight_decay=DECAY, max_grad_norm=CLIP, warmup_steps=0,
-        lr_scheduler_type="constant", report_to=[], disable_tqdm=True,
-    )  # fmt: skip
-    trainer = Trainer(model=model, args=arguments)
+    settings = {
+        "use_cpu": True, "learning_rate": RATE, "weight_decay": DECAY, "max_grad_norm": CLIP, "warmup_steps": 0,
+        "lr_scheduler_type": "constant", "report_to": [], "disable_tqdm": True,
+    }  # fmt: skip
+    trainer = Trainer(model=model, args=TrainingArguments(folder, **(settings | flags)))
     trainer.create_optimizer_and_scheduler(10**6)
-    trainer.current_gradient_accumulation_steps = 1  # as its loop sets it
-    network = trainer.accelerator.prepare_model(model)
-    batch = collate(tokens, np.arange(len(tokens))) | {"labels": torch.from_numpy(labels_N)}
+    trainer.model_wrapped = trainer.accelerator.prepare_model(model)
+    return trainer
+
+
+def peer_step(trainer: Any, tokens: Tokens, labels_N: np.ndarray, batch_size: int | None = None) -> Any:
+    """The same step by Trainer, its batches of similar lengths, as Trainer groups them, made and moved beforehand."""
+    network, order = trainer.model_wrapped, np.argsort(tokens.lengths, kind="stable")
+    size = batch_size or len(tokens)
+    batches = [
+        collate(tokens, rows, trainer.args.device)
+        | {"labels": torch.from_numpy(labels_N[rows]).to(trainer.args.device)}
+        for rows in (order[start : start + size] for start in range(0, len(order), size))
+    ]
 
     def step(_: int) -> float:
-        loss = trainer.training_step(network, batch)
-        trainer.accelerator.clip_grad_norm_(network.parameters(), arguments.max_grad_norm)
+        trainer.current_gradient_accumulation_steps = len(batches)  # as its loop sets it
+        loss = sum(trainer.training_step(network, batch) for batch in batches)
+        trainer.accelerator.clip_grad_norm_(network.parameters(), trainer.args.max_grad_norm)
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         network.zero_grad()
@@ -143,7 +158,8 @@ def live(pipe: Any, side: str, shape: str, threads: int) -> None:
     drops = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     with tempfile.TemporaryDirectory() as folder:
         rows = make_rows(shape)
-        step = our_step(model, *rows) if side == "ours" else peer_step(model, *rows, folder)
+        ours = side == "ours"
+        step = our_step(our_learner(model), *rows) if ours else peer_step(peer_trainer(model, folder), *rows)
         number = 0
         while (order := pipe.recv()) != "end":
             for drop in drops:

@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Files that take longest come first, so that no worker is left with one of them at the end.
 LONGEST = (
+    "test_gpu_check",
     *("test_repeats", "test_signals", "test_multi_run", "test_exact_resume", "test_processes", "test_serve"),
     *("test_train", "test_durability", "test_export", "test_memory", "test_table", "test_results", "test_owned_files"),
 )

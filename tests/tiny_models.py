@@ -6,9 +6,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ctxtrain.model.embedded import build_tokenizer
-from ctxtrain.model.tokenizer import quiet_transformers
-
 COMMON: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -45,6 +42,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def build_tiny(folder: Path, family: str = "qwen2", seed: int = 0) -> Path:
     """Write a causal model of the family, with the embedded tokenizer."""
+    from ctxtrain.model.embedded import build_tokenizer  # not above: benchmarks read `FAMILIES` without its packages
+    from ctxtrain.model.tokenizer import quiet_transformers
+
     tokenizer = build_tokenizer()
     config = AutoConfig.for_model(
         family,
