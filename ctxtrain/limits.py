@@ -9,6 +9,7 @@ MAX_STEPS = 100_000_000
 MAX_EPOCHS = 100_000
 MAX_WINDOWS = 10_000_000  # per class and epoch
 MAX_BATCH_SIZE = 65_536
+MAX_BATCH_TOKENS = 1 << 30  # of a micro-batch, padding included
 MAX_SEEDS = 1_000
 MAX_FOLDS = 1_000
 MIN_GRAD_NORM, MAX_GRAD_NORM = 1e-9, 1_000_000_000  # to which gradients are clipped

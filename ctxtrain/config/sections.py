@@ -27,6 +27,7 @@ from ctxtrain.config.value_types import (
 )
 from ctxtrain.limits import (
     MAX_BATCH_SIZE,
+    MAX_BATCH_TOKENS,
     MAX_EPOCHS,
     MAX_FOLDS,
     MAX_SEEDS,
@@ -104,6 +105,11 @@ class ModelConfig(Section):
         "none",
         description="Quantization of the frozen base during training; int8 and nf4 need a GPU and bitsandbytes.",
     )
+    gradient_checkpointing: Switch = Field(
+        "auto",
+        description="Compute each layer anew in the backward pass instead of keeping its activations: same results, "
+        "less memory, about a third slower; auto does so where a step would not fit otherwise.",
+    )
 
 
 class LoraConfig(Section):
@@ -160,6 +166,13 @@ class TrainingConfig(Section):
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay of AdamW.")
     gradient_accumulation: int = Field(4, ge=1, le=MAX_BATCH_SIZE, description="Micro-batches per optimizer step.")
+    tokens_per_batch: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_BATCH_TOKENS,
+        description="Cut micro-batches by tokens instead: at most this many, padding included, and at least one "
+        "window; a step keeps its windows.",
+    )
     max_grad_norm: GradNorm | None = Field(
         1.0, description="Gradients are clipped to this norm, at least 1e-9; null disables clipping."
     )

@@ -174,20 +174,25 @@ def plan_step(
     *,
     batch_size: int,
     accumulation: int,
+    tokens_per_batch: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> StepPlan:
     """Plan one optimizer step for one process.
 
     A step takes the next batch_size × accumulation windows of `order`, sorts them by length to reduce padding, and cuts
-    them into micro-batches. The process of rank m mod `world_size` runs micro-batch m, so windows, loss denominators
-    and dropout are independent of world size. A process with one micro-batch less repeats one that is not counted,
-    because all processes exchange gradients in their last backward pass.
+    them into micro-batches: of `batch_size` windows, or with `tokens_per_batch` as `cut_by_tokens` does. The process of
+    rank m mod `world_size` runs micro-batch m, so windows, loss denominators and dropout are independent of world size.
+    A process with one micro-batch less repeats one that is not counted, because all processes exchange gradients in
+    their last backward pass.
     """
     size = batch_size * accumulation
     group = order[step * size : (step + 1) * size]
     group = group[np.argsort(lengths[group], kind="stable")]
-    batches = [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
+    if tokens_per_batch is None:
+        batches = [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
+    else:
+        batches = cut_by_tokens(group, lengths, tokens_per_batch)
     rounds = -(-len(batches) // world_size)
     micro_batches = [
         MicroBatch(index, batches[index]) if index < len(batches) else MicroBatch(index, batches[-1], is_counted=False)
@@ -196,8 +201,25 @@ def plan_step(
     return StepPlan(group, micro_batches)
 
 
-def evaluation_batches(lengths: Ints, batch_size: int) -> Iterator[Ints]:
-    """Batches of every row once, with rows of similar length together."""
+def cut_by_tokens(rows: Ints, lengths: Ints, tokens: int, max_rows: int | None = None) -> list[Ints]:
+    """Cut rows that are sorted by length, shortest first, into batches of at most `tokens` tokens, padding included.
+
+    A row that is longer is a batch of its own. `max_rows` bounds the rows of a batch too.
+    """
+    batches, start = [], 0
+    for end in range(1, len(rows) + 1):
+        is_full = end < len(rows) and (end - start + 1) * lengths[rows[end]] > tokens
+        if end == len(rows) or is_full or end - start == max_rows:
+            batches.append(rows[start:end])
+            start = end
+    return batches
+
+
+def evaluation_batches(lengths: Ints, batch_size: int, tokens_per_batch: int | None = None) -> Iterator[Ints]:
+    """Batches of every row once, with rows of similar length together, within both limits."""
     order = np.argsort(lengths, kind="stable")
+    if tokens_per_batch is not None:
+        yield from cut_by_tokens(order, lengths, tokens_per_batch, batch_size)
+        return
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

@@ -86,6 +86,19 @@ class TrainingEngine:
         self.network = network
         self.unsupported_reason = unsupported_reason
 
+    def checkpoint_layers(self) -> None:
+        """From now on, keep only the input of each layer for the backward pass, which computes the layer anew.
+
+        Gradients stay the same to the bit, dropout included.
+        """
+        base: Any = cast(ReferenceNetwork, self.network).model.get_base_model()
+        base.activation_checkpointing_enable({"use_reentrant": False})
+        base.disable_input_require_grads()  # of the embeddings, which only the reentrant kind needs
+        for layer in base.model.layers:
+            if any(weight.requires_grad for weight in layer.parameters()):
+                break
+            layer.gradient_checkpointing = False  # nothing is kept below the first adapter
+
     def batch(self, tokens: Tokens, rows: Ints, device: torch.device, labels_N: Ints | None = None) -> dict[str, Any]:
         """Inputs of `lora.logits` for these rows, on the device; with `labels_N`, also `labels` of these rows."""
         return dict(collate(tokens, rows, device, labels_N))

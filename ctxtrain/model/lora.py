@@ -10,6 +10,7 @@ are padded on the right and `batches.py` refuses a pad id inside a text.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -201,11 +202,16 @@ def merge(model: PeftModel) -> PreTrainedModel:
 
 def parameter_counts(model: nn.Module) -> dict[str, int | float]:
     """Number of all parameters, number of trainable ones, and their share."""
-    total = sum(weight.numel() for weight in model.parameters())
     # PEFT keeps the untrained original of the head beside the trained copy; it is not part of the exported model.
-    total -= sum(weight.numel() for name, weight in model.named_parameters() if f"{HEAD}.original_module" in name)
+    total = sum(_count(weight) for name, weight in model.named_parameters() if f"{HEAD}.original_module" not in name)
     trained = sum(weight.numel() for weight in trainable_parameters(model).values())
     return {"parameters": total, "trainable": trained, "trainable_share": trained / total}
+
+
+def _count(weight: Tensor) -> int:
+    """Numbers in a weight; bitsandbytes packs two of 4 bits into one byte and keeps the shape in `quant_state`."""
+    quantized = getattr(weight, "quant_state", None)
+    return weight.numel() if quantized is None else math.prod(quantized.shape)
 
 
 def frozen_sha256(model: nn.Module) -> str:

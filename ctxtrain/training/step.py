@@ -82,6 +82,7 @@ class Learner:
     """A model with its optimizer, schedule and loss, on the devices of an Accelerator.
 
     `engine` selects the engine, see `engine/api.py`. The engine reports through `say` that it has no disk space.
+    `tokens_per_batch` bounds micro-batches and validation batches, see `plan_step`.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Learner:
         max_grad_norm: float | None,
         seed: int,
         engine: EngineChoice = "auto",
+        tokens_per_batch: int | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.accelerator = accelerator
@@ -108,13 +110,21 @@ class Learner:
         self.loss_fn = loss_fn
         self.max_grad_norm = max_grad_norm
         self.seed = seed
+        self.tokens_per_batch = tokens_per_batch
         self.parameters = trainable_parameters(model)
 
     def plan(self, order: Ints, lengths: Ints, step: int, batch_size: int, accumulation: int) -> StepPlan:
         """The micro-batches of optimizer step `step` of an epoch, and which of them are of this process."""
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         return plan_step(
-            order, lengths, step, batch_size=batch_size, accumulation=accumulation, rank=rank, world_size=world_size
+            order,
+            lengths,
+            step,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            tokens_per_batch=self.tokens_per_batch,
+            rank=rank,
+            world_size=world_size,
         )
 
     def step(
@@ -173,7 +183,7 @@ class Learner:
         """
         self.network.eval()
         accelerator = self.accelerator
-        batches = list(evaluation_batches(tokens.lengths, batch_size))
+        batches = list(evaluation_batches(tokens.lengths, batch_size, self.tokens_per_batch))
         logits_NC = torch.zeros(len(tokens), len(LABELS), device=accelerator.device)
         for first in range(0, len(batches), accelerator.num_processes):
             # All processes must run the model equally often; a process without a batch repeats the last one.

@@ -26,11 +26,12 @@ CONFIG_KEYS = """
 data data.train data.val data.test data.codec data.purge data.embargo data.label_horizon data.allow_leakage
 data.fields data.cache
 model model.base model.revision model.max_tokens model.dtype model.engine model.quantization
+model.gradient_checkpointing
 lora lora.r lora.alpha lora.dropout lora.target_modules lora.layers
 loss loss.focal_gamma loss.class_weights
 oversampling oversampling.target oversampling.max_repeat
 training training.epochs training.batch_size training.learning_rate training.warmup_steps training.weight_decay
-training.gradient_accumulation training.max_grad_norm training.schedule training.skip_nonfinite training.patience
+training.gradient_accumulation training.tokens_per_batch training.max_grad_norm training.schedule training.skip_nonfinite training.patience
 training.seed training.seeds
 checkpoints checkpoints.keep checkpoints.every_steps
 calibration calibration.method

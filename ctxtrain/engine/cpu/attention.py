@@ -258,11 +258,11 @@ def _tiles(pairs: int, shared: int, tokens: int) -> Iterator[tuple[slice, slice]
     """
     size = _pairs_per_tile(shared, tokens)
     for first in range(0, pairs, size):
-        for start, stop in reversed(_query_blocks(tokens)):
+        for start, stop in reversed(query_blocks(tokens)):
             yield slice(first, first + size), slice(start, stop)
 
 
-def _query_blocks(tokens: int) -> list[tuple[int, int]]:
+def query_blocks(tokens: int) -> list[tuple[int, int]]:
     """Start and stop of blocks of similar size, with about `QUERY_BLOCK` queries each."""
     blocks = -(-tokens // QUERY_BLOCK)
     return list(pairwise(min(tokens, -(-tokens // LANES) * number // blocks * LANES) for number in range(blocks + 1)))

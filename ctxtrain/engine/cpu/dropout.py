@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,15 @@ class DropoutMasks:
         self._device = device
         self._source = np.random.SFC64(seed)
         self._next_seed = seed
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where the sequence stands."""
+        return self._source.state
+
+    def return_to(self, position: dict[str, Any]) -> None:
+        """Draw the same masks from `position` on as before."""
+        self._source.state = position
 
     def draw(self, shape: Sequence[int], dropout: float, dtype: torch.dtype) -> tuple[Tensor, Callable[[], Tensor]]:
         """Draw the next mask; return it and a function that draws the same mask again.

@@ -162,9 +162,9 @@ class LoraProjection(Function):
             for part, g_NF in zip(ctx.parts, grads, strict=True):
                 weight_EF = part.weight_FE.t()
                 dx_NE = matmul_t(g_NF, weight_EF) if dx_NE is None else add_matmul_t(dx_NE, g_NF, weight_EF)
-        if not ctx.saved_tensors:
+        if not (saved := ctx.saved_tensors):  # read once, as checkpointing requires
             return dx_NE, None, None, None
-        dropped_NE, mask_NE, low_NR, a_RE, *bs_Fr = ctx.saved_tensors
+        dropped_NE, mask_NE, low_NR, a_RE, *bs_Fr = saved
         if mask_NE is None and ctx.redraw is not None:
             mask_NE = ctx.redraw()
         if ctx.recompute is not None:

@@ -32,8 +32,12 @@ class PackedTrainingEngine(TrainingEngine):
 
     def __init__(self, network: FastClassifier, scratch: str | None, say: Callable[[str], None]) -> None:
         super().__init__(network, None)
+        self.classifier = network
         is_cached = network.frozen_layer_count and network.embeddings.device.type == "cpu"
         self.frozen_cache = FrozenStateCache(network, scratch, say) if is_cached else None
+
+    def checkpoint_layers(self) -> None:
+        self.classifier.checkpoints_layers = True
 
     def batch(self, tokens: Tokens, rows: Ints, device: torch.device, labels_N: Ints | None = None) -> dict[str, Any]:
         batch = super().batch(tokens, rows, device, labels_N)

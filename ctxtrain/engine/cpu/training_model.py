@@ -25,6 +25,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
@@ -151,21 +152,27 @@ def pad_rows(x_N: Tensor) -> Tensor:
 
     oneDNN generates code for each new shape, which takes as long as a small product, and caches it for 1,024 shapes.
     """
-    step = 1 << max(0, len(x_N).bit_length() - 6)
-    return nn.functional.pad(x_N, (0, 0) * (x_N.ndim - 1) + (0, -len(x_N) % step))
+    return nn.functional.pad(x_N, (0, 0) * (x_N.ndim - 1) + (0, padded_count(len(x_N)) - len(x_N)))
+
+
+def padded_count(rows: int) -> int:
+    """Number of rows after `pad_rows`."""
+    return rows + -rows % (1 << max(0, rows.bit_length() - 6))
 
 
 class FastClassifier(nn.Module):
     """A model that `unsupported_reason` accepts, with a faster forward pass and backward pass for adapters and head.
 
     `frozen_layer_count` is the number of layers below the first one with an adapter. Their output and the embeddings do
-    not change in training. `kernel` names the attention of `DeviceBatch`; None is that of `PackedBatch` on a CPU, and
-    on other devices the one that fits.
+    not change in training. With `checkpoints_layers`, the backward pass computes each layer anew from its input.
+    `kernel` names the attention of `DeviceBatch`; None is that of `PackedBatch` on a CPU, and on other devices the one
+    that fits.
     """
 
     def __init__(self, model: PeftModel, kernel: Kernel | None = None) -> None:
         super().__init__()
         self.model = model
+        self.checkpoints_layers = False
         embeddings = self.embeddings
         self.kernel = kernel
         if kernel is None and embeddings.device.type != "cpu":
@@ -233,8 +240,9 @@ class FastClassifier(nn.Module):
             states_ND = self._run_frozen_layers(fill(ids_BT.flatten().index_select(0, batch.token_N)), batch)
         else:
             states_ND = fill(states_BTD.flatten(0, 1).index_select(0, batch.token_N))
+        run_layer = self._checkpointed_layer if self.checkpoints_layers and torch.is_grad_enabled() else self._layer
         for number in range(self.frozen_layer_count, len(self.layers) - 1):
-            states_ND = self._layer(number, states_ND, batch)
+            states_ND = run_layer(number, states_ND, batch)
         pooled_BD = rms_norm(self._last_layer(states_ND, batch), classifier.model.norm)
         return head_logits(classifier.score, pooled_BD)
 
@@ -244,10 +252,23 @@ class FastClassifier(nn.Module):
             states_ND = self._layer(number, states_ND, batch)
         return cast(Tensor, states_ND)
 
+    def _checkpointed_layer(self, number: int, states_ND: Tensor, batch: PackedBatch | DeviceBatch) -> Tensor:
+        """`_layer` that keeps only its input for the backward pass and draws the same dropout masks there."""
+        masks = self._masks
+        position = masks.position if masks else None
+
+        def run(states_ND: Tensor) -> Tensor:
+            if masks and position:
+                masks.return_to(position)
+            self._masks = masks
+            return self._layer(number, states_ND, batch)
+
+        return cast(Tensor, checkpoint(run, states_ND, use_reentrant=False, preserve_rng_state=False))
+
     def _layer(self, number: int, states_ND: Tensor, batch: PackedBatch | DeviceBatch) -> Tensor:
         layer, linears = self._classifier.model.layers[number], self.layers[number]
         attn, normed_ND = layer.self_attn, rms_norm(states_ND, layer.input_layernorm)
-        recompute = recompute_norm(states_ND, layer.input_layernorm)
+        recompute = self._recompute(states_ND, layer.input_layernorm)
         q_NHP, k_NKP, v_NKP = self._heads(normed_ND, linears, attn, "q_proj", "k_proj", "v_proj", recompute=recompute)
         attended_NE = batch.attention(q_NHP, k_NKP, v_NKP, attn.scaling)
         return self._finish_layer(states_ND, attended_NE, layer, linears)
@@ -280,13 +301,17 @@ class FastClassifier(nn.Module):
         (update_ND,) = self._project(attended_NE.to(states_ND.dtype), linears, "o_proj")
         states_ND = update_ND.add_(states_ND)
         normed_ND = rms_norm(states_ND, layer.post_attention_layernorm)
-        recompute = recompute_norm(states_ND, layer.post_attention_layernorm)
+        recompute = self._recompute(states_ND, layer.post_attention_layernorm)
         mlp = [linears[name] for name in MLP]
         if all(part.a is None and part.bias_F is None for part in mlp):
             return cast(Tensor, apply(FrozenMlp, normed_ND, mlp, recompute, self.mlp_buffers)).add_(states_ND)
         gate_NF, up_NF = self._project(normed_ND, linears, *MLP[:2], recompute=recompute)
         (update_ND,) = self._project(apply(SwiGlu, gate_NF, up_NF), linears, *MLP[2:])
         return update_ND.add_(states_ND)
+
+    def _recompute(self, states_ND: Tensor, norm: Any) -> Recompute:
+        """`recompute_norm`; None if the whole layer is computed anew, because the function keeps the states."""
+        return None if self.checkpoints_layers else recompute_norm(states_ND, norm)
 
     def _project(
         self, x_NE: Tensor, linears: dict[str, AdaptedLinear], *names: str, recompute: Recompute = None

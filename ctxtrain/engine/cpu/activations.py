@@ -1,0 +1,131 @@
+"""Bytes of activations in a step of the fast engine, computed from shapes; dense Qwen2 and Qwen3 only.
+
+Input and output as in `engine/activations.py`. It follows `training_model.py`, `layer_parts.py` and `attention.py` line
+by line; `tests/engine/test_activations.py` counts the bytes and fails where they differ.
+
+Legend of comments: N rows with their few rows of padding, D model width, E width of all queries, K of all keys, F inner
+width of the MLP, H heads, T tokens of the longest window.
+"""
+
+from __future__ import annotations
+
+from ctxtrain.engine.activations import (
+    ATTENTION_INPUTS,
+    MLP_INPUTS,
+    Activations,
+    Batch,
+    Precision,
+)
+from ctxtrain.engine.cpu.attention import MAX_SAVED_TOKENS, query_blocks
+from ctxtrain.engine.cpu.layer_parts import HAS_ONEDNN, LARGE_NUMEL, MKL_IS_WIDE
+from ctxtrain.engine.cpu.training_model import padded_count
+from ctxtrain.model.shape import LoraShape, ModelShape
+
+KEYS_AND_VALUES = frozenset(("k_proj", "v_proj"))
+
+
+def training_activations(
+    shape: ModelShape, lora: LoraShape, precision: Precision, batch: Batch, *, checkpointing: bool
+) -> Activations:
+    """Activations of a micro-batch; the last layer computes little more than keys and values, and keeps them."""
+    sizes = _Sizes(shape, lora, precision, batch, checkpointing=checkpointing)
+    first = min(lora.first_layer(shape), shape.layers - 1)
+    layers = [sizes.layer_bytes(layer, has_grad=layer > first) for layer in range(first, shape.layers - 1)]
+    last = sizes.last_layer_bytes(has_grad=bool(layers)) + batch.longest * shape.head_width * 4
+    last += sizes.pooled_bytes()
+    if checkpointing:
+        states = sizes.rows * shape.width * precision.bytes
+        return Activations(last + len(layers) * states, max(layers, default=0) + sizes.working_bytes())
+    return Activations(last + sum(layers), sizes.working_bytes())
+
+
+class _Sizes:
+    """Bytes of the parts of a layer, for one batch."""
+
+    def __init__(
+        self, shape: ModelShape, lora: LoraShape, precision: Precision, batch: Batch, *, checkpointing: bool
+    ) -> None:
+        self.shape, self.lora, self.precision, self.batch = shape, lora, precision, batch
+        self.rows = padded_count(batch.tokens)
+        self.is_large = self.rows * shape.width > LARGE_NUMEL
+        self.recomputes = self.is_large and not checkpointing
+
+    def layer_bytes(self, layer: int, *, has_grad: bool) -> int:
+        shape, names = self.shape, self.lora.adapted(self.shape, layer)
+        kept = self._norm_bytes(shape.width, 1) if has_grad else 0
+        if not has_grad and self.recomputes and names & set(ATTENTION_INPUTS):
+            kept += self.rows * shape.width * self.precision.bytes  # of the function that computes the norm anew
+        kept += self._adapter_bytes(shape.width, names & set(ATTENTION_INPUTS), recomputes=self.recomputes)
+        kept += self._rotated_factors(names)
+        if has_grad := has_grad or bool(names & set(ATTENTION_INPUTS)):  # one node has the gradients of all three
+            kept += self._norm_bytes(shape.query_width, shape.heads) * shape.has_head_norms
+            kept += self._norm_bytes(shape.kv_width, shape.kv_heads) * shape.has_head_norms
+            kept += self._attention_bytes()
+        kept += self._adapter_bytes(shape.query_width, names & {"o_proj"}, recomputes=False)
+        if has_grad := has_grad or "o_proj" in names:
+            kept += self._norm_bytes(shape.width, 1)
+        return kept + self._mlp_bytes(names, has_grad=has_grad)
+
+    def last_layer_bytes(self, *, has_grad: bool) -> int:
+        """Norm, keys and values of all tokens; `pooled_bytes` are the rest."""
+        shape, names = self.shape, self.lora.adapted(self.shape, self.shape.layers - 1)
+        kept = self._norm_bytes(shape.width, 1) if has_grad else 0
+        kept += self._adapter_bytes(shape.width, names & KEYS_AND_VALUES, recomputes=False)
+        kept += self._rotated_factors(names)
+        if shape.has_head_norms and (has_grad or names & KEYS_AND_VALUES):
+            kept += self._norm_bytes(shape.kv_width, shape.kv_heads)
+        if has_grad or names & set(ATTENTION_INPUTS):
+            kept += self.batch.tokens * 4 * (2 * shape.kv_width + shape.heads)
+        return kept
+
+    def pooled_bytes(self) -> int:
+        """About what the last layer keeps of the pooled tokens: states, queries, attended values, gate and up."""
+        shape, windows = self.shape, max(1, self.batch.tokens // self.batch.longest)
+        kept = 4 * windows * (4 * shape.width + 4 * shape.query_width + 2 * shape.inner_width)
+        widths = {"o_proj": shape.query_width, "down_proj": shape.inner_width}
+        names = self.lora.adapted(shape, shape.layers - 1) - KEYS_AND_VALUES
+        return kept + 4 * self.lora.r * sum(widths.get(name, shape.width) for name in names)  # copies of their A
+
+    def working_bytes(self) -> int:
+        """Gradients in the MLP of one layer: of its product, and of the states twice; or of attention, in float32."""
+        shape = self.shape
+        mlp = shape.inner_width * self.precision.bytes + 3 * shape.width * 4
+        attention = 4 * 2 * (2 * shape.query_width + 2 * shape.kv_width)
+        return self.rows * max(mlp, attention)
+
+    def _norm_bytes(self, width: int, per_row: int) -> int:
+        """The input, and the float32 inverse root mean square of each of `per_row` vectors."""
+        return self.rows * (width * self.precision.bytes + 4 * per_row)
+
+    def _adapter_bytes(self, width: int, names: frozenset[str], *, recomputes: bool) -> int:
+        """Adapters of one input: dropout(x) unless it is computed anew, the mask unless it is large, and x·Aᵀ."""
+        if not names:
+            return 0
+        dropped = 0 if recomputes else width
+        mask = width if self.lora.dropout and self.rows * width <= LARGE_NUMEL else 0
+        factors = len(names) * self.lora.r * width  # the A of all of them, stacked
+        return 4 * (self.rows * (dropped + mask + len(names) * self.lora.r) + factors)
+
+    def _rotated_factors(self, names: frozenset[str]) -> int:
+        """Copies of the B of queries and keys with their rows in another order."""
+        shape = self.shape
+        widths = {"q_proj": shape.query_width, "k_proj": shape.kv_width}
+        return 4 * self.lora.r * sum(width for name, width in widths.items() if name in names)
+
+    def _attention_bytes(self) -> int:
+        """q, k and v in float32; attention weights of short windows too."""
+        shape, batch = self.shape, self.batch
+        kept = 4 * batch.tokens * (shape.query_width + 2 * shape.kv_width)
+        if batch.longest <= MAX_SAVED_TOKENS:
+            scores = sum((stop - start) * stop for start, stop in query_blocks(batch.longest))
+            kept += 4 * batch.tokens * shape.heads * scores // batch.longest
+        return kept
+
+    def _mlp_bytes(self, names: frozenset[str], *, has_grad: bool) -> int:
+        shape, inner = self.shape, self.rows * self.shape.inner_width * self.precision.bytes
+        if not names & {*MLP_INPUTS, "down_proj"}:
+            in_pool = self.is_large and self.precision.dtype == "float32" and (MKL_IS_WIDE or not HAS_ONEDNN)
+            return has_grad * inner * (1 if self.recomputes and not in_pool else 2)
+        kept = self._adapter_bytes(shape.width, names & set(MLP_INPUTS), recomputes=self.recomputes)
+        kept += 2 * inner if has_grad or names & set(MLP_INPUTS) else 0
+        return kept + self._adapter_bytes(shape.inner_width, names & {"down_proj"}, recomputes=False)
