@@ -48,7 +48,7 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Confi
 from ctxtrain.config.sections import LoraConfig
 from ctxtrain.data.batches import Tokens, collate, plan_step
 from ctxtrain.engine.cpu.layer_parts import matmul_t
-from ctxtrain.engine.tuning import keep_freed_memory
+from ctxtrain.engine.tuning import allocator
 from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import embedded_base
 from ctxtrain.model.lora import add_lora, load_classifier, trainable_parameters
@@ -101,7 +101,7 @@ def our_learner(model: PeftModel, dtype: torch.dtype = torch.float32) -> Learner
     """As `build_learner` makes it for a run in this precision."""
     accelerator: Accelerator = make_accelerator(dtype)
     if accelerator.device.type == "cpu":
-        keep_freed_memory()
+        allocator.keep_freed_memory()
     optimizer = make_optimizer(trainable_parameters(model).values(), learning_rate=RATE, weight_decay=DECAY)
     schedule = make_schedule(optimizer, "constant", warmup_steps=0, total_steps=10**6)
     loss_fn = FocalLoss([1.0] * len(LABELS), accelerator.device, gamma=0.0)  # the cross-entropy of the peer
@@ -174,7 +174,7 @@ def live(pipe: Any, side: str, shape: str, threads: int) -> None:
 def live_matmul(pipe: Any, threads: int) -> None:
     """Answer each message with the GFLOP/s of a matrix product, by torch.mm and by our own route."""
     torch.set_num_threads(threads)
-    keep_freed_memory()  # and the next: the settings of a run
+    allocator.keep_freed_memory()  # and the next: the settings of a run
     make_accelerator(torch.float32)
     a, b = torch.randn(2048, 896), torch.randn(4864, 896)
     products = dict(zip(ROUTES, (lambda: torch.mm(a, b.t()), lambda: matmul_t(a, b)), strict=True))

@@ -4,7 +4,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
 
     errors                      exceptions and exit codes
     regular_files               open regular files only, not pipes or devices
-    memory                      out-of-memory errors of any library
+    memory                      free memory, out-of-memory errors of any library
     streams                     standard output and standard error that survive write errors
     labels                      the three classes
     limits                      bounds of user-supplied numbers
@@ -68,12 +68,14 @@ Modules from the bottom layer to the top; each imports only from modules above i
     model.precision             float32 or bfloat16, chosen once for a run
     model.tokenizer             the tokenizer of a base model
     model.lora                  frozen base model + LoRA + head
+    model.shape                 sizes of model and adapters, from the config alone
     model.losses                class-weighted focal loss
     model.optimizer             the optimizer
     model.schedule              the learning rate schedule
     model.agreement             comparison of an engine's logits with transformers
 
     engine.tuning               memory allocator, waiting threads, vector math
+    engine.activations          bytes of activations of the reference engine
     engine.reference            the reference engine: transformers and PEFT
     engine.cpu.dropout          dropout masks
     engine.cpu.rope_tables      rotary position embeddings
@@ -81,10 +83,12 @@ Modules from the bottom layer to the top; each imports only from modules above i
     engine.cpu.attention        attention, with a hand-written backward pass
     engine.cpu.device_attention attention by torch's kernels, for GPUs
     engine.cpu.training_model   the training model of the fast engine
+    engine.cpu.activations      bytes of activations of the fast engine
     engine.cpu.wide_inference   prediction with a wide merged model
     engine.cpu.onnx_inference   prediction with a narrow merged model, by ONNX Runtime
     engine.cpu.frozen_layers    cached outputs of the frozen layers
     engine.cpu.select           the fast engine that fits a model
+    engine.memory_needs         memory of a run by part; gradient checkpointing or not
     engine.api                  entry point: make_training_engine, make_inference_engine, tune_process
 
     evaluation                  metrics, intervals, baselines, targets, calibration, thresholds

@@ -1,4 +1,4 @@
-"""Recognise out-of-memory errors of any library and raise them as OutOfMemory.
+"""Free memory, and out-of-memory errors of any library, raised as OutOfMemory.
 
 Input: a description of what a block of code does, and a remedy. Output: an OutOfMemory with both in its message, and
 the size of the failed allocation if the library reports it.
@@ -7,11 +7,17 @@ the size of the failed allocation if the library reports it.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctxtrain.errors import CtxtrainError, OutOfMemory
+
+if TYPE_CHECKING:
+    import torch
 
 REMEDY = "Free memory or use fewer rows, and run the command again; files that it has finished are complete"
 TRAINING_REMEDY = (
@@ -30,6 +36,49 @@ _OUT_OF_MEMORY = re.compile(
 _ALLOCATION_SIZE = re.compile(
     r"(?:[Tt]ried to allocate|[Uu]nable to allocate|buffer of size) ([0-9.,]+)(?: ?([KMGTPE]i?B|bytes))?"
 )
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that tensors of this process may take on a device; None if unknown.
+
+    Processes of one machine share its memory equally; each has a GPU of its own.
+    """
+    if device.type != "cuda":
+        free = free_host_memory()
+        return free if free is None else free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    import torch
+
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by an earlier run
+    return int(torch.cuda.mem_get_info(device)[0]) + cached
+
+
+def free_host_memory() -> int | None:
+    """Bytes that new tensors of this process may take: available memory, or what its control groups still allow.
+
+    None where the system does not say (it is not Linux).
+    """
+    try:
+        lines = (PROC / "meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        own = [line.partition("::")[2] for line in (PROC / "self" / "cgroup").read_text().splitlines()]
+    except (OSError, ValueError, StopIteration):
+        return None
+    groups = {CGROUPS} | {CGROUPS / path.lstrip("/") for path in own if path}
+    groups |= {parent for group in groups for parent in group.parents if CGROUPS in parent.parents}
+    limits = [free for group in sorted(groups) if (free := _free_in_group(group)) is not None]
+    return max(0, min([available, *limits]))
+
+
+def _free_in_group(group: Path) -> int | None:
+    """Bytes below the limit of a control group (version 2); the page cache that it can drop counts as free."""
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+    return limit - used + int(stat.get("inactive_file", 0))
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

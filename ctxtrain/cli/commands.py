@@ -263,7 +263,7 @@ def pretrain(
 ) -> None:
     """Make a base model, or adapt a Qwen to unlabelled windows; the config's output_dir receives it."""
     announce(f"pretraining with {config}")
-    tune_process()
+    tune_process(cpu_only=True)
     from ctxtrain.pretraining.run import PretrainConfig
     from ctxtrain.pretraining.run import pretrain as make_base
 

@@ -12,42 +12,14 @@ Legend of comments: D model width, E width of all queries, K of all keys, F inne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from ctxtrain.model.shape import FLOAT_BYTES, Dtype, LoraShape, ModelShape
-
-Device = Literal["cpu", "cuda"]
+from ctxtrain.model.shape import Batch, LoraShape, ModelShape, Precision
 
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 MLP_INPUTS = ("gate_proj", "up_proj")
 ROTARY_TABLES = 2  # cosines and sines
 LINEAR_ATTENTION_COPIES = 12  # float32 tensors of its width that torch's gated delta rule keeps; rounded up
 EVALUATION_COPIES = 3  # of the widest tensor, in a pass without gradients: silu(gate), up and their product
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How a step computes: `dtype` of frozen weights and products, and the device."""
-
-    dtype: Dtype = "float32"
-    device: Device = "cpu"
-
-    @property
-    def bytes(self) -> int:
-        return FLOAT_BYTES[self.dtype]
-
-    @property
-    def mask_bytes(self) -> int:
-        """Of an element of PEFT's dropout masks: torch keeps floats on a CPU and booleans on a GPU."""
-        return 1 if self.device == "cuda" else 4
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Size of a batch: `tokens`, padding included, in rows of at most `longest` tokens."""
-
-    tokens: int
-    longest: int
 
 
 @dataclass(frozen=True)
@@ -71,18 +43,17 @@ def training_activations(
         return Activations(_head_bytes(shape, precision, batch), evaluation_activations(shape, precision, batch).widest)
     working = tokens * _working_bytes(shape, precision)
     constant = _head_bytes(shape, precision, batch)
-    constant += ROTARY_TABLES * batch.longest * shape.head_width * precision.bytes
     if checkpointing:
-        return Activations(
-            constant + tokens * len(layers) * shape.width * precision.bytes, tokens * max(layers) + working
-        )
+        states = tokens * len(layers) * shape.width * precision.bytes
+        return Activations(constant + states, tokens * max(layers) + working)
+    constant += ROTARY_TABLES * batch.longest * shape.head_width * precision.bytes
     return Activations(constant + tokens * sum(layers) + _weight_copies(shape, lora, precision), working)
 
 
 def evaluation_activations(shape: ModelShape, precision: Precision, batch: Batch) -> Activations:
-    """Activations of a batch without gradients, in any engine: nothing is kept."""
+    """Activations of a batch without gradients: nothing is kept."""
     inner = EVALUATION_COPIES * max(_inner_width(shape), shape.query_width) * precision.bytes
-    states = shape.width * (2 * precision.bytes + 4)  # residual, norm, and the norm's float32 copy
+    states = shape.width * (3 * precision.bytes + 4)  # residual, norm, output, and the norm's float32 copy
     return Activations(0, batch.tokens * (inner + states))
 
 
@@ -119,13 +90,13 @@ def _attention_bytes(
 def _mlp_bytes(
     shape: ModelShape, lora: LoraShape, precision: Precision, names: frozenset[str], *, has_grad: bool
 ) -> int:
-    """Adapters, and gate, silu(gate) and up; experts also keep their input and output."""
+    """Adapters, and gate, silu(gate) and up; experts also keep their output."""
     kept = _adapter_bytes(shape.width, lora, precision, names & set(MLP_INPUTS), has_grad=has_grad)
     has_gate, has_up = has_grad or "gate_proj" in names, has_grad or "up_proj" in names
     inner = 2 * has_gate + has_up  # gate and up for the gradient of gate, silu(gate) for that of up
     kept += inner * (shape.inner_width + shape.shared_expert_width) * precision.bytes
     if has_grad := has_grad or has_gate or has_up:
-        expert = 2 * shape.width + 3 * shape.expert_width
+        expert = shape.width + 3 * shape.expert_width
         kept += shape.experts_per_token * expert * precision.bytes
     inner_width = shape.inner_width or shape.shared_expert_width
     return kept + _adapter_bytes(inner_width, lora, precision, names & {"down_proj"}, has_grad=has_grad)
@@ -136,9 +107,7 @@ def _norm_bytes(width: int, rows: int) -> int:
     return 4 * (width + rows)
 
 
-def _adapter_bytes(
-    width: int, lora: LoraShape, precision: Precision, names: frozenset[str], *, has_grad: bool
-) -> int:
+def _adapter_bytes(width: int, lora: LoraShape, precision: Precision, names: frozenset[str], *, has_grad: bool) -> int:
     """PEFT's adapters of one input, each with a dropout mask, its own dropout(x) and x·Aᵀ."""
     if not names:
         return 0
@@ -165,6 +134,6 @@ def _inner_width(shape: ModelShape) -> int:
 
 
 def _working_bytes(shape: ModelShape, precision: Precision) -> int:
-    """Gradients in the MLP of one layer, per token: of its product, silu(gate), gate and up, and of the residual."""
-    inner = 4 * _inner_width(shape) * precision.bytes
+    """Gradients in the MLP of one layer, per token: two of its inner width, and those of the residual."""
+    inner = 2 * _inner_width(shape) * precision.bytes
     return inner + shape.width * (2 * precision.bytes + 4)

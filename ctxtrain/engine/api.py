@@ -1,6 +1,7 @@
 """Entry point to the engines, which compute the forward and backward passes of a model.
 
     make_training_engine      frozen base with LoRA → the network that an optimizer step calls
+    choose_checkpointing      whether layers are computed anew in the backward pass, by the memory of the run
     make_inference_engine     merged model → logits of many rows
     tune_process              memory allocator and thread waiting of this process
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ctxtrain.engine.reference import InferenceEngine, TrainingEngine
+    from ctxtrain.model.shape import ModelShape, Training
 
 EngineChoice = Literal["auto", "reference"]
 
@@ -39,11 +42,12 @@ def make_training_engine(
     finite or depend on other rows.
     """
     from ctxtrain.engine.reference import ReferenceNetwork, TrainingEngine
-    from ctxtrain.engine.tuning import warm_up_vector_math
+    from ctxtrain.engine.tuning import allocator, warm_up_vector_math
     from ctxtrain.model.agreement import check_trainable, engine_mismatch, make_probe
 
     warm_up_vector_math()
     probe = make_probe(model.to(device))
+    allocator.settle(device.type)
     check_trainable(model, probe)
     if engine == "reference":
         selected = TrainingEngine(ReferenceNetwork(model), "model.engine is reference")
@@ -55,17 +59,40 @@ def make_training_engine(
     return TrainingEngine(ReferenceNetwork(model), mismatch) if mismatch else selected
 
 
+def choose_checkpointing(
+    engine: TrainingEngine,
+    shape: ModelShape,
+    run: Training,
+    setting: Literal["auto"] | bool,
+    free: int | None,
+    say: Callable[[str], None],
+) -> None:
+    """Let the engine compute layers anew in the backward pass if `setting` says so or, with `auto`, memory is short.
+
+    `free` are the bytes that were free before the base was loaded. `say` receives what was chosen, and a note if the
+    run may not fit. Results do not depend on the choice.
+    """
+    from ctxtrain.engine import memory_needs
+
+    choice = memory_needs.choose_checkpointing(shape, replace(run, engine=engine.kind), setting, free)
+    for note in choice.notes:
+        say(f"note: {note}")
+    if choice.checkpointing:
+        engine.checkpoint_layers()
+
+
 def make_inference_engine(model: PreTrainedModel, max_tokens: int, *, engine: EngineChoice = "auto") -> InferenceEngine:
     """Return the engine for a merged model in evaluation mode, on the device where the model is.
 
     Texts have at most `max_tokens` tokens. Raises DataError if the model itself is unusable.
     """
     from ctxtrain.engine.reference import InferenceEngine
-    from ctxtrain.engine.tuning import warm_up_vector_math
+    from ctxtrain.engine.tuning import allocator, warm_up_vector_math
     from ctxtrain.errors import DataError
     from ctxtrain.model.agreement import engine_mismatch, make_probe
 
     warm_up_vector_math()
+    allocator.settle(model.device.type)
     if engine == "reference":
         return InferenceEngine(model)
     from ctxtrain.engine.cpu import select
@@ -79,14 +106,17 @@ def make_inference_engine(model: PreTrainedModel, max_tokens: int, *, engine: En
     return selected
 
 
-def tune_process() -> None:
+def tune_process(*, cpu_only: bool = False) -> None:
     """Set the memory allocator and thread waiting of the whole process. Call it before torch is imported.
 
-    glibc keeps freed memory instead of returning it to the system. OpenMP threads spin briefly before they sleep, or
-    sleep immediately if other programs need the cores. Values that the user has set in the environment stay. The
-    command line calls this function.
+    On a CPU, glibc keeps freed memory instead of returning it to the system; where the process sees a GPU it does so
+    only with `cpu_only`, or once an engine computes on the CPU. OpenMP threads spin briefly before they sleep, or sleep
+    immediately if other programs need the cores. Values that the user has set in the environment stay. The command line
+    calls this function.
     """
-    from ctxtrain.engine.tuning import keep_freed_memory, set_thread_waiting
+    from ctxtrain.engine.tuning import allocator, set_thread_waiting
 
     set_thread_waiting()
-    keep_freed_memory()
+    allocator.tune()
+    if cpu_only:
+        allocator.settle("cpu")

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from ctxtrain.data.batches import Tokens, collate
 from ctxtrain.labels import LABELS
 from ctxtrain.model.lora import logits
+from ctxtrain.model.shape import EngineKind
 from ctxtrain.runtime import thread_map
 
 Ints = NDArray[np.int64]
@@ -79,8 +80,11 @@ def _needs_no_mask(classifier: Any) -> bool:
 class TrainingEngine:
     """`network` computes logits, with gradients for adapters and head.
 
-    `unsupported_reason` states why this is the reference engine; it is None for a faster engine.
+    `unsupported_reason` states why this is the reference engine; it is None for a faster engine. `kind` names the
+    engine in the memory arithmetic.
     """
+
+    kind: EngineKind = "reference"
 
     def __init__(self, network: nn.Module, unsupported_reason: str | None) -> None:
         self.network = network

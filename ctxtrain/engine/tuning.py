@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+DEFAULTS = {M_TRIM_THRESHOLD: 1 << 17, M_TOP_PAD: 1 << 17, M_MMAP_MAX: 1 << 16}  # of glibc's malloc.c
 THREAD_HEAP_BYTES = 1 << 26  # HEAP_MAX_SIZE of glibc's arena.c
 LOADAVG = Path("/proc/loadavg")
+DEVICES = Path("/dev")
 LOAD_SAMPLES, SAMPLE_INTERVAL = 5, 0.02  # count, seconds; a load that ends within them does not count
 SPIN_COUNT = "10000"
 
@@ -30,16 +32,66 @@ def warm_up_vector_math() -> None:
                 function(torch.ones(count, dtype=dtype))
 
 
-def keep_freed_memory() -> None:
-    """Make glibc, where it is the C library, reuse freed memory and not return it to the system.
+class Allocator:
+    """glibc's malloc, where it is the C library, set for the device that computes.
 
-    Otherwise large tensors use fresh pages in every step; each fresh page costs an interrupt and is zeroed.
+    On a CPU it reuses freed memory and does not return it to the system. Otherwise large tensors use fresh pages in
+    every step; each fresh page costs an interrupt and is zeroed. On a GPU, tensors of a step do not lie in it, and what
+    loading a base freed belongs to the system. Before torch is imported the device is a guess, which `settle` corrects.
     """
+
+    def __init__(self) -> None:
+        self.is_tuned = False  # whether this process asked for it
+        self.keeps_freed_memory = False
+
+    def tune(self) -> None:
+        """Set it for a CPU, unless this process can see a GPU."""
+        self.is_tuned = True
+        if not sees_gpu():
+            self.keep_freed_memory()
+
+    def settle(self, device_type: str) -> None:
+        """Set it for the device that computes, if this process asked for it."""
+        if not self.is_tuned:
+            return
+        if device_type == "cpu":
+            self.keep_freed_memory()
+        else:
+            self.return_freed_memory()
+
+    def keep_freed_memory(self) -> None:
+        """Keep freed memory from now on."""
+        if not self.keeps_freed_memory:
+            _set_malloc({M_TOP_PAD: THREAD_HEAP_BYTES, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
+            self.keeps_freed_memory = True
+
+    def return_freed_memory(self) -> None:
+        """Return what is free to the system, and what will be freed: the limits are glibc's, and no longer grow."""
+        _set_malloc(DEFAULTS)
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+        if trim is not None:
+            trim(0)
+        self.keeps_freed_memory = False
+
+
+allocator = Allocator()
+
+
+def sees_gpu() -> bool:
+    """Whether the driver of an NVIDIA or AMD GPU is there and CUDA_VISIBLE_DEVICES does not hide it. Imports no torch.
+
+    torch may still compute on the CPU, for example because it was installed without CUDA.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    return any((DEVICES / name).exists() for name in ("nvidiactl", "dxg", "kfd"))
+
+
+def _set_malloc(settings: dict[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(M_TOP_PAD, THREAD_HEAP_BYTES)  # otherwise glibc returns a thread's heap once all of it is free
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        for name, value in settings.items():  # without a large top pad, glibc returns a thread's heap once it is free
+            mallopt(name, value)
 
 
 def set_thread_waiting() -> None:

@@ -1,7 +1,7 @@
-"""Sizes of a model and of its adapters, from its config alone: no weight is loaded.
+"""Sizes of a model, of its adapters and of its batches, from configs alone: no weight is loaded.
 
-Input: the config of a base model as transformers reads it, and the LoRA settings. Output: numbers of weights, widths of
-layers, and bytes of the base in each precision. The memory arithmetic of a run builds on them.
+Input: the config of a base model as transformers reads it, and settings of a run. Output: numbers of weights, widths of
+layers, and bytes of the base in each precision. `engine/memory_needs.py` computes the memory of a run from them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from ctxtrain.model.base_config import HEAD
 
 Dtype = Literal["float32", "bfloat16"]
 Quantization = Literal["none", "int8", "nf4"]
+Device = Literal["cpu", "cuda"]
+EngineKind = Literal["reference", "packed"]
 
 FLOAT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 # Of a weight in a linear layer. nf4: half a byte, and a float32 scale for each block of 64 (Dettmers et al. 2023,
@@ -54,6 +56,7 @@ class ModelShape:
     weights: int
     linear_weights: int
     largest_weight: int
+    largest_linear: int
     linears: tuple[Mapping[str, int], ...]
 
     @classmethod
@@ -63,10 +66,10 @@ class ModelShape:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
         linears: list[Counter[str]] = [Counter() for _ in range(text.num_hidden_layers)]
-        linear_weights = 0
+        linear_numels = [0]
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and name != HEAD:
-                linear_weights += module.weight.numel()
+                linear_numels.append(module.weight.numel())
                 if layer := _LAYER.search(name):
                     linears[int(layer[1])][name.rpartition(".")[2]] += module.in_features + module.out_features
         numels = [weight.numel() for name, weight in model.named_parameters() if not name.startswith(f"{HEAD}.")]
@@ -85,8 +88,9 @@ class ModelShape:
             shared_expert_width=getattr(text, "shared_expert_intermediate_size", 0) or 0,
             linear_attention_width=_linear_attention_width(text),
             weights=sum(numels),
-            linear_weights=linear_weights,
+            linear_weights=sum(linear_numels),
             largest_weight=max(numels),
+            largest_linear=max(linear_numels),
             linears=tuple(linears),
         )
 
@@ -148,6 +152,49 @@ class LoraShape:
     def trained_bytes(self, shape: ModelShape) -> int:
         """Bytes of adapters and head in float32, with their gradients and AdamW's moments."""
         return TRAINED_BYTES * (self.adapter_weights(shape) + shape.head_weights)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a step computes: `dtype` of frozen weights and products, and the device."""
+
+    dtype: Dtype = "float32"
+    device: Device = "cpu"
+
+    @property
+    def bytes(self) -> int:
+        return FLOAT_BYTES[self.dtype]
+
+    @property
+    def mask_bytes(self) -> int:
+        """Of an element of PEFT's dropout masks: torch keeps floats on a CPU and booleans on a GPU."""
+        return 1 if self.device == "cuda" else 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Size of a batch: `tokens`, padding included, in rows of at most `longest` tokens."""
+
+    tokens: int
+    longest: int
+
+    @classmethod
+    def of_rows(cls, rows: int, longest: int, tokens_per_batch: int | None = None) -> Batch:
+        """The largest batch of `rows` rows, or within `tokens_per_batch`; see `plan_step`."""
+        return cls(rows * longest if tokens_per_batch is None else max(longest, tokens_per_batch), longest)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a run trains: what memory depends on besides the sizes of the model."""
+
+    lora: LoraShape
+    precision: Precision
+    micro_batch: Batch
+    validation_batch: Batch
+    engine: EngineKind = "reference"
+    quantization: Quantization = "none"
+    checkpointing: bool = False
 
 
 def _linear_attention_width(text: Any) -> int:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ctxtrain.config.overrides import missing_key_message
 from ctxtrain.config.schema import Config
 from ctxtrain.config.sections import SPLITS
+from ctxtrain.data.batches import Tokens
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.dataset import Inputs
 from ctxtrain.data.row_schema import check_own_fields
@@ -26,14 +27,17 @@ from ctxtrain.data.sources import open_source
 from ctxtrain.data.table_cache import TableCache
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile
+from ctxtrain.engine.api import choose_checkpointing
 from ctxtrain.errors import ConfigError, short_repr
 from ctxtrain.labels import LABELS
+from ctxtrain.memory import free_memory
 from ctxtrain.model import lora
 from ctxtrain.model.base import base_config, find_base
 from ctxtrain.model.losses import make_loss
 from ctxtrain.model.optimizer import make_optimizer
 from ctxtrain.model.precision import choose_precision
 from ctxtrain.model.schedule import make_schedule
+from ctxtrain.model.shape import Batch, Dtype, LoraShape, ModelShape, Precision, Training
 from ctxtrain.runtime import from_first_process, is_main_process, join_processes, make_accelerator
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import DamagedFile
@@ -251,20 +255,25 @@ def build_learner(
     pad_id: int,
     class_weights: Sequence[float],
     total_steps: int,
+    batches: tuple[Batch, Batch],
     say: Callable[[str], None],
 ) -> Learner:
-    """Model, optimizer, schedule and loss; `say` reports notes. Raises ConfigError if they do not fit together."""
+    """Model, optimizer, schedule and loss; `say` reports notes. Raises ConfigError if they do not fit together.
+
+    `batches` are the largest micro-batch and the largest validation batch.
+    """
     training = config.training
     say(f"loading base model {config.model.base}")
     require_trackers(config.tracking.to)
     accelerator = make_accelerator(dtype)
+    free = free_memory(accelerator.device)
     model = build_model(
         config, pad_id, dtype=dtype, quantization=config.model.quantization, say=lambda note: say(f"note: {note}")
     )
     optimizer = make_optimizer(lora.trainable_parameters(model).values(), **training.optimizer_settings)
     schedule = make_schedule(optimizer, training.schedule, warmup_steps=training.warmup_steps, total_steps=total_steps)
     loss_fn = make_loss(class_weights, accelerator.device, **config.loss.settings)
-    return Learner(
+    learner = Learner(
         accelerator,
         model,
         optimizer,
@@ -273,7 +282,39 @@ def build_learner(
         max_grad_norm=training.max_grad_norm,
         seed=training.seed,
         engine=config.model.engine,
+        tokens_per_batch=training.tokens_per_batch,
         say=say,
+    )
+    run = memory_settings(config, dtype, accelerator.device, *batches)
+    shape = ModelShape.from_config(model.get_base_model().config)
+    choose_checkpointing(learner.engine, shape, run, config.model.gradient_checkpointing, free, say)
+    return learner
+
+
+def largest_batches(config: Config, tokens: Mapping[str, Tokens], evaluation_rows: int) -> tuple[Batch, Batch]:
+    """The largest micro-batch and the largest validation batch of a run."""
+    limit = config.training.tokens_per_batch
+    longest = {split: int(tokens[split].lengths.max()) for split in ("train", "val")}
+    return (
+        Batch.of_rows(config.training.batch_size, longest["train"], limit),
+        Batch.of_rows(min(evaluation_rows, len(tokens["val"])), longest["val"], limit),
+    )
+
+
+def memory_settings(
+    config: Config, dtype: torch.dtype, device: torch.device, micro_batch: Batch, validation_batch: Batch
+) -> Training:
+    """What the memory of a run depends on besides the model; the engine is not chosen yet."""
+    name: Dtype = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    lora_settings = config.lora
+    return Training(
+        lora=LoraShape(
+            lora_settings.r, lora_settings.dropout, tuple(lora_settings.target_modules), lora_settings.layers
+        ),
+        precision=Precision(name, "cuda" if device.type == "cuda" else "cpu"),
+        micro_batch=micro_batch,
+        validation_batch=validation_batch,
+        quantization=config.model.quantization,
     )
 
 

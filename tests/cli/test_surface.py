@@ -31,8 +31,8 @@ lora lora.r lora.alpha lora.dropout lora.target_modules lora.layers
 loss loss.focal_gamma loss.class_weights
 oversampling oversampling.target oversampling.max_repeat
 training training.epochs training.batch_size training.learning_rate training.warmup_steps training.weight_decay
-training.gradient_accumulation training.tokens_per_batch training.max_grad_norm training.schedule training.skip_nonfinite training.patience
-training.seed training.seeds
+training.gradient_accumulation training.tokens_per_batch training.max_grad_norm training.schedule
+training.skip_nonfinite training.patience training.seed training.seeds
 checkpoints checkpoints.keep checkpoints.every_steps
 calibration calibration.method
 targets targets.accuracy targets.macro_f1 targets.long_precision targets.short_precision targets.long_recall

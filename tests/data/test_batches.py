@@ -8,7 +8,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from ctxtrain.data.batches import StepPlan, collate, evaluation_batches, plan_step, steps_per_epoch, tokenise
+from ctxtrain.data.batches import (
+    StepPlan,
+    collate,
+    cut_by_tokens,
+    evaluation_batches,
+    plan_step,
+    steps_per_epoch,
+    tokenise,
+)
 from ctxtrain.errors import DataError
 from ctxtrain.model.embedded import build_tokenizer
 
@@ -181,6 +189,37 @@ def test_windows_of_like_length_share_a_micro_batch() -> None:
     lengths = np.array([5, 90, 6, 91, 7, 92])
     plan = plan_step(np.arange(6), lengths, 0, batch_size=3, accumulation=2)
     assert [micro.rows.tolist() for micro in plan.micro_batches] == [[0, 2, 4], [1, 3, 5]]
+
+
+@pytest.mark.parametrize("limit", [1, 60, 90, 400, 10_000])
+def test_micro_batches_cut_by_tokens_hold_the_same_windows_within_the_limit(
+    epoch: tuple[Ints, Ints], limit: int
+) -> None:
+    order, lengths = epoch
+    for step in range(steps_per_epoch(len(order), 4, 3)):
+        usual = plan_step(order, lengths, step, batch_size=4, accumulation=3)
+        for processes in (1, 2, 4):
+            counted: dict[int, list[int]] = {}
+            for rank in range(processes):
+                plan = plan_step(
+                    order, lengths, step, batch_size=4, accumulation=3, tokens_per_batch=limit, rank=rank,
+                    world_size=processes,
+                )  # fmt: skip
+                counted |= {micro.index: micro.rows.tolist() for micro in plan.micro_batches if micro.is_counted}
+                assert plan.windows.tolist() == usual.windows.tolist()
+            batches = [counted[index] for index in range(len(counted))]
+            assert [row for rows in batches for row in rows] == usual.windows.tolist()
+            for rows, following in zip(batches, [*batches[1:], None], strict=True):
+                assert len(rows) == 1 or len(rows) * lengths[rows].max() <= limit
+                if following:  # a batch is as large as it can be
+                    assert (len(rows) + 1) * lengths[following[0]] > limit
+
+
+def test_a_limit_of_rows_holds_beside_that_of_tokens() -> None:
+    lengths = np.array([2, 2, 2, 3, 9])
+    batches = cut_by_tokens(np.arange(5), lengths, 6, 2)
+    assert [rows.tolist() for rows in batches] == [[0, 1], [2, 3], [4]]
+    assert [rows.tolist() for rows in evaluation_batches(lengths, 2, 6)] == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize(("windows", "steps"), [(1, 1), (32, 1), (33, 2), (64, 2), (1000, 32)])

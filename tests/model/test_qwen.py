@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,30 @@ def test_share_of_trained_parameters_at_the_true_05b_shape() -> None:
     assert counts["trainable"] == 24 * 8 * (2 * (896 + 896) + 2 * (896 + 128)) + 3 * 896
     print(f"\nQwen2.5-0.5B: {counts['trainable']:,} of {counts['parameters']:,} ({counts['trainable_share']:.3%})")
     assert 0.001 <= counts["trainable_share"] <= 0.003
+
+
+class PackedWeight(torch.nn.Parameter):
+    """A weight as bitsandbytes keeps it in nf4: two numbers in a byte, in one column, and the shape beside it."""
+
+    quant_state: SimpleNamespace
+
+
+def pack(weight: torch.Tensor) -> PackedWeight:
+    packed = PackedWeight(torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=weight.shape)
+    return packed
+
+
+def test_numbers_that_are_packed_two_in_a_byte_are_counted(tmp_path: Path) -> None:
+    folder = build_tiny(tmp_path)
+    plain = lora.parameter_counts(build(folder)[0])
+    model, _ = build(folder)
+    for layer in model.get_base_model().model.layers:
+        layer.self_attn.q_proj.base_layer.weight = pack(layer.self_attn.q_proj.base_layer.weight)
+        layer.mlp.up_proj.weight = pack(layer.mlp.up_proj.weight)
+    assert sum(weight.dtype == torch.uint8 for weight in model.parameters()) == 4
+    assert lora.parameter_counts(model) == plain
+    assert 0 < plain["trainable"] < plain["parameters"]
 
 
 def test_only_adapters_and_head_are_trained(tmp_path: Path) -> None:

@@ -50,6 +50,57 @@ def test_8x1_4x2_and_1x8_give_one_gradient(make_config: MakeConfig, windows: int
             torch.testing.assert_close(other[name], grad, atol=1e-6, rtol=0)
 
 
+def test_micro_batches_cut_by_tokens_give_the_same_loss_and_gradient(make_config: MakeConfig) -> None:
+    settings = ("lora.dropout=0", "loss.class_weights=[1, 5, 1]", "training.max_grad_norm=null")
+    results = []
+    for limit in ("null", "700", "1"):
+        pipeline = ready(make_config, *settings, f"training.tokens_per_batch={limit}")
+        kept: dict[str, torch.Tensor] = {}
+        parameters = pipeline.learner.parameters
+        pipeline.learner.optimizer.register_step_pre_hook(
+            lambda *_, kept=kept, parameters=parameters: kept.update(
+                {name: weight.grad.clone() for name, weight in parameters.items() if weight.grad is not None}
+            )
+        )
+        tokens, labels_N = pipeline.data.tokens["train"], pipeline.data.labels["train"]
+        plan = pipeline.learner.plan(np.arange(8), tokens.lengths, 0, 4, 2)
+        figures = pipeline.learner.step(tokens, labels_N, plan, (0, 0))
+        results.append((len(plan.micro_batches), figures["loss"], kept))
+        val = pipeline.evaluate()["loss"]
+        assert val == pytest.approx(results[0][1], abs=1)
+    (usual, loss, grads), *others = results
+    assert usual == 2
+    assert [count for count, _, _ in others] == [8 // (700 // int(tokens.lengths[:8].max())), 8]
+    for _, other_loss, other_grads in others:
+        assert other_loss == pytest.approx(loss, abs=1e-6)
+        for name, grad in grads.items():
+            torch.testing.assert_close(other_grads[name], grad, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_run_continues_with_layers_computed_anew_to_the_same_bits(make_config: MakeConfig, engine: str) -> None:
+    states = []
+    for first, second in (("false", "false"), ("true", "false"), ("false", "true")):
+        name = f"{engine}-{first}-{second}"
+        for run, checkpointing in enumerate((first, second)):
+            config = make_config(f"model.engine={engine}", f"model.gradient_checkpointing={checkpointing}", run=name)
+            pipeline = TrainingPipeline(config, resume=run > 0)
+            pipeline.load_data()
+            pipeline.setup_model()
+            assert pipeline.learner.engine.kind == ("packed" if engine == "auto" else engine)
+            if run:
+                pipeline.load_checkpoint(pipeline.checkpoints.epoch_path(1))
+            pipeline.train_epoch()
+            pipeline.save_checkpoint(pipeline.evaluate())
+        states.append(pipeline.learner.state_dict())
+    for state in states[1:]:
+        for name, weight in states[0]["weights"].items():
+            assert torch.equal(state["weights"][name], weight), name
+        moments = [torch.cat([m.flatten() for s in each["optimizer"]["state"].values() for m in s.values()])
+                   for each in (states[0], state)]  # fmt: skip
+        assert torch.equal(*moments)
+
+
 def test_gradients_are_clipped_to_the_norm_asked_for(make_config: MakeConfig) -> None:
     pipeline = ready(make_config, "training.max_grad_norm=0.01", "lora.dropout=0")
     clipped = gradients(pipeline, 8, 1, 8)

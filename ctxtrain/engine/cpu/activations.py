@@ -9,17 +9,11 @@ width of the MLP, H heads, T tokens of the longest window.
 
 from __future__ import annotations
 
-from ctxtrain.engine.activations import (
-    ATTENTION_INPUTS,
-    MLP_INPUTS,
-    Activations,
-    Batch,
-    Precision,
-)
-from ctxtrain.engine.cpu.attention import MAX_SAVED_TOKENS, query_blocks
+from ctxtrain.engine.activations import ATTENTION_INPUTS, MLP_INPUTS, Activations
+from ctxtrain.engine.cpu.attention import MAX_SAVED_TOKENS, MAX_SCORES, QUERY_BLOCK, query_blocks
 from ctxtrain.engine.cpu.layer_parts import HAS_ONEDNN, LARGE_NUMEL, MKL_IS_WIDE
 from ctxtrain.engine.cpu.training_model import padded_count
-from ctxtrain.model.shape import LoraShape, ModelShape
+from ctxtrain.model.shape import Batch, LoraShape, ModelShape, Precision
 
 KEYS_AND_VALUES = frozenset(("k_proj", "v_proj"))
 
@@ -37,6 +31,24 @@ def training_activations(
         states = sizes.rows * shape.width * precision.bytes
         return Activations(last + len(layers) * states, max(layers, default=0) + sizes.working_bytes())
     return Activations(last + sum(layers), sizes.working_bytes())
+
+
+def evaluation_activations(shape: ModelShape, precision: Precision, batch: Batch) -> Activations:
+    """Activations of a batch without gradients: of the MLP, or of attention in float32."""
+    states = shape.width * (3 * precision.bytes + 4)
+    mlp = 2 * shape.inner_width * precision.bytes
+    attention = 2 * 4 * (2 * shape.query_width + 2 * shape.kv_width)
+    return Activations(0, padded_count(batch.tokens) * (states + max(mlp, attention)) + _score_bytes(shape, batch))
+
+
+def weight_copies(shape: ModelShape, precision: Precision) -> int:
+    """Copies of the weights of queries and keys, whose rows the engine puts into another order."""
+    return shape.layers * (shape.query_width + shape.kv_width) * shape.width * precision.bytes
+
+
+def _score_bytes(shape: ModelShape, batch: Batch) -> int:
+    """Attention scores that are computed together, and the weights made of them."""
+    return 2 * 4 * min(MAX_SCORES, batch.tokens * shape.heads * min(batch.longest, QUERY_BLOCK))
 
 
 class _Sizes:
@@ -91,7 +103,7 @@ class _Sizes:
         shape = self.shape
         mlp = shape.inner_width * self.precision.bytes + 3 * shape.width * 4
         attention = 4 * 2 * (2 * shape.query_width + 2 * shape.kv_width)
-        return self.rows * max(mlp, attention)
+        return self.rows * max(mlp, attention) + _score_bytes(shape, self.batch)
 
     def _norm_bytes(self, width: int, per_row: int) -> int:
         """The input, and the float32 inverse root mean square of each of `per_row` vectors."""

@@ -31,11 +31,11 @@ class DropoutMasks:
         self._next_seed = seed
 
     @property
-    def position(self) -> dict[str, Any]:
+    def position(self) -> Any:
         """Where the sequence stands."""
         return self._source.state
 
-    def return_to(self, position: dict[str, Any]) -> None:
+    def return_to(self, position: Any) -> None:
         """Draw the same masks from `position` on as before."""
         self._source.state = position
 

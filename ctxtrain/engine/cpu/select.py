@@ -21,6 +21,7 @@ from ctxtrain.engine.cpu.rope_tables import MAX_GRAPH_TOKENS
 from ctxtrain.engine.cpu.training_model import FastClassifier, unsupported_reason
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
 from ctxtrain.engine.reference import InferenceEngine, Ints, ReferenceNetwork, TrainingEngine
+from ctxtrain.model.shape import EngineKind
 
 NARROW_WIDTH = 512  # from this width on, products dominate the time and the graph's copy of the weights is large
 STATES_PER_CORE = 1 << 18  # tokens times width
@@ -29,6 +30,8 @@ MIN_BATCH_TOKENS = 512  # per thread; with fewer, starting a thread costs more t
 
 class PackedTrainingEngine(TrainingEngine):
     """Passes the network the lengths of the windows; on a CPU, caches the outputs of layers below the first adapter."""
+
+    kind: EngineKind = "packed"
 
     def __init__(self, network: FastClassifier, scratch: str | None, say: Callable[[str], None]) -> None:
         super().__init__(network, None)
