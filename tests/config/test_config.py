@@ -44,7 +44,7 @@ def test_defaults_are_those_of_the_specification() -> None:
         },
         "model": {
             "base": "embedded", "revision": None, "max_tokens": 2048, "dtype": "auto", "engine": "auto",
-            "quantization": "none",
+            "quantization": "none", "gradient_checkpointing": "auto",
         },
         "lora": {
             "r": 8, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
@@ -54,7 +54,8 @@ def test_defaults_are_those_of_the_specification() -> None:
         "oversampling": {"target": "auto", "max_repeat": None},
         "training": {
             "epochs": 10, "batch_size": 8, "learning_rate": 1e-4, "warmup_steps": 100, "weight_decay": 0.01,
-            "gradient_accumulation": 4, "max_grad_norm": 1.0, "schedule": "warmup_stable_decay",
+            "gradient_accumulation": 4, "tokens_per_batch": None, "max_grad_norm": 1.0,
+            "schedule": "warmup_stable_decay",
             "skip_nonfinite": 0, "patience": None, "seed": 0, "seeds": None,
         },
         "checkpoints": {"keep": 3, "every_steps": None},
