@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.memory_table import TABLES, TOKENS, gb, needs, training
-from ctxtrain.model.shape import Batch
+from ctxtrain.model.shape import Batch, Quantization
 from tests.documented import PAGES
 
 PAGE = "docs/real-qwen.md"
@@ -27,11 +27,12 @@ def test_the_example_of_8b_in_nf4_fits_as_the_page_says() -> None:
 
 def test_the_configs_of_the_page_fit_their_cards_with_every_text_at_its_limit() -> None:
     longest = 768
-    for card, name, quantization, micro_batch, validation_batch in (
+    checked: list[tuple[int, str, Quantization, Batch, Batch]] = [
         (8, "1.5B", "none", Batch.of_rows(8, longest), Batch.of_rows(32, longest)),
         (8, "8B", "nf4", Batch(2048, longest), Batch(2048, longest)),
         (24, "8B", "none", Batch.of_rows(8, longest), Batch.of_rows(32, longest)),
-    ):
+    ]
+    for card, name, quantization, micro_batch, validation_batch in checked:
         run = training("bfloat16", "cuda", windows=8, quantization=quantization, checkpointing=True)
         run = replace(run, micro_batch=micro_batch, validation_batch=validation_batch)
         assert needs(name, run).peak < card * 1e9, (card, name)
