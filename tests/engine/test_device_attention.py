@@ -49,7 +49,7 @@ def test_blocks_in_bfloat16_are_as_close_as_the_cpus_own_attention(family: str, 
     truth = results(exact, exact, ids_BT)
     errors = []
     for kernel in (None, "blocks"):
-        found = results(model, FastClassifier(model, kernel), ids_BT)  # type: ignore[arg-type]
+        found = results(model, FastClassifier(model, kernel), ids_BT)
         assert all(found[2][name].dtype == torch.float32 for name in found[2])
         errors.append([float((found[2][name] - grad).norm() / grad.norm()) for name, grad in truth[2].items()])
         torch.testing.assert_close(found[0], truth[0], atol=0.05, rtol=0.05)
@@ -99,7 +99,7 @@ def test_forward_and_backward_need_no_number_of_the_device(
     assert unsupported_reason(model, META) is None
     assert network.kernel == "blocks"
     ids_BT = torch.empty(len(LENGTHS), max(LENGTHS), dtype=torch.int64, device=META)
-    logits_BC = lora.logits(network, {"input_ids": ids_BT, "lengths": list(LENGTHS)})
+    logits_BC = network(ids_BT, lengths=LENGTHS).logits
     assert logits_BC.shape == (len(LENGTHS), 3)
     labels_B = torch.empty(len(LENGTHS), dtype=torch.int64, device=META)
     loss, _ = focal_loss(logits_BC, labels_B, 2.0, torch.empty(3, device=META))
@@ -130,7 +130,7 @@ def test_varlen_runs_forward_and_backward_on_meta(tmp_path: Path) -> None:
     model = build(build_tiny(tmp_path, "qwen3"), torch.bfloat16).to(META)
     network = FastClassifier(model, "varlen")
     ids_BT = torch.empty(len(LENGTHS), max(LENGTHS), dtype=torch.int64, device=META)
-    logits_BC = lora.logits(network, {"input_ids": ids_BT, "lengths": list(LENGTHS)})
+    logits_BC = network(ids_BT, lengths=LENGTHS).logits
     logits_BC.sum().backward()
     assert all(weight.grad is not None for weight in lora.trainable_parameters(model).values())
 
@@ -146,6 +146,11 @@ def test_varlen_runs_forward_and_backward_on_meta(tmp_path: Path) -> None:
 )
 def test_blocks_are_taken_where_no_varlen_kernel_fits(device: str, dtype: torch.dtype, width: int) -> None:
     assert select_kernel(torch.device(device), dtype, width) == "blocks"
+
+
+def test_varlen_is_not_taken_where_torch_cannot_run_it() -> None:
+    assert varlen_attention() is not None
+    assert not device_attention.does_varlen_agree(torch.device("cpu"), torch.bfloat16, 64)
 
 
 def test_windows_of_similar_length_share_a_block_and_padding_is_marked() -> None:
@@ -171,9 +176,9 @@ def test_the_table_of_rotations_is_that_of_the_model(tmp_path: Path) -> None:
 def test_a_pass_with_known_lengths_reads_nothing_back(kernel: Any, tmp_path: Path) -> None:
     model = build(build_tiny(tmp_path, "qwen3"), dropout=0.1)
     network: nn.Module = FastClassifier(model, kernel)
-    batch = {"input_ids": ragged(), "lengths": list(LENGTHS)}
-    lora.logits(network, batch)
+    ids_BT = ragged()
+    network(ids_BT, lengths=LENGTHS)
     with counted_read_backs() as found:
-        lora.logits(network, batch).sum().backward()
+        network(ids_BT, lengths=LENGTHS).logits.sum().backward()
     assert found == {}
     assert model.get_base_model().score.modules_to_save[ADAPTER].weight.grad is not None

@@ -5,8 +5,8 @@ the code for CPUs. The host makes all indices from the lengths and copies them o
 
 Two ways: `varlen`, one kernel for windows of any lengths, where torch has it for the model; otherwise `blocks`: windows
 of similar lengths are padded to the longest of their block, for `scaled_dot_product_attention`. Both run on any device,
-and the tests compare `blocks` with transformers on a CPU; neither was run on a GPU yet, so the probe of
-`model/agreement.py` decides there.
+and the tests compare `blocks` with transformers on a CPU. Neither was run on a GPU yet: there, `does_varlen_agree`
+compares the two, and the probe of `model/agreement.py` compares the engine with transformers.
 
 Legend: B windows, T tokens of the longest, N tokens of all windows, M the same in padded blocks, H query heads, K
 key-value heads, G = H/K, P width of a head, C = P/2 pairs of its numbers that are rotated together, E = H·P.
@@ -52,9 +52,36 @@ def varlen_attention() -> Callable[..., Tensor] | None:
 def select_kernel(device: torch.device, dtype: torch.dtype, width: int) -> Kernel:
     """`varlen` where FlashAttention has a kernel for the model: half precision, heads of these widths, a recent GPU."""
     fits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and width in VARLEN_WIDTHS
-    if fits and torch.cuda.get_device_capability(device) >= (8, 0) and varlen_attention() is not None:
+    if fits and torch.cuda.get_device_capability(device) >= (8, 0) and does_varlen_agree(device, dtype, width):
         return "varlen"
     return "blocks"
+
+
+@cache
+def does_varlen_agree(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether torch's varlen attention runs on the device, with the outputs and gradients of `blocks`."""
+    if varlen_attention() is None:
+        return False
+    lengths, rope_TC = [5, 70, 33], torch.ones(70, width // 2, dtype=torch.complex64, device=device)
+    generator = np.random.default_rng(0)
+    q_NHP, k_NKP, v_NKP, g_NHP = (
+        torch.from_numpy(generator.standard_normal((sum(lengths), heads, width))).to(device, dtype)
+        for heads in (4, 2, 2, 4)
+    )
+    results = []
+    kernels: tuple[Kernel, ...] = ("varlen", "blocks")
+    for kernel in kernels:
+        q, k, v = inputs = [x.clone().requires_grad_() for x in (q_NHP, k_NKP, v_NKP)]
+        try:
+            out_NE = DeviceBatch.from_lengths(lengths, kernel, rope_TC).attention(q, k, v, width**-0.5)
+            out_NE.backward(g_NHP.flatten(1))
+        except RuntimeError:  # torch's answer where it has no such kernel for the device
+            return False
+        results.append([out_NE.detach(), *(x.grad for x in inputs)])
+    return all(
+        torch.allclose(cast(Tensor, x).float(), cast(Tensor, y).float(), rtol=0.02, atol=0.05)
+        for x, y in zip(*results, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -119,14 +146,15 @@ class DeviceBatch:
         """softmax(scale · q·kᵀ)·v over the tokens of the window so far, of shape (N, E), after rotating q and k."""
         q_NHP, k_NKP = apply(Rotation, self.rope_NC, q_NHP, k_NKP)
         if self.kernel == "varlen":
-            out_NHP = cast(Callable[..., Tensor], varlen_attention())(
+            varlen = cast(Callable[..., Tensor], varlen_attention())
+            out_NHP = varlen(
                 q_NHP, k_NKP, v_NKP, **self.varlen_arguments(), scale=scale, window_size=(-1, 0), enable_gqa=True
             )
             return out_NHP.flatten(1)
         q_M, k_M, v_M = (apply(Move, x, self.row_M, self.place_N, None) for x in (q_NHP, k_NKP, v_NKP))
         sizes = [windows * tokens for windows, tokens in self.blocks]
         outputs = [
-            _causal(*(x.unflatten(0, block).transpose(1, 2) for x in parts), scale).transpose(1, 2).flatten(0, 1)
+            _causal(block, *parts, scale=scale)
             for block, *parts in zip(self.blocks, q_M.split(sizes), k_M.split(sizes), v_M.split(sizes), strict=True)
         ]
         out_M = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -151,7 +179,8 @@ class DeviceBatch:
         q_BKGP = q_BHP.float().unflatten(1, (k_BKTP.shape[1], -1)) * scale
         is_padding_B11T = self.is_all_padding_M.view(self.windows, 1, 1, self.longest)
         weights_BKGT = (q_BKGP @ k_BKTP.mT).masked_fill(is_padding_B11T, -torch.inf).softmax(-1)
-        return (weights_BKGT @ v_BKTP).flatten(1)
+        out_BE: Tensor = (weights_BKGT @ v_BKTP).flatten(1)
+        return out_BE
 
 
 def _similar_lengths(length_B: Ints) -> list[Ints]:
@@ -182,12 +211,17 @@ def _padded_rows(name: str, first_B: Ints, length_B: Ints, groups: Sequence[Ints
     }
 
 
-def _causal(q_BHTP: Tensor, k_BKTP: Tensor, v_BKTP: Tensor, scale: float) -> Tensor:
-    if q_BHTP.dtype == torch.float32:  # no kernel of float32 shares keys among heads; torch would keep all scores
+def _causal(block: tuple[int, int], *qkv_M: Tensor, scale: float) -> Tensor:
+    """Attention of shape (M, H, P) within a block of (windows, tokens)."""
+    q_BHTP, k_BKTP, v_BKTP = (x.unflatten(0, block).transpose(1, 2) for x in qkv_M)
+    shares_keys = q_BHTP.dtype != torch.float32
+    if not shares_keys:  # no fast kernel of float32 shares keys among heads; another would keep all scores
         shared = q_BHTP.shape[1] // k_BKTP.shape[1]
         k_BKTP, v_BKTP = (x[:, :, None].expand(-1, -1, shared, -1, -1).flatten(1, 2) for x in (k_BKTP, v_BKTP))
-        return F.scaled_dot_product_attention(q_BHTP, k_BKTP, v_BKTP, is_causal=True, scale=scale)
-    return F.scaled_dot_product_attention(q_BHTP, k_BKTP, v_BKTP, is_causal=True, scale=scale, enable_gqa=True)
+    out_BHTP = F.scaled_dot_product_attention(
+        q_BHTP, k_BKTP, v_BKTP, is_causal=True, scale=scale, enable_gqa=shares_keys
+    )
+    return out_BHTP.transpose(1, 2).flatten(0, 1)
 
 
 class Move(Function):
@@ -232,4 +266,5 @@ def _rotate(rope_NC: Tensor, heads: Sequence[Tensor]) -> tuple[Tensor, ...]:
     rotated = torch.complex(first, second).mul_(rope_NC[:, None])
     out = torch.empty_like(joined, memory_format=torch.contiguous_format)
     out.unflatten(-1, (2, -1)).copy_(torch.view_as_real(rotated).mT)
-    return out.split([x.shape[1] for x in heads], dim=1)
+    parts: tuple[Tensor, ...] = out.split([x.shape[1] for x in heads], dim=1)
+    return parts
