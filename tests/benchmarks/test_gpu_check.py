@@ -78,7 +78,7 @@ def test_a_part_that_fails_says_why_and_the_next_runs(tmp_path: Path) -> None:
     assert list(found.lines) == [3, 1]
     assert found.lines[3]["status"] == "failed"
     assert found.lines[3]["why"] == "ImportError: a library of this package is missing"
-    assert "tests/tiny_models.py" in "".join(found.lines[3]["log"])
+    assert "families.py" in "".join(found.lines[3]["log"])
     assert (found.lines[1]["status"], found.code) == ("ok", 1)
 
 
