@@ -65,7 +65,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from gpu_parts.needs import describe, missing, requirements  # noqa: E402  # after the path
 from gpu_parts.setting import Setting  # noqa: E402
 
-BUDGET, CPU_BUDGET, CPU_CAP = 480, 1800, 300  # seconds
+BUDGET, CPU_BUDGET, CPU_CAP = 480, 3600, 600  # seconds
 LEAST = 5  # seconds, under which a part is not started
 LOG_LINES = 20
 WIDTH = 80
@@ -187,8 +187,8 @@ def check(options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]
         if why := reason_not_to_run(part, device, has_gpu, end - start):
             yield line | {"status": "not run", "why": why, "seconds": 0.0, "device": device}
             continue
-        cap = options.cap or (CPU_CAP if options.cpu else part.cap)
-        setting = Setting(device, options.size, min(end, start + cap), scratch, ceiling)
+        seconds = dict(options.cap).get(number, CPU_CAP if options.cpu else part.cap)
+        setting = Setting(device, options.size, min(end, start + seconds), scratch, ceiling)
         found = run_part(number, setting)
         ceiling = found.get("bf16_tflops", ceiling)
         head = {name: found.pop(name) for name in ("status", "why") if name in found}
@@ -226,13 +226,21 @@ def listed(figures: dict[str, Any]) -> str:
     return "; ".join(f"{name}{FIRM}{str(value).replace(' ', FIRM)}" for name, value in pairs)
 
 
+def cap(text: str) -> tuple[int, float]:
+    """A part and its cap in seconds, of `N=SECONDS`."""
+    number, _, seconds = text.partition("=")
+    return int(number), float(seconds)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=int, nargs="+", choices=list(PARTS), default=list(PARTS), metavar="N")
     parser.add_argument("--cpu", action="store_true", help="hide any GPU and run what needs none")
     parser.add_argument("--size", choices=("tiny", "full"), help="default: full, with --cpu tiny")
     parser.add_argument("--budget", type=float, help=f"seconds of all parts; {BUDGET}, with --cpu {CPU_BUDGET}")
-    parser.add_argument("--cap", type=float, help=f"seconds of each part; by part, with --cpu {CPU_CAP}")
+    parser.add_argument(
+        "--cap", type=cap, nargs="+", default=[], metavar="N=SECONDS", help=f"other caps of parts; with --cpu {CPU_CAP}"
+    )
     parser.add_argument("--output", type=Path, help="write the lines of JSON to this file too")
     options = parser.parse_args()
     options.size = options.size or ("tiny" if options.cpu else "full")

@@ -14,7 +14,7 @@ from bench_step import DROPOUT
 from gpu_parts.setting import Setting
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from ctxtrain.config.sections import LoraConfig
 from ctxtrain.data.batches import Tokens
@@ -33,6 +33,7 @@ SHAPES = {
     "7b": ("qwen2", 3584, 18944, 28, 28, 4, 152064),
     "8b": ("qwen3", 4096, 12288, 36, 32, 8, 151936),
 }
+CHANNELS, OUTLIER = 8, 40.0  # channels of the residual stream that are so many times as large, as in trained Qwens
 TINY = (64, 128, 2, 4, 2, 17000)  # the embedded tokenizer has fewer tokens
 
 
@@ -68,6 +69,22 @@ def write_base(shape: str, setting: Setting) -> Path:
         model = make_classifier(shape, setting, torch.bfloat16)
         build_tokenizer().save_pretrained(folder)
         model.save_pretrained(folder)
+    return folder
+
+
+def write_outlier_base(setting: Setting) -> Path:
+    """A causal model of the 1.5B shape in bfloat16, some channels of whose residual stream are large."""
+    folder = setting.scratch / "outliers"
+    torch.manual_seed(0)
+    with torch.device(setting.device):
+        model = AutoModelForCausalLM.from_config(config_of("1.5b", setting), dtype=torch.bfloat16)
+    with torch.no_grad():
+        channels = torch.arange(CHANNELS, device=setting.device) * (model.config.hidden_size // CHANNELS)
+        model.model.embed_tokens.weight[:, channels] *= OUTLIER
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[channels] *= OUTLIER
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -24,7 +24,6 @@ import yaml
 from gpu_parts.setting import CheckFailed, Setting, rounded
 
 FIRST_STEPS = 2  # after which a run is stopped
-CHANNELS, OUTLIER = 8, 40.0  # channels of the residual stream that are so many times as large, as in trained Qwens
 LOOK = 0.1  # seconds between looks at a process
 
 
@@ -269,30 +268,10 @@ def compare_devices(setting: Setting, rows: str) -> float:
     return rounded(max(abs(here - there) for here, there in pairs))
 
 
-def write_outlier_base(setting: Setting) -> Path:
-    """A causal model of the 1.5B shape in bfloat16, some channels of whose residual stream are large."""
-    import torch
-    from gpu_parts.models import config_of
-    from transformers import AutoModelForCausalLM
-
-    from ctxtrain.model.embedded import build_tokenizer
-
-    folder = setting.scratch / "outliers"
-    torch.manual_seed(0)
-    with torch.device(setting.device):
-        model = AutoModelForCausalLM.from_config(config_of("1.5b", setting), dtype=torch.bfloat16)
-    with torch.no_grad():
-        channels = torch.arange(CHANNELS, device=setting.device) * (model.config.hidden_size // CHANNELS)
-        model.model.embed_tokens.weight[:, channels] *= OUTLIER
-        for layer in model.model.layers:
-            layer.mlp.down_proj.weight[channels] *= OUTLIER
-    model.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
-
-
 def check_export(setting: Setting) -> Iterator[dict[str, Any]]:
     """Part 8: a short run on a base with outlier channels and its export, then the export alone."""
+    from gpu_parts.models import write_outlier_base
+
     base = str(write_outlier_base(setting))
     setting.forget_peak()  # the device is the run's
     rows = write_rows(setting, *((16, 12) if setting.is_tiny else (32, 32)))

@@ -33,7 +33,7 @@ def check(folder: Path, *words: str, path: Path | None = None, python: tuple[str
     environment = os.environ | {"TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": str(path)} if path else {}
     command = [sys.executable, *python, str(ROOT / "benchmarks" / "gpu_check.py"), "--cpu", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=3600)
     printed = done.stdout.splitlines()
     records = [json.loads(line) for line in printed if line.startswith("{")]
     assert records, done.stderr
@@ -63,9 +63,9 @@ def test_all_parts_without_cuda_pass_at_tiny_size(tmp_path: Path) -> None:
 
 
 def test_a_part_beyond_its_cap_is_ended_and_the_next_runs(tmp_path: Path) -> None:
-    found = check(tmp_path, "--parts", "2", "11", "--cap", "2")
+    found = check(tmp_path, "--parts", "2", "11", "--cap", "2=2")
     assert (found.lines[2]["status"], found.lines[11]["status"]) == ("timed out", "ok")
-    assert 2 <= found.lines[2]["seconds"] < 10
+    assert 2 <= found.lines[2]["seconds"] < 60
     assert found.code == 1
     assert found.table[-1] == "2 parts, 1 failed or timed out"
 
@@ -78,7 +78,7 @@ def test_a_part_that_fails_says_why_and_the_next_runs(tmp_path: Path) -> None:
     assert list(found.lines) == [3, 1]
     assert found.lines[3]["status"] == "failed"
     assert found.lines[3]["why"] == "ImportError: a library of this package is missing"
-    assert "tests/tiny_models.py" in "".join(found.lines[3]["log"])
+    assert "families.py" in "".join(found.lines[3]["log"])
     assert (found.lines[1]["status"], found.code) == ("ok", 1)
 
 
