@@ -56,7 +56,7 @@ def training(
         Precision(dtype, device),
         Batch.of_rows(windows, TOKENS),
         Batch.of_rows(VALIDATION_WINDOWS, TOKENS),
-        engine="packed" if device == "cpu" else "reference",
+        engine="packed" if quantization == "none" else "reference",
         quantization=quantization,
         checkpointing=checkpointing,
     )

@@ -93,11 +93,8 @@ class TrainingPipeline:
         """Build model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
         say, pad_id, is_one_of_several = self.reporter.say, self.tokenizer.pad_token_id, self.inputs is not None
         self.dtype = build.training_dtype(self.config, self.start, is_one_of_several=is_one_of_several, say=say)
-        weights, batches = (
-            self.data.class_weights,
-            build.largest_batches(self.config, self.data.tokens, EVALUATION_BATCH),
-        )
-        self.learner = build.build_learner(self.config, self.dtype, pad_id, weights, self.total_steps, batches, say)
+        sizes = self.total_steps, EVALUATION_BATCH
+        self.learner = build.build_learner(self.config, self.dtype, pad_id, self.data, *sizes, say)
         self.model, self.optimizer, self.loss_fn = self.learner.model, self.learner.optimizer, self.learner.loss_fn
         self.fingerprint = build.run_fingerprint(
             self.config, self.dtype, self.data.codec, self.data.fingerprint(), self.tokenizer, self.model

@@ -40,9 +40,9 @@ def training_activations(
     tokens, first = batch.tokens, lora.first_layer(shape)
     layers = [_layer_bytes(shape, lora, precision, layer, first) for layer in range(first, shape.layers)]
     if not layers:
-        return Activations(_head_bytes(shape, precision, batch), evaluation_activations(shape, precision, batch).widest)
+        return Activations(0, evaluation_activations(shape, precision, batch).widest)
     working = tokens * _working_bytes(shape, precision)
-    constant = _head_bytes(shape, precision, batch)
+    constant = tokens * _norm_bytes(shape.width, 1)  # the last norm; the head reads few pooled tokens
     if checkpointing:
         states = tokens * len(layers) * shape.width * precision.bytes
         return Activations(constant + states, tokens * max(layers) + working)
@@ -119,14 +119,9 @@ def _adapter_bytes(width: int, lora: LoraShape, precision: Precision, names: fro
     return low + copies * width * precision.bytes
 
 
-def _head_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
-    """The last norm, and the input of the head at every token."""
-    return batch.tokens * (_norm_bytes(shape.width, 1) + shape.width * precision.bytes)
-
-
 def _weight_copies(shape: ModelShape, lora: LoraShape, precision: Precision) -> int:
-    """Autocast's copies of adapters and head."""
-    return 0 if precision.dtype == "float32" else (lora.adapter_weights(shape) + shape.head_weights) * precision.bytes
+    """Autocast's copies of adapters."""
+    return 0 if precision.dtype == "float32" else lora.adapter_weights(shape) * precision.bytes
 
 
 def _inner_width(shape: ModelShape) -> int:

@@ -16,7 +16,7 @@ from ctxtrain.model.shape import FLOAT_BYTES, Dtype, ModelShape, Training
 GB = 10**9
 # Allowances, not computed: a CUDA context with cuBLAS's workspace and the allocator's gaps; Python with its libraries.
 RUNTIME_BYTES = {"cuda": GB, "cpu": 7 * GB // 10}
-EXPORT_COPIES = 4  # of the largest weight in float32: as read, its update, their sum, and the bytes being written
+EXPORT_BYTES = 3 * GB // 10  # beside the largest weight in float32: Python with its libraries, updates, buffers
 EXACT_FAMILIES = ("qwen2", "qwen3")
 REMEDY = "Use a smaller training.batch_size, training.tokens_per_batch or model.max_tokens, or a smaller base"
 
@@ -70,7 +70,7 @@ def memory_needs(shape: ModelShape, run: Training, export_dtype: Dtype = "float3
         widest=step.widest + dequantized,
         widest_validation=validation.widest + dequantized,
         runtime=RUNTIME_BYTES[run.precision.device],
-        export_host=EXPORT_COPIES * shape.largest_weight * FLOAT_BYTES["float32"],
+        export_host=shape.largest_weight * FLOAT_BYTES["float32"] + EXPORT_BYTES,
         export_check=shape.export_bytes(export_dtype) + RUNTIME_BYTES[run.precision.device],
         approximate=_approximate(shape, run),
     )

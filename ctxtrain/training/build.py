@@ -21,7 +21,7 @@ from ctxtrain.config.schema import Config
 from ctxtrain.config.sections import SPLITS
 from ctxtrain.data.batches import Tokens
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.dataset import Inputs
+from ctxtrain.data.dataset import Dataset, Inputs
 from ctxtrain.data.row_schema import check_own_fields
 from ctxtrain.data.sources import open_source
 from ctxtrain.data.table_cache import TableCache
@@ -37,7 +37,7 @@ from ctxtrain.model.losses import make_loss
 from ctxtrain.model.optimizer import make_optimizer
 from ctxtrain.model.precision import choose_precision
 from ctxtrain.model.schedule import make_schedule
-from ctxtrain.model.shape import Batch, Dtype, LoraShape, ModelShape, Precision, Training
+from ctxtrain.model.shape import Batch, LoraShape, ModelShape, Precision, Training
 from ctxtrain.runtime import from_first_process, is_main_process, join_processes, make_accelerator
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import DamagedFile
@@ -253,14 +253,14 @@ def build_learner(
     config: Config,
     dtype: torch.dtype,
     pad_id: int,
-    class_weights: Sequence[float],
+    data: Dataset,
     total_steps: int,
-    batches: tuple[Batch, Batch],
+    evaluation_rows: int,
     say: Callable[[str], None],
 ) -> Learner:
     """Model, optimizer, schedule and loss; `say` reports notes. Raises ConfigError if they do not fit together.
 
-    `batches` are the largest micro-batch and the largest validation batch.
+    A validation batch has up to `evaluation_rows` rows.
     """
     training = config.training
     say(f"loading base model {config.model.base}")
@@ -272,7 +272,7 @@ def build_learner(
     )
     optimizer = make_optimizer(lora.trainable_parameters(model).values(), **training.optimizer_settings)
     schedule = make_schedule(optimizer, training.schedule, warmup_steps=training.warmup_steps, total_steps=total_steps)
-    loss_fn = make_loss(class_weights, accelerator.device, **config.loss.settings)
+    loss_fn = make_loss(data.class_weights, accelerator.device, **config.loss.settings)
     learner = Learner(
         accelerator,
         model,
@@ -285,35 +285,25 @@ def build_learner(
         tokens_per_batch=training.tokens_per_batch,
         say=say,
     )
-    run = memory_settings(config, dtype, accelerator.device, *batches)
+    run = memory_settings(config, dtype, accelerator.device, data.tokens, evaluation_rows)
     shape = ModelShape.from_config(model.get_base_model().config)
     choose_checkpointing(learner.engine, shape, run, config.model.gradient_checkpointing, free, say)
     return learner
 
 
-def largest_batches(config: Config, tokens: Mapping[str, Tokens], evaluation_rows: int) -> tuple[Batch, Batch]:
-    """The largest micro-batch and the largest validation batch of a run."""
-    limit = config.training.tokens_per_batch
-    longest = {split: int(tokens[split].lengths.max()) for split in ("train", "val")}
-    return (
-        Batch.of_rows(config.training.batch_size, longest["train"], limit),
-        Batch.of_rows(min(evaluation_rows, len(tokens["val"])), longest["val"], limit),
-    )
-
-
 def memory_settings(
-    config: Config, dtype: torch.dtype, device: torch.device, micro_batch: Batch, validation_batch: Batch
+    config: Config, dtype: torch.dtype, device: torch.device, tokens: Mapping[str, Tokens], evaluation_rows: int
 ) -> Training:
-    """What the memory of a run depends on besides the model; the engine is not chosen yet."""
-    name: Dtype = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    lora_settings = config.lora
+    """What the memory of a run depends on besides the model, with its largest batches; the engine is not chosen yet."""
+    limit, settings = config.training.tokens_per_batch, config.lora
+    longest = {split: int(tokens[split].lengths.max()) for split in ("train", "val")}
     return Training(
-        lora=LoraShape(
-            lora_settings.r, lora_settings.dropout, tuple(lora_settings.target_modules), lora_settings.layers
+        lora=LoraShape(settings.r, settings.dropout, tuple(settings.target_modules), settings.layers),
+        precision=Precision(
+            "bfloat16" if dtype == torch.bfloat16 else "float32", "cuda" if device.type == "cuda" else "cpu"
         ),
-        precision=Precision(name, "cuda" if device.type == "cuda" else "cpu"),
-        micro_batch=micro_batch,
-        validation_batch=validation_batch,
+        micro_batch=Batch.of_rows(config.training.batch_size, longest["train"], limit),
+        validation_batch=Batch.of_rows(min(evaluation_rows, len(tokens["val"])), longest["val"], limit),
         quantization=config.model.quantization,
     )
 

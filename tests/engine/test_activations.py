@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from ctxtrain.engine import activations as plain
 from ctxtrain.engine.cpu import activations as packed
-from ctxtrain.engine.cpu.select import CpuTrainingEngine
+from ctxtrain.engine.cpu.select import PackedTrainingEngine
 from ctxtrain.engine.cpu.training_model import FastClassifier
-from ctxtrain.engine.reference import TrainingEngine
+from ctxtrain.engine.reference import ReferenceNetwork, TrainingEngine
 from ctxtrain.model import lora
-from ctxtrain.model.shape import Batch, Dtype, EngineKind, LoraShape, ModelShape, Precision
+from ctxtrain.model.shape import Batch, Device, Dtype, EngineKind, LoraShape, ModelShape, Precision
 from ctxtrain.runtime import Purpose, seed_torch
 from tests.tiny_models import COMMON, FAMILIES
 
@@ -49,8 +49,13 @@ def build(family: str, adapters: LoraShape, dtype: Dtype = "float32", **changes:
     return model.train()
 
 
-def engine_of(model: PeftModel, kind: EngineKind, *, checkpointing: bool) -> TrainingEngine:
-    engine = TrainingEngine(model, "") if kind == "reference" else CpuTrainingEngine(FastClassifier(model), None, print)
+def engine_of(model: PeftModel, kind: EngineKind, *, checkpointing: bool, device: Device = "cpu") -> TrainingEngine:
+    """With the device cuda, the fast engine's way for GPUs, which a CPU computes too."""
+    if kind == "reference":
+        engine = TrainingEngine(ReferenceNetwork(model), "")
+    else:
+        network = FastClassifier(model, kernel="blocks" if device == "cuda" else None)
+        engine = PackedTrainingEngine(network, None, print)
     if checkpointing:
         engine.checkpoint_layers()
     engine.network.train()
@@ -114,9 +119,17 @@ class PeakBytes(TorchDispatchMode):
         return made
 
 
-def predicted(model: PeftModel, kind: EngineKind, adapters: LoraShape, dtype: Dtype, batch: Batch, on: bool) -> Any:
+def predicted(
+    model: PeftModel,
+    kind: EngineKind,
+    adapters: LoraShape,
+    precision: Precision,
+    batch: Batch,
+    *,
+    checkpointing: bool,
+) -> Any:
     shape = ModelShape.from_config(model.get_base_model().config)
-    return FORMULAS[kind].training_activations(shape, adapters, Precision(dtype), batch, checkpointing=on)
+    return FORMULAS[kind].training_activations(shape, adapters, precision, batch, checkpointing=checkpointing)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -138,7 +151,22 @@ def test_the_bytes_kept_for_the_backward_pass_are_those_computed(
     model = build(family, adapters, dtype, **changes)
     for checkpointing in (False, True):
         counted = kept_bytes(engine_of(model, kind, checkpointing=checkpointing), rows, tokens, dtype)
-        step = predicted(model, kind, adapters, dtype, Batch(rows * tokens, tokens), checkpointing)
+        batch = Batch(rows * tokens, tokens)
+        step = predicted(model, kind, adapters, Precision(dtype), batch, checkpointing=checkpointing)
+        assert step.kept == pytest.approx(counted, rel=0.02), checkpointing
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_the_bytes_that_the_fast_engine_keeps_on_a_gpu_are_those_computed(family: str, dtype: Dtype) -> None:
+    """Counted on a CPU, which runs the same operations but for the kernel of attention; it keeps the same tensors."""
+    adapters, rows, tokens = LoraShape(), 2, 100
+    model = build(family, adapters, dtype)
+    for checkpointing in (False, True):
+        engine = engine_of(model, "packed", checkpointing=checkpointing, device="cuda")
+        counted = kept_bytes(engine, rows, tokens, dtype)
+        precision, batch = Precision(dtype, "cuda"), Batch(rows * tokens, tokens)
+        step = predicted(model, "packed", adapters, precision, batch, checkpointing=checkpointing)
         assert step.kept == pytest.approx(counted, rel=0.02), checkpointing
 
 
@@ -147,7 +175,7 @@ def test_the_bytes_that_experts_keep_are_near(family: str) -> None:
     adapters = LoraShape()
     model = build(family, adapters, **(SIZES | FAMILIES[family]))
     counted = kept_bytes(engine_of(model, "reference", checkpointing=False), 3, 100, "float32")
-    step = predicted(model, "reference", adapters, "float32", Batch(300, 100), False)
+    step = predicted(model, "reference", adapters, Precision(), Batch(300, 100), checkpointing=False)
     assert step.kept == pytest.approx(counted, rel=0.1)
 
 
@@ -169,7 +197,7 @@ def test_the_peak_of_a_step_and_of_a_validation_batch_are_near_those_computed(
     known, batch = {weight.untyped_storage()._cdata for weight in weights}, Batch(rows * tokens, tokens)
     with PeakBytes(known) as step:
         forward(engine, rows, tokens, dtype).sum().backward()
-    computed = predicted(model, kind, adapters, dtype, batch, checkpointing)
+    computed = predicted(model, kind, adapters, Precision(dtype), batch, checkpointing=checkpointing)
     assert 0.97 * step.peak < computed.kept + computed.widest < 1.35 * step.peak
     engine.network.eval()
     with PeakBytes(known) as validation, torch.no_grad():
@@ -180,7 +208,8 @@ def test_the_peak_of_a_step_and_of_a_validation_batch_are_near_those_computed(
 
 
 def gradients(engine: TrainingEngine, dtype: Dtype) -> dict[str, Tensor]:
-    model = engine.network.model if isinstance(engine.network, FastClassifier) else engine.network
+    assert isinstance(engine.network, FastClassifier | ReferenceNetwork)
+    model = engine.network.model
     model.zero_grad()
     forward(engine, 3, 70, dtype).square().sum().backward()
     return {name: weight.grad for name, weight in lora.trainable_parameters(model).items() if weight.grad is not None}

@@ -1,7 +1,7 @@
 """Bytes of activations in a step of the fast engine, computed from shapes; dense Qwen2 and Qwen3 only.
 
-Input and output as in `engine/activations.py`. It follows `training_model.py`, `layer_parts.py` and `attention.py` line
-by line; `tests/engine/test_activations.py` counts the bytes and fails where they differ.
+Input and output as in `engine/activations.py`. It follows `training_model.py`, `layer_parts.py` and `attention.py` (on a
+GPU `device_attention.py`) line by line. `tests/engine/test_activations.py` counts the bytes and fails where they differ.
 
 Legend of comments: N rows with their few rows of padding, D model width, E width of all queries, K of all keys, F inner
 width of the MLP, H heads, T tokens of the longest window.
@@ -15,6 +15,7 @@ from ctxtrain.engine.cpu.layer_parts import HAS_ONEDNN, LARGE_NUMEL, MKL_IS_WIDE
 from ctxtrain.engine.cpu.training_model import padded_count
 from ctxtrain.model.shape import Batch, LoraShape, ModelShape, Precision
 
+PLACE_BYTES = 4 * 8 + 2  # of a token on a GPU: four indices, and whether its place is padding, twice
 KEYS_AND_VALUES = frozenset(("k_proj", "v_proj"))
 
 
@@ -25,8 +26,7 @@ def training_activations(
     sizes = _Sizes(shape, lora, precision, batch, checkpointing=checkpointing)
     first = min(lora.first_layer(shape), shape.layers - 1)
     layers = [sizes.layer_bytes(layer, has_grad=layer > first) for layer in range(first, shape.layers - 1)]
-    last = sizes.last_layer_bytes(has_grad=bool(layers)) + batch.longest * shape.head_width * 4
-    last += sizes.pooled_bytes()
+    last = sizes.last_layer_bytes(has_grad=bool(layers)) + sizes.pooled_bytes() + sizes.layout_bytes()
     if checkpointing:
         states = sizes.rows * shape.width * precision.bytes
         return Activations(last + len(layers) * states, max(layers, default=0) + sizes.working_bytes())
@@ -42,7 +42,9 @@ def evaluation_activations(shape: ModelShape, precision: Precision, batch: Batch
 
 
 def weight_copies(shape: ModelShape, precision: Precision) -> int:
-    """Copies of the weights of queries and keys, whose rows the engine puts into another order."""
+    """Copies of the weights of queries and keys, whose rows the engine puts into another order on a CPU."""
+    if precision.device != "cpu":
+        return 0
     return shape.layers * (shape.query_width + shape.kv_width) * shape.width * precision.bytes
 
 
@@ -58,7 +60,8 @@ class _Sizes:
         self, shape: ModelShape, lora: LoraShape, precision: Precision, batch: Batch, *, checkpointing: bool
     ) -> None:
         self.shape, self.lora, self.precision, self.batch = shape, lora, precision, batch
-        self.rows = padded_count(batch.tokens)
+        self.on_cpu = precision.device == "cpu"
+        self.rows = padded_count(batch.tokens) if self.on_cpu else batch.tokens
         self.is_large = self.rows * shape.width > LARGE_NUMEL
         self.recomputes = self.is_large and not checkpointing
 
@@ -90,6 +93,12 @@ class _Sizes:
             kept += self.batch.tokens * 4 * (2 * shape.kv_width + shape.heads)
         return kept
 
+    def layout_bytes(self) -> int:
+        """Rotations of each position, on a GPU of each token, with the places of the tokens in padded blocks."""
+        if self.on_cpu:
+            return self.batch.longest * self.shape.head_width * 4
+        return self.batch.tokens * (self.shape.head_width * 4 + PLACE_BYTES)
+
     def pooled_bytes(self) -> int:
         """About what the last layer keeps of the pooled tokens: states, queries, attended values, gate and up."""
         shape, windows = self.shape, max(1, self.batch.tokens // self.batch.longest)
@@ -116,17 +125,26 @@ class _Sizes:
         dropped = 0 if recomputes else width
         mask = width if self.lora.dropout and self.rows * width <= LARGE_NUMEL else 0
         factors = len(names) * self.lora.r * width  # the A of all of them, stacked
-        return 4 * (self.rows * (dropped + mask + len(names) * self.lora.r) + factors)
+        factors *= 1 if self.precision.dtype == "float32" else 2  # and the converted B
+        return self.precision.bytes * (self.rows * (dropped + mask + len(names) * self.lora.r) + factors)
 
     def _rotated_factors(self, names: frozenset[str]) -> int:
         """Copies of the B of queries and keys with their rows in another order."""
+        if not self.on_cpu:
+            return 0
         shape = self.shape
         widths = {"q_proj": shape.query_width, "k_proj": shape.kv_width}
-        return 4 * self.lora.r * sum(width for name, width in widths.items() if name in names)
+        return self.precision.bytes * self.lora.r * sum(width for name, width in widths.items() if name in names)
 
     def _attention_bytes(self) -> int:
-        """q, k and v in float32; attention weights of short windows too."""
+        """On a CPU, q, k and v in float32, and attention weights of short windows; on a GPU, as the reference engine.
+
+        In float32 a GPU's kernel reads keys and values that are repeated for each head of queries.
+        """
         shape, batch = self.shape, self.batch
+        if not self.on_cpu:
+            keys = shape.kv_width if self.precision.dtype == "bfloat16" else shape.query_width
+            return batch.tokens * (2 * (shape.query_width + keys) * self.precision.bytes + 4 * shape.heads)
         kept = 4 * batch.tokens * (shape.query_width + 2 * shape.kv_width)
         if batch.longest <= MAX_SAVED_TOKENS:
             scores = sum((stop - start) * stop for start, stop in query_blocks(batch.longest))
@@ -136,8 +154,10 @@ class _Sizes:
     def _mlp_bytes(self, names: frozenset[str], *, has_grad: bool) -> int:
         shape, inner = self.shape, self.rows * self.shape.inner_width * self.precision.bytes
         if not names & {*MLP_INPUTS, "down_proj"}:
-            in_pool = self.is_large and self.precision.dtype == "float32" and (MKL_IS_WIDE or not HAS_ONEDNN)
-            return has_grad * inner * (1 if self.recomputes and not in_pool else 2)
+            in_pool = (
+                self.on_cpu and self.is_large and self.precision.dtype == "float32" and (MKL_IS_WIDE or not HAS_ONEDNN)
+            )
+            return has_grad * inner * (1 if self.recomputes and self.on_cpu and not in_pool else 2)
         kept = self._adapter_bytes(shape.width, names & set(MLP_INPUTS), recomputes=self.recomputes)
         kept += 2 * inner if has_grad or names & set(MLP_INPUTS) else 0
         return kept + self._adapter_bytes(shape.inner_width, names & {"down_proj"}, recomputes=False)

@@ -33,11 +33,11 @@ class DropoutMasks:
     @property
     def position(self) -> Any:
         """Where the sequence stands."""
-        return self._source.state
+        return self._source.state, self._next_seed
 
     def return_to(self, position: Any) -> None:
         """Draw the same masks from `position` on as before."""
-        self._source.state = position
+        self._source.state, self._next_seed = position
 
     def draw(self, shape: Sequence[int], dropout: float, dtype: torch.dtype) -> tuple[Tensor, Callable[[], Tensor]]:
         """Draw the next mask; return it and a function that draws the same mask again.
