@@ -68,6 +68,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     model.precision             float32 or bfloat16, chosen once for a run
     model.tokenizer             the tokenizer of a base model
     model.lora                  frozen base model + LoRA + head
+    model.skeleton              names, shapes and source files of a model's weights, without the numbers
     model.losses                class-weighted focal loss
     model.optimizer             the optimizer
     model.schedule              the learning rate schedule
