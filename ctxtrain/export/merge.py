@@ -1,7 +1,7 @@
 """Merge adapters into the files of the base and write one `model.safetensors`, tensor by tensor.
 
 Input: the skeleton of a model, and its trained weights by PEFT's names. Output: the file that `save_pretrained` of the
-merged model would write, and its SHA-256. A merged weight is W + α/r · BA (Hu et al. 2021, section 4.1), in float32 and
+merged model would write, and its digest. A merged weight is W + α/r · BA (Hu et al. 2021, section 4.1), in float32 and
 in PEFT's order of operations, so it has the bits of PEFT's `merge_and_unload`; an export in bfloat16 rounds once more.
 
 The computer's memory holds one tensor at a time, and no GPU is used. The file begins with the length and the text of a
@@ -10,7 +10,6 @@ JSON header, which has the place of each tensor; this header needs shapes alone,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import defaultdict, deque
@@ -28,6 +27,7 @@ from ctxtrain.config.value_types import ExportDtype
 from ctxtrain.errors import ExportError
 from ctxtrain.model import lora
 from ctxtrain.model.skeleton import HEAD_WEIGHT, Skeleton, Source, WeightReader, as_bytes
+from ctxtrain.storage.atomic_files import Digester, FileDigest
 
 _CODES: dict[ExportDtype, str] = {"float32": "F32", "bfloat16": "BF16"}
 _PEFT_PREFIX = "base_model.model."
@@ -54,8 +54,8 @@ def write_merged(
     weights: Mapping[str, Tensor],
     dtype: ExportDtype,
     load: Callable[[], PeftModel],
-) -> str:
-    """Write the merged model and return the SHA-256 of the file.
+) -> FileDigest:
+    """Write the merged model and return the digest of the file, computed while it is written.
 
     `load` builds the trained model in float32, for adapters that this module cannot merge: those of a layer's experts,
     which are one weight in the model and many tensors in the files. Raises ConfigError if the files of the base changed
@@ -76,8 +76,7 @@ def _stream(skeleton: Skeleton, weights: Mapping[str, Tensor]) -> dict[str, Entr
     entries = {}
     for name, (shape, source) in _layout(skeleton).items():
         if source is None:
-            head = weights[_PEFT_PREFIX + HEAD_WEIGHT].float()
-            entries[name] = Entry(shape, lambda name=name, head=head: iter([_require_finite(name, head)]))
+            entries[name] = Entry(shape, _in_memory(name, weights[_PEFT_PREFIX + HEAD_WEIGHT]))
         elif source.weight in adapters:
             if source.pattern is not None:
                 raise _NotStreamable(f"{source.weight} is made of several tensors")
@@ -102,7 +101,8 @@ def _layout(skeleton: Skeleton) -> dict[str, tuple[tuple[int, ...], Source | Non
         sources[source.weight, source.pattern].append(source)
     plain._weight_conversions = naming.used_rules()
     written = revert_weight_conversion(plain, dict(naming.weights))
-    reader, layout = WeightReader(), {}
+    reader = WeightReader()
+    layout: dict[str, tuple[tuple[int, ...], Source | None]] = {}
     for name in sorted(written, key=dot_natural_key):
         shape, key = tuple(written[name].shape), naming.weight(name)
         if key[0] == HEAD_WEIGHT:
@@ -142,13 +142,14 @@ def _unchanged(reader: WeightReader, source: Source) -> Parts:
     return parts
 
 
+def _in_memory(name: str, weight: Tensor) -> Parts:
+    return lambda: iter([_require_finite(name, weight.float())])
+
+
 def _load_all(load: Callable[[], PeftModel]) -> dict[str, Entry]:
     merged = lora.merge(load())
     state = revert_weight_conversion(merged, merged.state_dict())
-    return {
-        name: Entry(tuple(weight.shape), lambda weight=weight: iter([weight.float()]))
-        for name, weight in state.items()
-    }
+    return {name: Entry(tuple(weight.shape), _in_memory(name, weight)) for name, weight in state.items()}
 
 
 def _require_finite(name: str, weight: Tensor) -> Tensor:
@@ -160,8 +161,8 @@ def _require_finite(name: str, weight: Tensor) -> Tensor:
     return weight
 
 
-def _write(path: Path, entries: Mapping[str, Entry], dtype: ExportDtype) -> str:
-    """Write the entries in the order of their names, as safetensors does for one dtype; returns the SHA-256."""
+def _write(path: Path, entries: Mapping[str, Entry], dtype: ExportDtype) -> FileDigest:
+    """Write the entries in the order of their names, as safetensors does for one dtype."""
     target: torch.dtype = getattr(torch, dtype)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -170,15 +171,16 @@ def _write(path: Path, entries: Mapping[str, Entry], dtype: ExportDtype) -> str:
         header[name] = {"dtype": _CODES[dtype], "shape": entries[name].shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    digest = hashlib.sha256()
+    digester = Digester()
     with path.open("wb") as stream:
         for part in (len(text).to_bytes(8, "little"), text):
-            digest.update(part)
+            digester.update(part)
             stream.write(part)
         for name in sorted(entries):
             for rows in entries[name].parts():
                 content = as_bytes(rows.to(target))
-                digest.update(content)
+                digester.update(content)
                 stream.write(content)
-    assert path.stat().st_size == 8 + len(text) + end, "every tensor has the size that the header states"
-    return digest.hexdigest()
+    digest = digester.digest()
+    assert digest.bytes == 8 + len(text) + end, "every tensor has the size that the header states"
+    return digest

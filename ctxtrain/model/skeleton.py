@@ -10,7 +10,7 @@ one weight. Its own rules (`conversion_mapping`, `core_model_loading`) decide he
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,7 @@ class Skeleton:
 
         def empty() -> PreTrainedModel:
             config = lora.classifier_config(folder, pad_id)
-            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-            return model  # type: ignore[no-any-return]  # transformers does not type it
+            return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
         with torch.device("meta"), quiet_transformers():
             return cls(folder, empty(), lora.add_lora(empty(), **settings))
@@ -102,6 +101,19 @@ class Skeleton:
             )
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run has trained. `weights` are adapters and head; `load` builds the base in float32 with both.
+
+    `notes` are for the user of an export.
+    """
+
+    skeleton: Skeleton
+    weights: Mapping[str, Tensor]
+    load: Callable[[], PeftModel]
+    notes: Sequence[str] = ()
+
+
 class Naming:
     """How transformers names the tensors of a checkpoint; `weights` are those of the model, on the meta device."""
 
@@ -119,7 +131,7 @@ class Naming:
         """
         weight, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.weights)
         if weight not in self.weights and name in self.weights:
-            return rename_source_key(name, [], [], self._prefix, self.weights)
+            weight, pattern = rename_source_key(name, [], [], self._prefix, self.weights)
         return weight, pattern
 
     def used_rules(self) -> list[WeightTransform]:
@@ -172,7 +184,8 @@ class WeightReader:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, not copied."""
-    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()).cast("B")
+    content: memoryview = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+    return content
 
 
 def _sources(folder: Path, naming: Naming) -> Iterator[Source]:

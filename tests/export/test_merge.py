@@ -1,5 +1,6 @@
 """The merge as a stream: the bits of PEFT's own merge, whatever the files of the base look like, in little memory."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def streamed(base: Path, path: Path, settings: dict[str, Any], *, dtype: Any = "
     skeleton = Skeleton.of(str(base), load_tokenizer(str(base)).pad_token_id, settings)
     digest = write_merged(path, skeleton, weights, dtype, load)
     assert len(loaded) == (0 if streams else 1)
-    return digest
+    return digest.sha256
 
 
 def save_pretrained(base: Path, folder: Path, settings: dict[str, Any]) -> Path:
@@ -132,14 +133,17 @@ def test_the_base_must_stay_as_it_was_and_the_merge_finite(tmp_path: Path) -> No
     weights = lora.trainable_state(trained(base, ATTENTION))
     skeleton = Skeleton.of(str(base), load_tokenizer(str(base)).pad_token_id, ATTENTION)
     name = next(name for name in weights if "lora_B" in name)
+    load = partial(trained, base, ATTENTION)
     broken = weights | {name: torch.full_like(weights[name], float("inf"))}
     with pytest.raises(ExportError, match=r"every merged weight must be finite, model\.layers"):
-        write_merged(tmp_path / "out", skeleton, broken, "float32", lambda: trained(base, ATTENTION))
+        write_merged(tmp_path / "out", skeleton, broken, "float32", load)
     with pytest.raises(ConfigError, match="must hold the weights that this config trains; 1 differ"):
-        write_merged(tmp_path / "out", skeleton, {**weights, "other": weights[name]}, "float32", lambda: None)  # type: ignore[arg-type,return-value]
+        write_merged(
+            tmp_path / "out", skeleton, {**weights, "other": weights[name]}, "float32", lambda: trained(base, ATTENTION)
+        )
     in_bfloat16(base)
     with pytest.raises(ConfigError, match=r"model\.safetensors was changed or removed\. Put the file back"):
-        write_merged(tmp_path / "out", skeleton, weights, "float32", lambda: trained(base, ATTENTION))
+        write_merged(tmp_path / "out", skeleton, weights, "float32", load)
 
 
 def test_a_tensor_is_read_and_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
