@@ -129,6 +129,7 @@ def unpack(archive_path: Path, folder: Path) -> dict[str, FileDigest]:
 def _extract(archive: zipfile.ZipFile, stream: IO[bytes], folder: Path) -> dict[str, FileDigest]:
     """Write the files, which lie one after the other. Raises BadZipFile if the bytes differ from a checksum."""
     whole, digests = hashlib.sha256(), {}
+    folder.mkdir(exist_ok=True)
     stream.seek(0)
     with ThreadPoolExecutor(1, "hashing") as hashing:  # the zip's digest, beside that of the file
         for entry in archive.infolist():
