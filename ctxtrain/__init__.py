@@ -69,6 +69,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     model.tokenizer             the tokenizer of a base model
     model.lora                  frozen base model + LoRA + head
     model.shape                 sizes of model and adapters, from the config alone
+    model.skeleton              names, shapes and source files of a model's weights, without the numbers
     model.losses                class-weighted focal loss
     model.optimizer             the optimizer
     model.schedule              the learning rate schedule

@@ -6,9 +6,12 @@ the size of the failed allocation if the library reports it.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +120,21 @@ def annotate_memory_errors(doing: str, remedy: str = REMEDY) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(out_of_memory_message(error, doing, remedy)) from error
+
+
+def free_memory() -> None:
+    """Give memory that no object uses to the system, so that another process can have it.
+
+    Cycles, such as the patched `forward` of accelerate, keep a model until the collector runs; torch keeps a pool of a
+    GPU's memory, and glibc may keep the computer's (`engine/tuning.py`).
+    """
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _format_size(number: str, unit: str | None) -> str:

@@ -60,6 +60,21 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def process_count() -> int:
+    """The number of processes of the run, as torchrun sets it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def make_deterministic() -> None:
+    """Let torch use only algorithms that give the same bits each time."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    # No code here reads uninitialised memory, and filling it costs one pass over each new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by torch at run time
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic cuBLAS
+
+
 def join_processes() -> None:
     """Under torchrun, join the process group: GPUs exchange gradients through NCCL, CPUs through gloo."""
     import torch
@@ -77,10 +92,7 @@ def make_accelerator(dtype: torch.dtype) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    torch.use_deterministic_algorithms(True)
-    # No code here reads uninitialised memory, and filling it costs one pass over each new tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by torch at run time
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic cuBLAS
+    make_deterministic()
     AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run in this process may differ in precision
     return Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -129,7 +141,7 @@ def thread_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def environment() -> dict[str, str | int]:
-    """The software, device and thread count that a bit-exact resume depends on, besides the inputs."""
+    """The software, device, thread and process counts that a bit-exact resume depends on, besides the inputs."""
     import accelerate
     import peft
     import torch
@@ -144,6 +156,7 @@ def environment() -> dict[str, str | int]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "processes": process_count(),
     }
 
 

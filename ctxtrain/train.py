@@ -24,26 +24,32 @@ from ctxtrain.config.schema import Config
 from ctxtrain.data.batches import StepPlan, steps_per_epoch
 from ctxtrain.data.dataset import Inputs, load_dataset
 from ctxtrain.data.oversampling import epoch_rows
-from ctxtrain.errors import ConfigError, Interrupted, TrainingDiverged
+from ctxtrain.errors import Interrupted, TrainingDiverged
 from ctxtrain.evaluation.metrics import evaluate_logits
-from ctxtrain.export.fresh_process import fresh_process
+from ctxtrain.export.check_device import lock_in_first_process, rehearse_check
 from ctxtrain.export.package import place_export, prepare_export
-from ctxtrain.memory import TRAINING_REMEDY, annotate_memory_errors
-from ctxtrain.model import lora
+from ctxtrain.memory import TRAINING_REMEDY, annotate_memory_errors, free_memory
 from ctxtrain.model.losses import Loss
 from ctxtrain.model.tokenizer import tokenizer_and_notes
 from ctxtrain.progress import Reporter
 from ctxtrain.reporting.report import write_report
 from ctxtrain.reporting.summary import make_summary
 from ctxtrain.reporting.verdict import warnings
-from ctxtrain.runtime import StopRequest, catch_signals, environment, is_main_process, leave_process_group
+from ctxtrain.runtime import (
+    StopRequest,
+    catch_signals,
+    environment,
+    is_main_process,
+    leave_process_group,
+    make_deterministic,
+)
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import write_json
 from ctxtrain.storage.ownership import check_output_dir
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.tracking.trackers import Trackers, open_trackers
 from ctxtrain.training import build
-from ctxtrain.training.checkpoint_parts import load_resume_checkpoint
+from ctxtrain.training.checkpoint_parts import load_exportable, load_resume_checkpoint
 from ctxtrain.training.step import Ints, Learner, NonFiniteStep, require_finite_logits
 
 EVALUATION_BATCH = 32
@@ -81,6 +87,7 @@ class TrainingPipeline:
         model, training = self.config.model, self.config.training
         self.base_name = build.base_name(self.config)
         self.tokenizer, notes = tokenizer_and_notes(model.base, model.revision)
+        self.pad_id: int = self.tokenizer.pad_token_id
         inputs = self.inputs or build.build_inputs(self.config, self.reporter.say, self.rows)
         self.data = load_dataset(inputs, self.tokenizer, **build.dataset_settings(self.config))
         windows = int(self.data.epoch_counts_C.sum())
@@ -91,16 +98,25 @@ class TrainingPipeline:
 
     def setup_model(self) -> None:
         """Build model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
-        say, pad_id, is_one_of_several = self.reporter.say, self.tokenizer.pad_token_id, self.inputs is not None
+        say, pad_id, is_one_of_several = self.reporter.say, self.pad_id, self.inputs is not None
         self.dtype = build.training_dtype(self.config, self.start, is_one_of_several=is_one_of_several, say=say)
         sizes = self.total_steps, EVALUATION_BATCH
         self.learner = build.build_learner(self.config, self.dtype, pad_id, self.data, *sizes, say)
         self.model, self.optimizer, self.loss_fn = self.learner.model, self.learner.optimizer, self.learner.loss_fn
-        self.fingerprint = build.run_fingerprint(
-            self.config, self.dtype, self.data.codec, self.data.fingerprint(), self.tokenizer, self.model
-        )
+        self.setup_export(self.dtype)
         if reason := self.learner.engine.unsupported_reason:
             say(f"note: training uses the slower reference engine: {reason}")
+
+    def setup_export(self, dtype: torch.dtype | None = None) -> None:
+        """Find the names of the weights, and what a checkpoint of this run must fit, without loading a model.
+
+        `dtype` is that of the training, which an export does not compare.
+        """
+        make_deterministic()
+        self.skeleton = build.build_skeleton(self.config, self.pad_id)
+        self.fingerprint = build.run_fingerprint(
+            self.config, dtype, self.data.codec, self.data.fingerprint(), self.tokenizer, self.skeleton
+        )
 
     def run(self) -> dict[str, Any] | None:
         """Train all epochs and export the best one. Returns the summary in the main process, None in all others."""
@@ -170,7 +186,7 @@ class TrainingPipeline:
                 "state": asdict(self.state) | {"metrics_sha256": self.folder.metrics.sha256},
                 "learner": self.learner.state_dict(),
                 "fingerprint": self.fingerprint,
-                "environment": self._environment(),
+                "environment": environment(),
             }
             if metrics is not None:
                 self.checkpoints.save_epoch(payload, self.state.epochs)
@@ -182,7 +198,7 @@ class TrainingPipeline:
     def load_checkpoint(self, path: Path) -> None:
         """Restore the state of a checkpoint without writing files. Raises what `load_resume_checkpoint` raises."""
         payload = load_resume_checkpoint(path, self.checkpoints, self.fingerprint, self.learner, self.steps_per_epoch)
-        for change in checkpoint.differences(payload["environment"], self._environment()):
+        for change in checkpoint.differences(payload["environment"], environment()):
             self.reporter.say(f"note: results can differ from those of an uninterrupted run: {change}")
         self.learner.load_state_dict(payload["learner"])
         self.state = checkpoint.TrainState(**payload["state"])
@@ -194,22 +210,18 @@ class TrainingPipeline:
             return self.finish()
 
     def finish(self) -> dict[str, Any]:
-        """Export the best epoch in float32 and score the export; writes and returns the summary."""
-        assert self.model is not None, "call setup_model first"
+        """Export the best epoch and score the export; writes and returns the summary."""
         best = checkpoint.rank_epochs(self.state.epochs)[0]
-        environment, sizes = self._environment(), lora.parameter_counts(self.model)
-        device, unfinished = self.learner.accelerator.device, None if self._is_finished() else self._progress()
+        unfinished = None if self._is_finished() else self._progress()
         tokens = {split: rows for split, rows in self.data.tokens.items() if split != "test" or not unfinished}
-        model = self.model if build.trains_in_float32(self.config, self.dtype) else None
-        self.model = self.optimizer = self.loss_fn = None  # free memory for the exported model
-        del self.learner
+        self.model = self.optimizer = self.loss_fn = None
+        self.__dict__.pop("learner", None)
+        free_memory()  # for the model that is exported
         with self.folder.scratch() as scratch:
             with self.stop.interrupt_immediately():
-                model = model or build.build_export_model(self.config, self.tokenizer.pad_token_id)
                 weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
-                lora.load_trainable_state(model, weights)
                 exported = prepare_export(
-                    model.to(device),
+                    build.trained(self.config, self.skeleton, weights),
                     self.tokenizer,
                     self.data,
                     tokens,
@@ -221,15 +233,14 @@ class TrainingPipeline:
                 )
             place_export(scratch, self.folder)  # signals are ignored from here on, because the export is in place
         summary = make_summary(
-            model=build.model_summary(self.config, self.base_name, model.config.model_type, self.fingerprint) | sizes,
+            model=build.model_summary(self.config, self.base_name, self.skeleton, self.fingerprint),
             data=self.data.summary(),
             epochs=self.state.epochs,
             best_epoch=best,
             unfinished=unfinished,
             skipped=self.state.skipped,
             exported=exported,
-            environment=environment,
-            folder=self.folder,
+            environment=environment(),
         )
         write_json(self.folder.summary, written := summary.to_dict())
         write_report(self.folder, summary)
@@ -243,18 +254,21 @@ class TrainingPipeline:
         check_output_dir(self.folder.root, config.model.base)
         size = f"batches of {config.training.batch_size} windows of at most {config.model.max_tokens} tokens"
         memory = annotate_memory_errors(f"in a run with {size}", TRAINING_REMEDY)
-        with catch_signals() as self.stop, _first_process_only(self.folder), memory:
+        with catch_signals() as self.stop, lock_in_first_process(self.folder), memory:
             self.folder.refuse_other_run(resume=self.resume, epochs=config.training.epochs)
             with self.stop.interrupt_immediately():
                 self.load_data()
                 start = self.checkpoints.find_resume_point(self.steps_per_epoch, say) if self.resume else None
                 self.start = start
-                self.setup_model()
-                if start:
+                self.setup_export() if exporting else self.setup_model()
+                if exporting:
+                    self.state = load_exportable(
+                        start, self.checkpoints, self.fingerprint, self.skeleton.adapted, self.steps_per_epoch
+                    )
+                elif start:
                     self.load_checkpoint(start)
-            if exporting and not self.state.epochs:
-                rule = "an export needs one finished epoch, this run has none. Continue the run with train --resume."
-                raise ConfigError(f"{self.folder.root}: {rule}")
+                if is_main_process():
+                    rehearse_check(config.export.check_device, say)
             if is_main_process():
                 self.folder.begin_run(config.with_absolute_paths().to_yaml(), self.state, start, self.checkpoints, say)
             if start:
@@ -265,9 +279,6 @@ class TrainingPipeline:
                     yield
             finally:
                 leave_process_group()
-
-    def _environment(self) -> dict[str, Any]:
-        return {**environment(), "processes": self.learner.accelerator.num_processes}
 
     def _train_step(self, plan: StepPlan, epoch: int, step: int) -> dict[str, float]:
         """Run and log one optimizer step, or skip it if it is not finite; returns its figures."""
@@ -317,13 +328,3 @@ class TrainingPipeline:
         if is_main_process():
             self.folder.metrics.append(record)
         self.trackers.log(record)
-
-
-@contextmanager
-def _first_process_only(folder: RunFolder) -> Iterator[None]:
-    """In the first process, lock the run folder and keep the process running that will check the export."""
-    if is_main_process():
-        with folder.lock(), fresh_process.running():
-            yield
-    else:
-        yield

@@ -1,19 +1,23 @@
 """A whole run: its files, its choice of epoch, its early stop, and the curve that must not move unnoticed."""
 
+import io
 import json
 import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 
-from ctxtrain import Config, TrainingPipeline
+from ctxtrain import Config, TrainingPipeline, load_model
 from ctxtrain.errors import ConfigError, RunLocked
+from ctxtrain.progress import Reporter
 from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import verdict
 from ctxtrain.storage import checkpoint
@@ -185,13 +189,11 @@ def test_methods_can_be_called_one_by_one(make_config: MakeConfig) -> None:
     assert saved["state"]["epochs"][0]["macro_f1"] == metrics["macro_f1"]
 
 
-def test_a_run_needs_neither_its_rows_nor_its_base_once_they_are_read(
-    make_config: MakeConfig, tiny_base: Path, tiny_rows: dict[str, str], tmp_path: Path
+def test_a_run_does_not_need_its_rows_once_they_are_read(
+    make_config: MakeConfig, tiny_rows: dict[str, str], tmp_path: Path
 ) -> None:
-    inputs = tmp_path / "inputs"
-    shutil.copytree(tiny_base, inputs / "base")
-    paths = {name: shutil.copy(path, inputs) for name, path in tiny_rows.items()}
-    moved = [f"model.base={inputs / 'base'}", *(f"data.{name}={path}" for name, path in paths.items())]
+    paths = {name: shutil.copy(path, tmp_path) for name, path in tiny_rows.items()}
+    moved = [f"data.{name}={path}" for name, path in paths.items()]
     config = make_config(*moved, "training.epochs=1", run="whole")
     TrainingPipeline(config).run()
 
@@ -201,23 +203,29 @@ def test_a_run_needs_neither_its_rows_nor_its_base_once_they_are_read(
             for path in paths.values():
                 Path(path).rename(f"{path}.elsewhere")
 
-        def setup_model(self) -> None:
-            super().setup_model()
-            (inputs / "base").rename(inputs / "base.elsewhere")
-
     pipeline = Moving(make_config(*moved, "training.epochs=1", run="moved"))
     assert pipeline.run()
     assert sha256_file(pipeline.folder.zip) == sha256_file(RunFolder(config.output_dir).zip)
 
 
-def test_export_makes_the_same_files_again(make_config: MakeConfig) -> None:
-    config = make_config("training.epochs=2")
+def test_export_makes_the_same_files_again_without_a_training_model(
+    make_config: MakeConfig, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = make_config("training.epochs=2", f"model.base={base}")
     summary = TrainingPipeline(config).run()
     assert summary is not None
     root = Path(config.output_dir)
     (root / "final_model.zip").unlink()
-    again = TrainingPipeline(config, resume=True).export()
+    pipeline = TrainingPipeline(config, resume=True)
+    again = pipeline.export()
     assert again == summary
+    assert not hasattr(pipeline, "learner")
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="base_sha256: '"):
+        TrainingPipeline(config, resume=True).export()
     assert sha256_file(root / "final_model.zip") == summary["files"]["final_model.zip"]
 
 
@@ -276,6 +284,23 @@ def test_bfloat16_training_keeps_adapters_and_export_in_float32(make_config: Mak
     assert summary["export_check"]["max_logit_difference"] <= 1e-5
     weights = load_file(Path(config.output_dir) / "best_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_an_export_in_bfloat16_states_what_it_changes(make_config: MakeConfig) -> None:
+    said = io.StringIO()
+    config = make_config("training.epochs=1", "export.dtype=bfloat16")
+    summary = TrainingPipeline(config, reporter=Reporter(Console(file=said))).run()
+    assert summary is not None
+    check, root = summary["export_check"], Path(config.output_dir)
+    assert (check["dtype"], check["device"]) == ("bfloat16", "cpu")
+    assert 1e-5 < check["max_logit_difference"] <= check["allowed"]
+    assert check["rounding"] == pytest.approx(check["max_logit_difference"], abs=1e-6)
+    assert check["allowed"] <= 1e-4 + 4 * check["rounding"]
+    assert check["max_reading_difference"] <= 2e-6 * max(1, check["allowed"])
+    assert "note: export.dtype=bfloat16 rounds each weight: on 20 windows" in said.getvalue()
+    assert {weight.dtype for weight in load_file(root / "best_model.safetensors").values()} == {torch.bfloat16}
+    assert orjson.loads((root / "export" / "config.json").read_bytes())["dtype"] == "bfloat16"
+    assert load_model(root / "final_model.zip").evaluate(config.data.val)["accuracy"] == summary["best"]["accuracy"]
 
 
 def test_every_other_setting_has_its_effect(make_config: MakeConfig) -> None:

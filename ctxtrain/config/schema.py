@@ -21,6 +21,7 @@ from ctxtrain.config.sections import (
     CheckpointsConfig,
     DataConfig,
     EvaluationConfig,
+    ExportConfig,
     LoraConfig,
     LossConfig,
     ModelConfig,
@@ -47,6 +48,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    export: ExportConfig = ExportConfig()
     targets: TargetsConfig = TargetsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()

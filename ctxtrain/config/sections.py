@@ -11,8 +11,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ctxtrain.config.value_types import (
     Bars,
+    CheckDevice,
     ClassWeights,
     Embargo,
+    ExportDtype,
     FieldKind,
     Fraction,
     GradNorm,
@@ -216,6 +218,17 @@ class CalibrationConfig(Section):
     """Calibration of probabilities after training (Guo et al. 2017)."""
 
     method: Literal["temperature", "none"] = Field("temperature", description="Temperature scaling, or none.")
+
+
+class ExportConfig(Section):
+    """The exported model and its check."""
+
+    dtype: ExportDtype = Field(
+        "float32", description="Data type of the exported weights; bfloat16 halves the file and rounds each weight."
+    )
+    check_device: CheckDevice = Field(
+        "auto", description="Device of the export's check; auto is a GPU with enough free memory, else the CPU."
+    )
 
 
 class TargetsConfig(Section):

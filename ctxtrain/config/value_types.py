@@ -18,6 +18,8 @@ from ctxtrain.limits import (
 )
 
 FieldKind = Literal["number", "flag", "count", "category"]  # of a bar field that the user declares
+ExportDtype = Literal["float32", "bfloat16"]
+CheckDevice = Literal["auto", "cpu", "cuda"]
 FIELD_KINDS: tuple[FieldKind, ...] = get_args(FieldKind)
 
 

@@ -1,7 +1,8 @@
 """Run `reopen.py`, which opens exports with transformers alone, in a process that is started early.
 
 Input: an export folder and texts. Output: logits. The process imports torch and transformers, which takes seconds,
-while this one reads rows and trains; then it waits for requests.
+while this one reads rows and trains; then it waits for requests. It finds modules where this process does, but not in
+the current folder or beside a script, where a user's own file may have the name of a library.
 """
 
 from __future__ import annotations
@@ -79,38 +80,61 @@ class FreshProcess:
         return self._process is not None and self._owner == os.getpid() and self._process.poll() is None
 
     @contextmanager
-    def reopened_logits(self, folder: Path, texts: Sequence[str], threads: int) -> Iterator[Future[Floats]]:
+    def reopened_logits(
+        self, folder: Path, texts: Sequence[str], threads: int, device: str = "cpu"
+    ) -> Iterator[Future[Floats]]:
         """Yield a future of the logits, shape (texts, 3), that plain transformers computes from an export folder.
 
         The future raises OutOfMemory or ExportError. If the block ends by an exception, the process is stopped.
         """
-        request = {"folder": str(folder.absolute()), "texts": list(texts), "batch_size": BATCH_SIZE, "threads": threads}
+        request = _request(folder.absolute(), texts, threads, device)
         process = self.start()
         with ThreadPoolExecutor(1, "reopening") as pool:
             try:
-                yield pool.submit(self._ask_alone, process, orjson.dumps(request), folder)
+                yield pool.submit(self._ask_alone, process, request, f"{folder}: transformers cannot open the export")
             except BaseException:
                 self.stop()
                 raise
 
-    def _ask_alone(self, process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floats:
+    def rehearse(self, device: str) -> None:
+        """Let the process use a device. Raises ExportError if it cannot, or if it cannot import its libraries."""
+        fault = (
+            f"the process that will check the export must import torch and transformers and use the {device}, but ends "
+            f'with an error. Nothing was trained. Make this work: {sys.executable} -P -c "import torch, transformers"'
+        )
+        self._ask_alone(self.start(), _request(Path(), [], 1, device), fault)
+
+    def _ask_alone(self, process: subprocess.Popen[bytes], request: bytes, fault: str) -> Floats:
         with self._request:  # two threads would mix up their answers
-            return _ask(process, request, folder)
+            return _ask(process, request, fault)
+
+
+def _request(folder: Path, texts: Sequence[str], threads: int, device: str) -> bytes:
+    values = {"folder": str(folder), "texts": list(texts), "batch_size": BATCH_SIZE}
+    return orjson.dumps(values | {"threads": threads, "device": device})
 
 
 def _start() -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name not in DISTRIBUTED}
+    options = ["-P", "-s"] if sys.flags.no_user_site else ["-P"]  # -P: neither the script's folder nor the current one
     return subprocess.Popen(
-        [sys.executable, "-I", str(SCRIPT)],
+        [sys.executable, *options, str(SCRIPT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment | {"HF_HUB_OFFLINE": "1"},
+        env=environment | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(_module_folders())},
         start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the other
     )
 
 
-def _ask(process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floats:
+def _module_folders() -> list[str]:
+    """Where this process finds modules, without the current folder and that of the script that it runs."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    own = {Path.cwd(), *([Path(script).resolve().parent] if script else [])}
+    return [path for path in sys.path if path and Path(path).resolve() not in own]
+
+
+def _ask(process: subprocess.Popen[bytes], request: bytes, fault: str) -> Floats:
     assert process.stdin is not None, "it is a pipe, as the two below"
     assert process.stdout is not None
     assert process.stderr is not None
@@ -128,7 +152,7 @@ def _ask(process: subprocess.Popen[bytes], request: bytes, folder: Path) -> Floa
         name = signal.Signals(-status).name
         raise ExportError(f"the process that opens the new export was ended by {name}. Export again.")
     if status:
-        raise ExportError(f"{folder}: transformers cannot open the export:\n{output[-2000:]}")
+        raise ExportError(f"{fault}:\n{output[-2000:]}")
     return np.array(orjson.loads(output.splitlines()[-1]))
 
 

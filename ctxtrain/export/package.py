@@ -1,15 +1,18 @@
 """Export the best adapters as a merged model, in a folder and a zip that transformers can open.
 
-Input: the trained PEFT model in float32, tokenizer, codec and validation windows. Output: `export/`, checked against
-the trained model in a new process, `best_model.safetensors` and `final_model.zip`. All files are first written to a
-scratch folder, so an interrupted export leaves nothing behind; a few renames then move them into the run folder. Equal
-inputs give identical bytes.
+Input: what a run has trained, tokenizer, codec and rows. Output: `export/`, checked against the trained model in a new
+process, `best_model.safetensors` and `final_model.zip`. All files are first written to a scratch folder, so an
+interrupted export leaves nothing behind; a few renames then move them into the run folder. Equal inputs give identical
+bytes, and each file is hashed once, while it is written.
+
+At any time at most one whole model is in memory, of this process and the new one together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,38 +25,52 @@ from peft import PeftModel
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
-from ctxtrain.data.batches import Tokens, tokenise
+from ctxtrain.config.value_types import CheckDevice, ExportDtype
+from ctxtrain.data.batches import Tokens
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.dataset import Dataset
 from ctxtrain.engine.api import EngineChoice
-from ctxtrain.errors import DataError, ExportError
 from ctxtrain.evaluation.assess import assess
 from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.calibration import TemperatureScaler
 from ctxtrain.evaluation.metrics import PRIMARY_METRIC, Metrics, evaluate_logits
 from ctxtrain.evaluation.selective import Threshold, choose_thresholds
-from ctxtrain.export import reopen
+from ctxtrain.export.check_device import choose_device
+from ctxtrain.export.compare import (
+    TrainedLogits,
+    check_archive,
+    checked_rows,
+    compare_logits,
+    local_logits,
+    max_difference,
+    rounding_note,
+)
 from ctxtrain.export.fresh_process import BATCH_SIZE, fresh_process
 from ctxtrain.export.locate import EXPORT_FOLDER
+from ctxtrain.export.merge import write_merged
 from ctxtrain.export.model_card import model_card
-from ctxtrain.export.predictor import Predictor, load_model
+from ctxtrain.export.predictor import Predictor
+from ctxtrain.memory import free_memory
 from ctxtrain.model.lora import merge
-from ctxtrain.model.tokenizer import quiet_transformers
+from ctxtrain.model.skeleton import Skeleton, Trained
 from ctxtrain.reporting.summary_schema import Baselines
 from ctxtrain.reporting.verdict import recommendation
 from ctxtrain.storage.archive import pack
-from ctxtrain.storage.atomic_files import annotate_write_errors, link_or_copy, sync, to_json, write_manifest
+from ctxtrain.storage.atomic_files import (
+    FileDigest,
+    annotate_write_errors,
+    link_or_copy,
+    sync,
+    to_json,
+    write_manifest,
+)
 from ctxtrain.storage.metrics_log import Scores
 from ctxtrain.storage.run_folder import RunFolder
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
-TOLERANCE = 1e-5
-READING_TOLERANCE = 2e-6
-# Merging rounds each weight once; another batch size rounds each sum of products differently. Both errors are of
-# similar size, so the measured difference between batch sizes, times a margin, bounds that of merging.
-NOISE_FACTOR = 16
-CHECKED_ROWS = 200
+WEIGHTS, BEST_MODEL, ARCHIVE = "model.safetensors", "best_model.safetensors", "final_model.zip"
 
 
 @dataclass(frozen=True)
@@ -72,21 +89,23 @@ class ExportScores:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The exported model with its scores and the result of the logit check."""
+    """Scores of the export, the result of the logit check, and the SHA-256 of each file by its path in the run."""
 
-    predictor: Predictor
     scores: ExportScores
-    check: dict[str, float | int]
+    check: dict[str, Any]
+    files: dict[str, str]
 
 
 def prepare_export(
-    model: PeftModel,
+    trained: Trained,
     tokenizer: PreTrainedTokenizerBase,
     data: Dataset,
     tokens: Mapping[str, Tokens],
     *,
     max_tokens: int,
     engine: EngineChoice,
+    dtype: ExportDtype,
+    check_device: CheckDevice,
     calibrate: bool,
     targets: Mapping[str, float],
     seed: int,
@@ -101,55 +120,105 @@ def prepare_export(
     baselines. The export stores a confidence threshold for each precision in `targets`; the card shows `caveat`. Raises
     ExportError if the logits of the reopened model differ, WriteFailed if the disk is full.
     """
-    folder = scratch / EXPORT_FOLDER
-    texts = list(data.codec.render_all(islice(data.files["val"], CHECKED_ROWS)))
+    folder, skeleton = scratch / EXPORT_FOLDER, trained.skeleton
+    folder.mkdir()
+    device = choose_device(check_device, skeleton.nbytes)
+    count = checked_rows(skeleton.plain.num_parameters(), float(tokens["val"].lengths.mean()), device)
+    texts = list(data.codec.render_all(islice(data.files["val"], count)))
     tokenizer.model_max_length = max_tokens
-    trained = TrainedLogits.of(model.eval(), tokenizer, texts)
-    with annotate_write_errors(scratch, 2 * sum(weight.nbytes for weight in model.parameters())):  # folder and zip
-        _save_adapter(model, folder / "adapter")
-        merged = merge(model)
-        with quiet_transformers():
-            merged.save_pretrained(folder, max_shard_size="1TB")  # a single file
-            tokenizer.save_pretrained(folder)
-        merged_NC = _local_logits(merged, tokenizer, texts[:BATCH_SIZE])
-        predictor = Predictor(merged, tokenizer, data.codec, 1.0, max_tokens, engine=engine)
+    with annotate_write_errors(scratch, 2 * skeleton.nbytes):  # folder and zip
+        say(f"exporting: merging the adapters into {base_name}")
+        for note in trained.notes:
+            say(f"note: {note}")
+        weights_digest = write_merged(folder / WEIGHTS, skeleton, trained.weights, dtype, trained.load)
+        save_config(skeleton, folder, dtype)
+        say("scoring the model and its baselines")
+        local = _compute_locally(trained, tokenizer, texts, tokens, folder / "adapter", dtype, device, engine, data)
+        free_memory()  # the fresh process loads the model anew
+        tokenizer.save_pretrained(folder)
         # The fresh process computes while this one fits the baselines.
-        with fresh_process.reopened_logits(folder, texts, torch.get_num_threads()) as reopened:
-            say("scoring the model and its baselines")
-            scored = _score(predictor, data, tokens, calibrate=calibrate, targets=targets, seed=seed)
+        with fresh_process.reopened_logits(folder, texts, torch.get_num_threads(), device) as reopened:
+            scored = _score(local.logits, data, calibrate=calibrate, targets=targets, seed=seed)
             _write_extras(folder, data.codec, scored, base_name, texts[0], caveat)
             say("checking the export in a fresh process")
-            check = compare_logits(reopened.result(), trained, merged_NC)
-        check["max_predict_difference"] = _pack(scratch, texts, trained, check, engine)
-    return ExportResult(predictor, scored, check)
+            check = compare_logits(reopened.result(), local.trained, local.merged_NC)
+        if dtype != "float32":
+            say(f"note: {rounding_note(dtype, check)}")
+        files = _pack(scratch, weights_digest)
+        check["max_predict_difference"] = check_archive(scratch / ARCHIVE, texts, local.trained, check, engine)
+    return ExportResult(scored, {"dtype": dtype, "device": device} | check, files)
+
+
+def save_config(skeleton: Skeleton, folder: Path, dtype: ExportDtype) -> None:
+    """Write `config.json`, as `save_pretrained` of the merged model does."""
+    config = deepcopy(skeleton.plain.config)
+    config.dtype, config.architectures = dtype, [type(skeleton.plain).__name__]
+    config.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class _Local:
+    """Logits of this process: of the trained model, of the merged one on the first checked rows, and by split."""
+
+    trained: TrainedLogits
+    merged_NC: Floats
+    logits: dict[str, Floats]
+
+
+def _compute_locally(
+    trained: Trained,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    tokens: Mapping[str, Tokens],
+    adapter: Path,
+    dtype: ExportDtype,
+    device: str,
+    engine: EngineChoice,
+    data: Dataset,
+) -> _Local:
+    """Load the trained model, save its adapters, merge them with PEFT and score; nothing of it stays in memory."""
+    model = trained.load().to(device).eval()
+    _save_adapter(model, adapter)
+    expected = TrainedLogits.of(model, tokenizer, texts)
+    merged = merge(model)
+    merged_NC = local_logits(merged, tokenizer, texts[:BATCH_SIZE])
+    if dtype != "float32":
+        exact_NC = merged_NC
+        max_difference("trained", exact_NC, expected.logits_NC[: len(exact_NC)], expected.allowed)
+        round_weights(merged, getattr(torch, dtype))
+        merged_NC = local_logits(merged, tokenizer, texts[:BATCH_SIZE])
+        expected = replace(expected, rounding=float(np.abs(merged_NC - exact_NC).max()))
+    merged = merged.to(choose_device("auto", trained.skeleton.nbytes) if device == "cpu" else device)
+    predictor = Predictor(merged, tokenizer, data.codec, 1.0, tokenizer.model_max_length, engine=engine)
+    logits = {split: predictor.token_logits(tokens[split]) for split in ("val", "test") if split in tokens}
+    return _Local(expected, merged_NC, logits)
+
+
+@torch.no_grad()
+def round_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give each float32 weight the nearest value of another dtype."""
+    for weight in model.state_dict().values():
+        weight.copy_(weight.to(dtype))
 
 
 def _score(
-    predictor: Predictor,
-    data: Dataset,
-    tokens: Mapping[str, Tokens],
-    *,
-    calibrate: bool,
-    targets: Mapping[str, float],
-    seed: int,
+    logits: Mapping[str, Floats], data: Dataset, *, calibrate: bool, targets: Mapping[str, float], seed: int
 ) -> ExportScores:
-    """Calibrate on the validation rows, then score the model and its baselines."""
-    labels, split = data.labels, "test" if "test" in tokens else "val"
-    logits_NC = predictor.token_logits(tokens["val"])
+    """Calibrate on the validation rows, then score the model and its baselines. `logits` are by split."""
+    labels, split = data.labels, "test" if "test" in logits else "val"
     blocks = assign_blocks(data.positions["val"]).fold_groups if calibrate else None
-    calibration, thresholds = _calibrate(predictor, logits_NC, labels["val"], blocks, targets)
-    validation, test = evaluate_logits(logits_NC, labels["val"], predictor.temperature), None
-    if split == "test":
-        logits_NC = predictor.token_logits(tokens["test"])
-        test = evaluate_logits(logits_NC, labels["test"], predictor.temperature)
+    calibration, thresholds = _calibrate(logits["val"], labels["val"], blocks, targets)
+    temperature = calibration["temperature"]
+    validation = evaluate_logits(logits["val"], labels["val"], temperature)
+    test = evaluate_logits(logits["test"], labels["test"], temperature) if split == "test" else None
     assessment = assess(
         data.files,
         data.positions,
         labels,
         split,
         codec=data.codec,
-        logits_NC=logits_NC,
-        temperature=predictor.temperature,
+        logits_NC=logits[split],
+        temperature=temperature,
         metrics=test or validation,
         targets=targets,
         thresholds=thresholds,
@@ -176,36 +245,29 @@ def _write_extras(folder: Path, codec: Codec, scored: ExportScores, base_name: s
 
 
 def _calibrate(
-    predictor: Predictor,
-    logits_NC: NDArray[np.float64],
-    labels_N: Ints,
-    blocks: Ints | None,
-    targets: Mapping[str, float],
+    logits_NC: Floats, labels_N: Ints, blocks: Ints | None, targets: Mapping[str, float]
 ) -> tuple[dict[str, Any], dict[str, Threshold]]:
-    """Fit temperature and confidence thresholds on validation rows, and set them in the predictor.
+    """Fit temperature and confidence thresholds on validation rows.
 
     `blocks` assigns each row to a group that the cross-fit does not split. Without `blocks` the temperature stays 1.
     """
     calibration: dict[str, Any] = {"method": "none", "temperature": 1.0}
     if blocks is not None:
-        scaler = TemperatureScaler().fit(logits_NC, labels_N, blocks)
-        calibration, predictor.temperature = scaler.summary(), scaler.temperature_
+        calibration = TemperatureScaler().fit(logits_NC, labels_N, blocks).summary()
     precisions = {"LONG": targets["long_precision"], "SHORT": targets["short_precision"]}
-    thresholds = choose_thresholds(softmax(logits_NC / predictor.temperature, axis=1), labels_N, precisions)
-    predictor.thresholds = {label: threshold["min_confidence"] for label, threshold in thresholds.items()}
-    return calibration, thresholds
+    probabilities_NC = softmax(logits_NC / calibration["temperature"], axis=1)
+    return calibration, choose_thresholds(probabilities_NC, labels_N, precisions)
 
 
-def _pack(
-    scratch: Path, texts: list[str], trained: TrainedLogits, check: Mapping[str, float | int], engine: EngineChoice
-) -> float:
-    """Pack the folder, and open the zip the way `predict` does; returns the largest difference of a logit."""
-    folder, archive = scratch / EXPORT_FOLDER, scratch / "final_model.zip"
-    write_manifest(folder)
-    _flush(folder)
-    link_or_copy(folder / "model.safetensors", scratch / "best_model.safetensors")
-    pack(folder, archive)
-    return check_archive(archive, texts, trained, check, engine)
+def _pack(scratch: Path, weights: FileDigest) -> dict[str, str]:
+    """Pack the folder, whose weights have a known digest; returns the SHA-256 of each file by its path in the run."""
+    folder = scratch / EXPORT_FOLDER
+    digests = write_manifest(folder, {WEIGHTS: weights})
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+    link_or_copy(folder / WEIGHTS, scratch / BEST_MODEL)
+    files = {BEST_MODEL: weights.sha256, ARCHIVE: pack(folder, scratch / ARCHIVE, digests)}
+    return files | {f"{EXPORT_FOLDER}/{name}": digests[name].sha256 for name in sorted(digests)}
 
 
 def place_export(scratch: Path, folder: RunFolder) -> None:
@@ -214,91 +276,9 @@ def place_export(scratch: Path, folder: RunFolder) -> None:
         if folder.export.exists():
             folder.export.rename(scratch / "replaced")
         (scratch / EXPORT_FOLDER).rename(folder.export)
-        (scratch / "best_model.safetensors").replace(folder.best_model)
-        (scratch / "final_model.zip").replace(folder.zip)
+        (scratch / BEST_MODEL).replace(folder.best_model)
+        (scratch / ARCHIVE).replace(folder.zip)
         sync(folder.root)
-
-
-@dataclass(frozen=True)
-class TrainedLogits:
-    """The trained model's logits of the checked rows, shape (N, 3), and the size of their rounding error.
-
-    `noise` is the largest difference between the logits of the first rows at two batch sizes.
-    """
-
-    logits_NC: NDArray[np.float64]
-    noise: float
-
-    @classmethod
-    def of(cls, model: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> TrainedLogits:
-        logits_NC = _local_logits(model, tokenizer, texts)
-        other_NC = _local_logits(model, tokenizer, texts[:BATCH_SIZE], BATCH_SIZE // 4)
-        return cls(logits_NC, float(np.abs(other_NC - logits_NC[:BATCH_SIZE]).max()))
-
-
-def compare_logits(
-    reopened_NC: NDArray[np.float64], trained: TrainedLogits, merged_NC: NDArray[np.float64]
-) -> dict[str, float | int]:
-    """Compare the logits of transformers in a fresh process with two references.
-
-    The first is the merged model in this process, on the first rows: only writing and reading lie between, so the
-    logits may differ only in the last bits. The second is the trained model with separate adapters: merging rounds, so
-    they may differ by 1e-5 times the largest logit (at least 1, as float32 has 24 bits at any scale), or by a multiple
-    of the noise measured on these rows if that is more. Raises ExportError.
-    """
-    scale = max(1.0, float(np.abs(trained.logits_NC).max()))
-    reading = _max_difference("merged", reopened_NC[: len(merged_NC)], merged_NC, READING_TOLERANCE * scale)
-    allowed = max(TOLERANCE * scale, NOISE_FACTOR * trained.noise)
-    merging = _max_difference("trained", reopened_NC, trained.logits_NC, allowed)
-    return {
-        "rows": len(reopened_NC),
-        "max_logit_difference": merging,
-        "allowed": allowed,
-        "noise": trained.noise,
-        "max_reading_difference": reading,
-    }
-
-
-def check_archive(
-    archive: Path,
-    texts: list[str],
-    trained: TrainedLogits,
-    check: Mapping[str, float | int],
-    engine: EngineChoice = "auto",
-) -> float:
-    """Open the packed export the way `predict` does, and compare its logits with those of the trained model.
-
-    Returns the largest difference. Raises ExportError if the logits differ or the export does not open.
-    """
-    try:
-        opened = load_model(archive, engine=engine)
-    except DataError as error:
-        raise ExportError(
-            f"the new export must be readable, but predict rejects it: {error} The checkpoints are unchanged. Report "
-            "this with the name of the base."
-        ) from error
-    predicted_NC = opened.token_logits(tokenise(texts, opened.tokenizer, opened.max_tokens))
-    return _max_difference("trained", predicted_NC, trained.logits_NC, float(check["allowed"]))
-
-
-def _max_difference(
-    reference: str, actual_NC: NDArray[np.float64], expected_NC: NDArray[np.float64], allowed: float
-) -> float:
-    """The largest difference of the logits. Raises ExportError if it is above `allowed` or NaN."""
-    difference = float(np.abs(actual_NC - expected_NC).max())
-    if not difference <= allowed:
-        raise ExportError(
-            f"the exported model must give the {reference} model's logits within {allowed:.1e}, but differs by "
-            f"{difference:.1e}. The checkpoints are unchanged. Export again, and report this with the name of the base."
-        )
-    return difference
-
-
-def _local_logits(
-    model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int | None = None
-) -> NDArray[np.float64]:
-    """Logits of shape (texts, 3), computed in this process as in `reopen.py`."""
-    return np.array(reopen.model_logits(model, tokenizer, texts, batch_size or BATCH_SIZE))
 
 
 def _save_adapter(model: PeftModel, folder: Path) -> None:
@@ -309,8 +289,3 @@ def _save_adapter(model: PeftModel, folder: Path) -> None:
     for name in ("target_modules", "modules_to_save"):
         config[name] = sorted(config[name])
     (folder / "adapter_config.json").write_bytes(to_json(dict(sorted(config.items()))))
-
-
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)

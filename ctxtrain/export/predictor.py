@@ -45,7 +45,7 @@ from ctxtrain.memory import annotate_memory_errors
 from ctxtrain.model.base_config import convert_errors
 from ctxtrain.model.tokenizer import quiet_transformers
 from ctxtrain.storage.archive import unpack
-from ctxtrain.storage.atomic_files import MANIFEST, check_manifest, sha256_file
+from ctxtrain.storage.atomic_files import MANIFEST, FileDigest, check_manifest, sha256_file
 from ctxtrain.storage.validated import StoredModel, read_json_as
 
 Ints = NDArray[np.int64]
@@ -141,12 +141,14 @@ class Predictor:
         if export.is_dir():
             return cls._load_folder(export, engine)
         with tempfile.TemporaryDirectory() as scratch:
-            unpack(export, Path(scratch))
-            return cls._load_folder(Path(scratch), engine)
+            digests = unpack(export, Path(scratch))
+            return cls._load_folder(Path(scratch), engine, digests)
 
     @classmethod
-    def _load_folder(cls, folder: Path, engine: EngineChoice) -> Predictor:
-        check_manifest(folder)
+    def _load_folder(
+        cls, folder: Path, engine: EngineChoice, digests: Mapping[str, FileDigest] | None = None
+    ) -> Predictor:
+        check_manifest(folder, digests)
         try:
             calibration = read_json_as(CalibrationFile, folder / "calibration.json", "Export the model again")
         except FileNotFoundError:

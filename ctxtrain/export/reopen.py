@@ -1,14 +1,16 @@
 """Open exports with transformers alone and compute their logits; run as a script, in a process of its own.
 
-    python -I reopen.py
+    python -P reopen.py
 
 It imports nothing of this package, so its results are those of any user of transformers. It imports the libraries at
 once and then waits: each line of standard input is a request, and each gets one line of standard output. On Linux every
 request runs in a fork that has computed nothing before. `model_logits` computes the other sides of the comparison too:
 the rows in their order, in batches of the same size, padded and masked.
 
-    {"folder": "…", "texts": ["…"], "batch_size": 32, "threads": 2}
+    {"folder": "…", "texts": ["…"], "batch_size": 32, "threads": 2, "device": "cpu"}
     {"status": 0, "output": "…"}          # output ends in a line with the logits, or in a traceback
+
+A request without texts is a rehearsal: it uses the device, and its answer has no logits.
 """
 
 import json
@@ -32,12 +34,11 @@ def model_logits(model: Any, tokenizer: Any, texts: list[str], batch_size: int) 
     return rows
 
 
-def logits(folder: str, texts: list[str], batch_size: int) -> list[list[float]]:
+def logits(folder: str, texts: list[str], batch_size: int, device: str) -> list[list[float]]:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     ).eval()
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # where the trained model's logits were computed
     model = model.to(device)
     # This pass only warms up: a process's first call of MKL's vector mathematics by two threads at once has given wrong
     # numbers on one processor, and no later call ever did. See `warm_up_vector_math` in engine/tuning.py.
@@ -48,7 +49,9 @@ def logits(folder: str, texts: list[str], batch_size: int) -> list[list[float]]:
 def compute(request: dict[str, Any]) -> str:
     """The logits that a request asks for, as JSON."""
     torch.set_num_threads(request["threads"])
-    return json.dumps(logits(request["folder"], request["texts"], request["batch_size"]))
+    if not request["texts"]:
+        return json.dumps(torch.zeros(0, 3, device=request["device"]).tolist())
+    return json.dumps(logits(request["folder"], request["texts"], request["batch_size"], request["device"]))
 
 
 def in_fork(request: dict[str, Any]) -> dict[str, Any]:

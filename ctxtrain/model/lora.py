@@ -14,6 +14,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -66,9 +68,7 @@ def load_classifier(
     """
     with convert_load_errors(base):
         folder = find_base(base, revision)
-        config = base_config(folder)
-        config.get_text_config().pad_token_id = config.pad_token_id = pad_id
-        config.get_text_config().use_cache = False
+        config = classifier_config(folder, pad_id)
         seed_torch(seed, Purpose.HEAD)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -95,6 +95,14 @@ def load_classifier(
         check_finite(folder)
     getattr(model, HEAD).to(torch.float32)  # the head is trained, and trained weights stay float32
     return cast(PreTrainedModel, model)
+
+
+def classifier_config(folder: Path, pad_id: int) -> PreTrainedConfig:
+    """The config of a base model as a classifier of `LABELS` whose texts are padded with `pad_id`."""
+    config = base_config(folder)
+    config.get_text_config().pad_token_id = config.pad_token_id = pad_id
+    config.get_text_config().use_cache = False
+    return config
 
 
 def _check_weights(base: str, report: Mapping[str, Any]) -> None:
@@ -183,7 +191,13 @@ def trainable_state(model: PeftModel) -> dict[str, Tensor]:
 
 
 def load_trainable_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
-    """Load adapters and head. Raises ConfigError unless names and shapes are exactly those of the model."""
+    """Load adapters and head. Raises ConfigError as `check_trainable_state` does."""
+    check_trainable_state(model, state)
+    set_peft_model_state_dict(model, dict(state))
+
+
+def check_trainable_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError unless names and shapes are exactly those of the adapters and head of the model."""
     current = get_peft_model_state_dict(model, save_embedding_layers=False)
     mismatched = sorted(current.keys() ^ state.keys())
     mismatched += [name for name in current if name in state and current[name].shape != state[name].shape]
@@ -192,7 +206,6 @@ def load_trainable_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
             f"A checkpoint must hold the weights that this config trains; {len(mismatched)} differ, "
             f"the first is {mismatched[0]}. Resume with the config of the run."
         )
-    set_peft_model_state_dict(model, dict(state))
 
 
 def merge(model: PeftModel) -> PreTrainedModel:

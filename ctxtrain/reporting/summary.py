@@ -8,8 +8,6 @@ from typing import Any
 from ctxtrain.export.package import ExportResult
 from ctxtrain.reporting.summary_schema import SUMMARY_VERSION, Summary
 from ctxtrain.reporting.verdict import leak_mark, leak_suffix, verdict
-from ctxtrain.storage.atomic_files import list_files, sha256_file
-from ctxtrain.storage.run_folder import RunFolder
 
 
 def make_summary(
@@ -22,7 +20,6 @@ def make_summary(
     skipped: int,
     exported: ExportResult,
     environment: Mapping[str, Any],
-    folder: RunFolder,
 ) -> Summary:
     """The validated summary of a run, with the verdict in words as its first key."""
     scores = exported.scores
@@ -49,14 +46,7 @@ def make_summary(
         "mistakes": assessment["mistakes"],
         "export_check": exported.check,
         "environment": dict(environment),
-        "files": {
-            path.relative_to(folder.root).as_posix(): sha256_file(path)
-            for path in (
-                folder.best_model,
-                folder.zip,
-                *(folder.export / name for name in list_files(folder.export)),
-            )
-        },
+        "files": exported.files,
     }
     summary = Summary.model_validate({"verdict": "", "version": SUMMARY_VERSION, **values})
     return summary.model_copy(update={"verdict": verdict(summary)})

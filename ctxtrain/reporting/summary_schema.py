@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from ctxtrain.config.value_types import ExportDtype
 from ctxtrain.evaluation.comparison import Finding
 from ctxtrain.evaluation.metrics import METRICS, metrics_for
 from ctxtrain.evaluation.worst_errors import COLUMNS, Column
@@ -250,6 +251,7 @@ class Mistake(StoredModel):
 
 
 class ExportCheck(StoredModel):
+    dtype: ExportDtype
     rows: NonNegativeInt
     max_logit_difference: NonNegativeFloat
     allowed: PositiveFloat

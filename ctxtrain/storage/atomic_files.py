@@ -19,8 +19,10 @@ import secrets
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -34,7 +36,7 @@ from ctxtrain.storage.validated import validation_faults
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
 _END, _END_SIGNATURE = struct.Struct("<4s16sH"), b"PK\5\6"  # the last record of a zip; ends with the comment length
-_CHECKSUM_PREFIX, _DIGEST_LENGTH = b"sha256 ", 64
+CHECKSUM_PREFIX, DIGEST_LENGTH = b"sha256 ", 64
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
 
 
@@ -51,6 +53,31 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     files: dict[str, ManifestEntry]
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """SHA-256 and CRC-32 of a file, computed in one pass over its bytes."""
+
+    sha256: str
+    crc32: int
+    bytes: int
+
+
+class Digester:
+    """Computes a `FileDigest` from the parts of a file, while they are written or read."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._crc32 = self._bytes = 0
+
+    def update(self, content: bytes | memoryview) -> None:
+        self._sha256.update(content)
+        self._crc32 = zlib.crc32(content, self._crc32)
+        self._bytes += len(content)
+
+    def digest(self) -> FileDigest:
+        return FileDigest(self._sha256.hexdigest(), self._crc32, self._bytes)
 
 
 class DamagedFile(DataError):
@@ -129,7 +156,7 @@ def append_checksum(archive: IO[bytes]) -> None:
     signature, _, length = _END.unpack(archive.read(_END.size))
     assert (signature, length) == (_END_SIGNATURE, 0), "not a zip file without comment"
     archive.seek(-2, os.SEEK_END)
-    archive.write(struct.pack("<H", len(_CHECKSUM_PREFIX) + _DIGEST_LENGTH) + _CHECKSUM_PREFIX)
+    archive.write(struct.pack("<H", len(CHECKSUM_PREFIX) + DIGEST_LENGTH) + CHECKSUM_PREFIX)
     digest = _digest(archive, archive.tell())
     archive.write(digest)
 
@@ -137,13 +164,13 @@ def append_checksum(archive: IO[bytes]) -> None:
 def verify_checksum(archive: IO[bytes]) -> bool | None:
     """Whether the content of a zip file matches its checksum; None for a zip file without a checksum."""
     size = archive.seek(0, os.SEEK_END)
-    archive.seek(max(0, size - _END.size - len(_CHECKSUM_PREFIX) - _DIGEST_LENGTH))
+    archive.seek(max(0, size - _END.size - len(CHECKSUM_PREFIX) - DIGEST_LENGTH))
     tail = archive.read()
     if tail[-_END.size :][:4] == _END_SIGNATURE and tail.endswith(b"\0\0"):
         return None
-    content_size = size - _DIGEST_LENGTH
-    stored = tail[-_DIGEST_LENGTH:]
-    matches = tail[:-_DIGEST_LENGTH].endswith(_CHECKSUM_PREFIX) and stored == _digest(archive, content_size)
+    content_size = size - DIGEST_LENGTH
+    stored = tail[-DIGEST_LENGTH:]
+    matches = tail[:-DIGEST_LENGTH].endswith(CHECKSUM_PREFIX) and stored == _digest(archive, content_size)
     archive.seek(0)
     return matches
 
@@ -217,17 +244,33 @@ def list_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def write_manifest(folder: Path) -> None:
-    entries = {
-        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in list_files(folder)
-        if name != MANIFEST
-    }
+def digest_file(path: Path) -> FileDigest:
+    digester = Digester()
+    with open_regular(path) as stream:
+        while chunk := stream.read(_CHUNK):
+            digester.update(chunk)
+    return digester.digest()
+
+
+def write_manifest(folder: Path, known: Mapping[str, FileDigest] | None = None) -> dict[str, FileDigest]:
+    """Write the manifest of an export and return the digest of every file, the manifest included.
+
+    `known` has the digests of files that were computed while they were written; the other files are read.
+    """
+    digests = dict(known or {})
+    names = [name for name in list_files(folder) if name != MANIFEST]
+    digests |= {name: digest_file(folder / name) for name in names if name not in digests}
+    entries = {name: {"sha256": digests[name].sha256, "bytes": digests[name].bytes} for name in names}
     write_json(folder / MANIFEST, {"files": entries})
+    return digests | {MANIFEST: digest_file(folder / MANIFEST)}
 
 
-def check_manifest(folder: Path) -> None:
-    """Raise DataError with every file of an export that is missing, changed or not listed in the manifest."""
+def check_manifest(folder: Path, digests: Mapping[str, FileDigest] | None = None) -> None:
+    """Raise DataError with every file of an export that is missing, changed or not listed in the manifest.
+
+    `digests` are those of files that were computed while they were unpacked; the other files are read.
+    """
+    known = {} if digests is None else {name: digest.sha256 for name, digest in digests.items()}
     try:
         manifest = Manifest.model_validate_json(read_regular(folder / MANIFEST))
     except FileNotFoundError:
@@ -247,7 +290,7 @@ def check_manifest(folder: Path) -> None:
     faults = [f"{folder / name}: listed in {MANIFEST} but missing. Export again" for name in missing]
     faults += [f"{folder / name}: not listed in {MANIFEST}. Move it away" for name in added]
     for name in sorted(present & manifest.files.keys()):
-        digest = sha256_file(folder / name)
+        digest = known.get(name) or sha256_file(folder / name)
         if digest != manifest.files[name].sha256:
             faults.append(
                 f"{folder / name}: changed since the export: SHA-256 must be {manifest.files[name].sha256}, "

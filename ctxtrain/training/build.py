@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ctxtrain.config.overrides import missing_key_message
@@ -38,6 +39,7 @@ from ctxtrain.model.optimizer import make_optimizer
 from ctxtrain.model.precision import choose_precision
 from ctxtrain.model.schedule import make_schedule
 from ctxtrain.model.shape import Batch, LoraShape, ModelShape, Precision, Training
+from ctxtrain.model.skeleton import Skeleton, Trained
 from ctxtrain.runtime import from_first_process, is_main_process, join_processes, make_accelerator
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import DamagedFile
@@ -170,9 +172,27 @@ def build_model(
     return lora.add_lora(base, **config.lora.model_dump(), seed=config.training.seed, base_name=base_name(config))
 
 
-def build_export_model(config: Config, pad_id: int) -> PeftModel:
-    """The base model in float32 and unquantised, as in an export, whatever precision trained the adapters."""
-    return build_model(config, pad_id, dtype=torch.float32, quantization="none")
+def trained(config: Config, skeleton: Skeleton, weights: Mapping[str, Tensor]) -> Trained:
+    """What a run has trained, with a function that loads it whatever precision trained the adapters."""
+
+    def load() -> PeftModel:
+        pad_id = skeleton.plain.config.pad_token_id
+        model = build_model(config, pad_id, dtype=torch.float32, quantization="none")
+        lora.load_trainable_state(model, weights)
+        return model
+
+    name, quantization = base_name(config), config.model.quantization
+    note = (
+        f"the adapters were trained on {name} quantised to {quantization}; the export merges them into the unquantised "
+        "base, so its logits differ from those of training"
+    )
+    return Trained(skeleton, weights, load, [] if quantization == "none" else [note])
+
+
+def build_skeleton(config: Config, pad_id: int) -> Skeleton:
+    """Names, shapes and source files of the weights of a run's model."""
+    settings = config.lora.model_dump() | {"base_name": base_name(config)}
+    return Skeleton.of(config.model.base, pad_id, settings, revision=config.model.revision)
 
 
 def export_settings(config: Config) -> dict[str, Any]:
@@ -180,15 +200,11 @@ def export_settings(config: Config) -> dict[str, Any]:
     return {
         "max_tokens": config.model.max_tokens,
         "engine": config.model.engine,
+        **config.export.model_dump(),
         "calibrate": config.calibration.method == "temperature",
         "targets": config.targets.model_dump(),
         "seed": config.training.seed,
     }
-
-
-def trains_in_float32(config: Config, dtype: torch.dtype) -> bool:
-    """Whether the base model is trained in float32 and unquantised; otherwise the export must load it again."""
-    return dtype == torch.float32 and config.model.quantization == "none"
 
 
 def training_dtype(
@@ -227,11 +243,11 @@ def _stored_dtype(checkpoints: Sequence[Path]) -> str | None:
 
 def run_fingerprint(
     config: Config,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     codec: Codec,
     rows: Mapping[str, str],
     tokenizer: PreTrainedTokenizerBase,
-    model: PeftModel,
+    skeleton: Skeleton,
 ) -> dict[str, Any]:
     """What must be unchanged when a run is resumed; `rows` are digests of the splits."""
     dump = config.model_dump(mode="json")
@@ -245,7 +261,7 @@ def run_fingerprint(
         "codec": codec.model_dump(mode="json"),
         "rows": dict(rows),
         "tokenizer_sha256": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "base_sha256": lora.frozen_sha256(model),
+        "base_sha256": skeleton.sha256(),
     }
 
 
@@ -308,11 +324,12 @@ def memory_settings(
     )
 
 
-def model_summary(config: Config, base: str, family: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's entries in the summary, except its size."""
+def model_summary(config: Config, base: str, skeleton: Skeleton, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's entries in the summary. The counts are those of the unquantised model, as it is exported."""
     return {
         "base": base,
         "revision": config.model.revision,
-        "family": family,
+        "family": skeleton.plain.config.model_type,
         "base_sha256": fingerprint["base_sha256"],
+        **lora.parameter_counts(skeleton.adapted),
     }

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 
-from ctxtrain.errors import DataError
+from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.model.optimizer import expected_state
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.checkpoint import REMEDY, CheckpointFolder, TrainState
@@ -40,34 +41,67 @@ def load_resume_checkpoint(
     return payload
 
 
+def load_exportable(
+    path: Path | None, folder: CheckpointFolder, fingerprint: Mapping[str, Any], model: PeftModel, steps_per_epoch: int
+) -> TrainState:
+    """The state of the newest checkpoint, at `path`. It is checked, and so is that of the best epoch.
+
+    `model` may be on the meta device. Optimizer and schedule are not needed and not read. Nor is the dtype of the
+    training compared: auto depends on the device, the export does not. Raises ConfigError and DataError as
+    `load_resume_checkpoint` does, and ConfigError if no epoch is finished.
+    """
+    payload = checkpoint.load(path) if path else {"state": {}}
+    if path is None or not (epochs := payload["state"].get("epochs", [])):
+        rule = "an export needs one finished epoch, this run has none. Continue the run with train --resume."
+        raise ConfigError(f"{folder.folder.parent}: {rule}")
+    best = folder.epoch_path(checkpoint.rank_epochs(epochs)[0])
+    expected = {"weights": get_peft_model_state_dict(model, save_embedding_layers=False)}
+    for file in dict.fromkeys([path, best]):
+        content = payload if file == path else checkpoint.load(file)
+        saved = content["fingerprint"]
+        checkpoint.check_same_run(file.name, saved, {**fingerprint, "dtype": saved.get("dtype")})
+        reasons = _differences({"weights": content["learner"].get("weights")}, expected, "learner")
+        _refuse(file, reasons + _state_faults(file, content["state"], steps_per_epoch))
+    return TrainState(**payload["state"])
+
+
 def check_parts(path: Path, payload: Mapping[str, Any], expected: Mapping[str, Any], steps_per_epoch: int) -> None:
     """Raises DataError if a checkpoint of this run, by its fingerprint, differs from what the run's learner saves.
 
     `expected` is the state of a new learner, with `moments`: the optimizer state that each weight has once it is
     trained. Every part must have the expected keys, types and shapes, and the optimizer settings must be equal.
     """
-    state, schedule = TrainState(**payload["state"]), payload["learner"].get("schedule")
-    for number, record in enumerate(state.epochs, start=1):
-        check_schema(EpochRecord, record, f"{path}: epoch {number}", REMEDY)
+    schedule = payload["learner"].get("schedule")
     learner, expected = dict(payload["learner"]), dict(expected)
     moments, optimizer = expected.pop("moments"), learner.get("optimizer")
     reasons = []
     if isinstance(optimizer, dict) and "state" in optimizer:
         reasons = _moment_differences(optimizer["state"], moments)
         learner["optimizer"] = optimizer | {"state": expected["optimizer"]["state"]}
-    reasons += _differences(learner, expected, "learner")
+    reasons += _differences(learner, expected, "learner") + _state_faults(path, payload["state"], steps_per_epoch)
+    step = payload["state"].get("step", 0)
+    if isinstance(schedule, dict) and schedule.get("last_epoch") != step:
+        reasons.append(f"learner.schedule.last_epoch must be state.step, {step}, got {schedule.get('last_epoch')!r}")
+    _refuse(path, reasons)
+
+
+def _refuse(path: Path, reasons: Sequence[str]) -> None:
+    if reasons:
+        raise DataError([f"{path}: {reason}. {REMEDY}." for reason in reasons])
+
+
+def _state_faults(path: Path, values: Mapping[str, Any], steps_per_epoch: int) -> list[str]:
+    """Why the state cannot be that of a run of this length. Raises DataError for a record that is not of an epoch."""
+    state, reasons = TrainState(**values), []
+    for number, record in enumerate(state.epochs, start=1):
+        check_schema(EpochRecord, record, f"{path}: epoch {number}", REMEDY)
     ends = [record["step"] for record in state.epochs]
     if ends != [steps_per_epoch * number for number in range(1, len(ends) + 1)]:
         reasons.append(f"state.epochs must end after each {steps_per_epoch} optimizer steps, got {ends[:10]}")
     first = steps_per_epoch * len(ends)
     if not first <= state.step <= first + steps_per_epoch or state.skipped > state.step:
         reasons.append(f"state.step must be from {first} to {first + steps_per_epoch}, got {state.step}")
-    if isinstance(schedule, dict) and schedule.get("last_epoch") != state.step:
-        reasons.append(
-            f"learner.schedule.last_epoch must be state.step, {state.step}, got {schedule.get('last_epoch')!r}"
-        )
-    if reasons:
-        raise DataError([f"{path}: {reason}. {REMEDY}." for reason in reasons])
+    return reasons
 
 
 def _differences(value: Any, expected: Any, key: str) -> list[str]:

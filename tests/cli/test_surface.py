@@ -35,6 +35,7 @@ training.gradient_accumulation training.tokens_per_batch training.max_grad_norm 
 training.skip_nonfinite training.patience training.seed training.seeds
 checkpoints checkpoints.keep checkpoints.every_steps
 calibration calibration.method
+export export.dtype export.check_device
 targets targets.accuracy targets.macro_f1 targets.long_precision targets.short_precision targets.long_recall
 targets.short_recall
 evaluation evaluation.folds evaluation.fold

@@ -60,6 +60,7 @@ def test_defaults_are_those_of_the_specification() -> None:
         },
         "checkpoints": {"keep": 3, "every_steps": None},
         "calibration": {"method": "temperature"},
+        "export": {"dtype": "float32", "check_device": "auto"},
         "targets": {
             "accuracy": 0.65, "macro_f1": 0.60, "long_precision": 0.60, "short_precision": 0.60,
             "long_recall": 0.55, "short_recall": 0.55,

@@ -31,9 +31,9 @@ from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.engine.reference import InferenceEngine
 from ctxtrain.errors import ConfigError, DataError, ExportError
 from ctxtrain.export import reopen
+from ctxtrain.export.compare import TrainedLogits, compare_logits
 from ctxtrain.export.fresh_process import fresh_process
 from ctxtrain.export.model_card import model_card
-from ctxtrain.export.package import TrainedLogits, compare_logits
 from ctxtrain.model import lora
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.reporting.summary_schema import Summary

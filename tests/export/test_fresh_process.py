@@ -2,17 +2,23 @@
 
 import ast
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ctxtrain.errors import ExportError
+import ctxtrain
+from ctxtrain import TrainingPipeline
+from ctxtrain.errors import ConfigError, ExportError
 from ctxtrain.export import reopen
+from ctxtrain.export.check_device import choose_device, rehearse_check
 from ctxtrain.export.fresh_process import SCRIPT, FreshProcess, fresh_process
 from ctxtrain.model.lora import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer
+from tests.conftest import MakeConfig
 
 TEXTS = [f"Trend {n} up down" for n in range(40)]
 
@@ -95,6 +101,45 @@ def test_a_fork_leaves_the_process_of_its_parent_alone() -> None:
     os.waitpid(child, 0)
     assert mine.poll() is None
     assert fresh_process.start() is mine
+
+
+BASE_PYTHON = Path(sys.base_prefix) / "bin" / "python3"
+REHEARSE = "from ctxtrain.export.fresh_process import fresh_process; fresh_process.rehearse('cpu')"
+
+
+def test_it_finds_the_libraries_where_this_process_does_but_not_in_the_current_folder(tmp_path: Path) -> None:
+    """The base interpreter has no torch: PYTHONPATH alone brings it, as on clusters with module files."""
+    folders = [str(Path(torch.__file__).parent.parent), str(Path(ctxtrain.__file__).parent.parent)]
+    for name in ("torch", "transformers"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the file of the current folder was imported')")
+    command = [BASE_PYTHON, "-c", REHEARSE]  # -c puts the current folder first
+    alone = subprocess.run([BASE_PYTHON, "-I", "-c", "import torch"], capture_output=True, check=False)
+    assert alone.returncode != 0
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*folders, str(tmp_path)])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_whose_fresh_process_cannot_import_fails_before_its_first_step(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "transformers.py").write_text("raise ImportError('no transformers here')")
+    fresh_process.stop()
+    monkeypatch.setattr("ctxtrain.export.fresh_process._module_folders", lambda: [str(broken)])
+    config = make_config("training.epochs=1")
+    with pytest.raises(ExportError, match=r"(?s)must import torch and transformers.*Nothing was trained.*no transf"):
+        TrainingPipeline(config).run()
+    fresh_process.stop()
+    assert not (Path(config.output_dir) / "metrics.jsonl").exists()
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ConfigError, match=r"check_device=cuda needs a GPU .*Use export\.check_device=cpu"):
+        rehearse_check("cuda", print)
+    rehearse_check("auto", print)
+    assert choose_device("auto", 1) == "cpu"
 
 
 def test_the_script_imports_nothing_of_this_package() -> None:

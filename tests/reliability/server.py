@@ -101,6 +101,7 @@ def child(
     signal.alarm(HANGS_AFTER)
     loaded = set(sys.modules)
     FreshProcess.start = lambda _self: None  # type: ignore[assignment,method-assign,return-value]
+    FreshProcess.rehearse = lambda _self, _device: None  # type: ignore[assignment,method-assign]
     FreshProcess.reopened_logits = forked_logits  # type: ignore[assignment,method-assign]
     events: list[tuple[str, str]] = []
 
@@ -181,15 +182,15 @@ def keep_ledger(path: str) -> None:
 
 
 @contextmanager
-def forked_logits(_self: FreshProcess, folder: Path, texts: Any, threads: int) -> Iterator[Any]:
+def forked_logits(_self: FreshProcess, folder: Path, texts: Any, threads: int, device: str) -> Iterator[Any]:
     """What `FreshProcess.reopened_logits` does, in a fork of this process: a fresh one takes seconds to import."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
         code = 1
         with suppress(BaseException):
-            request = {"folder": str(folder), "texts": list(texts), "batch_size": BATCH_SIZE, "threads": threads}
-            os.write(writing, reopen.compute(request).encode())
+            request = {"folder": str(folder), "texts": list(texts), "batch_size": BATCH_SIZE}
+            os.write(writing, reopen.compute(request | {"threads": threads, "device": device}).encode())
             code = 0
         os._exit(code)
     os.close(writing)
