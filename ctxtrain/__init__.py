@@ -74,6 +74,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     model.agreement             comparison of an engine's logits with transformers
 
     engine.tuning               memory allocator, waiting threads, vector math
+    engine.batch_memory         how many tokens a batch of answers may have on a GPU
     engine.reference            the reference engine: transformers and PEFT
     engine.cpu.dropout          dropout masks
     engine.cpu.rope_tables      rotary position embeddings
@@ -87,7 +88,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     engine.cpu.select           the fast engine that fits a model
     engine.api                  entry point: make_training_engine, make_inference_engine, tune_process
 
-    evaluation                  metrics, intervals, baselines, targets, calibration, thresholds
+    evaluation                  metrics, intervals, baselines, targets, calibration, thresholds, dtypes compared
     storage.validated, storage.atomic_files, storage.archive    schemas of stored files, atomic writes, final_model.zip
     storage.result_file         the result of a command, to a file or standard output
     storage.ownership           checks that no command overwrites inputs or foreign files
