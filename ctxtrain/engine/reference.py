@@ -47,7 +47,9 @@ class ReferenceNetwork(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SequenceClassifierOutputWithPast:
         """Logits of shape (B, 3) for ids of shape (B, T), padded on the right."""
         classifier: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        mask: Any = {"full_attention": None} if attention_mask is None and _needs_no_mask(classifier) else attention_mask
+        mask: Any = (
+            {"full_attention": None} if attention_mask is None and _needs_no_mask(classifier) else attention_mask
+        )
         states_BTD = getattr(classifier, classifier.base_model_prefix)(input_ids, attention_mask=mask).last_hidden_state
         last_B = window_lengths(input_ids, classifier.config.get_text_config().pad_token_id) - 1
         pooled_BD = states_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
