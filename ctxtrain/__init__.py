@@ -77,6 +77,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
 
     engine.tuning               memory allocator, waiting threads, vector math
     engine.activations          bytes of activations of the reference engine
+    engine.batch_memory         how many tokens a batch of answers may have on a GPU
     engine.reference            the reference engine: transformers and PEFT
     engine.cpu.dropout          dropout masks
     engine.cpu.rope_tables      rotary position embeddings
@@ -92,7 +93,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     engine.memory_needs         memory of a run by part; gradient checkpointing or not
     engine.api                  entry point: make_training_engine, make_inference_engine, tune_process
 
-    evaluation                  metrics, intervals, baselines, targets, calibration, thresholds
+    evaluation                  metrics, intervals, baselines, targets, calibration, thresholds, dtypes compared
     storage.validated, storage.atomic_files, storage.archive    schemas of stored files, atomic writes, final_model.zip
     storage.result_file         the result of a command, to a file or standard output
     storage.ownership           checks that no command overwrites inputs or foreign files

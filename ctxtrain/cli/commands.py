@@ -15,6 +15,7 @@ import typer
 from ctxtrain.cli.data_commands import check, sample, windows
 from ctxtrain.cli.first_look import look_at_inputs, look_at_model
 from ctxtrain.cli.shared import (
+    Dtype,
     JsonFlag,
     MinConfidence,
     ModelPath,
@@ -23,9 +24,11 @@ from ctxtrain.cli.shared import (
     count_labels,
     describe_counts,
     encode_rows,
+    open_model,
     parse_min_confidence,
     print_json,
     progress,
+    score_rows,
     start_fresh_process,
 )
 from ctxtrain.engine.api import tune_process
@@ -121,6 +124,10 @@ def train(
 def evaluate(
     model: ModelPath,
     data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled rows: a file or a URL.")],
+    dtype: Dtype = "auto",
+    compare_dtype: Annotated[
+        bool, typer.Option("--compare-dtype", help="Answer in float32 and in bfloat16, and count changed labels.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Score a model on labelled rows."""
@@ -128,20 +135,27 @@ def evaluate(
     announce(f"loading {model}")
     tune_process()
     from ctxtrain.data.window_file import WindowFile
+    from ctxtrain.evaluation.dtype_comparison import compare_dtypes
+    from ctxtrain.evaluation.metrics import evaluate_logits
     from ctxtrain.export.predictor import load_model
 
-    predictor = load_model(model)
+    predictor = open_model(model, dtype)
     batch = encode_rows(predictor, WindowFile(data, keep=False, own=predictor.codec.own_fields))
-    announce(f"scoring {len(batch.ids):,} rows")
-    with annotate_memory_errors("while evaluating"), progress("scoring", len(batch.ids)) as advance:
-        metrics = predictor.evaluate(batch.tokens, batch.labels_N, advance)
+    used, temperature = predictor.dtype, predictor.temperature
+    logits = {used: score_rows(predictor, batch)}
+    metrics = evaluate_logits(logits[used], batch.labels_N, temperature) | {"dtype": used}
+    if compare_dtype:
+        del predictor  # one model at a time in memory
+        other: Any = "bfloat16" if used == "float32" else "float32"
+        announce(f"loading {model} in {other}")
+        logits[other] = score_rows(load_model(model, dtype=other), batch)
+        metrics["dtype_comparison"] = compare_dtypes(logits, batch.labels_N, temperature)
     if as_json:
         print_json(metrics)
     else:
-        from ctxtrain.cli.console import print_metrics
-        from ctxtrain.storage.metrics_log import Scores
+        from ctxtrain.cli.console import print_evaluation
 
-        print_metrics(Scores.model_validate(metrics))
+        print_evaluation(metrics)
 
 
 @app.command()
@@ -152,6 +166,7 @@ def predict(
     ],
     output: Output = None,
     min_confidence: MinConfidence = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Predict the class of rows: one JSON line per row, in their order."""
     from ctxtrain.storage.ownership import check_output_file
@@ -168,9 +183,8 @@ def predict(
     import orjson
 
     from ctxtrain.data.window_file import WindowFile
-    from ctxtrain.export.predictor import load_model
 
-    predictor = load_model(model)
+    predictor = open_model(model, dtype)
     rows = WindowFile(source, labelled=False, keep=False, own=predictor.codec.own_fields)
     batch = encode_rows(predictor, rows)
     announce(f"predicting {len(batch.ids):,} rows")
@@ -195,6 +209,7 @@ def serve(
     max_body_bytes: Annotated[int, typer.Option(min=1, max=16 << 20, help="Longer bodies get 413.")] = 1 << 20,
     queue: Annotated[int, typer.Option(min=1, max=100_000, help="Windows that may wait; then 503.")] = 256,
     min_confidence: MinConfidence = None,
+    dtype: Dtype = "auto",
     access_log: Annotated[bool, typer.Option("--access-log", help="Log each request on stderr.")] = False,
 ) -> None:
     """Serve predictions over HTTP (docs/serving.md)."""
@@ -207,7 +222,14 @@ def serve(
     from ctxtrain.serve.service import Limits
 
     limits = Limits(max_batch, max_wait_ms / 1000, max_body_bytes, queue)
-    run_server(model, (host, port), limits, min_confidence=least, access_log=access_log, announce=print_notice)
+    run_server(
+        lambda: open_model(model, dtype),
+        (host, port),
+        limits,
+        min_confidence=least,
+        access_log=access_log,
+        announce=print_notice,
+    )
 
 
 @app.command()

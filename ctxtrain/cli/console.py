@@ -187,6 +187,23 @@ def print_metrics(metrics: Scores) -> None:
             console.print(f"no {label} predictions: its precision counts as 0", highlight=False)
 
 
+def print_evaluation(result: Mapping[str, Any]) -> None:
+    """The metrics of `ctxtrain evaluate`, their dtype, and what the other dtype changes if it was asked for."""
+    extra = {"dtype", "dtype_comparison"}
+    print_metrics(Scores.model_validate({key: value for key, value in result.items() if key not in extra}))
+    lines = [f"answered in {result['dtype']}"]
+    if compared := result.get("dtype_comparison"):
+        scores = ", ".join(f"{score:.3f} in {dtype}" for dtype, score in compared["macro_f1"].items())
+        lines.append(
+            f"between float32 and bfloat16, {compared['labels_changed']:,} of {compared['rows']:,} labels change; "
+            f"largest difference {compared['max_logit_difference']:.2g} of a logit, "
+            f"{compared['max_probability_difference']:.2g} of a probability; macro-F1 {scores}"
+        )
+    console = stdout()
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
+
+
 def _predictions(metrics: Scores) -> dict[Label, int]:
     """The number of windows predicted as each class."""
     return dict(zip(metrics.per_class, map(sum, zip(*metrics.confusion, strict=True)), strict=True))

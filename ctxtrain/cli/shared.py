@@ -14,6 +14,7 @@ import typer
 
 from ctxtrain.errors import ConfigError
 from ctxtrain.labels import LABELS
+from ctxtrain.memory import annotate_memory_errors
 from ctxtrain.streams import print_line, write_stdout
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder, export folder or final_model.zip.")]
@@ -22,6 +23,13 @@ MinConfidence = Annotated[
     typer.Option(
         metavar="SHARE|auto",
         help="Call a less confident row SKIP, and mark it abstained; auto takes the export's thresholds.",
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|float32|bfloat16",
+        help="Number type of the answers; auto is that of the export, or float32 where that is faster.",
     ),
 ]
 Output = Annotated[
@@ -47,6 +55,16 @@ def start_fresh_process() -> None:
         fresh_process.start()
 
 
+def open_model(path: Path, dtype: str) -> Any:
+    """The `Predictor` of an export; what its dtype costs is printed on standard error."""
+    from ctxtrain.export.predictor import load_model
+
+    predictor = load_model(path, dtype=dtype)  # type: ignore[arg-type]  # it refuses other names
+    for note in predictor.notes:
+        announce(f"note: {note}")
+    return predictor
+
+
 def encode_rows(predictor: Any, rows: Any) -> Any:
     """The `EncodedBatch` of rows; what was dropped or guessed in them is printed once, on standard error."""
     from ctxtrain.data.levels import unseen_word_lines
@@ -56,6 +74,13 @@ def encode_rows(predictor: Any, rows: Any) -> Any:
     for line in (*rows.report.notices.lines(), *unseen_word_lines(batch.unseen_words, len(batch.ids))):
         announce(f"note: {line}")
     return batch
+
+
+def score_rows(predictor: Any, batch: Any) -> Any:
+    """Uncalibrated logits of an `EncodedBatch`, shape (N, 3), with a progress bar."""
+    announce(f"scoring {len(batch.ids):,} rows")
+    with annotate_memory_errors("while evaluating"), progress("scoring", len(batch.ids)) as advance:
+        return predictor.token_logits(batch.tokens, advance)
 
 
 def parse_min_confidence(text: str | None) -> Any:

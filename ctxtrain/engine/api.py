@@ -82,27 +82,30 @@ def choose_checkpointing(
 
 
 def make_inference_engine(model: PreTrainedModel, max_tokens: int, *, engine: EngineChoice = "auto") -> InferenceEngine:
-    """Return the engine for a merged model in evaluation mode, on the device where the model is.
+    """Return the engine for a merged model in evaluation mode, in its precision, on the device where it is.
 
-    Texts have at most `max_tokens` tokens. Raises DataError if the model itself is unusable.
+    In bfloat16, pooling and head are in float32. Texts have at most `max_tokens` tokens. Raises DataError if the model
+    itself is unusable.
     """
-    from ctxtrain.engine.reference import InferenceEngine
+    from ctxtrain.engine.reference import reference_inference
     from ctxtrain.engine.tuning import allocator, warm_up_vector_math
     from ctxtrain.errors import DataError
     from ctxtrain.model.agreement import engine_mismatch, make_probe
 
     warm_up_vector_math()
     allocator.settle(model.device.type)
+    reference = reference_inference(model)
     if engine == "reference":
-        return InferenceEngine(model)
+        return reference
     from ctxtrain.engine.cpu import select
 
-    selected = select.make_inference_engine(model, max_tokens)
-    if selected.network is model:
-        return selected
-    if mismatch := engine_mismatch(model, selected.network, make_probe(model), "an exported model", DataError):
+    selected = select.make_inference_engine(model, max_tokens, reference)
+    if selected is reference:
+        return reference
+    probe = make_probe(model)
+    if mismatch := engine_mismatch(reference.network, selected.network, probe, "an exported model", DataError):
         warnings.warn(f"prediction uses the slower reference engine: {mismatch}", RuntimeWarning, stacklevel=3)
-        return InferenceEngine(model)
+        return reference
     return selected
 
 

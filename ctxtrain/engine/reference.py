@@ -6,6 +6,8 @@ order of the rows. A faster engine subclasses these two classes.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -15,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
+from transformers import PreTrainedModel, Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ctxtrain.data.batches import Tokens, collate
+from ctxtrain.engine.batch_memory import batch_tokens, free_gpu_bytes
 from ctxtrain.labels import LABELS
+from ctxtrain.memory import is_out_of_memory
 from ctxtrain.model.lora import logits
 from ctxtrain.model.shape import EngineKind
 from ctxtrain.runtime import thread_map
@@ -30,21 +34,23 @@ MAX_BATCH_TOKENS = 3072  # padding included, so that long texts need no more mem
 
 
 class ReferenceNetwork(nn.Module):
-    """A classifier of transformers with adapters, whose head reads the pooled tokens only, in its own precision.
+    """A classifier of transformers, with or without adapters, whose head reads the pooled tokens only, in its dtype.
 
     The model's own forward pass scores every token, and in bfloat16 training autocast rounds these logits, so that
     different windows get equal ones. A dense model whose layers all see the whole text needs no mask; without one,
     transformers would read lengths back from the device to find that out.
     """
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: PeftModel | PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor) -> SequenceClassifierOutputWithPast:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SequenceClassifierOutputWithPast:
         """Logits of shape (B, 3) for ids of shape (B, T), padded on the right."""
-        classifier: Any = self.model.get_base_model()
-        mask = {"full_attention": None} if _needs_no_mask(classifier) else None
+        classifier: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        mask: Any = (
+            {"full_attention": None} if attention_mask is None and _needs_no_mask(classifier) else attention_mask
+        )
         states_BTD = getattr(classifier, classifier.base_model_prefix)(input_ids, attention_mask=mask).last_hidden_state
         last_B = window_lengths(input_ids, classifier.config.get_text_config().pad_token_id) - 1
         pooled_BD = states_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
@@ -109,31 +115,75 @@ class TrainingEngine:
 
 
 class InferenceEngine:
-    """`network` computes logits without gradients; one batch uses all cores."""
+    """`network` computes logits without gradients; one batch uses all cores.
+
+    A batch that memory does not hold is halved, and later batches of this engine are as small.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
+        self.tokens_that_fit = sys.maxsize  # of a padded batch; lowered whenever memory runs out
 
     def token_logits(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
-        """Logits of shape (rows, 3). `advance` is called with the number of rows of each finished batch."""
-        device, logits_NC = next(self.network.parameters()).device, np.empty((len(tokens), len(LABELS)))
+        """Logits of shape (rows, 3). `advance` is called with the number of rows of each batch.
+
+        The logits stay on the device and are read back once, so a GPU never waits for the host between batches.
+        """
+        device = next(self.network.parameters()).device
         workers, max_tokens = self._batch_limits(tokens)
-        batches = batches_by_length(tokens.lengths, max_tokens)
-
-        def predict_batch(rows: Ints) -> int:
-            with torch.inference_mode():
-                logits_NC[rows] = logits(self.network, collate(tokens, rows, device)).cpu().numpy()
-            return len(rows)
-
+        batches, parts = batches_by_length(tokens.lengths, max_tokens), list[Tensor]()
         with thread_map(max(1, min(workers, len(batches)))) as run:
-            for count in run(predict_batch, batches):
+            for part_BC in run(lambda rows: self._batch_logits(tokens, rows, device), batches):
+                parts.append(part_BC)
                 if advance:
-                    advance(count)
+                    advance(len(part_BC))
+        logits_NC = np.empty((len(tokens), len(LABELS)))
+        if parts:
+            logits_NC[np.concatenate(batches)] = torch.cat(parts).cpu().numpy()
         return logits_NC
 
-    def _batch_limits(self, _tokens: Tokens) -> tuple[int, int]:
+    def _batch_logits(self, tokens: Tokens, rows: Ints, device: torch.device) -> Tensor:
+        """Logits of shape (B, 3), on the device, computed in halves if the whole does not fit into memory."""
+        size = len(rows) * int((tokens.ends[rows] - tokens.starts[rows]).max())
+        if len(rows) == 1 or size <= self.tokens_that_fit:
+            try:
+                with torch.inference_mode():
+                    return logits(self.network, collate(tokens, rows, device))
+            except Exception as error:
+                if len(rows) == 1 or not is_out_of_memory(error):
+                    raise
+            # Outside the handler, whose error would keep the tensors of the failed pass alive.
+            self._lower_batch_size(len(rows), size)
+        half = len(rows) // 2
+        return torch.cat([self._batch_logits(tokens, part, device) for part in (rows[:half], rows[half:])])
+
+    def _lower_batch_size(self, rows: int, size: int) -> None:
+        if self.tokens_that_fit == sys.maxsize:
+            warnings.warn(
+                f"memory ran out in a batch of {rows:,} rows ({size:,} tokens). Batches are halved until they fit; the "
+                "answers are the same. For more speed, free memory.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.tokens_that_fit = min(self.tokens_that_fit, size // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _batch_limits(self, tokens: Tokens) -> tuple[int, int]:
         """Number of batches that run at the same time, and the maximum number of tokens in each."""
-        return 1, MAX_BATCH_TOKENS
+        weight: Tensor = next(self.network.parameters())
+        if weight.device.type != "cuda" or int(tokens.lengths.sum()) <= MAX_BATCH_TOKENS:
+            return 1, MAX_BATCH_TOKENS
+        config: Any = cast(Any, self.network).model.config
+        return 1, batch_tokens(config, weight.dtype, free_gpu_bytes(weight.device), int(tokens.lengths.max()))
+
+
+def reference_inference(model: PreTrainedModel) -> InferenceEngine:
+    """The reference engine of a merged model. The head of a bfloat16 model becomes float32, in place."""
+    if model.dtype == torch.float32 and model.device.type == "cpu":
+        return InferenceEngine(model)
+    cast(Any, model).score.float()
+    return InferenceEngine(ReferenceNetwork(model).eval())
 
 
 def batches_by_length(lengths_N: Ints, max_tokens: int) -> list[Ints]:

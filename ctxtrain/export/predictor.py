@@ -1,6 +1,6 @@
 """Predict with an exported model: rows in, labels with calibrated probabilities out.
 
-model = load_model("final_model.zip")      also accepts a run folder or an export folder
+model = load_model("final_model.zip")      also accepts a run folder or an export folder; dtype="bfloat16" answers in it
 model.predict(rows)                        a list of dicts, in the order of the rows; rows is a list of dicts, a frame,
                                            an Arrow table, another iterable of mappings, a path or a URL
 model.logits(rows)                         uncalibrated, shape (rows, 3), in the order of `LABELS`
@@ -38,11 +38,20 @@ from ctxtrain.engine.api import EngineChoice, make_inference_engine
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.evaluation.metrics import Metrics, evaluate_logits
 from ctxtrain.evaluation.selective import abstain, min_confidence_by_class
+from ctxtrain.export.answer_dtype import (
+    DtypeChoice,
+    check_dtype_choice,
+    choose_answer_dtype,
+    dtype_name,
+    restore_head,
+    stored_dtype,
+)
 from ctxtrain.export.locate import find_export
 from ctxtrain.export.untrusted import check_tokenizer, open_config
 from ctxtrain.labels import LABELS
 from ctxtrain.memory import annotate_memory_errors
 from ctxtrain.model.base_config import convert_errors
+from ctxtrain.model.precision import choose_precision
 from ctxtrain.model.tokenizer import quiet_transformers
 from ctxtrain.storage.archive import unpack
 from ctxtrain.storage.atomic_files import MANIFEST, FileDigest, check_manifest, sha256_file
@@ -96,20 +105,22 @@ class CalibrationFile(StoredModel):
     thresholds: dict[Literal["LONG", "SHORT", "SKIP"], StoredThreshold] = Field(default_factory=dict)
 
 
-def load_model(path: str | Path, *, engine: EngineChoice = "auto") -> Predictor:
+def load_model(path: str | Path, *, engine: EngineChoice = "auto", dtype: DtypeChoice = "auto") -> Predictor:
     """Open a run folder, an export folder or a `final_model.zip`. The `reference` engine is transformers itself.
 
+    `dtype` is that of the answers; `auto` is that of the export, but float32 where bfloat16 would be slower.
     Raises ConfigError if the path does not exist, DataError if it is not an intact export.
     """
+    check_dtype_choice(dtype)
     with annotate_memory_errors(f"while opening the model {path}"):
-        return Predictor.load(Path(path), engine)
+        return Predictor.load(Path(path), engine, dtype)
 
 
 class Predictor:
     """Model, tokenizer, codec, temperature and confidence thresholds by class of one export.
 
-    `engine` computes the logits. `version` identifies an opened export: the first digits of the SHA-256 of its
-    manifest, which has the SHA-256 of every other file.
+    `engine` computes the logits, in `dtype`. `version` identifies an opened export: the first digits of the SHA-256 of
+    its manifest, which has the SHA-256 of every other file. `notes` are for the user, about the dtype.
     """
 
     def __init__(
@@ -122,7 +133,9 @@ class Predictor:
         thresholds: Mapping[str, float | None] | None = None,
         version: str = "",
         engine: EngineChoice = "auto",
+        notes: tuple[str, ...] = (),
     ) -> None:
+        self.dtype = dtype_name(model.dtype)
         self.engine = make_inference_engine(model.eval(), max_tokens, engine=engine)
         self.tokenizer = tokenizer
         self.codec = codec
@@ -130,23 +143,24 @@ class Predictor:
         self.max_tokens = max_tokens
         self.thresholds = dict(thresholds or {})
         self.version = version
+        self.notes = notes
 
     def __repr__(self) -> str:
         engine = type(self.engine).__name__
-        return f"<Predictor {self.version or 'in memory'}: temperature {self.temperature:.3f}, {engine}>"
+        return f"<Predictor {self.version or 'in memory'}: temperature {self.temperature:.3f}, {self.dtype}, {engine}>"
 
     @classmethod
-    def load(cls, path: Path, engine: EngineChoice = "auto") -> Predictor:
+    def load(cls, path: Path, engine: EngineChoice = "auto", dtype: DtypeChoice = "auto") -> Predictor:
         export = find_export(path)
         if export.is_dir():
-            return cls._load_folder(export, engine)
+            return cls._load_folder(export, engine, dtype)
         with tempfile.TemporaryDirectory() as scratch:
             digests = unpack(export, Path(scratch))
-            return cls._load_folder(Path(scratch), engine, digests)
+            return cls._load_folder(Path(scratch), engine, dtype, digests)
 
     @classmethod
     def _load_folder(
-        cls, folder: Path, engine: EngineChoice, digests: Mapping[str, FileDigest] | None = None
+        cls, folder: Path, engine: EngineChoice, dtype: DtypeChoice, digests: Mapping[str, FileDigest] | None = None
     ) -> Predictor:
         check_manifest(folder, digests)
         try:
@@ -155,19 +169,23 @@ class Predictor:
             raise DataError(f"{folder}/calibration.json: missing. Export the model again.") from None
         rule = f"{folder}: not an export that transformers opens"
         with quiet_transformers(), convert_errors(DataError, rule, "Export again"):
-            config = open_config(folder)
+            config, device = open_config(folder), "cuda" if torch.cuda.is_available() else "cpu"
+            text = config.get_text_config()
+            text.use_cache = False  # keys and values of every layer, which no answer reads
+            fast = choose_precision("auto", config, None).dtype
+            chosen = choose_answer_dtype(dtype, stored_dtype(folder), fast, text.hidden_size, on_cpu=device == "cpu")
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             check_tokenizer(folder, tokenizer, config)
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 config=config,
-                dtype=torch.float32,
+                dtype=chosen.dtype,
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
             )
+            restore_head(model, folder)
             codec = Codec.load(folder / "codec.json")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
             model.to(device),
             tokenizer,
@@ -177,6 +195,7 @@ class Predictor:
             {label: threshold.min_confidence for label, threshold in calibration.thresholds.items()},
             sha256_file(folder / MANIFEST)[:VERSION_DIGITS],
             engine,
+            chosen.notes,
         )
 
     def predict(self, rows: Rows, min_confidence: MinConfidence = None) -> list[Prediction]:
@@ -257,20 +276,10 @@ class Predictor:
             raise ConfigError(f"min-confidence must be auto or a number from 0 to 1, got {value}. Try 0.55.")
         return np.full(len(LABELS), value)
 
-    def evaluate(
-        self, rows: Rows | Tokens, labels_N: Ints | None = None, advance: Callable[[int], None] | None = None
-    ) -> Metrics:
-        """Scores with calibrated probabilities, on labelled rows, or on tokens with their `labels_N`.
-
-        Raises DataError for invalid rows.
-        """
-        if isinstance(rows, Tokens):
-            assert labels_N is not None, "tokens need their labels"
-            tokens = rows
-        else:
-            batch = self.encode_rows(WindowFile(rows, keep=False, own=self.codec.own_fields))
-            tokens, labels_N = batch.tokens, batch.labels_N
-        return evaluate_logits(self.token_logits(tokens, advance), labels_N, self.temperature)
+    def evaluate(self, rows: Rows) -> Metrics:
+        """Scores of labelled rows, with calibrated probabilities. Raises DataError for invalid rows."""
+        batch = self.encode_rows(WindowFile(rows, keep=False, own=self.codec.own_fields))
+        return evaluate_logits(self.token_logits(batch.tokens), batch.labels_N, self.temperature)
 
     def token_logits(self, tokens: Tokens, advance: Callable[[int], None] | None = None) -> NDArray[np.float64]:
         """Uncalibrated logits of tokenised windows, shape (rows, 3)."""

@@ -111,6 +111,7 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
             {
                 "status": "draining" if service.is_draining else "ok",
                 "model_version": service.predictor.version,
+                "dtype": service.predictor.dtype,
                 "uptime_seconds": time.monotonic() - service.started,
                 "waiting": len(service.batcher),
                 "reads": required,

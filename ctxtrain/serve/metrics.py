@@ -24,7 +24,7 @@ CONFIDENCES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 class Metrics:
     """The metrics of one server. `waiting` returns the number of windows in the queue."""
 
-    def __init__(self, version: str, waiting: Callable[[], float]) -> None:
+    def __init__(self, version: str, dtype: str, waiting: Callable[[], float]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter has a second line with its creation time
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
@@ -53,7 +53,10 @@ class Metrics:
         )
         self.draining = Gauge("ctxtrain_draining", "1 while the server drains", registry=registry)
         Gauge("ctxtrain_queue_windows", "Windows in the queue", registry=registry).set_function(waiting)
-        Gauge("ctxtrain_model", "Version of the served model", ["version"], registry=registry).labels(version).set(1)
+        model = Gauge(
+            "ctxtrain_model", "Version and dtype of the served model", ["version", "dtype"], registry=registry
+        )
+        model.labels(version, dtype).set(1)
         ProcessCollector(registry=registry)
 
     def count(self, predictions: Iterable[Prediction]) -> None:

@@ -88,6 +88,7 @@ class Input(BaseModel):
 class Health(BaseModel):
     status: Literal["ok", "draining"]
     model_version: str
+    dtype: Literal["float32", "bfloat16"] = Field(description="Number type of the answers")
     uptime_seconds: float
     waiting: int
     reads: Input

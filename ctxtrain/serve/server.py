@@ -13,12 +13,11 @@ import signal
 import socket
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 
 from ctxtrain.errors import ConfigError
-from ctxtrain.export.predictor import MinConfidence, load_model
+from ctxtrain.export.predictor import MinConfidence, Predictor
 from ctxtrain.serve.app import make_app
 from ctxtrain.serve.service import Limits, Service
 
@@ -29,7 +28,7 @@ Announce = Callable[[str], None]
 
 
 def serve(
-    model: Path,
+    open_model: Callable[[], Predictor],
     address: tuple[str, int],
     limits: Limits,
     *,
@@ -39,13 +38,15 @@ def serve(
 ) -> None:
     """Serve a model at `address` (host and port) until a signal arrives. Port 0 selects a free port.
 
+    `open_model` is called once the port is bound.
+
     When the server is ready, `announce` is called with one line of text that contains the URL. Raises ConfigError if
-    the address cannot be bound, and the errors of `load_model` and `predict`.
+    the address cannot be bound, and the errors of `open_model` and `predict`.
     """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # closing the terminal must not end the server
     with bind_socket(*address) as listener:
-        service = Service(load_model(model), limits, min_confidence)
+        service = Service(open_model(), limits, min_confidence)
         service.warm_up()
         config = uvicorn.Config(
             make_app(service, access_log=access_log),
@@ -63,7 +64,8 @@ def serve(
         )
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        _Server(config, service, lambda: announce(f"model {service.predictor.version} answers at {url}")).run(
+        model = service.predictor
+        _Server(config, service, lambda: announce(f"model {model.version} answers in {model.dtype} at {url}")).run(
             [listener]
         )
 

@@ -42,7 +42,7 @@ class Service:
         self.batcher = Batcher(
             self._predict_batch, max_batch=limits.max_batch, max_wait=limits.max_wait, capacity=limits.queue
         )
-        self.metrics = Metrics(predictor.version, self.batcher.__len__)
+        self.metrics = Metrics(predictor.version, predictor.dtype, self.batcher.__len__)
         self.open_requests = 0
         self.is_draining = False
         self.started = time.monotonic()

@@ -51,9 +51,11 @@ COMMANDS = {
     "sample": "folder --train --val --test --seed --noise --mix --hide-flags --shuffle-labels",
     "check": "train [val] [test] --base --max-tokens --fields --json",
     "train": "config [overrides...] --resume --skip-nonfinite --require-targets --quiet --json",
-    "evaluate": "model data --json",
-    "predict": "model data -o/--output --min-confidence",
-    "serve": "model --host --port --max-batch --max-wait-ms --max-body-bytes --queue --min-confidence --access-log",
+    "evaluate": "model data --dtype --compare-dtype --json",
+    "predict": "model data -o/--output --min-confidence --dtype",
+    "serve": (
+        "model --host --port --max-batch --max-wait-ms --max-body-bytes --queue --min-confidence --dtype --access-log"
+    ),
     "export": "run",
     "report": "run",
     "pretrain": "config",

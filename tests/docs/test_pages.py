@@ -74,6 +74,9 @@ def test_the_formats_page_lists_what_a_run_leaves(tutorial: Path, capfdbinary: p
     sure = orjson.loads((tutorial / "sure.jsonl").read_bytes().splitlines()[0])
     capfdbinary.readouterr()
     run("ctxtrain check data/sample/train.jsonl data/sample/val.jsonl --json")
+    check = orjson.loads(capfdbinary.readouterr().out)
+    run("ctxtrain evaluate runs/mine/final_model.zip data/sample/test.jsonl --compare-dtype --json")
+    evaluation = orjson.loads(capfdbinary.readouterr().out)
     found = {
         "key": load(root / "training_summary.json"),
         "step key": next(line for line in lines if line["kind"] == "step"),
@@ -84,7 +87,9 @@ def test_the_formats_page_lists_what_a_run_leaves(tutorial: Path, capfdbinary: p
         "codec key": load(root / "export" / "codec.json"),
         "prediction key": sure,
         "runs key": load(tutorial / "runs" / "folds" / "runs.json"),
-        "check key": orjson.loads(capfdbinary.readouterr().out),
+        "check key": check,
+        "evaluation key": evaluation.keys() - next(line for line in lines if line["kind"] == "epoch").keys(),
+        "comparison key": evaluation["dtype_comparison"],
     }
     assert {kind: listed(kind) for kind in found} == {kind: set(keys) for kind, keys in found.items()}
     assert {path.name for path in root.iterdir()} <= {name.strip("/") for name in listed("file in the run folder")}

@@ -29,7 +29,7 @@ def test_every_command_of_the_readme_runs_in_the_order_given(folder: Path) -> No
 
 def test_every_command_of_the_page_runs_in_the_order_given(folder: Path) -> None:
     lines = commands("docs/commands.md")
-    assert len(lines) == 12
+    assert len(lines) == 13
     for line in lines:
         run(line)
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 20

@@ -148,6 +148,7 @@ def test_evaluate_and_predict_on_the_zip_give_the_numbers_of_the_summary(
         main(["evaluate", archive, data, "--json"])
     assert ended.value.code == 0
     scores = json.loads(capfd.readouterr().out)
+    assert scores.pop("dtype") == "float32"
     best = {name: value for name, value in finished.summary["best"].items() if name != "epoch"}
     assert scores.pop("nll") == pytest.approx(best.pop("nll"), abs=1e-6)
     assert scores.pop("ece") == pytest.approx(best.pop("ece"), abs=1e-6)

@@ -70,6 +70,7 @@ class Served:
     host: str
     port: int
     version: str
+    dtype: str  # as it says when it is ready
 
     @property
     def url(self) -> str:
@@ -114,9 +115,9 @@ def served(model: Path, *options: str) -> Iterator[Served]:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            told = re.fullmatch(r"model (\w+) answers at http://([\d.]+):(\d+)\n", process.stdout.readline())
+            told = re.fullmatch(r"model (\w+) answers in (\w+) at http://([\d.]+):(\d+)\n", process.stdout.readline())
             assert told
-            yield Served(process, told[2], int(told[3]), told[1])
+            yield Served(process, told[3], int(told[4]), told[1], told[2])
         finally:
             process.kill()
 
@@ -215,6 +216,25 @@ def test_concurrent_requests_get_each_its_own_answer(server: Served, trained: Tr
 
 def test_the_version_is_the_start_of_the_hash_of_the_manifest(server: Served, trained: Trained) -> None:
     assert server.version == sha256_file(trained.model.parent / "export" / "manifest.json")[:16]
+
+
+def test_it_answers_in_the_dtype_that_is_named_and_says_so(trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "coarse.jsonl"
+    rows = write_rows(tmp_path / "rows.jsonl", trained.rows[:4])
+    with pytest.raises(SystemExit):
+        main(["predict", str(trained.model), str(rows), "-o", str(out), "--dtype", "bfloat16"])
+    expected = [json.loads(line) for line in out.read_text().splitlines()]
+    with served(trained.model, "--dtype", "bfloat16") as coarse:
+        assert coarse.dtype == coarse.ask("/health").body["dtype"] == "bfloat16"
+        assert coarse.metrics()["ctxtrain_model", "bfloat16", coarse.version] == 1
+        for answer, one, fine in zip(
+            coarse.ask("/predict/batch", {"rows": trained.rows[:4]}).body["predictions"],
+            expected,
+            trained.predictions[:4],
+            strict=True,
+        ):
+            assert_same(answer, one)
+            assert abs(answer["confidence"] - fine["confidence"]) > 1e-6
 
 
 def test_a_request_id_comes_back_and_a_strange_one_is_replaced(server: Served) -> None:
@@ -377,6 +397,7 @@ def test_health_says_what_is_served(server: Served) -> None:
         state = server.ask(path)
         assert state.status == 200
         assert (state.body["status"], state.body["model_version"]) == ("ok", server.version)
+        assert state.body["dtype"] == server.dtype == "float32"
         assert state.body["reads"] == {
             "kind": "window", "fields": ["open", "high", "low", "close", "volume", "delta"], "features": []
         }  # fmt: skip
@@ -428,7 +449,7 @@ def test_metrics_count_what_was_answered(server: Served, trained: Trained) -> No
     assert grown[("ctxtrain_confidence_count",)] == len(labels)
     assert grown[("ctxtrain_pass_windows_sum",)] == len(labels)
     assert grown[("ctxtrain_pass_windows_count",)] == grown[("ctxtrain_pass_seconds_count",)] == 2  # 32 and 4
-    assert after["ctxtrain_model", server.version] == 1
+    assert after["ctxtrain_model", "float32", server.version] == 1
     assert after[("ctxtrain_queue_windows",)] == after[("ctxtrain_draining",)] == 0
     assert after[("process_resident_memory_bytes",)] > 0
 

@@ -77,21 +77,25 @@ def make_training_engine(
     return PackedTrainingEngine(FastClassifier(model), scratch, say)
 
 
-def make_inference_engine(model: PreTrainedModel, max_tokens: int) -> InferenceEngine:
-    if unsupported_reason(model, model.device) is not None:
-        return InferenceEngine(model)
-    if model.config.hidden_size < NARROW_WIDTH and max_tokens <= MAX_GRAPH_TOKENS:
+def make_inference_engine(model: PreTrainedModel, max_tokens: int, reference: InferenceEngine) -> InferenceEngine:
+    """The fast engine that fits a merged model and its precision, or `reference`."""
+    if model.device.type != "cpu":
+        return reference
+    in_float32 = model.dtype == torch.float32
+    if reason := unsupported_reason(model, model.device):
+        if not in_float32:
+            _warn_once(f"answers in bfloat16 use the slower reference engine: {reason}")
+        return reference
+    if in_float32 and model.config.hidden_size < NARROW_WIDTH and max_tokens <= MAX_GRAPH_TOKENS:
         if find_spec("onnxruntime") and find_spec("onnx"):
             return OnnxInferenceEngine(model)
-        _warn_missing_onnx()
+        _warn_once(
+            "prediction runs without ONNX Runtime, which is about 1.2 times as fast for a model this narrow. "
+            "Install it with: pip install 'ctxtrain[onnx]'."
+        )
     return InferenceEngine(MergedClassifier(model).eval())
 
 
 @cache  # Python's once-per-location filter resets whenever a library changes the warning filters
-def _warn_missing_onnx() -> None:
-    warnings.warn(
-        "prediction runs without ONNX Runtime, which is about 1.2 times as fast for a model this narrow. "
-        "Install it with: pip install 'ctxtrain[onnx]'.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -80,7 +80,8 @@ def unsupported_reason(model: PeftModel | PreTrainedModel, device: torch.device)
     if adapters is None:
         if device.type != "cpu":
             return f"a merged model has a fast engine on CPUs only, and the model is on {device.type}"
-        return None if base.dtype == torch.float32 else f"the merged model is in {base.dtype}, not in float32"
+        plain = base.dtype in {torch.float32, torch.bfloat16}
+        return None if plain else f"the merged model is in {base.dtype}, not in float32 or bfloat16"
     extra = [name for name, weight in model.named_parameters() if weight.requires_grad and not _can_train(name)]
     return f"{extra[0]} is trained" if extra else None
 

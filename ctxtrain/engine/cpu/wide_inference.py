@@ -1,7 +1,8 @@
 """Forward pass of a wide merged dense Qwen2 or Qwen3 classifier on a CPU, for prediction only.
 
-Input: a model without adapters, in float32, that `unsupported_reason` accepts. Output: a module around it that computes
-the same logits faster.
+Input: a model without adapters that `unsupported_reason` accepts, in float32, or in bfloat16 with a float32 head.
+Output: a module around it that computes the same logits faster. In bfloat16, products and the states between layers are
+in bfloat16, and norms, rotations, attention, pooling and head in float32.
 
 Beyond what `training_model.py` skips: nothing is saved for a backward pass. The two numbers that RoPE rotates together
 are adjacent in queries and keys, so a rotation is one complex product (Su et al. 2021, RoFormer, section 3.2). In the
@@ -46,7 +47,13 @@ class NormedInputs:
 
     @classmethod
     def from_states(cls, x_MD: Tensor, norm: Any, *layers: nn.Linear, row_of_N: Tensor | None = None) -> NormedInputs:
-        """Multiply the norm's weight into x or into the weights of `layers`, whichever has fewer rows."""
+        """Multiply the norm's weight into x or into the weights of `layers`, whichever has fewer rows.
+
+        In bfloat16 always into x, before its one rounding.
+        """
+        if x_MD.dtype != torch.float32:
+            inverse_M1 = inverse_rms(x_MD.float(), norm.variance_epsilon)
+            return cls((x_MD * inverse_M1).mul_(norm.weight).to(x_MD.dtype), None, row_of_N)
         x_MD = x_MD * inverse_rms(x_MD, norm.variance_epsilon)
         if sum(linear.out_features for linear in layers) < len(x_MD):
             return cls(x_MD, norm.weight, row_of_N)
@@ -100,7 +107,7 @@ class MergedClassifier(nn.Module):
             attended_NE = attention(q_NHP, k_NKP, v_NKP, batch.groups, batch.rope_TC, attn.scaling)
             states_ND = _finish_layer(states_ND, attended_NE, layer)
         pooled_BD = self._last_layer(last, states_ND, batch)
-        return cast(Tensor, classifier.score(classifier.model.norm(pooled_BD)))
+        return cast(Tensor, classifier.score(classifier.model.norm(pooled_BD.float())))
 
     def _first_layer_inputs(self, ids_N: Tensor, norm: Any, *layers: nn.Linear) -> NormedInputs:
         """Inputs of the first layer, with one row per distinct token."""
@@ -125,7 +132,7 @@ class MergedClassifier(nn.Module):
 def _heads(inputs: NormedInputs, attn: Any, name: Literal["q", "k", "v"]) -> Tensor:
     """Queries, keys or values, of shape (N, H or K, P), not rotated yet; normalised if the model family does so."""
     linear, width = getattr(attn, f"{name}_proj"), attn.head_dim
-    x_ME = inputs.project(linear, rope_width=0 if name == "v" else width)
+    x_ME = inputs.project(linear, rope_width=0 if name == "v" else width).float()
     if norm := getattr(attn, f"{name}_norm", None):
         x_MHP = x_ME.view(len(x_ME), -1, width)
         x_MHP.mul_(inverse_rms(x_MHP, norm.variance_epsilon)).mul_(interleave_pairs(norm.weight, width))
@@ -138,7 +145,7 @@ def _finish_layer(states_ND: Tensor, attended_NE: Tensor, layer: Any) -> Tensor:
     mlp, out = layer.mlp, layer.self_attn.o_proj
     rows = _block_rows(mlp.gate_proj.out_features)
     for block_MD, attended_ME in zip(states_ND.split(rows), attended_NE.split(rows), strict=True):
-        _add_linear(block_MD, attended_ME, out)
+        _add_linear(block_MD, attended_ME.to(block_MD.dtype), out)
         inputs = NormedInputs.from_states(block_MD, layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
         gated_MF = F.silu(inputs.project(mlp.gate_proj), inplace=True).mul_(inputs.project(mlp.up_proj))
         _add_linear(block_MD, gated_MF, mlp.down_proj)
