@@ -106,7 +106,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     reporting.verdict           the verdict of a run in plain sentences
     reporting.charts, reporting.figures, reporting.report       report.html
     tracking                    TensorBoard, MLflow, Weights & Biases
-    training                    the learner of a run, one optimizer step, checks of a checkpoint
+    training                    rows and learner of a run, one optimizer step, checks of a checkpoint
 
     export                      best adapters → merged model → checked zip → predictions
     reporting.summary           training_summary.json

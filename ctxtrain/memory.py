@@ -43,7 +43,7 @@ _ALLOCATION_SIZE = re.compile(
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
-def free_memory(device: torch.device) -> int | None:
+def available_memory(device: torch.device) -> int | None:
     """Bytes that tensors of this process may take on a device; None if unknown.
 
     Processes of one machine share its memory equally; each has a GPU of its own.
@@ -122,7 +122,7 @@ def annotate_memory_errors(doing: str, remedy: str = REMEDY) -> Iterator[None]:
         raise OutOfMemory(out_of_memory_message(error, doing, remedy)) from error
 
 
-def free_memory() -> None:
+def release_memory() -> None:
     """Give memory that no object uses to the system, so that another process can have it.
 
     Cycles, such as the patched `forward` of accelerate, keep a model until the collector runs; torch keeps a pool of a

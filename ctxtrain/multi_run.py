@@ -50,7 +50,7 @@ from ctxtrain.storage.atomic_files import write_json
 from ctxtrain.storage.ownership import RUN_SUBFOLDER, check_output_dir, refuse_foreign_runs_file
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.train import TrainingPipeline
-from ctxtrain.training.build import (
+from ctxtrain.training.inputs import (
     dataset_settings,
     multi_run_keys,
     note_unused_files,

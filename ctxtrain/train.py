@@ -28,7 +28,7 @@ from ctxtrain.errors import Interrupted, TrainingDiverged
 from ctxtrain.evaluation.metrics import evaluate_logits
 from ctxtrain.export.check_device import lock_in_first_process, rehearse_check
 from ctxtrain.export.package import place_export, prepare_export
-from ctxtrain.memory import TRAINING_REMEDY, annotate_memory_errors, free_memory
+from ctxtrain.memory import TRAINING_REMEDY, annotate_memory_errors, release_memory
 from ctxtrain.model.losses import Loss
 from ctxtrain.model.tokenizer import tokenizer_and_notes
 from ctxtrain.progress import Reporter
@@ -50,9 +50,8 @@ from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.tracking.trackers import Trackers, open_trackers
 from ctxtrain.training import build
 from ctxtrain.training.checkpoint_parts import load_exportable, load_resume_checkpoint
-from ctxtrain.training.step import Ints, Learner, NonFiniteStep, require_finite_logits
-
-EVALUATION_BATCH = 32
+from ctxtrain.training.inputs import build_inputs, dataset_settings, require_single_run
+from ctxtrain.training.step import EVALUATION_BATCH, Ints, Learner, NonFiniteStep, require_finite_logits
 
 
 class TrainingPipeline:
@@ -69,7 +68,7 @@ class TrainingPipeline:
         inputs: Inputs | None = None,
         data: Mapping[str, object] | None = None,
     ) -> None:
-        self.config = build.require_single_run(config, inputs.files if inputs else data)
+        self.config = require_single_run(config, inputs.files if inputs else data)
         self.inputs, self.rows, self.resume = inputs, data, resume
         self.reporter = reporter if reporter and is_main_process() else Reporter()
         self.folder = RunFolder(config.output_dir)
@@ -88,8 +87,8 @@ class TrainingPipeline:
         self.base_name = build.base_name(self.config)
         self.tokenizer, notes = tokenizer_and_notes(model.base, model.revision)
         self.pad_id: int = self.tokenizer.pad_token_id
-        inputs = self.inputs or build.build_inputs(self.config, self.reporter.say, self.rows)
-        self.data = load_dataset(inputs, self.tokenizer, **build.dataset_settings(self.config))
+        inputs = self.inputs or build_inputs(self.config, self.reporter.say, self.rows)
+        self.data = load_dataset(inputs, self.tokenizer, **dataset_settings(self.config))
         windows = int(self.data.epoch_counts_C.sum())
         self.steps_per_epoch = steps_per_epoch(windows, training.batch_size, training.gradient_accumulation)
         self.total_steps = training.epochs * self.steps_per_epoch
@@ -100,8 +99,7 @@ class TrainingPipeline:
         """Build model, optimizer, schedule and loss. Raises ConfigError if they do not fit together."""
         say, pad_id, is_one_of_several = self.reporter.say, self.pad_id, self.inputs is not None
         self.dtype = build.training_dtype(self.config, self.start, is_one_of_several=is_one_of_several, say=say)
-        sizes = self.total_steps, EVALUATION_BATCH
-        self.learner = build.build_learner(self.config, self.dtype, pad_id, self.data, *sizes, say)
+        self.learner = build.build_learner(self.config, self.dtype, pad_id, self.data, self.total_steps, say)
         self.model, self.optimizer, self.loss_fn = self.learner.model, self.learner.optimizer, self.learner.loss_fn
         self.setup_export(self.dtype)
         if reason := self.learner.engine.unsupported_reason:
@@ -216,7 +214,7 @@ class TrainingPipeline:
         tokens = {split: rows for split, rows in self.data.tokens.items() if split != "test" or not unfinished}
         self.model = self.optimizer = self.loss_fn = None
         self.__dict__.pop("learner", None)
-        free_memory()  # for the model that is exported
+        release_memory()  # for the model that is exported
         with self.folder.scratch() as scratch:
             with self.stop.interrupt_immediately():
                 weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
@@ -252,21 +250,22 @@ class TrainingPipeline:
         """Lock the run folder, load data and model, and start a new run or resume from the newest checkpoint."""
         config, say = self.config, self.reporter.say
         check_output_dir(self.folder.root, config.model.base)
-        size = f"batches of {config.training.batch_size} windows of at most {config.model.max_tokens} tokens"
-        memory = annotate_memory_errors(f"in a run with {size}", TRAINING_REMEDY)
+        memory = annotate_memory_errors(f"in a run with {build.batch_size(config)}", TRAINING_REMEDY)
         with catch_signals() as self.stop, lock_in_first_process(self.folder), memory:
             self.folder.refuse_other_run(resume=self.resume, epochs=config.training.epochs)
             with self.stop.interrupt_immediately():
                 self.load_data()
                 start = self.checkpoints.find_resume_point(self.steps_per_epoch, say) if self.resume else None
                 self.start = start
-                self.setup_export() if exporting else self.setup_model()
                 if exporting:
+                    self.setup_export()
                     self.state = load_exportable(
                         start, self.checkpoints, self.fingerprint, self.skeleton.adapted, self.steps_per_epoch
                     )
-                elif start:
-                    self.load_checkpoint(start)
+                else:
+                    self.setup_model()
+                    if start:
+                        self.load_checkpoint(start)
                 if is_main_process():
                     rehearse_check(config.export.check_device, say)
             if is_main_process():

@@ -102,7 +102,7 @@ def train(
     from ctxtrain.reporting.runs_schema import Runs
     from ctxtrain.reporting.summary_schema import Summary
     from ctxtrain.train import TrainingPipeline
-    from ctxtrain.training.build import multi_run_keys
+    from ctxtrain.training.inputs import multi_run_keys
 
     reporter = Reporter(None if quiet else stderr() if as_json else stdout())
     asking = multi_run_keys(settings)

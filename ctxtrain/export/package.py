@@ -50,7 +50,7 @@ from ctxtrain.export.locate import EXPORT_FOLDER
 from ctxtrain.export.merge import write_merged
 from ctxtrain.export.model_card import model_card
 from ctxtrain.export.predictor import Predictor
-from ctxtrain.memory import free_memory
+from ctxtrain.memory import release_memory
 from ctxtrain.model.lora import merge
 from ctxtrain.model.skeleton import Skeleton, Trained
 from ctxtrain.reporting.summary_schema import Baselines
@@ -134,7 +134,7 @@ def prepare_export(
         save_config(skeleton, folder, dtype)
         say("scoring the model and its baselines")
         local = _compute_locally(trained, tokenizer, texts, tokens, folder / "adapter", dtype, device, engine, data)
-        free_memory()  # the fresh process loads the model anew
+        release_memory()  # the fresh process loads the model anew
         tokenizer.save_pretrained(folder)
         # The fresh process computes while this one fits the baselines.
         with fresh_process.reopened_logits(folder, texts, torch.get_num_threads(), device) as reopened:

@@ -17,21 +17,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ctxtrain.config.overrides import missing_key_message
 from ctxtrain.config.schema import Config
-from ctxtrain.config.sections import SPLITS
 from ctxtrain.data.batches import Tokens
 from ctxtrain.data.codec import Codec
-from ctxtrain.data.dataset import Dataset, Inputs
-from ctxtrain.data.row_schema import check_own_fields
-from ctxtrain.data.sources import open_source
-from ctxtrain.data.table_cache import TableCache
-from ctxtrain.data.walk_forward import cut_folds
-from ctxtrain.data.window_file import WindowFile
+from ctxtrain.data.dataset import Dataset
 from ctxtrain.engine.api import choose_checkpointing
-from ctxtrain.errors import ConfigError, short_repr
 from ctxtrain.labels import LABELS
-from ctxtrain.memory import free_memory
+from ctxtrain.memory import available_memory
 from ctxtrain.model import lora
 from ctxtrain.model.base import base_config, find_base
 from ctxtrain.model.losses import make_loss
@@ -43,112 +35,21 @@ from ctxtrain.model.skeleton import Skeleton, Trained
 from ctxtrain.runtime import from_first_process, is_main_process, join_processes, make_accelerator
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import DamagedFile
-from ctxtrain.storage.ownership import RUN_SUBFOLDER, check_cache_dir
+from ctxtrain.storage.ownership import RUN_SUBFOLDER
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.tracking.trackers import require_trackers
-from ctxtrain.training.step import Learner
-
-
-def multi_run_keys(config: Config) -> dict[str, object]:
-    """The keys that request several runs, with their values."""
-    folds = config.evaluation.folds if config.evaluation.fold is None else None
-    values = {"training.seeds": config.training.seeds, "evaluation.folds": folds}
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def require_single_run(config: Config, rows: Mapping[str, object] | None = None) -> Config:
-    """The config itself. Raises ConfigError if it requests several runs, or as `require_rows` does."""
-    if keys := multi_run_keys(config):
-        raise ConfigError(
-            [
-                f"A TrainingPipeline makes one run, but {key}={value} requests several. Pass the config to "
-                f"ctxtrain.run_several, or set {key} to null."
-                for key, value in keys.items()
-            ]
-        )
-    require_rows(config, rows)
-    return config
-
-
-def require_rows(config: Config, rows: Mapping[str, object] | None = None) -> None:
-    """Raises ConfigError if a run lacks training or validation rows; `rows` are those in memory, by split."""
-    given = rows or {}
-    faults = [
-        f"data must have rows of train, val or test, got {short_repr(name)}. Use these names."
-        for name in given
-        if name not in SPLITS
-    ]
-    faults += [
-        f"{missing_key_message(f'data.{split}')} Rows in memory are passed as data={{'{split}': rows}}."
-        for split in (("train",) if config.evaluation.folds else ("train", "val"))
-        if getattr(config.data, split) is None and given.get(split) is None
-    ]
-    if faults:
-        raise ConfigError(faults)
-
-
-def window_files(config: Config, rows: Mapping[str, object] | None = None) -> dict[str, WindowFile]:
-    """The rows of a run by split; with folds only `train`, which the folds are cut from.
-
-    `rows` in memory are used in place of a file. Raises ConfigError if the config names a file of the same split.
-    """
-    given = {split: content for split, content in (rows or {}).items() if content is not None}
-    data = config.data
-    check_own_fields(data.fields)
-    if twice := [split for split in given if getattr(data, split) is not None]:
-        raise ConfigError(
-            [f"data.{split} names a file, but rows of {split} are given too. Set data.{split}=null." for split in twice]
-        )
-    cache = None
-    if data.cache != "auto":
-        check_cache_dir(Path(data.cache), Path(config.output_dir))
-        cache = TableCache(data.cache)
-    splits = ("train",) if config.evaluation.folds else SPLITS
-    places = {split: given.get(split, getattr(data, split)) for split in splits}
-    return {
-        split: WindowFile(open_source(place, split), cache=cache, own=data.fields)
-        for split, place in places.items()
-        if place is not None
-    }
-
-
-def build_inputs(config: Config, say: Callable[[str], None], rows: Mapping[str, object] | None = None) -> Inputs:
-    """The rows of one run; `say` reports notes. Raises ConfigError or DataError if they cannot be cut into folds."""
-    files = window_files(config, rows)
-    say(f"reading {', '.join(file.source.name for file in files.values())}")
-    if config.evaluation.folds:
-        note_unused_files(config, say, rows)
-        assert config.evaluation.fold is not None, "require_single_run rejects a config of several folds"
-        return Inputs(cut_folds(files["train"], config.evaluation.folds)[config.evaluation.fold - 1])
-    return Inputs(files)
-
-
-def note_unused_files(config: Config, say: Callable[[str], None], rows: Mapping[str, object] | None = None) -> None:
-    """Note that folds read only the training rows, if there are others."""
-    if config.data.val or config.data.test or set(rows or ()) - {"train"}:
-        say("note: evaluation.folds splits data.train; data.val and data.test are not read")
-
-
-def dataset_settings(config: Config) -> dict[str, Any]:
-    """Keyword arguments of `load_dataset` from a config."""
-    data = config.data
-    return {
-        "codec": data.codec,
-        "max_tokens": config.model.max_tokens,
-        "oversampling": config.oversampling.target,
-        "max_repeat": config.oversampling.max_repeat,
-        "weights": config.loss.class_weights,
-        "purge": True if data.purge == "auto" and config.evaluation.folds else data.purge,
-        "embargo": data.embargo,
-        "label_horizon": data.label_horizon,
-        "allow_leakage": data.allow_leakage,
-    }
+from ctxtrain.training.step import EVALUATION_BATCH, Learner
 
 
 def base_name(config: Config) -> str:
     """The base model's name in exports and summaries: its hub id, or the name of its folder without the path."""
     base = config.model.base
     return Path(base).name if Path(base).is_dir() else base
+
+
+def batch_size(config: Config) -> str:
+    """The size of a batch in words, for a message about memory."""
+    return f"batches of {config.training.batch_size} windows of at most {config.model.max_tokens} tokens"
 
 
 def build_model(
@@ -271,18 +172,14 @@ def build_learner(
     pad_id: int,
     data: Dataset,
     total_steps: int,
-    evaluation_rows: int,
     say: Callable[[str], None],
 ) -> Learner:
-    """Model, optimizer, schedule and loss; `say` reports notes. Raises ConfigError if they do not fit together.
-
-    A validation batch has up to `evaluation_rows` rows.
-    """
+    """Model, optimizer, schedule and loss; `say` reports notes. Raises ConfigError if they do not fit together."""
     training = config.training
     say(f"loading base model {config.model.base}")
     require_trackers(config.tracking.to)
     accelerator = make_accelerator(dtype)
-    free = free_memory(accelerator.device)
+    free = available_memory(accelerator.device)
     model = build_model(
         config, pad_id, dtype=dtype, quantization=config.model.quantization, say=lambda note: say(f"note: {note}")
     )
@@ -301,15 +198,13 @@ def build_learner(
         tokens_per_batch=training.tokens_per_batch,
         say=say,
     )
-    run = memory_settings(config, dtype, accelerator.device, data.tokens, evaluation_rows)
+    run = memory_settings(config, dtype, accelerator.device, data.tokens)
     shape = ModelShape.from_config(model.get_base_model().config)
     choose_checkpointing(learner.engine, shape, run, config.model.gradient_checkpointing, free, say)
     return learner
 
 
-def memory_settings(
-    config: Config, dtype: torch.dtype, device: torch.device, tokens: Mapping[str, Tokens], evaluation_rows: int
-) -> Training:
+def memory_settings(config: Config, dtype: torch.dtype, device: torch.device, tokens: Mapping[str, Tokens]) -> Training:
     """What the memory of a run depends on besides the model, with its largest batches; the engine is not chosen yet."""
     limit, settings = config.training.tokens_per_batch, config.lora
     longest = {split: int(tokens[split].lengths.max()) for split in ("train", "val")}
@@ -319,7 +214,7 @@ def memory_settings(
             "bfloat16" if dtype == torch.bfloat16 else "float32", "cuda" if device.type == "cuda" else "cpu"
         ),
         micro_batch=Batch.of_rows(config.training.batch_size, longest["train"], limit),
-        validation_batch=Batch.of_rows(min(evaluation_rows, len(tokens["val"])), longest["val"], limit),
+        validation_batch=Batch.of_rows(min(EVALUATION_BATCH, len(tokens["val"])), longest["val"], limit),
         quantization=config.model.quantization,
     )
 

@@ -34,6 +34,7 @@ from ctxtrain.runtime import Purpose, seed_torch
 
 Ints = NDArray[np.int64]
 
+EVALUATION_BATCH = 32  # rows
 REMEDY = "Check those rows, start again with a lower training.learning_rate, or resume from the last checkpoint"
 
 

@@ -26,7 +26,7 @@ from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import verdict
 from ctxtrain.synthetic.sample import write_sample
-from ctxtrain.training.build import window_files
+from ctxtrain.training.inputs import window_files
 from tests.conftest import Amount, MakeConfig
 from tests.helpers import Row, bars_of, dated_rows, learnable_rows, make_row, write_rows
 

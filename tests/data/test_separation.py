@@ -15,7 +15,7 @@ from ctxtrain.data.separation import Separation
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError
-from ctxtrain.training.build import dataset_settings
+from ctxtrain.training.inputs import dataset_settings
 from tests.helpers import Row, bars_of, dated_rows, make_row, write_rows
 
 APART = 40  # bars from event to event; windows have 30, so a window begins 11 bars after the event before it

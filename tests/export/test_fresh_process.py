@@ -112,7 +112,7 @@ def test_it_finds_the_libraries_where_this_process_does_but_not_in_the_current_f
     folders = [str(Path(torch.__file__).parent.parent), str(Path(ctxtrain.__file__).parent.parent)]
     for name in ("torch", "transformers"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the file of the current folder was imported')")
-    command = [BASE_PYTHON, "-c", REHEARSE]  # -c puts the current folder first
+    command = [str(BASE_PYTHON), "-c", REHEARSE]  # -c puts the current folder first
     alone = subprocess.run([BASE_PYTHON, "-I", "-c", "import torch"], capture_output=True, check=False)
     assert alone.returncode != 0
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*folders, str(tmp_path)])}

@@ -20,7 +20,7 @@ from ctxtrain.model.precision import bfloat16_speedup, choose_precision
 from ctxtrain.progress import Reporter
 from ctxtrain.storage import checkpoint
 from ctxtrain.train import TrainingPipeline
-from ctxtrain.training.build import window_files
+from ctxtrain.training.inputs import window_files
 from tests.conftest import MakeConfig
 from tests.storage.test_resume import Signaller
 

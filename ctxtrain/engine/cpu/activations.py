@@ -1,7 +1,7 @@
 """Bytes of activations in a step of the fast engine, computed from shapes; dense Qwen2 and Qwen3 only.
 
-Input and output as in `engine/activations.py`. It follows `training_model.py`, `layer_parts.py` and `attention.py` (on a
-GPU `device_attention.py`) line by line. `tests/engine/test_activations.py` counts the bytes and fails where they differ.
+Input and output as in `engine/activations.py`. It follows `training_model.py`, `layer_parts.py` and `attention.py` (on
+a GPU `device_attention.py`) line by line. `tests/engine/test_activations.py` counts the bytes.
 
 Legend of comments: N rows with their few rows of padding, D model width, E width of all queries, K of all keys, F inner
 width of the MLP, H heads, T tokens of the longest window.

@@ -142,8 +142,7 @@ class LoraProjection(Function):
             mask_NE, ctx.redraw = masks.draw(x_NE.shape, dropout, x_NE.dtype)
             dropped_NE = dropped_NE * mask_NE
         adapted = [(part, y_NF) for part, y_NF in zip(parts, outputs, strict=True) if part.a is not None]
-        ctx.factor_dtype = factors[0].dtype
-        ctx.scales = [part.scale / (1 - dropout) for part, _ in adapted]
+        ctx.dtype, ctx.scales = factors[0].dtype, [part.scale / (1 - dropout) for part, _ in adapted]
         a_RE = torch.cat([a_rE * scale for a_rE, scale in zip(factors[::2], ctx.scales, strict=True)]).to(x_NE.dtype)
         bs_Fr = [
             part.interleave_rows(b_Fr.to(x_NE.dtype)) for (part, _), b_Fr in zip(adapted, factors[1::2], strict=True)
@@ -181,7 +180,7 @@ class LoraProjection(Function):
         if dx_NE is not None:
             adapter_dx_NE = matmul_t(dlow_NR, a_RE.t())
             dx_NE = dx_NE.add_(adapter_dx_NE if mask_NE is None else adapter_dx_NE.mul_(mask_NE))
-        factor_grads = (grad.to(ctx.factor_dtype) for pair in zip(das, dbs, strict=True) for grad in pair)
+        factor_grads = [grad.to(ctx.dtype) for pair in zip(das, dbs, strict=True) for grad in pair]
         return dx_NE, None, None, None, *factor_grads
 
 
@@ -293,9 +292,8 @@ class BufferPool:
 class FrozenMlp(Function):
     """(silu(x·W_gateᵀ) ∘ x·W_upᵀ)·W_downᵀ for an MLP whose three weights are frozen and have no bias.
 
-    It saves both inner products for the backward pass. On a CPU, large ones lie in `buffers` if MKL multiplies. oneDNN
-    cannot write into given memory; there the backward pass recomputes the product of up from the x of `recompute`. As
-    with `SwiGlu`, the backward pass can run only once.
+    It saves both inner products for the backward pass, large ones in `buffers` if MKL multiplies on a CPU. For oneDNN,
+    the backward pass recomputes the product of up from the x of `recompute`. As with `SwiGlu`, it can run only once.
     """
 
     @staticmethod
