@@ -115,7 +115,7 @@ def check_archive(
     Returns the largest difference. Raises ExportError if the logits differ or the export does not open.
     """
     try:
-        opened = load_model(archive, engine=engine)
+        opened = load_model(archive, engine=engine, dtype="float32")
     except DataError as error:
         raise ExportError(
             f"the new export must be readable, but predict rejects it: {error} The checkpoints are unchanged. Report "
