@@ -83,7 +83,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     engine.cpu.rope_tables      rotary position embeddings
     engine.cpu.layer_parts      parts of a layer, with hand-written backward passes
     engine.cpu.attention        attention, with a hand-written backward pass
-    engine.cpu.device_attention attention on GPUs by torch's kernels
+    engine.cpu.device_attention  attention by torch's kernels, for GPUs
     engine.cpu.training_model   the training model of the fast engine
     engine.cpu.activations      bytes of activations of the fast engine
     engine.cpu.wide_inference   prediction with a wide merged model

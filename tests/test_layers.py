@@ -113,7 +113,7 @@ def test_only_the_pipeline_with_its_builder_and_the_commands_see_a_config() -> N
         if isinstance(node, ast.ImportFrom) and node.module == "ctxtrain.config.schema"
         if "Config" in [alias.name for alias in node.names]
     }
-    assert seeing == {"training.build", "train", "multi_run", "cli.commands", "cli.first_look"}
+    assert seeing == {"training.build", "training.inputs", "train", "multi_run", "cli.commands", "cli.first_look"}
 
 
 def test_no_engine_module_is_imported_outside_the_engine_but_its_door() -> None:
