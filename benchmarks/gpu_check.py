@@ -220,10 +220,13 @@ def wrap(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False, **indents)
 
 
-def listed(figures: dict[str, Any]) -> str:
+def listed(figures: dict[str, Any], separator: str = "; ") -> str:
     """Names with values; a name is not parted from its value at the end of a line."""
-    pairs = ((name, listed(value) if isinstance(value, dict) else value) for name, value in figures.items())
-    return "; ".join(f"{name}{FIRM}{str(value).replace(' ', FIRM)}" for name, value in pairs)
+    pairs = []
+    for name, value in figures.items():
+        shown = f"({listed(value, ', ')})" if isinstance(value, dict) else str(value).replace(" ", FIRM)
+        pairs.append(f"{name.replace(' ', FIRM)}{FIRM}{shown}")
+    return separator.join(pairs)
 
 
 def cap(text: str) -> tuple[int, float]:

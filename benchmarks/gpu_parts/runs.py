@@ -203,10 +203,10 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def export_check(folder: Path) -> dict[str, float]:
+def export_check(folder: Path) -> dict[str, Any]:
     """The differences of an export and what was allowed, with their ratio."""
-    check: dict[str, float] = json.loads((folder / "training_summary.json").read_text())["export_check"]
-    shown = {name: rounded(value) for name, value in check.items()}
+    check: dict[str, Any] = json.loads((folder / "training_summary.json").read_text())["export_check"]
+    shown = {name: rounded(value) if isinstance(value, float) else value for name, value in check.items()}
     if check.get("allowed"):
         shown["of_allowed"] = rounded(check["max_logit_difference"] / check["allowed"])
     return shown

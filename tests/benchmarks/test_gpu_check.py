@@ -58,6 +58,7 @@ def test_all_parts_without_cuda_pass_at_tiny_size(tmp_path: Path) -> None:
     for number in PARTS:
         assert any(row.startswith(f"{number:>2}  {found.lines[number]['name']}") for row in found.table)
     assert found.table[-1] == "11 parts, 0 failed or timed out"
+    assert max(map(len, found.table)) <= 80
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert written == [found.machine, *found.lines.values()]
 
