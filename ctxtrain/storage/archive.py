@@ -148,6 +148,8 @@ def _extract(archive: zipfile.ZipFile, stream: IO[bytes], folder: Path) -> dict[
             if left or digests[entry.filename].crc32 != entry.CRC:
                 raise zipfile.BadZipFile(f"the bytes of {entry.filename!r} differ from their checksum")
     ending = stream.read(MAX_DIRECTORY_BYTES)
+    if not archive.comment and not ending.endswith(b"\0\0"):  # the length of the comment, which is cut off
+        raise zipfile.BadZipFile("its end is missing")
     if archive.comment:
         whole.update(ending[:-DIGEST_LENGTH])
         if whole.hexdigest().encode() != ending[-DIGEST_LENGTH:]:
