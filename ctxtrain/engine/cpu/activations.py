@@ -71,7 +71,6 @@ class _Sizes:
         if not has_grad and self.recomputes and names & set(ATTENTION_INPUTS):
             kept += self.rows * shape.width * self.precision.bytes  # of the function that computes the norm anew
         kept += self._adapter_bytes(shape.width, names & set(ATTENTION_INPUTS), recomputes=self.recomputes)
-        kept += self._rotated_factors(names)
         if has_grad := has_grad or bool(names & set(ATTENTION_INPUTS)):  # one node has the gradients of all three
             kept += self._norm_bytes(shape.query_width, shape.heads) * shape.has_head_norms
             kept += self._norm_bytes(shape.kv_width, shape.kv_heads) * shape.has_head_norms
@@ -86,7 +85,6 @@ class _Sizes:
         shape, names = self.shape, self.lora.adapted(self.shape, self.shape.layers - 1)
         kept = self._norm_bytes(shape.width, 1) if has_grad else 0
         kept += self._adapter_bytes(shape.width, names & KEYS_AND_VALUES, recomputes=False)
-        kept += self._rotated_factors(names)
         if shape.has_head_norms and (has_grad or names & KEYS_AND_VALUES):
             kept += self._norm_bytes(shape.kv_width, shape.kv_heads)
         if has_grad or names & set(ATTENTION_INPUTS):
@@ -102,10 +100,11 @@ class _Sizes:
     def pooled_bytes(self) -> int:
         """About what the last layer keeps of the pooled tokens: states, queries, attended values, gate and up."""
         shape, windows = self.shape, max(1, self.batch.tokens // self.batch.longest)
-        kept = 4 * windows * (4 * shape.width + 4 * shape.query_width + 2 * shape.inner_width)
+        numbers = windows * (4 * shape.width + 4 * shape.query_width + 2 * shape.inner_width)
+        kept = self.precision.bytes * numbers
         widths = {"o_proj": shape.query_width, "down_proj": shape.inner_width}
         names = self.lora.adapted(shape, shape.layers - 1) - KEYS_AND_VALUES
-        return kept + 4 * self.lora.r * sum(widths.get(name, shape.width) for name in names)  # copies of their A
+        return kept + sum(self._factor_bytes(widths.get(name, shape.width), frozenset({name})) for name in names)
 
     def working_bytes(self) -> int:
         """Gradients in the MLP of one layer: of its product, and of the states twice; or of attention, in float32."""
@@ -124,17 +123,22 @@ class _Sizes:
             return 0
         dropped = 0 if recomputes else width
         mask = width if self.lora.dropout and self.rows * width <= LARGE_NUMEL else 0
-        factors = len(names) * self.lora.r * width  # the A of all of them, stacked
-        factors *= 1 if self.precision.dtype == "float32" else 2  # and the converted B
-        return self.precision.bytes * (self.rows * (dropped + mask + len(names) * self.lora.r) + factors)
+        kept = self.rows * (dropped + mask + len(names) * self.lora.r)
+        return self.precision.bytes * kept + self._factor_bytes(width, names)
 
-    def _rotated_factors(self, names: frozenset[str]) -> int:
-        """Copies of the B of queries and keys with their rows in another order."""
-        if not self.on_cpu:
-            return 0
-        shape = self.shape
-        widths = {"q_proj": shape.query_width, "k_proj": shape.kv_width}
-        return self.precision.bytes * self.lora.r * sum(width for name, width in widths.items() if name in names)
+    def _factor_bytes(self, width: int, names: frozenset[str]) -> int:
+        """A of all adapters of one input, stacked, and copies of B.
+
+        In bfloat16 each B is converted. In float32 a CPU has copies of those of queries and keys, whose rows it puts
+        into another order.
+        """
+        shape, copied = self.shape, names
+        if self.precision.dtype == "float32":
+            copied = names & {"q_proj", "k_proj"} if self.on_cpu else frozenset()
+        outputs = {"q_proj": shape.query_width, "k_proj": shape.kv_width, "v_proj": shape.kv_width}
+        outputs |= dict.fromkeys(MLP_INPUTS, shape.inner_width)
+        numbers = len(names) * width + sum(outputs.get(name, shape.width) for name in copied)
+        return self.precision.bytes * self.lora.r * numbers
 
     def _attention_bytes(self) -> int:
         """On a CPU, q, k and v in float32, and attention weights of short windows; on a GPU, as the reference engine.
