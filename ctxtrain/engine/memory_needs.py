@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ctxtrain.engine import activations
-from ctxtrain.engine.cpu import activations as packed
 from ctxtrain.model.shape import FLOAT_BYTES, Dtype, ModelShape, Training
 
 GB = 10**9
@@ -55,14 +54,18 @@ class MemoryNeeds:
 
 def memory_needs(shape: ModelShape, run: Training, export_dtype: Dtype = "float32") -> MemoryNeeds:
     """Memory that a run needs in each process."""
-    formulas = packed if run.engine == "packed" else activations
-    step = formulas.training_activations(
-        shape, run.lora, run.precision, run.micro_batch, checkpointing=run.checkpointing
-    )
-    validation = formulas.evaluation_activations(shape, run.precision, run.validation_batch)
+    copies, sizes = 0, (shape, run.lora, run.precision, run.micro_batch)
+    if run.engine == "packed":
+        from ctxtrain.engine.cpu import activations as packed  # only where this engine is selected
+
+        step = packed.training_activations(*sizes, checkpointing=run.checkpointing)
+        validation = packed.evaluation_activations(shape, run.precision, run.validation_batch)
+        copies = packed.weight_copies(shape, run.precision)
+    else:
+        step = activations.training_activations(*sizes, checkpointing=run.checkpointing)
+        validation = activations.evaluation_activations(shape, run.precision, run.validation_batch)
     # bitsandbytes makes each quantised weight plain while it multiplies.
     dequantized = 0 if run.quantization == "none" else shape.largest_linear * run.precision.bytes
-    copies = packed.weight_copies(shape, run.precision) if run.engine == "packed" else 0
     return MemoryNeeds(
         base=shape.base_bytes(run.precision.dtype, run.quantization) + copies,
         trained=run.lora.trained_bytes(shape),

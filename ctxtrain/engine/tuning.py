@@ -66,7 +66,7 @@ class Allocator:
             self.keeps_freed_memory = True
 
     def return_freed_memory(self) -> None:
-        """Return what is free to the system, and what will be freed: the limits are glibc's, and no longer grow."""
+        """Return what is free to the system, and set glibc's limits for what will be freed; they no longer grow."""
         _set_malloc(DEFAULTS)
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
         if trim is not None:

@@ -42,6 +42,7 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip; a fixed date m
 _CHUNK = 1 << 20
 HEADER_BYTES = 30  # of a file in a zip, without its name and extra fields
 _UNSEALED = CHECKSUM_PREFIX + b"0" * DIGEST_LENGTH  # stands for the comment until the digest is known
+END_BYTES = 22  # of the record that ends a zip, without the comment
 ZIP64_EXTRA = 20  # bytes that `zipfile` adds to the header of a file of 2 GiB or more
 MAX_DIRECTORY_BYTES = 1 << 20
 _CHECKSUM_COMMENT = re.compile(rb"(sha256 [0-9a-f]{64})?")  # as `append_checksum` writes it
@@ -148,8 +149,6 @@ def _extract(archive: zipfile.ZipFile, stream: IO[bytes], folder: Path) -> dict[
             if left or digests[entry.filename].crc32 != entry.CRC:
                 raise zipfile.BadZipFile(f"the bytes of {entry.filename!r} differ from their checksum")
     ending = stream.read(MAX_DIRECTORY_BYTES)
-    if not archive.comment and not ending.endswith(b"\0\0"):  # the length of the comment, which is cut off
-        raise zipfile.BadZipFile("its end is missing")
     if archive.comment:
         whole.update(ending[:-DIGEST_LENGTH])
         if whole.hexdigest().encode() != ending[-DIGEST_LENGTH:]:
@@ -232,3 +231,7 @@ def _check_layout(archive: zipfile.ZipFile, stream: io.FileIO) -> None:
         end += len(header) + extra + entry.file_size
     if end != archive.start_dir or not _CHECKSUM_COMMENT.fullmatch(archive.comment):
         raise zipfile.BadZipFile("it must hold the files of an export and nothing else")
+    stream.seek(archive.start_dir)
+    last = stream.read(MAX_DIRECTORY_BYTES)[-END_BYTES - len(archive.comment) :]
+    if last[:4] != b"PK\5\6" or int.from_bytes(last[20:END_BYTES], "little") != len(archive.comment):
+        raise zipfile.BadZipFile("it must end where its directory ends")

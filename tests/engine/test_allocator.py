@@ -19,15 +19,15 @@ tuning.DEVICES = Path(sys.argv[1])
 tune_process()
 import torch
 
-def resident_after_freeing():
-    tensors = [torch.ones(1 << 20) for _ in range(60)]
-    del tensors
+def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
-start = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
-tuned = resident_after_freeing() - start
+start = resident()
+tensors = [torch.ones(1 << 20) for _ in range(60)]
+del tensors
+tuned = resident() - start
 tuning.allocator.settle("cuda")
-print(tuned, resident_after_freeing() - start)
+print(tuned, resident() - start)
 """
 
 

@@ -100,7 +100,7 @@ def test_a_resume_keeps_the_precision_in_which_the_run_began(make_config: MakeCo
     stored = [checkpoint.load(path)["fingerprint"]["dtype"] for path, _, _ in resumed.checkpoints.files()]
     assert stored == ["torch.bfloat16"]
     with pytest.raises(ConfigError, match=r"dtype: 'torch.bfloat16' → 'torch.float32'"):
-        TrainingPipeline(make_config("model.dtype=float32"), resume=True).export()
+        TrainingPipeline(make_config("model.dtype=float32"), resume=True).run()
 
 
 def test_one_of_several_runs_takes_the_precision_of_the_others(make_config: MakeConfig) -> None:
