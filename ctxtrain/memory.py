@@ -51,9 +51,14 @@ def available_memory(device: torch.device) -> int | None:
     if device.type != "cuda":
         free = free_host_memory()
         return free if free is None else free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return gpu_memory(device)
+
+
+def gpu_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, and those that torch's allocator keeps unused."""
     import torch
 
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by an earlier run
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + cached
 
 

@@ -1,5 +1,6 @@
 """Rows and windows, built small and valid; a test changes what it is about."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from ctxtrain.data.json_rows import line_rows
 from ctxtrain.data.parse_report import ParseReport, parse_rows
 from ctxtrain.data.parse_window import Window, parse_row
 from ctxtrain.data.window_file import WindowFile
+from ctxtrain.model.base_config import HEAD
 
 Row = dict[str, Any]
 
@@ -143,3 +145,13 @@ def threads_of_a_new_thread() -> int:
     thread.start()
     thread.join()
     return seen[0]
+
+
+def frozen_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every frozen weight except PEFT's unused copy of the head."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if not weight.requires_grad and f"{HEAD}.original_module" not in name:
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

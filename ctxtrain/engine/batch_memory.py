@@ -43,9 +43,3 @@ def _inner_width(text: Any) -> int:
     """Width of the MLP; with experts, the widths of those that process a token, if that is more."""
     experts = getattr(text, "num_experts_per_tok", 0) * getattr(text, "moe_intermediate_size", 0)
     return max(getattr(text, "intermediate_size", 0), experts + getattr(text, "shared_expert_intermediate_size", 0))
-
-
-def free_gpu_bytes(device: torch.device) -> int:
-    """Bytes that a pass can use: those free on the device, and those that torch's allocator keeps unused."""
-    free, _total = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

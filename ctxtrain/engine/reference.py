@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, Qwen2ForSequenceClassification, Qwen3F
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ctxtrain.data.batches import Tokens, collate
-from ctxtrain.engine.batch_memory import batch_tokens, free_gpu_bytes
+from ctxtrain.engine.batch_memory import batch_tokens
 from ctxtrain.labels import LABELS
-from ctxtrain.memory import is_out_of_memory
+from ctxtrain.memory import gpu_memory, is_out_of_memory
 from ctxtrain.model.lora import logits
 from ctxtrain.model.shape import EngineKind
 from ctxtrain.runtime import thread_map
@@ -175,7 +175,7 @@ class InferenceEngine:
         if weight.device.type != "cuda" or int(tokens.lengths.sum()) <= MAX_BATCH_TOKENS:
             return 1, MAX_BATCH_TOKENS
         config: Any = cast(Any, self.network).model.config
-        return 1, batch_tokens(config, weight.dtype, free_gpu_bytes(weight.device), int(tokens.lengths.max()))
+        return 1, batch_tokens(config, weight.dtype, gpu_memory(weight.device), int(tokens.lengths.max()))
 
 
 def reference_inference(model: PreTrainedModel) -> InferenceEngine:

@@ -9,7 +9,6 @@ are padded on the right and `batches.py` refuses a pad id inside a text.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import warnings
@@ -225,16 +224,6 @@ def _count(weight: Tensor) -> int:
     """Numbers in a weight; bitsandbytes packs two of 4 bits into one byte and keeps the shape in `quant_state`."""
     quantized = getattr(weight, "quant_state", None)
     return weight.numel() if quantized is None else math.prod(quantized.shape)
-
-
-def frozen_sha256(model: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every frozen weight except PEFT's unused copy of the head."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if not weight.requires_grad and f"{HEAD}.original_module" not in name:
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _layer_indices(layers: str, count: int) -> list[int] | None:

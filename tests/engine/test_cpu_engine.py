@@ -37,6 +37,7 @@ from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
 from ctxtrain.progress import Reporter
 from ctxtrain.train import TrainingPipeline
 from tests.conftest import MakeConfig
+from tests.helpers import frozen_sha256
 from tests.tiny_models import FAMILIES, build_tiny
 
 CPU = torch.device("cpu")
@@ -272,12 +273,12 @@ def test_what_it_trains_is_the_same_reloaded_in_plain_peft_and_merged(family: st
     folder, batch = build_tiny(tmp_path / "base", family), {"input_ids": ragged()}
     model = build(folder, dropout=0.1)
     fast = FastClassifier(model)
-    frozen, names = lora.frozen_sha256(model), list(lora.trainable_state(model))
+    frozen, names = frozen_sha256(model), list(lora.trainable_state(model))
     optimizer = torch.optim.AdamW(lora.trainable_parameters(model).values(), lr=1e-2)
     for _ in range(3):
         results(model, fast, batch["input_ids"])
         optimizer.step()
-    assert lora.frozen_sha256(model) == frozen
+    assert frozen_sha256(model) == frozen
     trained = lora.trainable_state(model)
     assert list(trained) == names
     with torch.no_grad():

@@ -16,6 +16,7 @@ from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora
 from ctxtrain.model.losses import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer
+from tests.helpers import frozen_sha256
 from tests.tiny_models import FAMILIES, build_tiny
 
 LORA = LoraConfig().model_dump()
@@ -43,10 +44,10 @@ def train_a_little(model: PeftModel, batch: dict[str, torch.Tensor]) -> None:
 def test_every_family_trains_saves_merges_and_reloads(family: str, tmp_path: Path) -> None:
     folder = build_tiny(tmp_path / "base", family)
     model, batch = build(folder)
-    frozen = lora.frozen_sha256(model)
+    frozen = frozen_sha256(model)
     start = lora.trainable_state(model)
     train_a_little(model, batch)
-    assert lora.frozen_sha256(model) == frozen
+    assert frozen_sha256(model) == frozen
     trained = lora.trainable_state(model)
     assert all(not torch.equal(start[name], trained[name]) for name in trained)
 

@@ -29,7 +29,7 @@ from ctxtrain.model.losses import FocalLoss, focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.storage import checkpoint
 from tests.conftest import Amount, MakeConfig
-from tests.helpers import learnable_rows, write_rows
+from tests.helpers import frozen_sha256, learnable_rows, write_rows
 from tests.reliability.conftest import Figure
 from tests.tiny_models import build_tiny
 
@@ -200,7 +200,7 @@ def test_a_step_that_overflows_is_not_saved(make_config: MakeConfig, tmp_path: P
 def test_a_zeroed_head_starts_at_ln_3_and_the_base_never_changes(make_config: MakeConfig) -> None:
     pipeline = ready(make_config, "loss.focal_gamma=0", "loss.class_weights=none", "training.epochs=1")
     assert pipeline.model is not None
-    base = lora.frozen_sha256(pipeline.model)
+    base = frozen_sha256(pipeline.model)
     with torch.no_grad():
         for name, weight in pipeline.learner.parameters.items():
             if HEAD in name:
@@ -211,7 +211,7 @@ def test_a_zeroed_head_starts_at_ln_3_and_the_base_never_changes(make_config: Ma
     figures = pipeline.learner.step(pipeline.data.tokens["train"], pipeline.data.labels["train"], plan, (0, 0))
     assert figures["loss"] == pytest.approx(math.log(3), abs=2e-7)
     pipeline.train_epoch()
-    assert lora.frozen_sha256(pipeline.model) == base
+    assert frozen_sha256(pipeline.model) == base
 
 
 @pytest.mark.promise("D3")

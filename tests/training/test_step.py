@@ -12,6 +12,7 @@ from ctxtrain.model import lora
 from ctxtrain.train import TrainingPipeline
 from ctxtrain.training.step import NonFiniteStep
 from tests.conftest import MakeConfig
+from tests.helpers import frozen_sha256
 from tests.read_backs import counted_read_backs
 
 
@@ -112,9 +113,9 @@ def test_gradients_are_clipped_to_the_norm_asked_for(make_config: MakeConfig) ->
 def test_base_does_not_change_and_adapters_do(make_config: MakeConfig) -> None:
     pipeline = ready(make_config)
     assert pipeline.model is not None
-    base, trained = lora.frozen_sha256(pipeline.model), lora.trainable_state(pipeline.model)
+    base, trained = frozen_sha256(pipeline.model), lora.trainable_state(pipeline.model)
     pipeline.train_epoch()
-    assert lora.frozen_sha256(pipeline.model) == base
+    assert frozen_sha256(pipeline.model) == base
     after = lora.trainable_state(pipeline.model)
     assert all(not torch.equal(trained[name], after[name]) for name in trained)
 
