@@ -36,7 +36,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ctxtrain.config.schema import Config
 from ctxtrain.labels import LABELS
-from ctxtrain.model.lora import add_lora, load_classifier, trainable_parameters
+from ctxtrain.model.base import load_classifier
+from ctxtrain.model.lora import add_lora, trainable_parameters
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.synthetic.sample import write_sample
 from ctxtrain.train import TrainingPipeline

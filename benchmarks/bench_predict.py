@@ -41,8 +41,8 @@ from ctxtrain.data.parse_window import Window
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.export.predictor import Predictor
 from ctxtrain.labels import LABELS
+from ctxtrain.model.base import load_classifier
 from ctxtrain.model.embedded import embedded_base
-from ctxtrain.model.lora import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.synthetic.sample import write_sample
 

@@ -50,8 +50,9 @@ from ctxtrain.data.batches import Tokens, collate, plan_step
 from ctxtrain.engine.cpu.layer_parts import matmul_t
 from ctxtrain.engine.tuning import allocator
 from ctxtrain.labels import LABELS
+from ctxtrain.model.base import load_classifier
 from ctxtrain.model.embedded import embedded_base
-from ctxtrain.model.lora import add_lora, load_classifier, trainable_parameters
+from ctxtrain.model.lora import add_lora, trainable_parameters
 from ctxtrain.model.losses import FocalLoss
 from ctxtrain.model.optimizer import make_optimizer
 from ctxtrain.model.schedule import make_schedule

@@ -39,7 +39,8 @@ def child(*, plain_first: bool) -> None:
     torch.set_num_threads(int(THREADS))
     from ctxtrain.engine.cpu.training_model import FastClassifier
     from ctxtrain.engine.tuning import warm_up_vector_math
-    from ctxtrain.model.lora import add_lora, load_classifier, logits
+    from ctxtrain.model.base import load_classifier
+    from ctxtrain.model.lora import add_lora, logits
 
     warm_up_vector_math()
     base = load_classifier("embedded", 0)

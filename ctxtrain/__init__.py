@@ -1,6 +1,6 @@
 """ctxtrain: fine-tune a Qwen classifier of market windows, labelled LONG, SHORT or SKIP, with calibrated probabilities.
 
-Modules from the bottom layer to the top; each imports only from modules above it in this list.
+The list starts with the lowest layer. A module imports only from modules that are listed before it.
 
     errors                      exceptions and exit codes
     regular_files               open regular files only, not pipes or devices
@@ -64,10 +64,11 @@ Modules from the bottom layer to the top; each imports only from modules above i
     model.base_name             checks of the value of model.base
     model.embedded              the small Qwen that ships with the package
     model.base_config           checks of config.json
-    model.base                  checks of the files of a base model
+    model.base_files            checks of the files of a base model
     model.precision             float32 or bfloat16, chosen once for a run
     model.tokenizer             the tokenizer of a base model
-    model.lora                  frozen base model + LoRA + head
+    model.base                  a base model, loaded as a classifier
+    model.lora                  frozen base model + adapters + trained head
     model.shape                 sizes of model and adapters, from the config alone
     model.skeleton              names, shapes and source files of a model's weights, without the numbers
     model.losses                class-weighted focal loss
@@ -93,7 +94,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     engine.memory_needs         memory of a run by part; gradient checkpointing or not
     engine.api                  entry point: make_training_engine, make_inference_engine, tune_process
 
-    evaluation                  metrics, intervals, baselines, targets, calibration, thresholds, dtypes compared
+    evaluation                  metrics, best epoch, intervals, baselines, targets, calibration, scores of the export
     storage.validated, storage.atomic_files, storage.archive    schemas of stored files, atomic writes, final_model.zip
     storage.result_file         the result of a command, to a file or standard output
     storage.ownership           checks that no command overwrites inputs or foreign files
@@ -106,7 +107,7 @@ Modules from the bottom layer to the top; each imports only from modules above i
     reporting.verdict           the verdict of a run in plain sentences
     reporting.charts, reporting.figures, reporting.report       report.html
     tracking                    TensorBoard, MLflow, Weights & Biases
-    training                    rows and learner of a run, one optimizer step, checks of a checkpoint
+    training                    rows and learner of a run, one optimizer step, validation pass, checks of a checkpoint
 
     export                      best adapters → merged model → checked zip → predictions
     reporting.summary           training_summary.json

@@ -25,7 +25,7 @@ from ctxtrain.data.batches import StepPlan, steps_per_epoch
 from ctxtrain.data.dataset import Inputs, load_dataset
 from ctxtrain.data.oversampling import epoch_rows
 from ctxtrain.errors import Interrupted, TrainingDiverged
-from ctxtrain.evaluation.metrics import evaluate_logits
+from ctxtrain.evaluation.best_epoch import rank_epochs
 from ctxtrain.export.check_device import lock_in_first_process, rehearse_check
 from ctxtrain.export.package import place_export, prepare_export
 from ctxtrain.memory import TRAINING_REMEDY, annotate_memory_errors, release_memory
@@ -51,7 +51,8 @@ from ctxtrain.tracking.trackers import Trackers, open_trackers
 from ctxtrain.training import build
 from ctxtrain.training.checkpoint_parts import load_exportable, load_resume_checkpoint
 from ctxtrain.training.inputs import build_inputs, dataset_settings, require_single_run
-from ctxtrain.training.step import EVALUATION_BATCH, Ints, Learner, NonFiniteStep, require_finite_logits
+from ctxtrain.training.step import Ints, Learner, NonFiniteStep
+from ctxtrain.training.validation import validate
 
 
 class TrainingPipeline:
@@ -161,10 +162,7 @@ class TrainingPipeline:
                 advance(rows)
                 self._stop_on_signal()
 
-            logits_NC = self.learner.logits(tokens, EVALUATION_BATCH, after_batch)
-        require_finite_logits(logits_NC, self.data.names["val"])
-        loss_sum, weight_sum = self.loss_fn.sums(logits_NC, torch.from_numpy(labels_N).to(logits_NC.device))
-        return {"loss": float(loss_sum / weight_sum), **evaluate_logits(logits_NC.cpu().numpy(), labels_N)}
+            return validate(self.learner, self.loss_fn, tokens, labels_N, self.data.names["val"], after_batch)
 
     def save_checkpoint(self, metrics: dict[str, Any] | None = None) -> None:
         """Write a checkpoint; with `metrics`, first record the epoch as finished."""
@@ -177,7 +175,7 @@ class TrainingPipeline:
             }
             self.state.epochs.append(record)
             self._log({"kind": "epoch", **record})
-            self.reporter.report_epoch(record, best=checkpoint.rank_epochs(self.state.epochs)[0] == record["epoch"])
+            self.reporter.report_epoch(record, best=rank_epochs(self.state.epochs)[0] == record["epoch"])
         if is_main_process():
             self.folder.metrics.sync()
             payload = {
@@ -209,7 +207,7 @@ class TrainingPipeline:
 
     def finish(self) -> dict[str, Any]:
         """Export the best epoch and score the export; writes and returns the summary."""
-        best = checkpoint.rank_epochs(self.state.epochs)[0]
+        best = rank_epochs(self.state.epochs)[0]
         unfinished = None if self._is_finished() else self._progress()
         tokens = {split: rows for split, rows in self.data.tokens.items() if split != "test" or not unfinished}
         self.model = self.optimizer = self.loss_fn = None

@@ -14,10 +14,11 @@ import torch
 
 from ctxtrain.cli.process import main
 from ctxtrain.model import lora
+from ctxtrain.model.base import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer
 
 USED = (
-    "ctxtrain.evaluation.assess",
+    "ctxtrain.evaluation.export_scores",
     "ctxtrain.evaluation.baseline_models",
     "sklearn.model_selection",
     "ctxtrain.reporting.charts",
@@ -40,7 +41,7 @@ def load_libraries() -> None:
     for name in USED:
         import_module(name)
     pad = load_tokenizer("embedded").pad_token_id
-    model = lora.add_lora(lora.load_classifier("embedded", pad), r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
+    model = lora.add_lora(load_classifier("embedded", pad), r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
     model(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits.sum().backward()
 
 

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from ctxtrain import Config, TrainingPipeline, load_model
 from ctxtrain.errors import ConfigError, RunLocked
+from ctxtrain.evaluation.best_epoch import rank_epochs
 from ctxtrain.progress import Reporter
 from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import verdict
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.atomic_files import list_files, sha256_file
-from ctxtrain.storage.checkpoint import rank_epochs
 from ctxtrain.storage.run_folder import RunFolder
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows, write_rows

@@ -29,7 +29,8 @@ from gpu_parts.models import (
 from gpu_parts.profiling import describe_step
 from gpu_parts.setting import CheckFailed, Setting, rounded
 
-from ctxtrain.model.lora import load_classifier, parameter_counts
+from ctxtrain.model.base import load_classifier
+from ctxtrain.model.lora import parameter_counts
 
 MICRO_BATCHES = {"tiny": (4, 8), "full": (8, 32)}
 BEST_FLAGS = {"optim": "adamw_torch_fused"}

@@ -30,9 +30,9 @@ from ctxtrain.data.batches import Tokens
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.dataset import Dataset
 from ctxtrain.engine.api import EngineChoice
-from ctxtrain.evaluation.assess import assess
 from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.calibration import TemperatureScaler
+from ctxtrain.evaluation.export_scores import score_export
 from ctxtrain.evaluation.metrics import PRIMARY_METRIC, Metrics, evaluate_logits
 from ctxtrain.evaluation.selective import Threshold, choose_thresholds
 from ctxtrain.export.check_device import choose_device
@@ -77,7 +77,7 @@ WEIGHTS, BEST_MODEL, ARCHIVE = "model.safetensors", "best_model.safetensors", "f
 class ExportScores:
     """Calibration, thresholds and scores of the merged model.
 
-    `assessment` is the result of `assess` on the test rows, or on the validation rows if there are no test rows.
+    `assessment` is the result of `score_export` on the test rows, or on the validation rows if there are no test rows.
     """
 
     calibration: dict[str, Any]
@@ -211,7 +211,7 @@ def _score(
     temperature = calibration["temperature"]
     validation = evaluate_logits(logits["val"], labels["val"], temperature)
     test = evaluate_logits(logits["test"], labels["test"], temperature) if split == "test" else None
-    assessment = assess(
+    assessment = score_export(
         data.files,
         data.positions,
         labels,

@@ -31,8 +31,9 @@ from transformers.core_model_loading import (
 
 from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora
-from ctxtrain.model.base import find_base, weight_files
+from ctxtrain.model.base import classifier_config
 from ctxtrain.model.base_config import HEAD
+from ctxtrain.model.base_files import find_base, weight_files
 from ctxtrain.model.tokenizer import quiet_transformers
 
 CHUNK_BYTES = 1 << 25
@@ -70,7 +71,7 @@ class Skeleton:
         folder = find_base(base, revision)
 
         def empty() -> PreTrainedModel:
-            config = lora.classifier_config(folder, pad_id)
+            config = classifier_config(folder, pad_id)
             return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
         with torch.device("meta"), quiet_transformers():

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import logging as transformers_logging
 
 from ctxtrain.errors import ConfigError
-from ctxtrain.model.base import BaseFacts, check_base, copy_tokenizer, find_base, language_config
 from ctxtrain.model.base_config import convert_errors
+from ctxtrain.model.base_files import BaseFacts, check_base, copy_tokenizer, find_base, language_config
 from ctxtrain.regular_files import refuse_special
 
 # Characters of windows, and texts that tokenizers often treat differently.

@@ -39,7 +39,7 @@ from ctxtrain.data.window_file import load_windows
 from ctxtrain.errors import ConfigError, short_repr
 from ctxtrain.limits import MAX_STEPS, MAX_TEXT_TOKENS
 from ctxtrain.memory import annotate_memory_errors
-from ctxtrain.model.base import language_config
+from ctxtrain.model.base_files import language_config
 from ctxtrain.model.embedded import MAX_TOKENS, base_config, build_tokenizer
 from ctxtrain.model.tokenizer import load_tokenizer, open_base, quiet_transformers
 from ctxtrain.pretraining.muon import Muon

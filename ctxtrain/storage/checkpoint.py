@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import math
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ import torch
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from ctxtrain.errors import ConfigError, DataError
+from ctxtrain.evaluation.best_epoch import rank_epochs
 from ctxtrain.memory import is_out_of_memory
 from ctxtrain.regular_files import non_regular_kind, read_regular
 from ctxtrain.storage.atomic_files import (
@@ -110,16 +110,6 @@ class TrainState:
             return len(scores) >= epochs
         out_of_patience = max(scores[:-patience]) >= max(scores[-patience:])
         return len(scores) >= epochs or out_of_patience
-
-
-def rank_epochs(epochs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Epoch numbers, best first: by highest macro-F1, then lowest validation loss, then earliest epoch.
-
-    Epochs with a NaN score are left out.
-    """
-    scored = [entry for entry in epochs if not math.isnan(entry["macro_f1"] + entry["loss"])]
-    ordered = sorted(scored, key=lambda entry: (-entry["macro_f1"], entry["loss"], entry["epoch"]))
-    return [entry["epoch"] for entry in ordered]
 
 
 class CheckpointFolder:

@@ -25,7 +25,8 @@ from ctxtrain.engine.api import choose_checkpointing
 from ctxtrain.labels import LABELS
 from ctxtrain.memory import available_memory
 from ctxtrain.model import lora
-from ctxtrain.model.base import base_config, find_base
+from ctxtrain.model.base import load_classifier
+from ctxtrain.model.base_files import base_config, find_base
 from ctxtrain.model.losses import make_loss
 from ctxtrain.model.optimizer import make_optimizer
 from ctxtrain.model.precision import choose_precision
@@ -38,7 +39,8 @@ from ctxtrain.storage.atomic_files import DamagedFile
 from ctxtrain.storage.ownership import RUN_SUBFOLDER
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.tracking.trackers import require_trackers
-from ctxtrain.training.step import EVALUATION_BATCH, Learner
+from ctxtrain.training.step import Learner
+from ctxtrain.training.validation import EVALUATION_BATCH
 
 
 def base_name(config: Config) -> str:
@@ -61,7 +63,7 @@ def build_model(
     say: Callable[[str], None] | None = None,
 ) -> PeftModel:
     """The base model in the given precision with new adapters and head; `say` reports notes."""
-    base = lora.load_classifier(
+    base = load_classifier(
         config.model.base,
         pad_id,
         revision=config.model.revision,

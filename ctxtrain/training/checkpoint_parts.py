@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 
 from ctxtrain.errors import ConfigError, DataError
+from ctxtrain.evaluation.best_epoch import rank_epochs
 from ctxtrain.model.optimizer import expected_state
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.checkpoint import REMEDY, CheckpointFolder, TrainState
@@ -33,7 +34,7 @@ def load_resume_checkpoint(
     payload = checkpoint.load(path)
     expected = learner.state_dict()
     expected["moments"] = [expected_state(learner.optimizer, weight) for weight in learner.parameters.values()]
-    best = [folder.epoch_path(epoch) for epoch in checkpoint.rank_epochs(payload["state"].get("epochs", []))[:1]]
+    best = [folder.epoch_path(epoch) for epoch in rank_epochs(payload["state"].get("epochs", []))[:1]]
     for file in dict.fromkeys([path, *best]):
         content = payload if file == path else checkpoint.load(file)
         checkpoint.check_same_run(file.name, content["fingerprint"], fingerprint)
@@ -54,7 +55,7 @@ def load_exportable(
     if path is None or not (epochs := payload["state"].get("epochs", [])):
         rule = "an export needs one finished epoch, this run has none. Continue the run with train --resume."
         raise ConfigError(f"{folder.folder.parent}: {rule}")
-    best = folder.epoch_path(checkpoint.rank_epochs(epochs)[0])
+    best = folder.epoch_path(rank_epochs(epochs)[0])
     expected = {"weights": get_peft_model_state_dict(model, save_embedding_layers=False)}
     for file in dict.fromkeys([path, best]):
         content = payload if file == path else checkpoint.load(file)

@@ -34,7 +34,6 @@ from ctxtrain.runtime import Purpose, seed_torch
 
 Ints = NDArray[np.int64]
 
-EVALUATION_BATCH = 32  # rows
 REMEDY = "Check those rows, start again with a lower training.learning_rate, or resume from the last checkpoint"
 
 
@@ -69,14 +68,6 @@ class NonFiniteStep(Exception):
         if is_epoch_untrained:
             return f"No step of its epoch was finite, and an epoch needs at least one. {REMEDY}."
         return None
-
-
-def require_finite_logits(logits_NC: Tensor, names: Sequence[str]) -> None:
-    """Raises TrainingDiverged, with the names of the first rows, if logits of validation rows are not finite."""
-    rows = (~torch.isfinite(logits_NC)).any(dim=1).nonzero().flatten().tolist()
-    if rows:
-        first = ", ".join(names[row] for row in rows[:10])
-        raise TrainingDiverged(f"the logits of {len(rows)} validation rows are not finite: {first}. {REMEDY}.")
 
 
 class Learner:

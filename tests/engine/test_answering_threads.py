@@ -15,6 +15,7 @@ from ctxtrain.engine.cpu.training_model import unsupported_reason
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
 from ctxtrain.engine.reference import InferenceEngine
 from ctxtrain.model import lora
+from ctxtrain.model.base import load_classifier
 from tests.helpers import threads_of_a_new_thread
 from tests.tiny_models import build_tiny
 
@@ -28,7 +29,7 @@ def rows_of(lengths: np.ndarray) -> Tokens:
 
 def classifier(folder: Path) -> PreTrainedModel:
     build_tiny(folder, "qwen3")
-    model = lora.load_classifier(str(folder), PAD).eval()
+    model = load_classifier(str(folder), PAD).eval()
     assert unsupported_reason(model, torch.device("cpu")) is None
     return model
 

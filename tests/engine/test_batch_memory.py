@@ -16,7 +16,7 @@ from ctxtrain.data.batches import Tokens
 from ctxtrain.engine.batch_memory import MAX_TOKENS, SHARE_OF_FREE, batch_tokens, peak_bytes_per_token
 from ctxtrain.engine.cpu.select import OnnxInferenceEngine
 from ctxtrain.engine.reference import InferenceEngine, ReferenceNetwork
-from ctxtrain.model import lora
+from ctxtrain.model.base import load_classifier
 from tests.tiny_models import build_tiny
 
 PAD = 0
@@ -120,7 +120,7 @@ def rows_of(lengths: list[int]) -> Tokens:
 
 @pytest.mark.parametrize("engine", ["reference", "threads"])
 def test_a_batch_that_memory_does_not_hold_is_halved_and_the_answers_stay_in_order(engine: str, tmp_path: Path) -> None:
-    model = lora.load_classifier(str(build_tiny(tmp_path)), PAD).eval()
+    model = load_classifier(str(build_tiny(tmp_path)), PAD).eval()
     passes = InferenceEngine(model) if engine == "reference" else OnnxInferenceEngine(model)
     tokens = rows_of(np.random.default_rng(1).integers(20, 90, 150).tolist())
     expected, done = passes.token_logits(tokens), list[int]()
@@ -143,7 +143,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_the_answers_stay_in_ord
 
 
 def test_a_row_that_does_not_fit_alone_is_an_error_and_so_is_any_other_fault(tmp_path: Path) -> None:
-    model = lora.load_classifier(str(build_tiny(tmp_path)), PAD).eval()
+    model = load_classifier(str(build_tiny(tmp_path)), PAD).eval()
     with (
         pytest.warns(RuntimeWarning, match="memory ran out in a batch of 2 rows"),
         pytest.raises(torch.OutOfMemoryError),

@@ -31,6 +31,7 @@ from ctxtrain.engine.cpu.wide_inference import MergedClassifier
 from ctxtrain.export.predictor import Predictor
 from ctxtrain.model import lora
 from ctxtrain.model.agreement import engine_mismatch, probe_rows
+from ctxtrain.model.base import load_classifier
 from ctxtrain.model.embedded import embedded_base
 from ctxtrain.model.losses import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
@@ -60,7 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def build(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> PeftModel:
     """A model none of whose weights is at its start, where LoRA's B is zero and norms are one."""
     settings = LoraConfig().model_dump() | {"dropout": 0.0} | changes
-    model = lora.add_lora(lora.load_classifier(str(folder), PAD, dtype=dtype), **settings)
+    model = lora.add_lora(load_classifier(str(folder), PAD, dtype=dtype), **settings)
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -373,7 +374,7 @@ def test_what_it_was_not_made_for_is_named(tmp_path: Path) -> None:
 
     def adapted(**changes: Any) -> PeftModel:
         settings: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": ["q_proj"], "modules_to_save": ["score"]}
-        model: PeftModel = get_peft_model(lora.load_classifier(str(folder), PAD), PeftConfig(**(settings | changes)))
+        model: PeftModel = get_peft_model(load_classifier(str(folder), PAD), PeftConfig(**(settings | changes)))
         return model
 
     assert unsupported_reason(adapted(), CPU) is None
@@ -515,7 +516,7 @@ def test_a_merged_model_in_another_precision_keeps_its_own_forward_pass(tmp_path
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_predictor_answers_as_the_plain_model_for_short_and_long_texts(family: str, tmp_path: Path) -> None:
     folder = build_tiny(tmp_path, family)
-    model, tokenizer = lora.load_classifier(str(folder), PAD).eval(), load_tokenizer(str(folder))
+    model, tokenizer = load_classifier(str(folder), PAD).eval(), load_tokenizer(str(folder))
     predictor = Predictor(model, tokenizer, Codec(kind="text", fields=[], features={}), 1.0, 900)
     assert isinstance(predictor.engine.network, OnnxClassifier) == (family in ("qwen2", "qwen3"))
     lengths = [3, 850, 20, 40, 900, 700, 1, *range(1, 40)]

@@ -13,7 +13,6 @@ from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import collect_positions
 from ctxtrain.data.window_file import WindowFile
-from ctxtrain.evaluation.assess import assess
 from ctxtrain.evaluation.baseline_models import MAX_ROWS_PER_TREE, extra_trees
 from ctxtrain.evaluation.baselines import (
     Baseline,
@@ -24,6 +23,7 @@ from ctxtrain.evaluation.baselines import (
 )
 from ctxtrain.evaluation.blocks import Blocks
 from ctxtrain.evaluation.comparison import Finding, compare, finding
+from ctxtrain.evaluation.export_scores import score_export
 from ctxtrain.evaluation.metrics import evaluate_logits
 from ctxtrain.evaluation.scores import ScoredRows, confusion_scores, log_losses
 from ctxtrain.labels import LABELS
@@ -162,7 +162,7 @@ def test_the_one_to_beat_is_the_best_on_validation_rows_also_where_test_rows_wou
     files = {name: WindowFile(write_rows(tmp_path / name, rows)) for name, rows in learnable_days().items()}
     turned = {**labels, "test": (labels["test"] + 1) % 3}  # of these test rows nobody can have learned anything
     metrics = evaluate_logits(np.eye(3)[turned["test"]], turned["test"])
-    found = assess(
+    found = score_export(
         files,
         {name: collect_positions(file) for name, file in files.items()},
         turned,

@@ -35,6 +35,7 @@ from ctxtrain.export.compare import TrainedLogits, compare_logits
 from ctxtrain.export.fresh_process import fresh_process
 from ctxtrain.export.model_card import model_card
 from ctxtrain.model import lora
+from ctxtrain.model.base import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer
 from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import advice, verdict
@@ -75,7 +76,7 @@ class Finished:
         """Logits of the best epoch's adapters on the frozen base, before any merging."""
         predictor = load_model(self.root)
         tokenizer = load_tokenizer(self.config.model.base)
-        base = lora.load_classifier(self.config.model.base, tokenizer.pad_token_id)
+        base = load_classifier(self.config.model.base, tokenizer.pad_token_id)
         model = lora.add_lora(base, **self.config.lora.model_dump())
         name = f"checkpoint_epoch_{self.summary['best']['epoch']}.pt"
         lora.load_trainable_state(model, checkpoint.load(self.root / "checkpoints" / name)["learner"]["weights"])
@@ -133,7 +134,7 @@ def test_python_use_gives_the_trained_logits(finished: Finished) -> None:
 
 def test_peft_opens_the_adapter(finished: Finished) -> None:
     tokenizer = load_tokenizer(finished.config.model.base)
-    base = lora.load_classifier(finished.config.model.base, tokenizer.pad_token_id, seed=7)
+    base = load_classifier(finished.config.model.base, tokenizer.pad_token_id, seed=7)
     model = PeftModel.from_pretrained(base, finished.root / "export" / "adapter").eval()
     predictor = load_model(finished.root)
     logits_NC = InferenceEngine(model).token_logits(tokenise(map(predictor.render, finished.rows), tokenizer, 512))

@@ -16,7 +16,7 @@ from ctxtrain.errors import ConfigError, ExportError
 from ctxtrain.export import reopen
 from ctxtrain.export.check_device import choose_device, rehearse_check
 from ctxtrain.export.fresh_process import SCRIPT, FreshProcess, fresh_process
-from ctxtrain.model.lora import load_classifier
+from ctxtrain.model.base import load_classifier
 from ctxtrain.model.tokenizer import load_tokenizer
 from tests.conftest import MakeConfig
 

@@ -16,6 +16,7 @@ from ctxtrain.errors import ConfigError, ExportError
 from ctxtrain.export import merge
 from ctxtrain.export.merge import write_merged
 from ctxtrain.model import lora
+from ctxtrain.model.base import load_classifier
 from ctxtrain.model.skeleton import Skeleton
 from ctxtrain.model.tokenizer import load_tokenizer, quiet_transformers
 from ctxtrain.storage.atomic_files import sha256_file
@@ -27,7 +28,7 @@ ATTENTION = {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v
 def trained(base: Path, settings: dict[str, Any]) -> PeftModel:
     """The float32 model with adapters and head that are not at their start."""
     pad = load_tokenizer(str(base)).pad_token_id
-    model = lora.add_lora(lora.load_classifier(str(base), pad), **settings)
+    model = lora.add_lora(load_classifier(str(base), pad), **settings)
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in lora.trainable_parameters(model).values():
@@ -98,7 +99,7 @@ def test_files_of_another_layout_give_the_same_bits(how: str, family: str, tmp_p
     elif how == "stacked experts":
         AutoModelForCausalLM.from_pretrained(base).save_pretrained(base, save_original_format=False)
     else:
-        lora.load_classifier(str(base), pad).save_pretrained(base)
+        load_classifier(str(base), pad).save_pretrained(base)
     streamed(base, tmp_path / "model.safetensors", ATTENTION)
     expected = save_pretrained(base, tmp_path / "expected", ATTENTION)
     assert (tmp_path / "model.safetensors").read_bytes() == expected.read_bytes()

@@ -17,8 +17,8 @@ from ctxtrain import TrainingPipeline, load_model
 from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora
 from ctxtrain.model.agreement import engine_mismatch, probe_rows, try_base
-from ctxtrain.model.base import check_base
-from ctxtrain.model.lora import load_classifier
+from ctxtrain.model.base import load_classifier
+from ctxtrain.model.base_files import check_base
 from ctxtrain.model.tokenizer import load_tokenizer, open_base, quiet_transformers, tokenizer_and_notes
 from tests.conftest import MakeConfig
 from tests.helpers import learnable_rows

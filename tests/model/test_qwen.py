@@ -14,6 +14,7 @@ from ctxtrain.config.sections import LoraConfig
 from ctxtrain.data.batches import collate, tokenise
 from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora
+from ctxtrain.model.base import load_classifier
 from ctxtrain.model.losses import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer
 from tests.helpers import frozen_sha256
@@ -25,7 +26,7 @@ TEXTS = ["short", "a longer text of several tokens", "12345678 23456789 r10a20?"
 
 def build(folder: Path, **changes: object) -> tuple[PeftModel, dict[str, torch.Tensor]]:
     tokenizer = load_tokenizer(str(folder))
-    model = lora.add_lora(lora.load_classifier(str(folder), tokenizer.pad_token_id), **(LORA | changes))
+    model = lora.add_lora(load_classifier(str(folder), tokenizer.pad_token_id), **(LORA | changes))
     tokens = tokenise(TEXTS, tokenizer, 64)
     return model, collate(tokens, range(len(TEXTS)))
 
@@ -64,7 +65,7 @@ def test_every_family_trains_saves_merges_and_reloads(family: str, tmp_path: Pat
         torch.testing.assert_close(plain(**batch).logits, expected, atol=1e-5, rtol=0)
         assert plain.config.id2label == {0: "LONG", 1: "SHORT", 2: "SKIP"}
         tokenizer = load_tokenizer(str(folder))
-        base = lora.load_classifier(str(folder), tokenizer.pad_token_id, seed=1)  # its own head is another one
+        base = load_classifier(str(folder), tokenizer.pad_token_id, seed=1)  # its own head is another one
         adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
         torch.testing.assert_close(lora.logits(adapted, batch), expected, atol=1e-5, rtol=0)
 
@@ -152,7 +153,7 @@ def test_head_and_adapters_depend_on_the_seed_alone(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
 
     def state(seed: int) -> dict[str, torch.Tensor]:
-        base = lora.load_classifier(str(folder), tokenizer.pad_token_id, seed=seed)
+        base = load_classifier(str(folder), tokenizer.pad_token_id, seed=seed)
         return lora.trainable_state(lora.add_lora(base, **LORA, seed=seed))
 
     first = state(0)
@@ -185,12 +186,12 @@ def test_a_base_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -
     folder = build_tiny(tmp_path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=rf"model\.base must be .* '{folder}' is this folder {remedy}"):
-        lora.load_classifier(str(folder), 0)
+        load_classifier(str(folder), 0)
 
 
 def test_quantization_without_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.quantization=nf4 needs a GPU"):
-        lora.load_classifier(str(build_tiny(tmp_path)), 0, quantization="nf4")
+        load_classifier(str(build_tiny(tmp_path)), 0, quantization="nf4")
 
 
 def test_a_base_without_pad_token_takes_its_end_token(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from ctxtrain.errors import TrainingDiverged
 from ctxtrain.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, TemperatureScaler, fit_temperature
 from ctxtrain.evaluation.scores import negative_log_likelihood
 from ctxtrain.model import lora
+from ctxtrain.model.base import load_classifier
 from ctxtrain.model.base_config import HEAD
 from ctxtrain.model.losses import FocalLoss, focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer
@@ -221,7 +222,7 @@ def test_gradients_are_the_slopes_of_the_loss_in_float64(
     tmp_path: Path, amount: Amount, family: str, path: str, figure: Figure
 ) -> None:
     tokenizer = load_tokenizer(str(build_tiny(tmp_path, family)))
-    base = lora.load_classifier(str(tmp_path), tokenizer.pad_token_id)
+    base = load_classifier(str(tmp_path), tokenizer.pad_token_id)
     model = lora.add_lora(base, r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj", "o_proj"]).double()
     generator = torch.Generator().manual_seed(1)
     weights = lora.trainable_parameters(model)
@@ -378,9 +379,7 @@ def trained_logits(run: Path, texts: list[str]) -> np.ndarray:
     """Of the best epoch's adapters on the frozen base, before any merging."""
     config = Config.load(run / "config.yaml")
     tokenizer = load_tokenizer(config.model.base)
-    model = lora.add_lora(
-        lora.load_classifier(config.model.base, tokenizer.pad_token_id), **config.lora.model_dump()
-    ).eval()
+    model = lora.add_lora(load_classifier(config.model.base, tokenizer.pad_token_id), **config.lora.model_dump()).eval()
     best = orjson.loads((run / "training_summary.json").read_bytes())["best"]["epoch"]
     saved = checkpoint.load(run / "checkpoints" / f"checkpoint_epoch_{best}.pt")
     lora.load_trainable_state(model, saved["learner"]["weights"])

@@ -1,4 +1,4 @@
-"""The full evaluation of a model on one split: targets, intervals, baselines, selective prediction and mistakes.
+"""The scores of the exported model on one split: targets, intervals, baselines, selective prediction and mistakes.
 
 Input: rows, positions and labels of the splits, and the exported model's logits and scores on one of them. Output:
 plain values for `training_summary.json`.
@@ -33,7 +33,7 @@ from ctxtrain.evaluation.worst_errors import confident_mistakes
 from ctxtrain.labels import LABELS
 
 
-def assess(
+def score_export(
     files: Mapping[str, WindowFile],
     positions: Mapping[str, WindowPositions],
     labels: Mapping[str, NDArray[np.int64]],
