@@ -1,12 +1,15 @@
-"""Patterns that the embedded base was not made for, to see what it is worth beyond `ctxtrain sample`.
+"""Patterns that the embedded base was not made for: how well it learns beyond `ctxtrain sample`.
 
-Comes in: a folder, sizes and a seed. Goes out: `train.jsonl`, `val.jsonl`, `test.jsonl` of windows with open, high,
+Input: a folder, sizes and a seed. Output: `train.jsonl`, `val.jsonl`, `test.jsonl` of windows with open, high,
 low, close, volume and delta, no flags. Bars are drawn here, by a simpler market than any that the base has seen, and
 windows are drawn until the classes are 35 / 35 / 30 %. A share of the labels is then replaced at random.
 
 pullback     drift, reversal, then a pull-back: with the reversal if the pull-back's volume is weak, else SKIP
 divergence   a new extreme of price in the last third that delta does not share: against the extreme, else SKIP
 breakout     a close beyond a narrow range on raised volume: with it, else SKIP
+two_tests    an extreme of price reached twice: against it if the second time has less volume, else SKIP
+
+FROZEN are scored once, after the recipe of the base and the settings of the training are chosen on the others.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ LONG, SHORT, SKIP = range(len(LABELS))
 SHARES = (0.35, 0.35, 0.30)
 NOISE = 0.08
 BARS = (32, 48)
+FROZEN = ("pullback", "two_tests")
+# Of two_tests, in units of a bar's deviation: how close both extremes must be, and how far the price must move away
+# between them; in bars, the least distance between them; and the ratio of volume below which the second is weak.
+SAME_LEVEL, BOUNCE, BARS_BETWEEN, WEAK = 0.7, 3.0, 6, 0.85
 
 
 def write_pattern(name: str, folder: Path, *, train: int, val: int, test: int, seed: int) -> None:
@@ -114,8 +121,38 @@ def _breakout(rng: Generator) -> tuple[Bars, int]:
     return window, LONG if close > top else SHORT if close < bottom else SKIP
 
 
+def _two_tests(rng: Generator) -> tuple[Bars, int]:
+    bars = int(rng.integers(*BARS))
+    first = int(rng.integers(6, bars // 2))
+    second = int(rng.integers(first + BARS_BETWEEN, bars - 1))
+    way, fresh = rng.choice([-1.0, 1.0]), rng.uniform(0.4, 1.8)
+    depth, middle = rng.uniform(4, 9), (first + second) // 2
+    turns = [0.0, depth, depth * rng.uniform(0.1, 0.6), depth + rng.normal(0, 0.6), depth - rng.uniform(0, 2)]
+    path = np.interp(np.arange(bars), [0, first, middle, second, bars - 1], turns) * way
+    move = np.diff(path, prepend=0.0) + 0.7 * rng.standard_normal(bars)
+    effort = np.ones(bars)
+    effort[first - 1 : first + 2], effort[second - 1 : second + 2] = 1.3, 1.3 * fresh
+    window = _bars(rng, move, effort, 0.2 * np.tanh(move))
+    top = _is_weak_second_test(window["high"], window["low"], window["volume"])
+    bottom = _is_weak_second_test(-window["low"], -window["high"], window["volume"])
+    return window, SKIP if top == bottom else SHORT if top else LONG
+
+
+def _is_weak_second_test(high: Floats, low: Floats, volume: Floats) -> bool:
+    """Whether the highest high is reached twice, with less volume around the second time."""
+    bar = np.arange(len(high))
+    best = int(high.argmax())
+    for other in np.flatnonzero((high >= high.max() - SAME_LEVEL) & (abs(bar - best) >= BARS_BETWEEN)).tolist():
+        early, late = sorted((best, other))
+        if high.max() - low[early + 1 : late].min() >= BOUNCE:
+            around = [volume[max(test - 1, 0) : test + 2].mean() for test in (early, late)]
+            return bool(around[1] < WEAK * around[0])
+    return False
+
+
 PATTERNS: dict[str, Callable[[Generator], tuple[Bars, int]]] = {
     "pullback": _pullback,
     "divergence": _divergence,
     "breakout": _breakout,
+    "two_tests": _two_tests,
 }

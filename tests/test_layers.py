@@ -99,6 +99,16 @@ def test_no_imports_run_in_a_circle() -> None:
         raise AssertionError(" → ".join(error.args[1])) from None
 
 
+def test_pretraining_reads_no_generator_of_labels() -> None:
+    reached = {name for name in MODULES if name.startswith("pretraining.")}
+    while more := set().union(*(IMPORTS[name] for name in reached)) & set(MODULES) - reached:
+        reached |= more
+    assert "synthetic.bars" in reached
+    assert "synthetic.sample" not in reached
+    for path in (PACKAGE / "pretraining").glob("*.py"):
+        assert "benchmarks" not in path.read_text(), path.name
+
+
 def test_the_inits_of_inner_packages_hold_a_docstring_alone() -> None:
     for package in PACKAGES - {""}:
         assert ast.get_docstring(TREES[package]), package
