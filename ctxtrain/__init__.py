@@ -46,6 +46,7 @@ The list starts with the lowest layer. A module imports only from modules that a
     data.levels                 one character for a value without a fixed range
     data.codec                  windows → text
     data.codec_fitter           training windows → the codec
+    data.mirror                 windows upside down and windows without their oldest bars
     data.positions              positions of windows on a common scale
     data.oversampling           the windows of an epoch
     data.class_weights          class weights of the loss
@@ -59,6 +60,7 @@ The list starts with the lowest layer. A module imports only from modules that a
     data.check                  the report of `ctxtrain check`
     data.batches                texts → tokens → steps of micro-batches
     data.tokens                 tokens of a file's rows on disk, computed once
+    data.training_rows          the rows that training draws from, with augmentation
     data.dataset                the rows of a run, ready for training
 
     model.base_name             checks of the value of model.base

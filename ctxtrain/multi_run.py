@@ -20,7 +20,7 @@ import numpy as np
 
 from ctxtrain.config.schema import Config
 from ctxtrain.config.strict_yaml import parse_yaml
-from ctxtrain.data.dataset import Inputs, read_splits
+from ctxtrain.data.dataset import Inputs, fit_codec_of_run, read_splits
 from ctxtrain.data.positions import collect_positions
 from ctxtrain.data.tokens import TokenStore
 from ctxtrain.data.walk_forward import cut_folds
@@ -317,9 +317,10 @@ def _pooled_baselines(
             {split: survey.file for split, survey in surveys.items()},
             {split: survey.labels_N for split, survey in surveys.items()},
             "test" if "test" in surveys else "val",
-            surveys["train"].fields.fit(config.data.codec),
+            fit_codec_of_run(surveys["train"], config.data.codec, settings["augmentation"]),
             config.training.seed,
             names,
+            mirror=config.augmentation.mirror,
         )
         for name, baseline in fitted.items():
             baselines.setdefault(name, []).append(baseline)

@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     HEAD = 1
     SAMPLING = 2
     DROPOUT = 3
+    CROP = 4
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

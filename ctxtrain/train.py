@@ -137,8 +137,8 @@ class TrainingPipeline:
         epoch, first = divmod(self.state.step, self.steps_per_epoch)
         if first == 0:
             self.state.loss_sum = self.state.weight_sum = 0.0
-        lengths = self.data.tokens["train"].lengths
-        order = epoch_rows(self.data.labels["train"], self.data.epoch_counts_C, training.seed, epoch)
+        lengths = self.data.training.tokens(epoch).lengths
+        order = epoch_rows(self.data.training.labels_R, self.data.epoch_counts_C, training.seed, epoch)
         with self.reporter.track_epoch(epoch + 1, training.epochs, self.steps_per_epoch, first) as after_step:
             for step in range(first, self.steps_per_epoch):
                 plan = self.learner.plan(order, lengths, step, training.batch_size, training.gradient_accumulation)
@@ -279,7 +279,7 @@ class TrainingPipeline:
 
     def _train_step(self, plan: StepPlan, epoch: int, step: int) -> dict[str, float]:
         """Run and log one optimizer step, or skip it if it is not finite; returns its figures."""
-        tokens, labels_N = self.data.tokens["train"], self.data.labels["train"]
+        tokens, labels_N = self.data.training.tokens(epoch), self.data.training.labels_R
         numbers = {"step": self.state.step + 1, "epoch": epoch + 1}
         # Several processes stop between steps only: within a step, they may have different numbers of micro-batches.
         before_batch = self._stop_on_signal if self.learner.accelerator.num_processes == 1 else None
@@ -296,7 +296,7 @@ class TrainingPipeline:
 
     def _skip_step(self, error: NonFiniteStep, numbers: dict[str, int], windows: Ints) -> dict[str, float]:
         """Skip and log a step; returns its figures. Raises TrainingDiverged if no skip is allowed."""
-        names, allowed = self.data.names["train"], self.config.training.skip_nonfinite
+        names, allowed = self.data.training.names, self.config.training.skip_nonfinite
         description = f"optimizer step {numbers['step']} has {error.describe(names, windows)}"
         is_epoch_untrained = self.state.weight_sum == 0 and numbers["step"] % self.steps_per_epoch == 0
         if reason := error.stop_reason(self.state.skipped, allowed, is_epoch_untrained=is_epoch_untrained):

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from ctxtrain.config.overrides import apply_overrides, describe_error, dotted_keys, missing_key_message
 from ctxtrain.config.sections import (
     SPLITS,
+    AugmentationConfig,
     CalibrationConfig,
     CheckpointsConfig,
     DataConfig,
@@ -41,6 +42,7 @@ class Config(Section):
     """The complete config of a run."""
 
     data: DataConfig
+    augmentation: AugmentationConfig = AugmentationConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()

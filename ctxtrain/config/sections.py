@@ -85,6 +85,20 @@ class DataConfig(Section):
     )
 
 
+class AugmentationConfig(Section):
+    """Changed copies of training rows. Validation and test rows are never changed."""
+
+    mirror: bool = Field(
+        False,
+        description="Train also on each row upside down, with LONG and SHORT swapped; true if the market and your "
+        "rules are symmetric. An epoch has twice the rows.",
+    )
+    crop: bool = Field(
+        False,
+        description="In each epoch, leave out the oldest bars of half of the rows; at least the newest 20 remain.",
+    )
+
+
 class ModelConfig(Section):
     """The frozen base model."""
 

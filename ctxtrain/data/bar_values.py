@@ -110,7 +110,7 @@ def repair_rounding(bars: Sequence[Any]) -> int:
             continue
         for name in ("high", "low"):
             if name not in half_steps:
-                half_steps[name] = 0.5 * 10.0 ** -max(_decimals(each[name]) for each in bars)
+                half_steps[name] = 0.5 * 10.0 ** -max(decimals(each[name]) for each in bars)
         if all(
             isclose(bar[name], extreme, rel_tol=FLOAT32_TOL)
             or (
@@ -124,7 +124,7 @@ def repair_rounding(bars: Sequence[Any]) -> int:
     return repaired
 
 
-def _decimals(price: float) -> int:
+def decimals(price: float) -> int:
     """Digits after the point of the shortest text of a number; 17 for one written with an exponent."""
     text = repr(float(price))
     return 17 if "e" in text else len(text.partition(".")[2].removesuffix("0") or "")

@@ -24,6 +24,7 @@ from ctxtrain.data.codec import Codec
 from ctxtrain.data.drift import drift
 from ctxtrain.data.label_rule import find_label_rule
 from ctxtrain.data.leakage import Finding, describe_finding, find_leaks, skipped_checks
+from ctxtrain.data.mirror import fit_with_twins, require_partners
 from ctxtrain.data.notices import time_unit_message
 from ctxtrain.data.oversampling import by_label, class_counts, oversampled_counts
 from ctxtrain.data.positions import WindowPositions, common_spans
@@ -39,6 +40,7 @@ from ctxtrain.data.profile import (
 )
 from ctxtrain.data.separation import Auto, Separation, count_unpositioned, plan_separation, purged_rows
 from ctxtrain.data.tokens import TokenStore
+from ctxtrain.data.training_rows import Augmentation, TrainingRows, make_training_rows
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.labels import LABELS
@@ -53,7 +55,8 @@ Ints = NDArray[np.int64]
 class Dataset:
     """Rows by split, with their names for messages, labels of shape (rows,), positions and tokens.
 
-    `counts_C` are the training rows per class, `epoch_counts_C` the windows per class of an oversampled epoch. `leaks`
+    `training` are the rows that an epoch draws from, with augmentation. `counts_C` are these rows per class,
+    `epoch_counts_C` the windows per class of an oversampled epoch. `leaks`
     are the findings of `leakage.py`, `drift` those of `drift.py` for train and val, `extent` and `notices` those of
     `profile.py`. `incomplete_fields` lists, by file, the fields that some bars of a row lack.
     """
@@ -63,6 +66,7 @@ class Dataset:
     labels: dict[str, Ints]
     positions: dict[str, WindowPositions]
     tokens: dict[str, Tokens]
+    training: TrainingRows
     codec: Codec
     partial_fields: dict[str, int]
     counts_C: Ints
@@ -107,6 +111,7 @@ class Dataset:
         ]
         if line := time_unit_message({name: facts["time_unit"] for name, facts in self.extent.items()}):
             notes.append(line)
+        notes += self.training.notes()
         notes += [f"{name}: {line}" for name, lines in self.notices.items() for line in lines]
         notes += [describe_finding(leak) for leak in self.leaks] + [f"not checked: {check}" for check in self.unchecked]
         if shifted := [entry for entry in self.drift if entry["shifted"]]:
@@ -123,6 +128,7 @@ class Dataset:
             "before_oversampling": by_label(self.counts_C),
             "after_oversampling": by_label(self.epoch_counts_C),
             "class_weights": dict(zip(LABELS, self.class_weights, strict=True)),
+            "augmentation": self.training.summary(),
             "codec": self.codec.kind,
             "partial_fields": self.partial_fields,
             "incomplete_fields": self.incomplete_fields,
@@ -167,28 +173,28 @@ def load_dataset(
     embargo: int | Auto = "auto",
     label_horizon: int | None = None,
     allow_leakage: bool = False,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008  # a tuple
 ) -> Dataset:
     """Read `train`, `val` and, if present, `test`. Purge, embargo and label horizon are those of `plan_separation`.
 
     Raises one DataError with the faults of all files, or with all windows and ids that occur in two of them.
     """
     surveys, separation, unpositioned = read_splits(inputs.files, purge, embargo, label_horizon)
-    notices = row_notices(surveys)
-    for name, surveyed in surveys.items():
-        outliers = outlier_summary(surveyed)
-        notices.setdefault(name, []).extend(outlier_message(field, facts) for field, facts in outliers.items())
+    notices = _notices(surveys)
     notices["train"] = [*separation.notes, *_rule_notes(surveys), *notices["train"]]
     for name, count in unpositioned.items():
         notices[name].append(f"{count:,} of the dropped rows have no position in time and may share bars with others")
-    surveys["train"].fields.require_own_fields()
-    fitted = surveys["train"].fields.fit(codec)
+    fitted = fit_codec_of_run(surveys["train"], codec, augmentation)
     for name, surveyed in surveys.items():
         notices.setdefault(name, []).extend(surveyed.fields.differences(fitted))
     labels = {name: surveyed.labels_N for name, surveyed in surveys.items()}
-    counts_C = class_counts(labels["train"])
-    epoch_counts_C = oversampled_counts(counts_C, oversampling, max_repeat)
     files = {name: surveyed.file for name, surveyed in surveys.items()}
     tokens = inputs.tokens.tokens(files, fitted, tokenizer, max_tokens)
+    training = make_training_rows(
+        surveys["train"], tokens["train"], inputs.tokens, fitted, tokenizer, max_tokens, augmentation
+    )
+    counts_C = class_counts(training.labels_R)
+    epoch_counts_C = oversampled_counts(counts_C, oversampling, max_repeat)
     leaks = find_leaks(surveys, {name: rows.digests() for name, rows in tokens.items()}, separation.horizon)
     refused = [describe_finding(leak) for leak in leaks if leak["refused"]]
     if refused and not allow_leakage:
@@ -199,6 +205,7 @@ def load_dataset(
         labels=labels,
         positions={name: surveyed.positions for name, surveyed in surveys.items()},
         tokens=tokens,
+        training=training,
         codec=fitted,
         partial_fields=surveys["train"].fields.partial_fields(),
         counts_C=counts_C,
@@ -212,6 +219,26 @@ def load_dataset(
         notices=notices,
         incomplete_fields={name: report.notices.incomplete() for name, report in reports(surveys).items()},
     )
+
+
+def _notices(surveys: Mapping[str, Survey]) -> dict[str, list[str]]:
+    """Those of `row_notices`, then the outliers."""
+    notices = row_notices(surveys)
+    for name, surveyed in surveys.items():
+        outliers = outlier_summary(surveyed)
+        notices.setdefault(name, []).extend(outlier_message(field, facts) for field, facts in outliers.items())
+    return notices
+
+
+def fit_codec_of_run(train: Survey, kind: Literal["compact", "json"], augmentation: Augmentation) -> Codec:
+    """The codec of the training rows. Raises DataError or ConfigError if they do not fit the settings."""
+    train.fields.require_own_fields()
+    augmentation.require_bars(train)
+    codec = train.fields.fit(kind)
+    if not augmentation.mirror:
+        return codec
+    require_partners(codec)
+    return fit_with_twins(kind, train.file, train.file.own)
 
 
 def _rule_notes(surveys: Mapping[str, Survey]) -> list[str]:

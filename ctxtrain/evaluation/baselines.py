@@ -28,6 +28,7 @@ from scipy.special import gammaln, xlog1py, xlogy
 from threadpoolctl import threadpool_limits
 
 from ctxtrain.data.codec import Codec
+from ctxtrain.data.mirror import labels_with_twins, mirrored
 from ctxtrain.data.parse_window import Window
 from ctxtrain.evaluation.baseline_inputs import window_inputs
 from ctxtrain.evaluation.baseline_models import CLASSIFIERS, FitFailed
@@ -65,11 +66,13 @@ def fit_baselines(
     codec: Codec,
     seed: int,
     only: Collection[str] | None = None,
+    *,
+    mirror: bool = False,
 ) -> tuple[dict[str, Baseline], dict[str, str]]:
     """Baselines scored on `split`, and the reasons why others are left out, by name.
 
     They read the fields that `codec` reads. The order is simplest first, so that the simpler one wins a tie. `only`
-    restricts the names; None fits all.
+    restricts the names; None fits all. With `mirror`, the trained ones are fitted on the mirrored training rows too.
     """
     shares_C = np.bincount(labels["train"], minlength=len(LABELS)) / len(labels["train"])
     baselines = {name: _input_free_baseline(name, shares_C, labels, split) for name in _selected(WITHOUT_INPUT, only)}
@@ -77,6 +80,10 @@ def fit_baselines(
     if codec.kind == "text" or not trained:
         return baselines, dict.fromkeys(trained, NO_BARS_REASON)
     tables = {name: window_inputs(windows[name], codec) for name in {"train", "val", split}}
+    if mirror:
+        twins_NF = window_inputs(map(mirrored, windows["train"]), codec)
+        tables["train"] = np.concatenate([tables["train"], twins_NF])
+        labels = {**labels, "train": labels_with_twins(labels["train"])}
     known = ~np.isnan(tables["train"]).all(axis=0)
     tables = {name: table[:, known] for name, table in tables.items()}
     left_out = {}

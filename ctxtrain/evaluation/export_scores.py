@@ -46,16 +46,17 @@ def score_export(
     targets: Mapping[str, float],
     thresholds: Mapping[str, Threshold],
     seed: int,
+    mirror: bool = False,
 ) -> dict[str, Any]:
     """`targets`, `intervals`, `baselines`, `selective` and `mistakes` of the model on `split`.
 
-    `logits_NC` are uncalibrated; `metrics` are their scores with the temperature applied.
+    `logits_NC` are uncalibrated; `metrics` are their calibrated scores. With `mirror`, baselines get mirrored rows too.
     """
     labels_N, blocks = labels[split], assign_blocks(positions[split])
     model = ScoredRows.from_logits(logits_NC, labels_N, temperature)
     probabilities_NC = model.probabilities_NC
     scores = score_intervals(model, blocks.block_N, seed) if blocks.trusted else NO_INTERVALS
-    baselines, left_out = fit_baselines(files, labels, split, codec, seed)
+    baselines, left_out = fit_baselines(files, labels, split, codec, seed, mirror=mirror)
     best = best_on_validation({name: baseline.scores for name, baseline in baselines.items()})
     return {
         "targets": evaluate_targets(metrics, targets, scores),

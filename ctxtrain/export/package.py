@@ -223,6 +223,7 @@ def _score(
         targets=targets,
         thresholds=thresholds,
         seed=seed,
+        mirror=data.training.augmentation.mirror,
     )
     return ExportScores(calibration, thresholds, validation, test, assessment)
 

@@ -66,6 +66,13 @@ class RowCounts(StoredModel):
         return dict(self)
 
 
+class Augmentation(StoredModel):
+    mirror: bool
+    crop: bool
+    mirrored_rows: NonNegativeInt
+    unchanged_fields: list[str]
+
+
 class Data(StoredModel):
     rows: RowCounts
     purged: dict[str, NonNegativeInt]
@@ -74,6 +81,7 @@ class Data(StoredModel):
     before_oversampling: Counts
     after_oversampling: Counts
     class_weights: Floats
+    augmentation: Augmentation | None = None  # absent in summaries of earlier releases
     codec: str
     partial_fields: dict[str, NonNegativeInt]
     noticed: dict[str, list[str]]

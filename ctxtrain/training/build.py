@@ -156,8 +156,11 @@ def run_fingerprint(
     dump = config.model_dump(mode="json")
     # This key decides where a run stops, not what it trains: users may raise it to resume a stopped run.
     del dump["training"]["skip_nonfinite"]
+    names = ["lora", "loss", "oversampling", "training"]
+    if any(dump["augmentation"].values()):  # older checkpoints do not have the section
+        names.append("augmentation")
     return {
-        "config": {name: dump[name] for name in ("lora", "loss", "oversampling", "training")},
+        "config": {name: dump[name] for name in names},
         "dtype": str(dtype),
         "quantization": config.model.quantization,
         "labels": list(LABELS),
@@ -200,7 +203,7 @@ def build_learner(
         tokens_per_batch=training.tokens_per_batch,
         say=say,
     )
-    run = memory_settings(config, dtype, accelerator.device, data.tokens)
+    run = memory_settings(config, dtype, accelerator.device, data.tokens | {"train": data.training.whole})
     shape = ModelShape.from_config(model.get_base_model().config)
     choose_checkpointing(learner.engine, shape, run, config.model.gradient_checkpointing, free, say)
     return learner

@@ -16,6 +16,7 @@ from ctxtrain.data.dataset import Inputs
 from ctxtrain.data.row_schema import check_own_fields
 from ctxtrain.data.sources import open_source
 from ctxtrain.data.table_cache import TableCache
+from ctxtrain.data.training_rows import Augmentation
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, short_repr
@@ -115,4 +116,5 @@ def dataset_settings(config: Config) -> dict[str, Any]:
         "embargo": data.embargo,
         "label_horizon": data.label_horizon,
         "allow_leakage": data.allow_leakage,
+        "augmentation": Augmentation(**config.augmentation.model_dump(), seed=config.training.seed),
     }

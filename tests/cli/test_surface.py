@@ -25,6 +25,7 @@ WAIT = "OMP_WAIT_POLICY"
 CONFIG_KEYS = """
 data data.train data.val data.test data.codec data.purge data.embargo data.label_horizon data.allow_leakage
 data.fields data.cache
+augmentation augmentation.mirror augmentation.crop
 model model.base model.revision model.max_tokens model.dtype model.engine model.quantization
 model.gradient_checkpointing
 lora lora.r lora.alpha lora.dropout lora.target_modules lora.layers
