@@ -33,6 +33,7 @@ from ctxtrain.config.schema import Config
 from ctxtrain.export.fresh_process import fresh_process
 from ctxtrain.export.merge import write_merged
 from ctxtrain.export.package import prepare_export
+from ctxtrain.model.averaging import Candidates
 from ctxtrain.model.embedded import build_tokenizer
 from ctxtrain.synthetic.sample import write_sample
 from ctxtrain.train import TrainingPipeline
@@ -93,7 +94,7 @@ def measure(step: str, root: Path, export_dtype: str) -> dict[str, Any]:
     else:
         with tempfile.TemporaryDirectory(dir=root) as scratch, fresh_process.running():
             result = prepare_export(
-                trained, pipeline.tokenizer, pipeline.data, pipeline.data.tokens, **settings,
+                Candidates(trained, [1]), pipeline.tokenizer, pipeline.data, pipeline.data.tokens, **settings,
                 base_name="base", caveat="", scratch=Path(scratch), say=lambda note: print(note, file=sys.stderr),
             )  # fmt: skip
             seconds = time.perf_counter() - start

@@ -73,6 +73,7 @@ The list starts with the lowest layer. A module imports only from modules that a
     model.lora                  frozen base model + adapters + trained head
     model.shape                 sizes of model and adapters, from the config alone
     model.skeleton              names, shapes and source files of a model's weights, without the numbers
+    model.averaging             the mean of the weights of several epochs
     model.losses                class-weighted focal loss
     model.optimizer             the optimizer
     model.schedule              the learning rate schedule

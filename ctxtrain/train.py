@@ -73,7 +73,7 @@ class TrainingPipeline:
         self.inputs, self.rows, self.resume = inputs, data, resume
         self.reporter = reporter if reporter and is_main_process() else Reporter()
         self.folder = RunFolder(config.output_dir)
-        self.checkpoints = self.folder.checkpoints(config.checkpoints.keep)
+        self.checkpoints = self.folder.checkpoints(config.checkpoints.keep, config.checkpoints.average)
         self.state, self.trackers = checkpoint.TrainState(), Trackers()
         self.saved_position = (0, 0)  # optimizer steps and finished epochs of the newest checkpoint
         self.start: Path | None = None  # the checkpoint to resume from
@@ -206,8 +206,8 @@ class TrainingPipeline:
             return self.finish()
 
     def finish(self) -> dict[str, Any]:
-        """Export the best epoch and score the export; writes and returns the summary."""
-        best = rank_epochs(self.state.epochs)[0]
+        """Export the best epoch, or the mean of the best ones, and score it; writes and returns the summary."""
+        best = self.checkpoints.exported_epochs(self.state.epochs)
         unfinished = None if self._is_finished() else self._progress()
         tokens = {split: rows for split, rows in self.data.tokens.items() if split != "test" or not unfinished}
         self.model = self.optimizer = self.loss_fn = None
@@ -215,9 +215,9 @@ class TrainingPipeline:
         release_memory()  # for the model that is exported
         with self.folder.scratch() as scratch:
             with self.stop.interrupt_immediately():
-                weights = checkpoint.load(self.checkpoints.epoch_path(best))["learner"]["weights"]
+                weights = {n: checkpoint.load(self.checkpoints.epoch_path(n))["learner"]["weights"] for n in best}
                 exported = prepare_export(
-                    build.trained(self.config, self.skeleton, weights),
+                    build.candidates(self.config, self.skeleton, weights),
                     self.tokenizer,
                     self.data,
                     tokens,
@@ -232,7 +232,7 @@ class TrainingPipeline:
             model=build.model_summary(self.config, self.base_name, self.skeleton, self.fingerprint),
             data=self.data.summary(),
             epochs=self.state.epochs,
-            best_epoch=best,
+            best_epoch=best[0],
             unfinished=unfinished,
             skipped=self.state.skipped,
             exported=exported,

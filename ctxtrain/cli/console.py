@@ -44,7 +44,7 @@ def print_summary(summary: Summary, output_dir: str) -> None:
     console.print(verdict(summary), highlight=False, soft_wrap=not console.is_terminal)
     model = summary.model
     console.print(
-        f"epoch {summary.best.epoch} of {len(summary.epochs)}, temperature {summary.calibration.temperature:.3f}, "
+        f"{summary.exported_epochs} of {len(summary.epochs)}, temperature {summary.calibration.temperature:.3f}, "
         f"{model.trainable:,} of {model.parameters:,} parameters trained ({model.trainable_share:.2%})",
         highlight=False,
         soft_wrap=not console.is_terminal,

@@ -226,6 +226,13 @@ class CheckpointsConfig(Section):
     every_steps: int | None = Field(
         None, ge=1, le=MAX_STEPS, description="Optimizer steps between extra checkpoints within an epoch."
     )
+    average: int = Field(
+        1,
+        ge=1,
+        le=MAX_EPOCHS,
+        description="Export the mean of the weights of this many best epochs if its validation macro-F1 is not lower "
+        "than that of the best one; at least as many checkpoints are kept.",
+    )
 
 
 class CalibrationConfig(Section):

@@ -70,6 +70,13 @@ def write_merged(
     return _write(path, entries, dtype)
 
 
+@torch.no_grad()
+def round_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give each float32 weight the nearest value of another dtype."""
+    for weight in model.state_dict().values():
+        weight.copy_(weight.to(dtype))
+
+
 def _stream(skeleton: Skeleton, weights: Mapping[str, Tensor]) -> dict[str, Entry]:
     """The tensors of the merged file by name. Raises _NotStreamable."""
     reader, adapters = WeightReader(), _adapters(skeleton.adapted)

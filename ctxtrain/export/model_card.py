@@ -22,7 +22,7 @@ _CARD = """\
 
 A Qwen sequence classifier, fine-tuned with LoRA by ctxtrain and merged into the base model `{base}`. `adapter/` has
 the adapters alone. The input is the text that `codec.json` describes. The output is three logits in the order {labels}.
-Probabilities are softmax(logits / temperature), with the temperature in `calibration.json`.
+Probabilities are softmax(logits / temperature), with the temperature in `calibration.json`.{origin}
 
 {caveat}{advice}
 
@@ -53,11 +53,14 @@ With ctxtrain: `load_model("final_model.zip").predict(rows)`.
 """
 
 
-def model_card(base: str, validation: Scores, test: Scores | None, advice: str, text: str, caveat: str = "") -> str:
+def model_card(
+    base: str, validation: Scores, test: Scores | None, advice: str, text: str, caveat: str = "", origin: str = ""
+) -> str:
     """The text of the model card.
 
     `text` is a rendered window for the code example. The `caveat` and the `advice` on whether to use the model come
-    before the scores, so that readers see them first.
+    before the scores, so that readers see them first. `origin` says which epochs the weights are from, if several were
+    to be averaged.
     """
     metrics, scored_rows, validation_scores = validation, VALIDATION_ROWS, ""
     if test is not None:
@@ -75,6 +78,7 @@ def model_card(base: str, validation: Scores, test: Scores | None, advice: str, 
         base=base,
         labels=", ".join(LABELS),
         caveat=f"**{caveat}**\n\n" if caveat else "",
+        origin=f" {origin[:1].upper()}{origin[1:]}." if origin else "",
         advice=advice,
         scored_rows=scored_rows,
         rows="\n".join(rows),

@@ -36,6 +36,7 @@ from ctxtrain.evaluation.export_scores import score_export
 from ctxtrain.evaluation.metrics import PRIMARY_METRIC, Metrics, evaluate_logits
 from ctxtrain.evaluation.selective import Threshold, choose_thresholds
 from ctxtrain.export.check_device import choose_device
+from ctxtrain.export.choose import choose_weights
 from ctxtrain.export.compare import (
     TrainedLogits,
     check_archive,
@@ -47,10 +48,11 @@ from ctxtrain.export.compare import (
 )
 from ctxtrain.export.fresh_process import BATCH_SIZE, fresh_process
 from ctxtrain.export.locate import EXPORT_FOLDER
-from ctxtrain.export.merge import write_merged
+from ctxtrain.export.merge import round_weights, write_merged
 from ctxtrain.export.model_card import model_card
 from ctxtrain.export.predictor import Predictor
 from ctxtrain.memory import release_memory
+from ctxtrain.model.averaging import Candidates
 from ctxtrain.model.lora import merge
 from ctxtrain.model.skeleton import Skeleton, Trained
 from ctxtrain.reporting.summary_schema import Baselines
@@ -89,15 +91,19 @@ class ExportScores:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Scores of the export, the result of the logit check, and the SHA-256 of each file by its path in the run."""
+    """Scores of the export, the result of the logit check, and the SHA-256 of each file by its path in the run.
+
+    `averaging` is the second value of `choose_weights`.
+    """
 
     scores: ExportScores
     check: dict[str, Any]
     files: dict[str, str]
+    averaging: dict[str, Any] | None
 
 
 def prepare_export(
-    trained: Trained,
+    candidates: Candidates,
     tokenizer: PreTrainedTokenizerBase,
     data: Dataset,
     tokens: Mapping[str, Tokens],
@@ -114,12 +120,13 @@ def prepare_export(
     scratch: Path,
     say: Callable[[str], None],
 ) -> ExportResult:
-    """Merge, calibrate, write, check and pack the model in an empty scratch folder.
+    """Choose, merge, calibrate, write, check and pack the model in an empty scratch folder.
 
     The temperature is fitted on validation rows. Test rows, if `tokens` has any, are only scored. `seed` is that of the
     baselines. The export stores a confidence threshold for each precision in `targets`; the card shows `caveat`. Raises
     ExportError if the logits of the reopened model differ, WriteFailed if the disk is full.
     """
+    trained, averaging = choose_weights(candidates, tokenizer, data, dtype=dtype, engine=engine, say=say)
     folder, skeleton = scratch / EXPORT_FOLDER, trained.skeleton
     folder.mkdir()
     device = choose_device(check_device, skeleton.nbytes)
@@ -139,14 +146,14 @@ def prepare_export(
         # The fresh process computes while this one fits the baselines.
         with fresh_process.reopened_logits(folder, texts, torch.get_num_threads(), device) as reopened:
             scored = _score(local.logits, data, calibrate=calibrate, targets=targets, seed=seed)
-            _write_extras(folder, data.codec, scored, base_name, texts[0], caveat)
+            _write_extras(folder, data.codec, scored, base_name, texts[0], caveat, averaging)
             say("checking the export in a fresh process")
             check = compare_logits(reopened.result(), local.trained, local.merged_NC)
         if dtype != "float32":
             say(f"note: {rounding_note(dtype, check)}")
         files = _pack(scratch, weights_digest)
         check["max_predict_difference"] = check_archive(scratch / ARCHIVE, texts, local.trained, check, engine)
-    return ExportResult(scored, {"dtype": dtype, "device": device} | check, files)
+    return ExportResult(scored, {"dtype": dtype, "device": device} | check, files, averaging)
 
 
 def save_config(skeleton: Skeleton, folder: Path, dtype: ExportDtype) -> None:
@@ -194,13 +201,6 @@ def _compute_locally(
     return _Local(expected, merged_NC, logits)
 
 
-@torch.no_grad()
-def round_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Give each float32 weight the nearest value of another dtype."""
-    for weight in model.state_dict().values():
-        weight.copy_(weight.to(dtype))
-
-
 def _score(
     logits: Mapping[str, Floats], data: Dataset, *, calibrate: bool, targets: Mapping[str, float], seed: int
 ) -> ExportScores:
@@ -228,7 +228,15 @@ def _score(
     return ExportScores(calibration, thresholds, validation, test, assessment)
 
 
-def _write_extras(folder: Path, codec: Codec, scored: ExportScores, base_name: str, text: str, caveat: str) -> None:
+def _write_extras(
+    folder: Path,
+    codec: Codec,
+    scored: ExportScores,
+    base_name: str,
+    text: str,
+    caveat: str,
+    averaging: Mapping[str, Any] | None,
+) -> None:
     """Write `codec.json`, `calibration.json` and the model card, with `text` as its example."""
     codec.save(folder / "codec.json")
     (folder / "calibration.json").write_bytes(to_json({**scored.calibration, "thresholds": scored.thresholds}))
@@ -241,6 +249,7 @@ def _write_extras(folder: Path, codec: Codec, scored: ExportScores, base_name: s
         recommendation(score, baselines, scored.assessment["intervals"]["doubt"]),
         text if codec.kind == "compact" else "your text",
         caveat,
+        averaging["reason"] if averaging else "",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -36,6 +36,7 @@ def make_summary(
         "test": test and {**test, **mark},
         "targets": [target | mark for target in assessment["targets"]],
         "targets_judged_on": f"{'validation rows' if test is None else 'test rows'}{leak_suffix(leaked)}",
+        "averaging": exported.averaging,
         "chosen_on": "validation rows",
         "judged_rows_chose_the_epoch": test is None,
         "targets_met": all(target["met"] for target in assessment["targets"]),

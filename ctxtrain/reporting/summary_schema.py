@@ -105,6 +105,15 @@ class Best(Scores):
     epoch: PositiveInt
 
 
+class Averaging(StoredModel):
+    wanted: PositiveInt
+    epochs: Annotated[list[PositiveInt], Field(min_length=1)]
+    macro_f1: Share | None
+    best_epoch_macro_f1: Share | None
+    used: bool
+    reason: str
+
+
 class Target(StoredModel):
     metric: str
     target: float
@@ -276,6 +285,7 @@ class Summary(StoredModel):
     unfinished: str | None
     skipped_steps: NonNegativeInt
     best: Best
+    averaging: Averaging | None = None  # None too in summaries of earlier releases
     test: Scores | None
     targets: Annotated[list[Target], Field(min_length=1)]
     targets_judged_on: str
@@ -295,6 +305,13 @@ class Summary(StoredModel):
     def judged(self) -> Scores:
         """Scores on the test rows; without them, on the validation rows."""
         return self.test or self.best
+
+    @property
+    def exported_epochs(self) -> str:
+        """The epochs whose weights were exported, in words."""
+        if self.averaging is None or not self.averaging.used:
+            return f"epoch {self.best.epoch}"
+        return f"mean of epochs {', '.join(map(str, sorted(self.averaging.epochs)))}"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -113,14 +113,22 @@ class TrainState:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run. Deletes only files with a checkpoint name."""
+    """The checkpoints of one run. Deletes only files with a checkpoint name.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    Of the finished epochs the best `keep` are kept, at least the best `needed`, which an export reads.
+    """
+
+    def __init__(self, folder: Path, keep: int, needed: int = 1) -> None:
         self.folder = folder
-        self.keep = keep
+        self.keep = max(keep, needed)
+        self.needed = needed
 
     def epoch_path(self, epoch: int) -> Path:
         return self.folder / f"checkpoint_epoch_{epoch}.pt"
+
+    def exported_epochs(self, epochs: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The epochs whose checkpoints an export reads, best first."""
+        return rank_epochs(epochs)[: self.needed]
 
     def save_epoch(self, payload: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> None:
         """Write the checkpoint of the last of `epochs`, then delete all but the newest and the best `keep` ones.
@@ -150,13 +158,16 @@ class CheckpointFolder:
             if other != path and (number <= step if kind == "step" else number <= len(epochs) and number not in kept):
                 other.unlink()
 
+    def _best_so_far(self) -> str:
+        return "the best epoch so far" if self.needed == 1 else f"one of the {self.needed} best epochs so far"
+
     def _kept_epochs(self, epochs: Sequence[Mapping[str, Any]]) -> set[int]:
         return {*rank_epochs(epochs)[: self.keep], *(epoch["epoch"] for epoch in epochs[-1:])}
 
     def find_resume_point(self, steps_per_epoch: int, say: Callable[[str], None]) -> Path | None:
-        """The latest intact checkpoint for which the checkpoint of the best earlier epoch is intact too.
+        """The latest intact checkpoint for which the checkpoints of the best epochs so far are intact too.
 
-        The export needs the best epoch. At the same step, the checkpoint after evaluation wins. Skipped checkpoints are
+        The export needs these epochs. At the same step, the checkpoint after evaluation wins. Skipped checkpoints are
         reported to `say`; training from an earlier one writes the same files again. Returns None without checkpoints.
         Raises DataError if there are checkpoints and none is usable.
         """
@@ -169,11 +180,11 @@ class CheckpointFolder:
             say(f"note: {path} is skipped: it is {non_regular_kind(path)}, not a file.")
         for path in sorted(positions, key=positions.__getitem__, reverse=True):
             try:
-                best = rank_epochs(load(path)["state"].get("epochs", []))[:1]
-                if best and self.epoch_path(best[0]) != path:
-                    load(self.epoch_path(best[0]))
+                for epoch in self.exported_epochs(load(path)["state"].get("epochs", [])):
+                    if self.epoch_path(epoch) != path:
+                        load(self.epoch_path(epoch))
             except FileNotFoundError as error:
-                faults.append(f"{path}: not usable without {error.filename}, the best epoch so far.")
+                faults.append(f"{path}: not usable without {error.filename}, {self._best_so_far()}.")
             except DamagedFile as error:
                 faults.append(str(error))
             else:

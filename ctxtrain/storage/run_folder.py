@@ -50,8 +50,8 @@ class RunFolder:
         self.metrics = MetricsLog(self.root / "metrics.jsonl")
         self._owner_file = self.root / "run.owner"
 
-    def checkpoints(self, keep: int) -> CheckpointFolder:
-        return CheckpointFolder(self.root / "checkpoints", keep)
+    def checkpoints(self, keep: int, needed: int = 1) -> CheckpointFolder:
+        return CheckpointFolder(self.root / "checkpoints", keep, needed)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

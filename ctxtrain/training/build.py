@@ -25,6 +25,7 @@ from ctxtrain.engine.api import choose_checkpointing
 from ctxtrain.labels import LABELS
 from ctxtrain.memory import available_memory
 from ctxtrain.model import lora
+from ctxtrain.model.averaging import Candidates, concatenate
 from ctxtrain.model.base import load_classifier
 from ctxtrain.model.base_files import base_config, find_base
 from ctxtrain.model.losses import make_loss
@@ -90,6 +91,18 @@ def trained(config: Config, skeleton: Skeleton, weights: Mapping[str, Tensor]) -
         "base, so its logits differ from those of training"
     )
     return Trained(skeleton, weights, load, [] if quantization == "none" else [note])
+
+
+def candidates(config: Config, skeleton: Skeleton, weights: Mapping[int, Mapping[str, Tensor]]) -> Candidates:
+    """The best epoch and the mean of all, from the `weights` of the best epochs, the best one first."""
+    best, wanted = trained(config, skeleton, next(iter(weights.values()))), config.checkpoints.average
+    if len(weights) == 1:
+        return Candidates(best, list(weights), wanted)
+    lora_config = config.lora.model_copy(update={"r": len(weights) * config.lora.r})
+    wide = config.model_copy(update={"lora": lora_config})  # the same alpha: see `averaging.py`
+    mean = concatenate(list(weights.values()), skeleton.adapted)
+    wide_skeleton = build_skeleton(wide, skeleton.plain.config.pad_token_id)
+    return Candidates(best, list(weights), wanted, trained(wide, wide_skeleton, mean))
 
 
 def build_skeleton(config: Config, pad_id: int) -> Skeleton:

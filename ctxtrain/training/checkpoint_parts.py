@@ -14,7 +14,6 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 
 from ctxtrain.errors import ConfigError, DataError
-from ctxtrain.evaluation.best_epoch import rank_epochs
 from ctxtrain.model.optimizer import expected_state
 from ctxtrain.storage import checkpoint
 from ctxtrain.storage.checkpoint import REMEDY, CheckpointFolder, TrainState
@@ -26,7 +25,7 @@ from ctxtrain.training.step import Learner
 def load_resume_checkpoint(
     path: Path, folder: CheckpointFolder, fingerprint: Mapping[str, Any], learner: Learner, steps_per_epoch: int
 ) -> dict[str, Any]:
-    """Load a checkpoint to resume from; the checkpoint of the best epoch, needed for the export, is checked too.
+    """Load a checkpoint to resume from; the checkpoints that the export needs are checked too.
 
     Raises ConfigError if either belongs to other rows, another base model or other settings, and DataError for wrong
     parts.
@@ -34,7 +33,7 @@ def load_resume_checkpoint(
     payload = checkpoint.load(path)
     expected = learner.state_dict()
     expected["moments"] = [expected_state(learner.optimizer, weight) for weight in learner.parameters.values()]
-    best = [folder.epoch_path(epoch) for epoch in rank_epochs(payload["state"].get("epochs", []))[:1]]
+    best = [folder.epoch_path(epoch) for epoch in folder.exported_epochs(payload["state"].get("epochs", []))]
     for file in dict.fromkeys([path, *best]):
         content = payload if file == path else checkpoint.load(file)
         checkpoint.check_same_run(file.name, content["fingerprint"], fingerprint)
@@ -45,7 +44,7 @@ def load_resume_checkpoint(
 def load_exportable(
     path: Path | None, folder: CheckpointFolder, fingerprint: Mapping[str, Any], model: PeftModel, steps_per_epoch: int
 ) -> TrainState:
-    """The state of the newest checkpoint, at `path`. It is checked, and so is that of the best epoch.
+    """The state of the newest checkpoint, at `path`. It is checked, and so are those that the export needs.
 
     `model` may be on the meta device. Optimizer and schedule are not needed and not read. Nor is the dtype of the
     training compared: auto depends on the device, the export does not. Raises ConfigError and DataError as
@@ -55,9 +54,9 @@ def load_exportable(
     if path is None or not (epochs := payload["state"].get("epochs", [])):
         rule = "an export needs one finished epoch, this run has none. Continue the run with train --resume."
         raise ConfigError(f"{folder.folder.parent}: {rule}")
-    best = folder.epoch_path(rank_epochs(epochs)[0])
+    best = [folder.epoch_path(epoch) for epoch in folder.exported_epochs(epochs)]
     expected = {"weights": get_peft_model_state_dict(model, save_embedding_layers=False)}
-    for file in dict.fromkeys([path, best]):
+    for file in dict.fromkeys([path, *best]):
         content = payload if file == path else checkpoint.load(file)
         saved = content["fingerprint"]
         checkpoint.check_same_run(file.name, saved, {**fingerprint, "dtype": saved.get("dtype")})

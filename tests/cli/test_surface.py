@@ -34,7 +34,7 @@ oversampling oversampling.target oversampling.max_repeat
 training training.epochs training.batch_size training.learning_rate training.warmup_steps training.weight_decay
 training.gradient_accumulation training.tokens_per_batch training.max_grad_norm training.schedule
 training.skip_nonfinite training.patience training.seed training.seeds
-checkpoints checkpoints.keep checkpoints.every_steps
+checkpoints checkpoints.keep checkpoints.every_steps checkpoints.average
 calibration calibration.method
 export export.dtype export.check_device
 targets targets.accuracy targets.macro_f1 targets.long_precision targets.short_precision targets.long_recall

@@ -58,7 +58,7 @@ def test_defaults_are_those_of_the_specification() -> None:
             "schedule": "warmup_stable_decay",
             "skip_nonfinite": 0, "patience": None, "seed": 0, "seeds": None,
         },
-        "checkpoints": {"keep": 3, "every_steps": None},
+        "checkpoints": {"keep": 3, "every_steps": None, "average": 1},
         "augmentation": {"mirror": False, "crop": False},
         "calibration": {"method": "temperature"},
         "export": {"dtype": "float32", "check_device": "auto"},
