@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ctxtrain.bars import names as n
+from ctxtrain.bars import names as column_names
 from ctxtrain.bars.cells import choose_volume, with_plain_quantities, without_currency
-from ctxtrain.bars.clock import Clock, read_clock
+from ctxtrain.bars.clock import BarTimes, read_bar_times
 from ctxtrain.bars.field_limits import require_limits
 from ctxtrain.bars.numbers import active_side, detect_decimal, is_narrow, is_text, to_flags, to_floats, to_whole
 from ctxtrain.bars.own_columns import copy_field
@@ -34,8 +34,8 @@ Ints = NDArray[np.int64]
 
 _BINANCE_COLUMNS = 12
 _BINANCE = {"time": "1", "open": "2", "high": "3", "low": "4", "close": "5", "volume": "6", "buy_vol": "10"}
-_AVERAGE_BARS = 3  # from which a column within all bars counts as their average price
-_DECIMALS = 8  # of volumes that are computed
+_AVERAGE_BARS = 3  # fewest bars needed to accept a column between low and high as the average price
+_DECIMALS = 8  # decimals that computed volumes are rounded to
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class FileBars:
-    """The bars of one file. `rows_T` are their rows in the source; `words` holds copied columns that are no numbers.
+    """The bars of one file. `rows_T` are their rows in the source; `words` holds copied text columns.
 
     `unread` are columns that nothing is taken from; `empty` counts rows without prices, which are left out.
     `is_named_by_file` is true if the symbol is from the name of the file.
@@ -68,7 +68,7 @@ class FileBars:
 
     source: Source
     symbols_T: NDArray[Any]
-    clock: Clock
+    bar_times: BarTimes
     columns: dict[str, Floats]
     words: dict[str, list[Any]]
     notes: list[str]
@@ -83,7 +83,7 @@ class FileBars:
 
 
 def read_file(path: Path, options: ReadOptions) -> FileBars:
-    """Raises DataError with every fault of the file, and ConfigError for a column that it lacks."""
+    """The bars of a file. Raises DataError with every fault of the file, and ConfigError for a column that it lacks."""
     source = read_source(path, options.separator)
     chosen = _choose_columns(source, options)
     if "clock" not in options.columns:
@@ -111,19 +111,19 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
                 words[name] = copied
     require_limits(columns, source.place)
     notes = [_describe_format(source, chosen, decimal), _describe_columns(source, chosen), *notes]
-    notes += _note_narrow(source, {**chosen, **dict(zip(copies, copies, strict=True))}, {*columns})
+    notes += _note_float32(source, {**chosen, **dict(zip(copies, copies, strict=True))}, {*columns})
     notes += _note_without_effect(source, chosen, options)
     symbols_T, symbol_note = _symbols(source, chosen, options, rows_T)
     if len(rows_T) < table.num_rows:
         columns = {name: values[rows_T] for name, values in columns.items()}
         words = {name: [values[row] for row in rows_T.tolist()] for name, values in words.items()}
         symbols_T = symbols_T[rows_T]
-    clock = read_clock(source, chosen, rows_T, symbols_T, options.time_zone, options.stamp, options.dates)
+    bar_times = read_bar_times(source, chosen, rows_T, symbols_T, options.time_zone, options.stamp, options.dates)
     taken = {*chosen.values(), *copies}
     unread = [name for name in source.names if name not in taken]
     _add_sell_volume(columns)
     return FileBars(
-        source, symbols_T, clock, columns, words, [*notes, symbol_note, *clock.notes], unread, rows_T, empty,
+        source, symbols_T, bar_times, columns, words, [*notes, symbol_note, *bar_times.notes], unread, rows_T, empty,
         not options.symbol and "symbol" not in chosen, chosen.get("volume"),
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def read_file(path: Path, options: ReadOptions) -> FileBars:
 def _choose_columns(source: Source, options: ReadOptions) -> dict[str, str]:
     """The column of each role: by option, by name, or by position."""
     names = source.names
-    chosen = n.match_columns(names) if source.has_names else _positions(source)
+    chosen = column_names.match_columns(names) if source.has_names else _positions(source)
     faults = []
     for role, column in options.columns.items():
         if not column:
@@ -151,7 +151,7 @@ def _choose_columns(source: Source, options: ReadOptions) -> dict[str, str]:
     ]
     if faults:
         raise ConfigError(faults)
-    if "time" not in chosen and names[0] == "1":  # an index of times has no name, as pandas writes it
+    if "time" not in chosen and names[0] == "1":  # pandas writes a time index as a first column without a name
         chosen["time"] = "1"
     missing = [role for role in ("time", *PRICES) if role not in chosen]
     if missing:
@@ -164,12 +164,12 @@ def _choose_columns(source: Source, options: ReadOptions) -> dict[str, str]:
 
 
 def _positions(source: Source) -> dict[str, str]:
-    """Columns of a file without names: time (or date and clock), open, high, low, close, volume."""
+    """Columns of a file without names: time (or date and time of day), open, high, low, close, volume."""
     table, names = source.table, source.names
     if len(names) == _BINANCE_COLUMNS and all(_is_number(table[name]) for name in ("1", "7")):
         return dict(_BINANCE)
     roles = ["time", *PRICES, "volume"]
-    if len(names) >= len(roles) and _is_clock(table["2"]):
+    if len(names) >= len(roles) and _is_time_of_day(table["2"]):
         roles.insert(1, "clock")
     chosen = dict(zip(roles, names, strict=False))
     place = len(roles)
@@ -202,7 +202,7 @@ def _is_number(column: pa.ChunkedArray) -> bool:
     return isinstance(value, int | float) or (isinstance(value, str) and value.isdecimal())
 
 
-def _is_clock(column: pa.ChunkedArray) -> bool:
+def _is_time_of_day(column: pa.ChunkedArray) -> bool:
     value = column[0].as_py()
     return isinstance(value, str) and value.count(":") in (1, 2) and value.replace(":", "").isdecimal()
 
@@ -236,9 +236,9 @@ def _other_numbers(source: Source, chosen: Mapping[str, str], decimal: str) -> d
         column = table[chosen[name]]
         if name in MEASURES:
             found[name] = to_floats(column, decimal, name, source.place)
-        elif name in n.DIRECTIONS:
+        elif name in column_names.DIRECTIONS:
             found[name] = to_whole(column, name, range(-1, 2), source.place)
-        elif name in n.COUNTS:
+        elif name in column_names.COUNTS:
             found[name] = to_whole(column, name, None, source.place)
         else:
             found[name] = to_flags(column, name, source.place)
@@ -253,8 +253,8 @@ def _add_sell_volume(columns: dict[str, Floats]) -> None:
         columns["sell_vol"] = np.maximum(np.round(columns["volume"] - columns["buy_vol"], _DECIMALS), 0.0)
 
 
-def _note_narrow(source: Source, chosen: Mapping[str, str], read: set[str]) -> list[str]:
-    """What is said about numbers of 32 bits among the columns that were read."""
+def _note_float32(source: Source, chosen: Mapping[str, str], read: set[str]) -> list[str]:
+    """Notes about float32 columns that were read."""
     conversions = Conversions()
     for name, column in chosen.items():
         if name in read and is_narrow(source.table[column]):
@@ -282,7 +282,7 @@ def _symbols(source: Source, chosen: Mapping[str, str], options: ReadOptions, ro
 
 
 def _note_without_effect(source: Source, chosen: Mapping[str, str], options: ReadOptions) -> list[str]:
-    """Options that the file leaves nothing to decide for."""
+    """Notes about options without effect on this file."""
     notes = []
     if options.separator and not source.separator:
         notes.append(f"--separator has no effect on {source.kind}")
@@ -298,15 +298,15 @@ def _describe_format(source: Source, chosen: Mapping[str, str], decimal: str) ->
 
 
 def _describe_columns(source: Source, chosen: Mapping[str, str]) -> str:
-    pairs = [f"{role} = {column}" for role in n.ROLES if (column := chosen.get(role)) and role != column]
-    same = [role for role in n.ROLES if chosen.get(role) == role]
+    parts = [f"{role} = {column}" for role in column_names.ROLES if (column := chosen.get(role)) and role != column]
+    same = [role for role in column_names.ROLES if chosen.get(role) == role]
     if same:
-        pairs.append(f"{', '.join(same)} as named")
-    if n.is_volume_in(chosen.get("volume", "")):
-        pairs.append(f"{chosen['volume']} is taken by its first word; --columns volume=… names another")
+        parts.append(f"{', '.join(same)} under {'their own names' if same[1:] else 'its own name'}")
+    if column_names.is_volume_in_currency(chosen.get("volume", "")):
+        parts.append(f"{chosen['volume']} is used as the volume, by its first word; --columns volume=… names another")
     if not source.has_names and chosen.get("volume") == str(int(chosen["close"]) + 2):
-        pairs.append(f"column {int(chosen['close']) + 1} lies within each bar: an average price, not the volume")
+        parts.append(f"column {int(chosen['close']) + 1} lies within each bar: an average price, not the volume")
     same_column = [f"{one} and {other}" for one, other in combinations(chosen, 2) if chosen[one] == chosen[other]]
     if same_column:
-        pairs.append(f"of the same column: {', '.join(same_column)}")
-    return ("columns: " if source.has_names else "columns by position: ") + ", ".join(pairs)
+        parts.append(f"read from the same column: {', '.join(same_column)}")
+    return ("columns: " if source.has_names else "columns by position: ") + ", ".join(parts)

@@ -25,7 +25,7 @@ TRIPLE_BARRIER = "triple-barrier"
 EVERY = "every"
 DEFAULT_PROFIT, DEFAULT_STOP, DEFAULT_HORIZON, DEFAULT_COST = "1.5atr", "1atr", 20, "0"
 MAX_HORIZON = 10_000
-MAX_HIGHER = 100_000  # minutes are ten weeks
+MAX_HIGHER = 100_000  # bars; 100,000 one-minute bars are ten weeks
 MAX_STEP = MAX_GAP = 10**9  # bars, more than any file has
 MAX_LENGTH = 366 * 86_400 * SECOND
 _MAX_DIGITS = 12
@@ -36,7 +36,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance from a price: `amount` times the ATR, percent of the price, or in the price itself."""
+    """A distance from a price: `amount` times the ATR, percent of the price, or price units."""
 
     amount: float
     unit: str
@@ -89,7 +89,7 @@ def parse_read_options(
     dates: str | None,
     fields: str | None,
 ) -> ReadOptions:
-    """Raises ConfigError with every wrong option."""
+    """The options about the files. Raises ConfigError with every wrong option."""
     pairs, faults = parse_columns(columns or "")
     texts = {"symbol": symbol, "time-zone": time_zone, "bar-length": bar_length, "separator": separator}
     faults += [f"{name} must not be empty. Leave --{name} out." for name, text in texts.items() if text == ""]
@@ -132,7 +132,7 @@ def parse_window_options(
     split: str,
     max_gap: int | None,
 ) -> WindowOptions:
-    """Raises ConfigError with every wrong option."""
+    """The options about events, windows, labels and the split. Raises ConfigError with every wrong option."""
     faults: list[str] = []
     chosen: str | int = events
     if re.fullmatch(r"[+-]?\d+", events):
@@ -143,7 +143,7 @@ def parse_window_options(
     if not MIN_BARS <= bars <= MAX_BARS:
         faults.append(f"bars must be from {MIN_BARS} to {MAX_BARS}, got {bars}. Use 50.")
     if higher is not None and not 2 <= higher <= MAX_HIGHER:  # one bar is no higher timeframe
-        faults.append(f"higher must be from 2 to {MAX_HIGHER:,} bars, got {short_repr(higher)}. Use 5 for M5 above M1.")
+        faults.append(f"higher must be from 2 to {MAX_HIGHER:,} bars, got {short_repr(higher)}. Use 5, M5 on M1 bars.")
     if horizon is not None and not 1 <= horizon <= MAX_HORIZON:
         faults.append(f"horizon must be from 1 to {MAX_HORIZON:,} bars, got {horizon}. Use {DEFAULT_HORIZON}.")
     if max_gap is not None and not 0 <= max_gap <= MAX_GAP:
@@ -164,7 +164,7 @@ def parse_window_options(
 
 
 def describe_arguments(read: ReadOptions, options: WindowOptions) -> dict[str, Any]:
-    """The options for the data card, in the form in which they are typed."""
+    """The options as plain values for the data card."""
     barriers = options.barriers
     given = {
         "symbol": read.symbol,
@@ -202,7 +202,8 @@ def _distance(name: str, text: str, faults: list[str], least: float = 1e-12) -> 
     match = _DISTANCE.fullmatch(text.strip())
     amount = float(match[1]) if match else -1.0
     if not match or not least <= amount <= MAX_MAGNITUDE:
-        rule = f"{name} must be a number above 0, up to {MAX_MAGNITUDE:g}, in atr, % or price"
+        least_text = "above 0" if least else "of 0 or more"
+        rule = f"{name} must be a number {least_text}, up to {MAX_MAGNITUDE:g}, in atr, % or price"
         faults.append(f"{rule}, got {short_repr(text)}. Use 1.5atr, 0.4% or 2.5.")
     return Distance(amount, match[2].lower() if match else "", text.strip())
 

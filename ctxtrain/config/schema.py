@@ -2,7 +2,8 @@
 
 Input: a YAML file and `section.key=value` overrides. Output: a frozen `Config`. One `ConfigError` reports all faults,
 each with its dotted key, and suggests the nearest known key for an unknown one. The keys are those of `sections.py`.
-Only `train.py` and `cli/process.py` receive a `Config`; every other module takes plain values.
+The pipeline (`train.py`, `multi_run.py`, `training/`) and the command line receive a `Config`; all other modules take
+plain values.
 """
 
 from __future__ import annotations

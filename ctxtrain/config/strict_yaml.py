@@ -1,7 +1,7 @@
 """YAML text → plain values, stricter than PyYAML: YAML 1.2 numbers, no duplicate keys, errors with line and column.
 
-ruamel.yaml implements YAML 1.2 and refuses duplicate keys. It still reads 1_000 as a number, 2025-01-02 as a date and
-<< as a merge, so it would need the same rules as below, plus a dependency.
+Why not ruamel.yaml: it implements YAML 1.2 and refuses duplicate keys, but still reads 1_000 as a number, 2025-01-02 as
+a date and << as a merge. So it would need the same rules as below, plus a dependency.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 
 _INTEGER, _FLOAT, _DATE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp"))
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INTEGER, _FLOAT, _DATE)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first_character: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INTEGER, _FLOAT, _DATE)]
+    for first_character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _reader_or_writer in (_Loader, _Dumper):
     _reader_or_writer.add_implicit_resolver(_INTEGER, re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))

@@ -161,7 +161,7 @@ def parsed(**given: Any) -> Any:
         ({"events": "9" * 5000}, "events must be every, a number of bars from 1 to"),
         ({"events": "1" + "0" * 20}, "events must be every, a number of bars from 1 to"),
         ({"max_gap": 10**30}, "max-gap must be from 0 to"),
-        ({"cost": "9" * 400}, "cost must be a number above 0, up to 1e+15"),
+        ({"cost": "9" * 400}, "cost must be a number of 0 or more, up to 1e+15"),
         ({"stop": "9" * 400 + "atr"}, "stop must be a number above 0, up to 1e+15"),
         ({"profit": "9" * 5000 + "%"}, "profit must be a number above 0, up to 1e+15"),
     ],
@@ -208,7 +208,7 @@ def test_a_bar_length_that_contradicts_the_steps_is_refused(length: str, usual: 
         ({"separator": ";"}, "--separator has no effect on a JSON array of objects"),
         ({"decimal": ","}, "--decimal has no effect: the prices are numbers, not text"),
         ({"dates": "dmy"}, "--dates has no effect: the times show day and month"),
-        ({"columns": {"open": "close"}}, "of the same column: open and close"),
+        ({"columns": {"open": "close"}}, "read from the same column: open and close"),
     ],
 )
 def test_options_without_effect_are_said(given: dict[str, Any], words: str, tmp_path: Path) -> None:
