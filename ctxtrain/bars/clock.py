@@ -1,6 +1,6 @@
 """Times of the bars of a file → UTC, and what a stamp means.
 
-Input: a `Source` with its time columns, and what the user says about zone and stamps. Output: a `Clock` with the stamp
+Input: a `Source` with its time columns, and what the user says about zone and stamps. Output: `BarTimes` with the stamp
 of each bar in UTC, whether stamps are opens or closes, and notes. Bars may run oldest or newest first.
 """
 
@@ -27,7 +27,7 @@ _CLOSES = frozenset({"closetime", "closetimestamp", "closets", "endtime", "baren
 
 
 @dataclass(frozen=True)
-class Clock:
+class BarTimes:
     """Stamps of the bars in UTC nanoseconds, in the order of the file. `is_naive` is true if UTC was assumed."""
 
     stamps_T: Ints
@@ -36,7 +36,7 @@ class Clock:
     notes: list[str]
 
 
-def read_clock(
+def read_bar_times(
     source: Source,
     chosen: Mapping[str, str],
     rows_T: Ints,
@@ -44,16 +44,20 @@ def read_clock(
     time_zone: str | None,
     stamp: str | None,
     dates: str | None,
-) -> Clock:
-    """Raises DataError for times that cannot be read or go back by an hour, ConfigError for an unknown zone."""
-    times, clock = source.table[chosen["time"]], source.table[chosen["clock"]] if "clock" in chosen else None
+) -> BarTimes:
+    """The times of the bars.
+
+    Raises DataError for times that cannot be read or go back by an hour, ConfigError for an unknown zone.
+    """
+    times = source.table[chosen["time"]]
+    times_of_day = source.table[chosen["clock"]] if "clock" in chosen else None
     if len(rows_T) < source.table.num_rows:
-        times, clock = times.take(rows_T), clock.take(rows_T) if clock is not None else None
+        times, times_of_day = times.take(rows_T), times_of_day.take(rows_T) if times_of_day is not None else None
 
     def place(bar: int) -> str:
         return source.place(int(rows_T[bar]))
 
-    parsed = parse_times(times, clock, dates, place)
+    parsed = parse_times(times, times_of_day, dates, place)
     stamps_T, zone_note, is_naive = _in_utc(source, parsed, symbols_T, time_zone, place)
     notes = [f"times: {parsed.description}, {zone_note}"]
     stamps_T, order_notes = _check_order(stamps_T, symbols_T, is_naive, place)
@@ -65,7 +69,7 @@ def read_clock(
     else:
         meaning, why = _detect_stamp(source, chosen, parsed)
     notes.append(f"stamps: {meaning} of the bar, {why}")
-    return Clock(stamps_T, meaning, is_naive, notes)
+    return BarTimes(stamps_T, meaning, is_naive, notes)
 
 
 def market_orders(symbols_T: NDArray[Any], stamps_T: Ints) -> list[tuple[Ints, bool]]:
@@ -86,7 +90,7 @@ def _in_utc(
     is_epoch = "since 1970" in parsed.description
     if parsed.dates_only:
         unused = "; --time-zone has no effect on them" if time_zone else ""
-        return parsed.stamps_T, f"dates without a clock are days in UTC{unused}", False
+        return parsed.stamps_T, f"dates without a time of day are days in UTC{unused}", False
     if (parsed.is_utc and not (is_epoch and time_zone)) or (len(parsed.zones_T) and time_zone):
         if time_zone:
             rule = "--time-zone is for times without a zone"

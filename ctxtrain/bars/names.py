@@ -1,8 +1,8 @@
 """Names of columns → fields of a bar.
 
 Input: the names of a file. Output: the column of each field. A field has several known spellings, compared without
-case, blanks, - and _. A dotted name is that of a nested object: parts that only wrap a bar (`bar.`, `volume_stats.`) do
-not count, other parts do, so that the volume of a higher timeframe is not taken for that of the bar.
+case, blanks, - and _. A dotted name is that of a nested object. Parts that only wrap a bar (`bar.`, `volume_stats.`)
+are ignored. Other parts count, so the volume of a higher timeframe is not taken for the bar's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ctxtrain.data.time_units import time_names
 DIRECTIONS = frozenset({"ext_dir", "int_dir", "htf_dir"})
 COUNTS = frozenset({"mgann_leg_index"})
 FLAGS = frozenset(BAR_FIELDS) - DIRECTIONS - MEASURES - COUNTS
+# `clock` is the time of day, where day and time are two columns.
 ROLES = ("time", "clock", *BAR_FIELDS, "symbol", "fvg_active", "fvg_type")
 # Column names in German, French, Spanish, Italian, Portuguese and Dutch, as spreadsheets and local programs write them.
 _OPEN = ("eröffnung", "eröffnungskurs", "eröffn", "ouverture", "ouv", "apertura", "abertura")
@@ -65,11 +66,12 @@ _MORE_TIMES = (
     "indexlevel0",
     *_DAYS[3:],
 )
-_CLOCKS = ("time", "timeofday", "hour", "zeit", "uhrzeit", "heure", "hora", "ora", "tijd")
+_TIMES_OF_DAY = ("time", "timeofday", "hour", "zeit", "uhrzeit", "heure", "hora", "ora", "tijd")
 _WRAPPERS = frozenset({"bar", "candle", "kline", "k", "ohlc", "ohlcv", "mid", "volumestats"})
 _IRRELEVANT = re.compile(r"[\s_\-<>\"']")
-_VOLUME_IN = re.compile(r"vol(?:ume)?\.?[ _(\[-]+([a-z]{3,5})[)\]]?", re.IGNORECASE)  # `Volume BTC`, `Volume (USDT)`
-# Words after `Volume` that are no currency: what indicators compute from it.
+# `Volume BTC`, `Volume (USDT)`
+_VOLUME_IN_CURRENCY = re.compile(r"vol(?:ume)?\.?[ _(\[-]+([a-z]{3,5})[)\]]?", re.IGNORECASE)
+# Words after `Volume` that name an indicator, not a currency.
 _NO_CURRENCY = re.compile(
     r"sma|ema|wma|vma|hma|rma|dema|tema|rsi|atr|roc|osc|avg|mean|std|macd|vwap|vwma|obv|mfi|cmf|adv|delta"
     r"|ratio|rate|trend|index|prev|last|buy|sell|ask|bid|up|down|spike|flag|rel|rank|score|norm|diff|chg|pct|change|zone"
@@ -77,7 +79,7 @@ _NO_CURRENCY = re.compile(
 
 
 def plain_name(name: str) -> str:
-    """A name in the form in which names are compared."""
+    """The normalised column name: lower case, without blanks, - and _, and without parts that only wrap a bar."""
     parts = [_IRRELEVANT.sub("", part.lower()) for part in name.rstrip(".").split(".")]
     return ".".join([part for part in parts[:-1] if part not in _WRAPPERS] + parts[-1:])
 
@@ -100,22 +102,22 @@ def match_columns(names: Sequence[str]) -> dict[str, str]:
             if short in spellings
         ]
         if not matches and role == "volume":
-            matches = [(0, 0, n, name) for n, name in enumerate(names) if is_volume_in(name)][:1]
+            matches = [(0, 0, place, name) for place, name in enumerate(names) if is_volume_in_currency(name)][:1]
         if matches:
             found[role] = min(matches)[3]
     times = _time_columns(plain)
     if times:
         found["time"] = times[0]
         day = next((name for name, short in plain.items() if short in _DAYS), None)
-        clock = next((name for name, short in plain.items() if short in _CLOCKS), None)
-        if day and clock:
-            found["time"], found["clock"] = day, clock
+        time_of_day = next((name for name, short in plain.items() if short in _TIMES_OF_DAY), None)
+        if day and time_of_day:
+            found["time"], found["clock"] = day, time_of_day
     return found
 
 
-def is_volume_in(name: str) -> bool:
+def is_volume_in_currency(name: str) -> bool:
     """Whether a column is the volume in a currency, such as `Volume BTC`, and no indicator such as `Volume MA`."""
-    match = _VOLUME_IN.fullmatch(name.strip())
+    match = _VOLUME_IN_CURRENCY.fullmatch(name.strip())
     return match is not None and not _NO_CURRENCY.fullmatch(match[1].lower())
 
 

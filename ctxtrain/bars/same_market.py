@@ -57,7 +57,7 @@ def require_one_volume(files: Sequence[FileBars]) -> None:
 def tell_similar_files(files: Sequence[FileBars]) -> list[str]:
     """One line for each two files whose names give two symbols, but whose bars continue or equal each other."""
     named = [file for file in files if file.is_named_by_file]
-    named.sort(key=lambda file: int(file.clock.stamps_T.min()))
+    named.sort(key=lambda file: int(file.bar_times.stamps_T.min()))
     notes = []
     for first, second in combinations(named, 2):
         names = (str(first.symbols_T[0]), str(second.symbols_T[0]))
@@ -72,14 +72,14 @@ def tell_similar_files(files: Sequence[FileBars]) -> list[str]:
 
 
 def _continues(first: FileBars, second: FileBars) -> bool:
-    pause = int(second.clock.stamps_T.min()) - int(first.clock.stamps_T.max())
-    last = first.columns["close"][first.clock.stamps_T.argmax()]
-    opened = second.columns["open"][second.clock.stamps_T.argmin()]
+    pause = int(second.bar_times.stamps_T.min()) - int(first.bar_times.stamps_T.max())
+    last = first.columns["close"][first.bar_times.stamps_T.argmax()]
+    opened = second.columns["open"][second.bar_times.stamps_T.argmin()]
     return 0 < pause <= _PAUSE and bool(abs(last - opened) <= _NEAR * max(abs(last), abs(opened)))
 
 
 def _repeats(first: FileBars, second: FileBars) -> bool:
     """Whether most bars of equal times have equal closes."""
-    _, bars, others = np.intersect1d(first.clock.stamps_T, second.clock.stamps_T, return_indices=True)
+    _, bars, others = np.intersect1d(first.bar_times.stamps_T, second.bar_times.stamps_T, return_indices=True)
     equal = first.columns["close"][bars] == second.columns["close"][others]
     return len(bars) > 0 and bool(equal.mean() > 0.5)

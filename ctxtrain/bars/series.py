@@ -129,8 +129,8 @@ def _bar_length(files: Sequence[FileBars], given: int | None) -> tuple[int, str]
 
 def _steps(file: FileBars) -> Ints:
     """The steps between the bars of each symbol, without those of 0."""
-    orders = market_orders(file.symbols_T, file.clock.stamps_T)
-    steps = np.concatenate([np.diff(np.sort(file.clock.stamps_T[bars])) for bars, _ in orders])
+    orders = market_orders(file.symbols_T, file.bar_times.stamps_T)
+    steps = np.concatenate([np.diff(np.sort(file.bar_times.stamps_T[bars])) for bars, _ in orders])
     return steps[steps > 0]
 
 
@@ -170,9 +170,9 @@ def _join(files: Sequence[FileBars], symbol: str, names: set[str], length: int, 
     parts = []
     for number, file in enumerate(files):
         bars = np.flatnonzero(file.symbols_T == symbol)
-        stamps = file.clock.stamps_T[bars]
-        if file.clock.stamp == "close":
-            stamps = stamps + last_instant(file.clock.stamps_T, length) - length
+        stamps = file.bar_times.stamps_T[bars]
+        if file.bar_times.stamp == "close":
+            stamps = stamps + last_instant(file.bar_times.stamps_T, length) - length
         parts.append((number, bars, stamps))
     opens = np.concatenate([stamps for _, _, stamps in parts])
     order = np.argsort(opens, kind="stable")
@@ -237,7 +237,7 @@ def _distinct(
         if any(differs[n] for differs in other.values())
     ]
     if different:
-        naive = any(origin.files[int(origin.file_T[bar])].clock.is_naive for bar, _ in different)
+        naive = any(origin.files[int(origin.file_T[bar])].bar_times.is_naive for bar, _ in different)
         hint = " Or give the zone of the times with --time-zone, if daylight saving repeats an hour." if naive else ""
         raise DataError(
             [
@@ -290,7 +290,7 @@ def _tell_files(files: Sequence[FileBars], length: int) -> list[str]:
     """What was detected in the files, one line each; what is equal for several files once."""
     lines: dict[str, list[str]] = {}
     for file in files:
-        inclusive = file.clock.stamp == "close" and last_instant(file.clock.stamps_T, length)
+        inclusive = file.bar_times.stamp == "close" and last_instant(file.bar_times.stamps_T, length)
         closes = ["closes are the last instant of their bars; opens are the next whole second"] if inclusive else []
         unread = [f"columns not read: {', '.join(file.unread)}"] if file.unread else []
         empty = [f"rows without prices, left out: {file.empty:,}"] if file.empty else []

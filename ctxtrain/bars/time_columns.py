@@ -1,7 +1,7 @@
 """Which of the columns named date, time or hour hold the time of a bar.
 
 Input: a `Source` and its columns by name. Output: the same with one column of complete times, or with a column of days
-and one of clocks. A complete time is not joined with another column, whatever the names are.
+and one of times of day. A complete time is not joined with another column, whatever the names are.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from ctxtrain.bars.read import Source
 from ctxtrain.bars.time_text import are_digit_dates
 
 _HOURS = frozenset({"hour", "heure", "hora", "ora", "stunde"})
-_CLOCK = r"^\d{1,2}(:\d{2}){1,2}([.,]\d+)?( ?[AaPp][Mm])?$|^\d{1,6}$"
-_HAS_CLOCK = r"\d:\d{2}|^\d{9,19}(\.\d+)?$|\d\d[T ]\d{4,6}$"
+_TIME_OF_DAY = r"^\d{1,2}(:\d{2}){1,2}([.,]\d+)?( ?[AaPp][Mm])?$|^\d{1,6}$"
+_HAS_TIME_OF_DAY = r"\d:\d{2}|^\d{9,19}(\.\d+)?$|\d\d[T ]\d{4,6}$"
 _MIDNIGHT = r"[T ]0?0:00(:00(\.0+)?)?$"
 
 
 def choose_time_columns(source: Source, chosen: Mapping[str, str]) -> tuple[Source, dict[str, str]]:
-    """Drop the day or the clock if the other is complete; the clock in hours becomes HHMM, a day loses its midnight."""
+    """Drop the day or the time of day if the other is complete. Hours become HHMM, and a day loses its midnight."""
     columns = dict(chosen)
     if "clock" not in columns:
         return source, columns
     table = source.table
-    day, clock = table[columns["time"]], table[columns["clock"]]
-    if not _all_match(clock, _CLOCK) and not pa.types.is_time(clock.type):
+    day, time_of_day = table[columns["time"]], table[columns["clock"]]
+    if not _all_match(time_of_day, _TIME_OF_DAY) and not pa.types.is_time(time_of_day.type):
         columns["time"] = columns.pop("clock")
         return source, columns
     if pa.types.is_timestamp(day.type) or _all_match(day, _MIDNIGHT):
         days = _days(day)
-        if days is None or _all_match(clock, r"^[0:.]+$"):
+        if days is None or _all_match(time_of_day, r"^[0:.]+$"):
             del columns["clock"]
             return source, columns
         table = table.set_column(table.column_names.index(columns["time"]), columns["time"], days)
-    elif _has_clock(day):
+    elif _has_time_of_day(day):
         del columns["clock"]
         return source, columns
-    if plain_name(columns["clock"]) in _HOURS and _all_match(clock, r"^\d{1,2}$"):
-        hours = pc.binary_join_element_wise(pc.utf8_lpad(_text(clock), 2, "0"), "00", "")
+    if plain_name(columns["clock"]) in _HOURS and _all_match(time_of_day, r"^\d{1,2}$"):
+        hours = pc.binary_join_element_wise(pc.utf8_lpad(_text(time_of_day), 2, "0"), "00", "")
         table = table.set_column(table.column_names.index(columns["clock"]), columns["clock"], hours)
     return replace(source, table=table), columns
 
@@ -57,9 +57,9 @@ def _days(day: pa.ChunkedArray) -> pa.ChunkedArray | None:
     return day.cast(pa.date32())
 
 
-def _has_clock(day: pa.ChunkedArray) -> bool:
+def _has_time_of_day(day: pa.ChunkedArray) -> bool:
     text = _text(day)
-    return not are_digit_dates(text) and bool(pc.any(pc.match_substring_regex(text, _HAS_CLOCK)).as_py())
+    return not are_digit_dates(text) and bool(pc.any(pc.match_substring_regex(text, _HAS_TIME_OF_DAY)).as_py())
 
 
 def _all_match(column: pa.ChunkedArray, pattern: str) -> bool:

@@ -1,7 +1,7 @@
 """Times of a file → nanoseconds since 1970, local or UTC.
 
-Input: the Arrow column of the times, and that of the clock if date and clock are two columns. Output: `ParsedTimes`. A
-number is seconds, milli-, micro- or nanoseconds since 1970. Text may be `2024-01-02 09:30:00`, `2024.01.02`,
+Input: the Arrow column of the times, and that of the times of day if these are a second column. Output: `ParsedTimes`.
+A number is seconds, milli-, micro- or nanoseconds since 1970. Text may be `2024-01-02 09:30:00`, `2024.01.02`,
 `02/01/2024`, `20240102 093000`, with or without an offset or the name of a zone. Whether a date begins with the day or
 the month is detected from the whole column.
 """
@@ -25,14 +25,14 @@ Ints = NDArray[np.int64]
 Place = Callable[[int], str]
 
 DAY = 86_400 * SECOND
-_CLOCK = (
+_TIME_OF_DAY = (
     r"(?:(?P<sep>[T,\-]?) *(?P<H>\d{1,2}):?(?P<M>\d{2})(?::?(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?"
     r" ?(?P<p>[AaPp][Mm])?)?"
     r" *(?P<z>(?:GMT|UTC)?[+-]\d{2}(?::?\d{2})?|[A-Za-z][A-Za-z_]*(?:/[A-Za-z_+\-0-9]+)*)?$"
 )
-_YEAR_FIRST = r"^(?P<y>\d{4})[-./](?P<m>\d{1,2})[-./](?P<d>\d{1,2})" + _CLOCK
-_COMPACT = r"^(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})" + _CLOCK
-_YEAR_LAST = r"^(?P<m>\d{1,2})[-./](?P<d>\d{1,2})[-./](?P<y>\d{4}|\d{2})" + _CLOCK
+_YEAR_FIRST = r"^(?P<y>\d{4})[-./](?P<m>\d{1,2})[-./](?P<d>\d{1,2})" + _TIME_OF_DAY
+_COMPACT = r"^(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})" + _TIME_OF_DAY
+_YEAR_LAST = r"^(?P<m>\d{1,2})[-./](?P<d>\d{1,2})[-./](?P<y>\d{4}|\d{2})" + _TIME_OF_DAY
 _DIGIT_DATES = r"^(19|20|21)\d{2}(0[1-9]|1[0-2])([0-2]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?$"
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAY_MONTH = r"^(\d{1,2})[- /.]+([A-Za-z]{3})[a-z]*[- /.,]+(\d{4})(.*)$"
@@ -44,7 +44,7 @@ _REMEDY = "Write ISO 8601, or name another column with --columns time=…"
 @dataclass(frozen=True)
 class ParsedTimes:
     """Nanoseconds since 1970 of each row. `is_utc` says whether they are UTC; otherwise `zones_T` names their zones,
-    or is empty if the file names none. `dates_only` is true if no time has a clock. `description` describes the format.
+    or is empty if the file names none. `dates_only` is true if there is no time of day. `description` is the format.
     """
 
     stamps_T: Ints
@@ -55,7 +55,9 @@ class ParsedTimes:
     compact: bool = False
 
 
-def parse_times(column: pa.ChunkedArray, clock: pa.ChunkedArray | None, dates: str | None, place: Place) -> ParsedTimes:
+def parse_times(
+    column: pa.ChunkedArray, time_of_day: pa.ChunkedArray | None, dates: str | None, place: Place
+) -> ParsedTimes:
     """Parse every time. `dates` is `dmy`, `mdy` or None. Raises DataError with the places of the faulty times."""
     none = np.zeros(0, np.str_)
     missing = np.flatnonzero(column.is_null().to_numpy())
@@ -67,16 +69,16 @@ def parse_times(column: pa.ChunkedArray, clock: pa.ChunkedArray | None, dates: s
     if pa.types.is_timestamp(column.type):
         stamps_T = _in_nanoseconds(column, place)
         return ParsedTimes(stamps_T, column.type.tz is not None, str(column.type), none)
-    if pa.types.is_date(column.type) and clock is None:
+    if pa.types.is_date(column.type) and time_of_day is None:
         stamps_T = _in_nanoseconds(column, place)
         return ParsedTimes(stamps_T, is_utc=False, description="dates", zones_T=none, dates_only=True)
     known = (is_text(column), pa.types.is_integer(column.type), pa.types.is_floating(column.type))
-    if not any(known) and not (clock is not None and pa.types.is_date(column.type)):
+    if not any(known) and not (time_of_day is not None and pa.types.is_date(column.type)):
         raise DataError(f"{place(0)}: time must be text, numbers or timestamps, got {column.type}. {_REMEDY}")
-    if is_text(column) or clock is not None:
+    if is_text(column) or time_of_day is not None:
         text = pc.utf8_trim_whitespace(column.cast(pa.string()))
-        if clock is not None:
-            text = pc.binary_join_element_wise(text, _clock_text(clock), " ")
+        if time_of_day is not None:
+            text = pc.binary_join_element_wise(text, _time_of_day_text(time_of_day), " ")
         elif pc.all(pc.match_substring_regex(text, r"^[0-8]?\d{1,18}(\.\d+)?$")).as_py() and not are_digit_dates(text):
             return _parse_epoch(text.cast(pa.float64() if _any_dot(text) else pa.int64()), place)
         return _parse_text(text, dates, place)
@@ -102,11 +104,11 @@ def are_digit_dates(text: pa.ChunkedArray) -> bool:
     return bool(pc.all(pc.match_substring_regex(text, _DIGIT_DATES)).as_py())
 
 
-def _clock_text(clock: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column of clocks as text; a clock in digits may have lost its leading zeros, as in 93000."""
-    if pa.types.is_time(clock.type):
-        return clock.cast(pa.string())
-    text = pc.utf8_trim_whitespace(clock.cast(pa.string()))
+def _time_of_day_text(time_of_day: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The times of day as text; one in digits may have lost its leading zeros, as in 93000."""
+    if pa.types.is_time(time_of_day.type):
+        return time_of_day.cast(pa.string())
+    text = pc.utf8_trim_whitespace(time_of_day.cast(pa.string()))
     if pc.all(pc.match_substring_regex(text, r"^\d{1,6}$")).as_py():
         longest = pc.max(pc.utf8_length(text)).as_py()
         return pc.utf8_lpad(text, 6 if longest > 4 else 4, "0")  # HHMM has four digits
@@ -193,7 +195,7 @@ def _whole(parts: pa.StructArray, name: str) -> Ints:
 
 
 def _stamps(parts: pa.StructArray, *, swap: bool) -> tuple[Ints, NDArray[np.bool_]]:
-    """Nanoseconds of each row as if in UTC, and whether the date and the clock exist. `swap` reads the day first."""
+    """Nanoseconds of each row as if in UTC, and whether date and time of day exist. `swap` reads the day first."""
     year, month, day = _whole(parts, "y"), _whole(parts, "m"), _whole(parts, "d")
     if swap:
         month, day = day, month

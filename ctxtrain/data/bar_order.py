@@ -1,8 +1,8 @@
 """Position of a row's bars: in time, by bar_index, or unknown.
 
 Input: the bars of a row, in file order. Output: a `WindowPosition`, or the faults of the bar order. Bars without `time`
-may carry it under another name of `time_units.py`, such as `timestamp`. Without any such name, every field that reads
-as a time on all bars is checked: bars that run newest first by one of them are refused.
+may carry it under another name of `time_units.py`, such as `timestamp`. If no field has such a name, any
+field that parses as a time on all bars is used to check the order: bars that run newest first by it are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ctxtrain.errors import short_repr
 Bars = Sequence[Mapping[str, Any]]
 Coordinates = Sequence[int | None]
 
-REGULAR = 0.5  # share of equal steps from which a numeric field counts as a time
+REGULAR = 0.5  # a numeric field is a time if at least this share of its steps is equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class WindowPosition:
 
     `unit` is the unit of the times ("" without times) and `time_name` the field they come from. `rejected_time_name` is
     another field that is named like a time but does not parse as one. `lacking` counts the bars that lack a time or an
-    index while others have it. `indices` holds the bar_index of each bar, `counts` its time if that is a plain number;
-    both are empty otherwise.
+    index while others have it. `indices` holds the bar_index of each bar, `numeric_times` its time if that is a plain
+    number; both are empty otherwise.
     """
 
     time: Interval | None = None
@@ -58,7 +58,7 @@ class WindowPosition:
     rejected_time_name: str = ""
     lacking: dict[str, int] = field(default_factory=dict)
     indices: Coordinates = ()
-    counts: Coordinates = ()
+    numeric_times: Coordinates = ()
 
     @property
     def is_dated(self) -> bool:
@@ -70,14 +70,14 @@ class WindowPosition:
         return format_utc(self.time.last) if self.time and self.is_dated else None
 
 
-def locate_bars(bars: Bars, known: Collection[str]) -> tuple[WindowPosition, list[str]]:
-    """The position of the bars, and its faults. `known` are field names that have another meaning."""
+def locate_bars(bars: Bars, reserved: Collection[str]) -> tuple[WindowPosition, list[str]]:
+    """The position of the bars, and its faults. `reserved` are field names that have another meaning."""
     faults: list[str] = []
     indices = [bar.get("bar_index") for bar in bars]
     faults += _order_faults("bar_index", indices, indices)
     time_name, (stamps, unit, faults_of_time), rejected = "time", _parse_times(bars, "time"), ""
     if not _has_values(bars, "time"):
-        for name in time_names(set().union(*bars) - set(known)):
+        for name in time_names(set().union(*bars) - set(reserved)):
             candidate = _parse_times(bars, name)
             if _is_time_like(*candidate):
                 time_name, (stamps, unit, faults_of_time), rejected = name, candidate, ""
@@ -85,7 +85,7 @@ def locate_bars(bars: Bars, known: Collection[str]) -> tuple[WindowPosition, lis
             rejected = rejected or (name if _has_values(bars, name) else "")
     faults += faults_of_time or _order_faults(time_name, stamps, [bar.get(time_name) for bar in bars])
     if not unit and not faults_of_time:
-        faults += _newest_first_faults(bars, set(bars[0]) - set(known))
+        faults += _newest_first_faults(bars, set(bars[0]) - set(reserved))
     lacking = {"bar_index": indices.count(None), time_name: stamps.count(None)}
     return WindowPosition(
         _interval(stamps),
@@ -99,12 +99,12 @@ def locate_bars(bars: Bars, known: Collection[str]) -> tuple[WindowPosition, lis
     ), faults
 
 
-def locate_event(row: Mapping[str, Any], known: Collection[str]) -> tuple[WindowPosition, list[str]]:
+def locate_event(row: Mapping[str, Any], reserved: Collection[str]) -> tuple[WindowPosition, list[str]]:
     """The position of an event without bars, from the time of its row, and its faults.
 
-    `known` are row fields that have another meaning. The bar length is that of `timeframe`, or 0 if it has none.
+    `reserved` are row fields that have another meaning. The bar length is that of `timeframe`, or 0 if it has none.
     """
-    names = ["time"] if row.get("time") is not None else time_names(set(row) - set(known))
+    names = ["time"] if row.get("time") is not None else time_names(set(row) - set(reserved))
     rejected = ""
     for name in names:
         try:
@@ -156,7 +156,7 @@ def _is_time_like(stamps: Coordinates, unit: str, faults: list[str]) -> bool:
 
 
 def _newest_first_faults(bars: Bars, names: Collection[str]) -> list[str]:
-    """Refuse bars that run newest first by any field that reads as a time on every bar.
+    """Faults of bars that run newest first by any field that parses as a time on every bar.
 
     A number may look like a date by chance. It counts as a time if its name says so, or if most of its steps are equal.
     """
@@ -191,9 +191,10 @@ def _interval(stamps: Coordinates) -> Interval | None:
 def _order_faults(name: str, stamps: Coordinates, values: Sequence[object]) -> list[str]:
     """Each value must exceed the one before it. Reports only the first violation."""
     known = [(index, stamp) for index, stamp in enumerate(stamps) if stamp is not None]
-    for (last, before), (index, stamp) in pairwise(known):
-        if stamp <= before:
-            step = f"{short_repr(values[last])} to {short_repr(values[index])}"
-            hint = ": a context bar is later than the event" if index == len(values) - 1 and stamp < before else ""
+    for (previous_index, previous_stamp), (index, stamp) in pairwise(known):
+        if stamp <= previous_stamp:
+            step = f"{short_repr(values[previous_index])} to {short_repr(values[index])}"
+            is_event_earlier = index == len(values) - 1 and stamp < previous_stamp
+            hint = ": a context bar is later than the event" if is_event_earlier else ""
             return [f"bars must run oldest first, but {name} goes from {step} at {bar_name(index, len(values))}{hint}"]
     return []

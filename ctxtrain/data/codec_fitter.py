@@ -17,8 +17,8 @@ from ctxtrain.data.parse_window import Window
 from ctxtrain.data.row_schema import BAR_FIELDS, BAR_NAMES, NO_FIELDS, SCALED_FIELDS, OwnFields
 from ctxtrain.errors import DataError
 
-# The field has two scales: 0 to 100, and 0 to 1. Which one is meant shows in the training rows.
-PERCENT = "wave_strength"
+# The field is given as 0–100 or 0–1; the training rows decide which.
+WAVE_STRENGTH = "wave_strength"
 MAX_NAMED_WORDS = 3
 
 
@@ -36,7 +36,7 @@ class CodecFitter:
         self._features: dict[str, DiskColumn] = {}
         self._levels: dict[str, DiskColumn] = {}
         self._words: dict[str, Counter[str]] = {}
-        self._largest_percent = 0.0
+        self._largest_wave_strength = 0.0
 
     def add(self, window: Window) -> None:
         self.windows += 1
@@ -46,7 +46,7 @@ class CodecFitter:
         self.counts.update(f"features.{name}" for name in (*window.features, *window.feature_words))
         for name, value in window.features.items():
             self._features.setdefault(name, DiskColumn("f8")).append(value)
-        for name in (*SCALED_FIELDS, PERCENT, *self.own):
+        for name in (*SCALED_FIELDS, WAVE_STRENGTH, *self.own):
             if name in window.bars:
                 values = window.bars[name]
                 # Three bars stand for the window: the first, the middle one and the event.
@@ -55,8 +55,8 @@ class CodecFitter:
             count_words(self._words.setdefault(name, Counter()), words)
         for name, word in window.feature_words.items():
             count_words(self._words.setdefault(f"features.{name}", Counter()), [word])
-        if PERCENT in window.bars:
-            self._largest_percent = max(self._largest_percent, float(window.bars[PERCENT].max()))
+        if WAVE_STRENGTH in window.bars:
+            self._largest_wave_strength = max(self._largest_wave_strength, float(window.bars[WAVE_STRENGTH].max()))
 
     def partial_fields(self) -> dict[str, int]:
         """Fields and features that only some windows have, with the number of windows that have them."""
@@ -78,7 +78,7 @@ class CodecFitter:
             name.removeprefix("features.")
             for name, counts in sorted(self._words.items())
             if name.startswith("features.") and self.counts[name] == self.windows and counts
-            if name.removeprefix("features.") not in self._features  # a number in some rows
+            if name.removeprefix("features.") not in self._features  # skip: numeric in some rows
         ]
         if not fields and not features and not words:
             raise DataError("rows without bars must have a feature that every training row has, but they have none")
@@ -92,12 +92,10 @@ class CodecFitter:
         )
 
     def notes(self) -> list[str]:
-        """What was decided about the values of fields, for people."""
+        """User-facing notes about how values are read."""
         notes = []
-        if self._is_level(PERCENT) and self.counts[PERCENT] == self.windows:
-            notes.append(
-                f"{PERCENT} is at most 1 on all training rows, so it is read as a number from 0 to 1, not to 100"
-            )
+        if self._is_level(WAVE_STRENGTH) and self.counts[WAVE_STRENGTH] == self.windows:
+            notes.append(f"{WAVE_STRENGTH} is at most 1 on all training rows, so it is read as 0 to 1, not as 0 to 100")
         return notes
 
     def differences(self, train: Codec) -> list[str]:
@@ -110,12 +108,14 @@ class CodecFitter:
             if unseen := {word: count for word, count in counts.items() if word not in words}:
                 examples = ", ".join(sorted(unseen, key=lambda word: -unseen[word])[:MAX_NAMED_WORDS])
                 messages.append(
-                    f"{name} has {sum(unseen.values()):,} values that are none of its {len(words)} known words "
-                    f"({examples}); they are read as one other word"
+                    f"{name} has {sum(unseen.values()):,} values outside its {len(words)} known "
+                    f"word{'s' if len(words) != 1 else ''} ({examples}); all are read as one unknown word"
                 )
-        if PERCENT in train.fields and self._largest_percent and (PERCENT in train.levels) != self._is_level(PERCENT):
-            scales = ("1", "100") if PERCENT in train.levels else ("100", "1")
-            messages.append(f"{PERCENT} is from 0 to {scales[1]} here, but from 0 to {scales[0]} in the training rows")
+        if WAVE_STRENGTH in train.fields and self._largest_wave_strength:
+            is_share = WAVE_STRENGTH in train.levels  # 0 to 1 in the training rows
+            here, there = ("100", "1") if is_share else ("1", "100")
+            if is_share != self._is_level(WAVE_STRENGTH):
+                messages.append(f"{WAVE_STRENGTH} is from 0 to {here} here, but from 0 to {there} in the training rows")
         return messages
 
     def require_own_fields(self) -> None:
@@ -127,7 +127,7 @@ class CodecFitter:
             )
 
     def _is_level(self, name: str) -> bool:
-        is_share = name == PERCENT and PERCENT in self._levels and self._largest_percent <= 1
+        is_share = name == WAVE_STRENGTH and WAVE_STRENGTH in self._levels and self._largest_wave_strength <= 1
         return name in SCALED_FIELDS or name not in BAR_NAMES or is_share
 
     def _fit_level(self, name: str) -> Level:

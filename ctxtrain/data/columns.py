@@ -21,7 +21,7 @@ ENTRIES_IN_MEMORY = 4096
 
 @contextmanager
 def temporary_disk(what: str) -> Iterator[None]:
-    """If writing to the temporary folder fails, raise OSError with that folder and `what` was written."""
+    """If writing to the temporary folder fails, raise an OSError that names the folder and what was being written."""
     try:
         yield
     except OSError as error:

@@ -106,7 +106,7 @@ class PositionsBuilder:
         if position.index:
             _record_bars(self._bars, number, window, position.indices, position.index.step)
         if position.time and position.unit == PLAIN_NUMBER:
-            _record_bars(self._clock, number, window, position.counts, position.time.step)
+            _record_bars(self._clock, number, window, position.numeric_times, position.time.step)
 
     def build(self) -> WindowPositions:
         windows = self._windows.array()

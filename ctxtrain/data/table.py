@@ -14,7 +14,7 @@ Columns, one entry per window:
     features.name, .value   lists of equal length: the numbers
     features.word_name, .word    lists of equal length: the words
     time.*, index.*         first, last and step of `Interval`, null if unknown
-    unit, time_name, indices, counts    as in `WindowPosition`
+    unit, time_name, indices, numeric_times    as in `WindowPosition`
 
 A table takes 8 bytes per number. Increase `VERSION` whenever parsing changes, so that cached tables of earlier releases
 are not used.
@@ -40,7 +40,7 @@ from ctxtrain.data.row_schema import BAR_FIELDS, NO_FIELDS, OwnFields
 
 Ints = NDArray[np.int64]
 
-VERSION = 2
+VERSION = 3
 ROWS_PER_BATCH = 256
 _ENDS = ("first", "last", "step")
 _NUMBERS = pa.list_(pa.float64())
@@ -69,7 +69,7 @@ def table_schema(own: OwnFields = NO_FIELDS) -> pa.Schema:
             ("unit", pa.string()),
             ("time_name", pa.string()),
             ("indices", pa.list_(pa.int64())),
-            ("counts", pa.list_(pa.int64())),
+            ("numeric_times", pa.list_(pa.int64())),
         ]
     )
 
@@ -197,7 +197,7 @@ def _batch(windows: Sequence[tuple[int, Window]], schema: pa.Schema) -> pa.Recor
         "unit": [row.position.unit for row in rows],
         "time_name": [row.position.time_name for row in rows],
         "indices": [list(row.position.indices) for row in rows],
-        "counts": [list(row.position.counts) for row in rows],
+        "numeric_times": [list(row.position.numeric_times) for row in rows],
     }
     for kind in ("time", "index"):
         intervals = [getattr(row.position, kind) for row in rows]
@@ -249,7 +249,7 @@ def _windows(batch: pa.RecordBatch, prefix: str) -> Iterator[Window]:
                 flat["unit"][n],
                 flat["time_name"][n],
                 indices=flat["indices"][n],
-                counts=flat["counts"][n],
+                numeric_times=flat["numeric_times"][n],
             ),
         )
 

@@ -165,7 +165,7 @@ def test_words_that_training_rows_lack_are_counted() -> None:
     codec = fitters[0].fit("compact")
     assert fitters[0].differences(codec) == []
     assert fitters[1].differences(codec) == [
-        "session has 60 values that are none of its 1 known words (Sydney); they are read as one other word"
+        "session has 60 values outside its 1 known word (Sydney); all are read as one unknown word"
     ]
 
 

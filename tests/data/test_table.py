@@ -58,7 +58,7 @@ def fields(window: Window) -> tuple[object, ...]:
     return (
         *(window.location, window.id, window.label, window.text, window.symbol, window.label_horizon),
         *(placed.time, placed.index, placed.unit, placed.time_name, placed.event),
-        *(list(placed.indices), list(placed.counts)),
+        *(list(placed.indices), list(placed.numeric_times)),
         list(window.features.items()),
         [(name, values.dtype, values.tolist()) for name, values in window.bars.items()],
     )
