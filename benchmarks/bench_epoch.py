@@ -12,7 +12,7 @@ ours   TrainingPipeline: load_data, train_epoch, evaluate, save_checkpoint.
 peer   json.loads and json.dumps of each row's bars → tokenizer → Trainer with dynamic padding, group_by_length,
        evaluation and saving each epoch, otherwise its defaults. Texts are not cut: what is cut off is not learnt from.
 
-ratio       median over the rounds of our windows a second / the peer's, with the smallest and the largest
+ratio       median over the rounds of our windows per second / the peer's, with the smallest and the largest
 tokens      mean tokens of a training window of each side
 same_work   both sides train the same number of parameters on the same rows, in the same number of optimizer steps
 """

@@ -11,7 +11,7 @@ latency_ms        one client, one request after the other: from sending a reques
 inside_ms         the part of it that the server reports: from the last byte of the body to the answer
 windows_a_second  of 1, 8 and 32 clients that ask on for some seconds, one window a request
 windows_a_pass    how many of those the model read together, on average
-batch             windows a second of one client that sends 32 rows a request
+batch             windows per second of one client that sends 32 rows per request
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check this machine's GPU in 11 parts: a line of JSON a part, a table last; at most 8 minutes on one H200.
+"""Check this machine's GPU in 11 parts: a line of JSON per part, then a table. The limit of 8 minutes is for one H200.
 
     python benchmarks/gpu_check.py --output gpu.jsonl       # all parts
     python benchmarks/gpu_check.py --parts 1 4 --budget 120 # two of them, in 120 s together
@@ -6,9 +6,9 @@
 
 The first line says what the machine lacks: missing packages with the command that installs them, and versions outside
 pyproject.toml's ranges. Each part runs in a process of its own, so that a crash, an error or a hang loses no other
-part; it is ended after its cap (the second column below, `--cap`, or what is left of `--budget`). A part that lacks a
+part; it is ended after its limit (the second column below, `--cap`, or what is left of `--budget`). A part that lacks a
 package or a GPU is `not run`, with the reason; its line then has no figures. A line has part, name, status (ok, failed,
-timed out, not run), why, seconds, device and the figures below; those measured before a failure or the cap are kept.
+timed out, not run), why, seconds, device and the figures below; those measured before a failure or the limit are kept.
 Exit code: 0 if no part failed or timed out, else 1. Nothing is downloaded: weights are random, of the true shapes. With
 `--size tiny` models have two layers and rows a few tokens, so that figures say only that a part works. Figures of a CPU
 are labelled with `device: cpu`.
@@ -25,12 +25,12 @@ are labelled with `device: cpu`.
                          Trainer's ms / ours in turn, with PEFT, bf16, fused AdamW, batches grouped by length and
                          flash-attn where installed; `ratio_compiled` against the same with torch_compile, if time is
                          left; `ms_without_determinism`; kernels, copies, host waits of a step; `busy_share`, time of
-                         kernels / ms; `peak_gb` measured, `predicted_gb` by the package's arithmetic, both without the
-                         CUDA context
+                         kernels / ms; `peak_gb` measured, `predicted_gb` by the package's memory estimate, both without
+                         the CUDA context
  5  40 s   1.5B memory   steps with all activations kept, and with gradient checkpointing; the first losses must have
                          equal bits
  6  70 s   8B            steps, with checkpointing too; seconds to write, load and hash a checkpoint of 16 GB
- 7  50 s   answers       windows a second of merged models in fp32, TF32 and bf16, and labels that change against fp32
+ 7  50 s   answers       windows per second of merged models in fp32, TF32 and bf16, and labels that change against fp32
  8  60 s   export        a run and an export of the 1.5B shape with large channels: differences and what was allowed;
                          most memory of the host's processes and of the device (all processes) by stage, named by the
                          first words of the last message; "scoring the" begins as the fresh process is asked

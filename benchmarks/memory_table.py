@@ -1,4 +1,4 @@
-"""Print the tables of docs/real-qwen.md: memory of a run by part, computed from the shapes of published models.
+"""Print the tables of docs/real-qwen.md: the memory estimate of a run by part, from the shapes of published models.
 
 python -m benchmarks.memory_table
 
@@ -71,25 +71,25 @@ def gb(count: float) -> str:
 
 
 def parts_table() -> list[str]:
-    """The parts of a run in bfloat16 on a GPU, 8 windows a micro-batch."""
+    """The parts of a run in bfloat16 on a GPU, 8 windows per micro-batch."""
     plain = {name: needs(name, training("bfloat16", "cuda", windows=8)) for name in SHAPES}
     anew = {name: needs(name, training("bfloat16", "cuda", windows=8, checkpointing=True)) for name in SHAPES}
     rows: list[tuple[str, Callable[[str], str]]] = [
-        ("weights of the base, millions", lambda name: f"{shape_of(name).weights / 1e6:,.1f}"),
         ("base in bfloat16", lambda name: gb(shape_of(name).base_bytes("bfloat16"))),
         ("base in float32", lambda name: gb(shape_of(name).base_bytes("float32"))),
         ("base, linear layers in int8", lambda name: gb(shape_of(name).base_bytes("bfloat16", "int8"))),
         ("base, linear layers in nf4", lambda name: gb(shape_of(name).base_bytes("bfloat16", "nf4"))),
         ("adapters and head, trained", lambda name: gb(plain[name].trained)),
-        ("kept for the backward pass", lambda name: gb(plain[name].kept)),
-        ("the same with gradient checkpointing", lambda name: gb(anew[name].kept)),
-        ("widest tensors beside it", lambda name: gb(plain[name].widest)),
-        ("the same with gradient checkpointing", lambda name: gb(anew[name].widest)),
-        ("widest tensors of a validation batch", lambda name: gb(plain[name].widest_validation)),
+        ("activations kept for the backward pass", lambda name: gb(plain[name].kept)),
+        ("activations kept, with gradient checkpointing", lambda name: gb(anew[name].kept)),
+        ("largest temporary tensors in the backward pass", lambda name: gb(plain[name].widest)),
+        ("largest temporary tensors, with gradient checkpointing", lambda name: gb(anew[name].widest)),
+        ("largest temporary tensors of a validation batch", lambda name: gb(plain[name].widest_validation)),
         ("export, in RAM", lambda name: gb(plain[name].export_host)),
         ("export, the check", lambda name: gb(plain[name].export_check)),
     ]
-    head = ["| GB | " + " | ".join(SHAPES) + " |", "|---|" + "---|" * len(SHAPES)]
+    weights = [f"{name} ({shape_of(name).weights / 1e6:,.0f} M weights)" for name in SHAPES]
+    head = ["| GB | " + " | ".join(weights) + " |", "|---|" + "---|" * len(SHAPES)]
     return head + [f"| {label} | " + " | ".join(map(value, SHAPES)) + " |" for label, value in rows]
 
 
@@ -103,7 +103,7 @@ WAYS: tuple[tuple[str, Dtype, Quantization, bool], ...] = (
 
 
 def most_windows(name: str, card: int, dtype: Dtype, quantization: Quantization, *, checkpointing: bool) -> int:
-    """Most windows of a micro-batch that fit into a card of so many GB; 0 if the base alone does not."""
+    """The largest micro-batch, in windows, that fits a card of so many GB; 0 if not even one window does."""
     count = 0
     for windows in range(1, 33):
         run = training(dtype, "cuda", windows=windows, quantization=quantization, checkpointing=checkpointing)
@@ -114,7 +114,7 @@ def most_windows(name: str, card: int, dtype: Dtype, quantization: Quantization,
 
 
 def peaks_table() -> list[str]:
-    """Peak of a run on a GPU with 1, 4 and 8 windows a micro-batch."""
+    """Peak of a run on a GPU with 1, 4 and 8 windows per micro-batch."""
     head = ["| GB, with 1 / 4 / 8 windows | " + " | ".join(SHAPES) + " |", "|---|" + "---|" * len(SHAPES)]
     rows = []
     for label, dtype, quantization, on in WAYS:
@@ -130,7 +130,7 @@ def peaks_table() -> list[str]:
 
 
 def cards_table() -> list[str]:
-    """Most windows of a micro-batch, up to 32, on cards of 8, 24 and 80 GB."""
+    """Largest `batch_size` that fits cards of 8, 24 and 80 GB, up to 32; –: not even 1."""
     head = ["| card | | " + " | ".join(SHAPES) + " |", "|---|---|" + "---|" * len(SHAPES)]
     rows = []
     for card in CARDS:
@@ -142,7 +142,7 @@ def cards_table() -> list[str]:
 
 
 def cpu_table() -> list[str]:
-    """Peak of a run on a CPU with the fast engine, 1 and 8 windows a micro-batch."""
+    """Peak of a run on a CPU with the fast engine, 1 and 8 windows per micro-batch."""
     head = ["| GB, with 1 / 8 windows | " + " | ".join(SHAPES) + " |", "|---|" + "---|" * len(SHAPES)]
     rows = []
     for label, dtype, on in (

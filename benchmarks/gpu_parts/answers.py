@@ -1,4 +1,4 @@
-"""Part 7: windows a second of merged models in three precisions, and the labels that change."""
+"""Part 7: windows per second of merged models in three precisions, and the labels that change."""
 
 from __future__ import annotations
 

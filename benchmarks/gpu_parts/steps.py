@@ -50,12 +50,12 @@ def of_ceiling(flops: float, milliseconds: float, ceiling: float) -> float:
 
 
 def engine_kind(learner: Any) -> str:
-    """Which activations the memory arithmetic counts."""
+    """Which activations the memory estimate counts."""
     return "reference" if learner.engine.unsupported_reason else "packed"
 
 
 def predicted_gb(setting: Setting, shape: str, windows: int, **how: Any) -> float | str:
-    """Peak of a step of so many windows at a time by the package's own arithmetic, without the CUDA context."""
+    """Peak of a step of so many windows at a time by the package's own memory estimate, without the CUDA context."""
     try:
         from ctxtrain.engine.memory_needs import memory_needs
         from ctxtrain.model.shape import Batch, LoraShape, ModelShape, Precision, Training

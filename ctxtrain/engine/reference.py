@@ -87,7 +87,7 @@ class TrainingEngine:
     """`network` computes logits, with gradients for adapters and head.
 
     `unsupported_reason` states why this is the reference engine; it is None for a faster engine. `kind` names the
-    engine in the memory arithmetic.
+    engine in the memory estimate.
     """
 
     kind: EngineKind = "reference"

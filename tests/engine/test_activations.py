@@ -1,4 +1,4 @@
-"""The memory arithmetic equals what is kept for a backward pass, and computing layers anew changes no gradient."""
+"""The memory estimate equals what is kept for a backward pass, and computing layers anew changes no gradient."""
 
 import weakref
 from typing import Any
