@@ -28,7 +28,7 @@ demo: $(VENV)/.runtime ## install, write the sample data, train on the embedded 
 	@rm -rf runs/demo
 	@$(BIN)/ctxtrain train configs/demo.yaml data.test=data/sample/test.jsonl
 
-# One thread a worker: the workers share the cores, and sums keep one order. Nothing is fetched from a hub.
+# One thread per worker: the workers share the cores, and sums keep one order. Nothing is fetched from a hub.
 test: export OMP_NUM_THREADS = 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1

@@ -1,4 +1,4 @@
-"""How long does an export take, and how much memory, at Qwen2.5-0.5B's shape? Prints JSON, one line a step.
+"""How long does an export take, and how much memory, at Qwen2.5-0.5B's shape? Prints JSON, one line per step.
 
     python benchmarks/bench_export.py                       # bfloat16 base, as those on the hub; some minutes
     python benchmarks/bench_export.py --base-dtype float32 --export-dtype bfloat16

@@ -1,4 +1,4 @@
-"""Adapters in the last quarter of the layers against adapters in all: time and macro-F1. Prints JSON, one line a seed.
+"""Adapters in the last quarter of the layers against adapters in all: time and macro-F1. Prints a JSON line per seed.
 
     python benchmarks/bench_last_layers.py                   # 3 seeds; about 6 minutes on 2 quiet CPU cores
     python benchmarks/bench_last_layers.py --rates 1e-3 3e-3 # learning rates of the last layers, each a run of its own

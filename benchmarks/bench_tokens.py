@@ -1,4 +1,4 @@
-"""Tokens of a window: its raw JSON against the compact text, both with Qwen2.5's tokenizer. Prints JSON, a line a file.
+"""Tokens of a window: raw JSON against the compact text, with the tokenizer of Qwen2.5. Prints a JSON line per file.
 
     python benchmarks/bench_tokens.py                    # the sample data, and the sample data without structure flags
     python benchmarks/bench_tokens.py rows.jsonl …       # rows of your own

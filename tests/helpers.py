@@ -89,7 +89,7 @@ def dated_rows(count: int, seed: int, apart: int) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> Path:
-    """One JSON line a row; text is written as it is, as a line of its own."""
+    """One JSON line per row; text is written as it is, as a line of its own."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path

@@ -21,7 +21,7 @@ from tests.event_files import curve, events_of, scalars, texts
 
 pytestmark = pytest.mark.slow
 
-# 54 windows an epoch in steps of 12: the last step has 6, which are two micro-batches, one of them ragged. With an
+# 54 windows per epoch in steps of 12: the last step has 6, which are two micro-batches, one of them ragged. With an
 # accumulation of 3, one process has a micro-batch less than the other in every step but the last.
 SETTINGS = ("training.epochs=2", "training.gradient_accumulation=3", "training.learning_rate=0.003")
 

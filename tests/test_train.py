@@ -78,7 +78,7 @@ def test_metrics_hold_a_line_per_step_and_per_epoch(make_config: MakeConfig) -> 
     lines = RunFolder(config.output_dir).metrics.read()
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    assert [line["step"] for line in steps] == list(range(1, 22))  # 54 windows an epoch, 8 a step: 7 steps
+    assert [line["step"] for line in steps] == list(range(1, 22))  # 54 windows per epoch, 8 per step: 7 steps
     assert [line["windows"] for line in steps] == [8, 8, 8, 8, 8, 8, 6] * 3
     assert [line["epoch"] for line in epochs] == [1, 2, 3]
     assert steps[0]["learning_rate"] == 0.0

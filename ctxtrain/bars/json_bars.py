@@ -1,7 +1,7 @@
 """JSON text → a table of bars.
 
 Input: the text of a file. Output: an Arrow table with one column per field, a description of the format, whether its
-columns have names, and the line of each row. Bars are a JSON array of arrays or of objects, one object a line, or an
+columns have names, and the line of each row. Bars are a JSON array of arrays or of objects, one object per line, or an
 object that holds such an array, or one array per field, as the answers of market interfaces do.
 """
 
@@ -20,7 +20,7 @@ from ctxtrain.bars.names import names_prices
 from ctxtrain.data import strict_json
 from ctxtrain.errors import DataError, short_repr
 
-_JSON_REMEDY = "Bars in JSON are an array of arrays, an array of objects, or one object a line"
+_JSON_REMEDY = "Bars in JSON are an array of arrays, an array of objects, or one object per line"
 _NO_LINES = np.zeros(0, np.int64)
 JsonTable = tuple[pa.Table, str, bool, NDArray[np.int64]]
 
@@ -39,7 +39,7 @@ def read_json(path: Path, text: bytes) -> JsonTable:
         if isinstance(value, dict) and (not names_prices(value) or any(isinstance(v, list) for v in value.values())):
             return _read_wrapped(path, value)
     objects, numbers = _read_json_lines(path, text)
-    return to_table(_gather(objects)), "one JSON object a line", True, np.array(numbers, np.int64)
+    return to_table(_gather(objects)), "one JSON object per line", True, np.array(numbers, np.int64)
 
 
 def _is_object(line: bytes) -> bool:

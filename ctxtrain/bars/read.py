@@ -2,7 +2,7 @@
 
 Input: a path. Output: a `Source`: an Arrow table with one column per field, and what was detected in the content. The
 format is recognised by content, not by name: text with separators, Parquet, Feather or Arrow, JSON arrays of arrays,
-JSON arrays of objects, or one JSON object a line; each plain, gzip or zstd. Cells of a text file stay text. Fields of
+JSON arrays of objects, or one JSON object per line; each plain, gzip or zstd. Cells of a text file stay text. Fields of
 nested JSON objects have dotted names, such as `bar.volume_stats.total_volume`.
 """
 

@@ -51,7 +51,7 @@ _BAR_WORDS = frozenset(  # typical column names in a table of bars
     ["open", "high", "low", "close", "volume", "vol", "date", "time", "datetime", "timestamp", "o", "h", "l", "c"]
 )
 _ROW_WORDS = frozenset(["context_bars", "current_bar", "label", "context", "features"])
-# [[1499040000000,"0.0163", …], …], or one bar a line
+# [[1499040000000,"0.0163", …], …], or one bar per line
 _BARS_AS_ARRAYS = re.compile(rb"\s*\[\s*(\[\s*)?(\"?-?[0-9][0-9.eE+-]*\"?\s*,\s*){4}")
 
 

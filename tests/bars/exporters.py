@@ -175,7 +175,7 @@ EXCEL_COLUMNS = {
 
 
 def nested_export(folder: Path, market: Bars) -> Path:
-    """One object a line, from an exporter inside NinjaTrader: stamped at the close, with the M5 context nested."""
+    """One object per line, from an exporter inside NinjaTrader: stamped at the close, with the M5 context nested."""
     path = folder / "enhanced_GC 12-24_M5_20241025.jsonl"
     lines = []
     for number, (when, *prices, volume) in enumerate(rows(market)):

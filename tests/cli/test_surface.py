@@ -177,7 +177,7 @@ def test_only_a_command_that_needs_a_model_waits_to_see_whether_the_machine_is_b
 
 
 def test_threads_do_not_spin_beside_programs_that_are_busy() -> None:
-    """Real programs, one a core, and what the system says of them."""
+    """Real programs, one per core, and what the system says of them."""
     code = (
         "from ctxtrain.engine.api import tune_process; import os; tune_process(); print(os.environ['GOMP_SPINCOUNT'])"
     )

@@ -1,4 +1,4 @@
-"""What the reader drops, guesses or puts right is counted and said, once a file."""
+"""What the reader drops, guesses or puts right is counted and reported, once per file."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Times of bars: their unit, told from the values and one a file; their order; where windows lie, whatever the unit."""
+"""Times of bars: their unit, one per file and told from the values; their order; positions in any unit."""
 
 import json
 from collections.abc import Callable

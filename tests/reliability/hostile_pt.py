@@ -1,4 +1,4 @@
-"""Checkpoints that want to run code or bring the reader down: one a class of the advisories on pickle scanners.
+"""Checkpoints that want to run code or bring the reader down: one per class of the advisories on pickle scanners.
 
 `write_all(folder, canary)` writes them; each that could call something calls it with a command that makes `canary`.
 """

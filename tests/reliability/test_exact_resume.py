@@ -154,7 +154,7 @@ def test_twenty_preemptions_in_a_row_and_kills_while_resuming(
 MATRIX = [
     (accumulation, batch, stop)
     for accumulation in (1, 3)
-    for batch in (4, 6)  # 54 windows an epoch: the last micro-batch holds two, or is whole
+    for batch in (4, 6)  # 54 windows per epoch: the last micro-batch holds two, or is whole
     for stop in ("evaluation", "training")
 ]
 

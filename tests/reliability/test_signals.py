@@ -1,4 +1,4 @@
-"""C: one process a run folder, readers beside it, and signals anywhere in a run."""
+"""C: one process per run folder, readers beside it, and signals anywhere in a run."""
 
 import os
 import random
