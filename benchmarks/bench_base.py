@@ -32,10 +32,10 @@ from patterns import PATTERNS, write_pattern
 from transformers import Qwen3ForCausalLM
 
 from ctxtrain.config.schema import Config
-from ctxtrain.data.batches import tokenise
 from ctxtrain.data.codec_fitter import fit_codec
 from ctxtrain.data.oversampling import labels_of
 from ctxtrain.data.row_schema import PRICES
+from ctxtrain.data.tokens import tokenise
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines
 from ctxtrain.model.embedded import base_config, build_tokenizer

@@ -34,8 +34,9 @@ import torch
 from peft import PeftModel
 
 from ctxtrain.config.schema import Config
-from ctxtrain.data.batches import collate, evaluation_batches, tokenise
+from ctxtrain.data.batches import collate, evaluation_batches
 from ctxtrain.data.oversampling import labels_of
+from ctxtrain.data.tokens import tokenise
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.model.lora import load_trainable_state, logits, trainable_state
 from ctxtrain.synthetic.sample import write_sample

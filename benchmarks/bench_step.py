@@ -46,7 +46,8 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
 from ctxtrain.config.sections import LoraConfig
-from ctxtrain.data.batches import Tokens, collate, plan_step
+from ctxtrain.data.batches import collate, plan_step
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.cpu.layer_parts import matmul_t
 from ctxtrain.engine.tuning import allocator
 from ctxtrain.labels import LABELS

@@ -58,8 +58,9 @@ The list starts with the lowest layer. A module imports only from modules that a
     data.drift                  drift between splits
     data.walk_forward           one file → walk-forward folds
     data.check                  the report of `ctxtrain check`
-    data.batches                texts → tokens → steps of micro-batches
-    data.tokens                 tokens of a file's rows on disk, computed once
+    data.tokens                 texts → token rows
+    data.token_store            token rows of a file on disk, computed once
+    data.batches                an epoch → steps of micro-batches
     data.training_rows          the rows that training draws from, with augmentation
     data.dataset                the rows of a run, ready for training
 

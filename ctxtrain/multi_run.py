@@ -22,7 +22,7 @@ from ctxtrain.config.schema import Config
 from ctxtrain.config.strict_yaml import parse_yaml
 from ctxtrain.data.dataset import Inputs, fit_codec_of_run, read_splits
 from ctxtrain.data.positions import collect_positions
-from ctxtrain.data.tokens import TokenStore
+from ctxtrain.data.token_store import TokenStore
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from ctxtrain.config.sections import LoraConfig
-from ctxtrain.data.batches import Tokens
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.labels import LABELS
 from ctxtrain.model.embedded import build_tokenizer
 from ctxtrain.model.lora import add_lora

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.batches import Tokens
 from ctxtrain.data.class_weights import class_weights
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.drift import drift
@@ -39,7 +38,8 @@ from ctxtrain.data.profile import (
     survey,
 )
 from ctxtrain.data.separation import Auto, Separation, count_unpositioned, plan_separation, purged_rows
-from ctxtrain.data.tokens import TokenStore
+from ctxtrain.data.token_store import TokenStore
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.data.training_rows import Augmentation, TrainingRows, make_training_rows
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, DataError

@@ -1,129 +1,105 @@
-"""Token rows on disk: each row is rendered and tokenised once, for any number of runs.
+"""Texts → token rows.
 
-Input: rows of a file, a codec and a tokenizer. Output: `Tokens` with memory-mapped ids, on request those of mirrored
-twins too. Folds with different codecs, which is the case for rows with `features`, have separate texts and tokens.
+Input: texts and a tokenizer. Output: the newest `max_tokens` token ids of each text, one by one or as a `Tokens` table.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.batches import Tokens, token_rows
-from ctxtrain.data.codec import Codec
-from ctxtrain.data.columns import DiskColumn
-from ctxtrain.data.mirror import twins
-from ctxtrain.data.parse_window import Window
-from ctxtrain.data.window_file import WindowFile
+from ctxtrain.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ints = NDArray[np.int64]
 
-_TOKENISED = [("start", "i8"), ("length", "i8"), ("cut", "?")]
+CHUNK = 1000  # texts per tokenizer call; signals are handled only between calls
 
 
-class TokenStore:
-    """Token rows by file, codec, tokenizer and `max_tokens`."""
+@dataclass(frozen=True)
+class Tokens:
+    """Tokenised rows; row i is flat[starts[i]:ends[i]]. `truncated` counts the rows that lost their oldest tokens."""
 
-    def __init__(self) -> None:
-        self._files: dict[tuple[object, bytes], _TokenFile] = {}
+    flat: NDArray[np.int32]
+    starts: Ints
+    ends: Ints
+    pad_id: int
+    truncated: int
 
-    def tokens(
-        self, files: Mapping[str, WindowFile], codec: Codec, tokenizer: PreTrainedTokenizerBase, max_tokens: int
-    ) -> dict[str, Tokens]:
-        """The tokens of files that were read before. Raises DataError for rows that the codec refuses."""
-        return {
-            name: self._file(file, codec, tokenizer, max_tokens).tokens(file, codec, tokenizer, max_tokens)
-            for name, file in files.items()
-        }
+    @classmethod
+    def from_lengths(cls, flat: NDArray[np.int32], lengths: Ints, pad_id: int, truncated: int = 0) -> Tokens:
+        """Rows stored one after the other."""
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return cls(flat, ends - lengths, ends, pad_id, truncated)
 
-    def tokens_with_twins(
-        self, file: WindowFile, codec: Codec, tokenizer: PreTrainedTokenizerBase, max_tokens: int
-    ) -> Tokens:
-        """The tokens of the rows of a file, followed by those of their mirrored twins."""
-        store = self._file(file, codec, tokenizer, max_tokens)
-        own, twins = (
-            store.tokens(file, codec, tokenizer, max_tokens, is_mirrored=is_mirrored) for is_mirrored in (False, True)
-        )
-        return Tokens(
-            twins.flat,  # the column holds both, and was read last for the twins
-            np.concatenate([own.starts, twins.starts]),
-            np.concatenate([own.ends, twins.ends]),
-            own.pad_id,
-            own.truncated + twins.truncated,
-        )
+    def __len__(self) -> int:
+        return len(self.ends)
 
-    def _file(self, file: WindowFile, codec: Codec, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> _TokenFile:
-        backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
-        key = hashlib.sha256(codec.to_json() + f"{max_tokens} {tokenizer.pad_token_id} {backend}".encode()).digest()
-        return self._files.setdefault((file.source_key, key), _TokenFile())
+    @property
+    def lengths(self) -> Ints:
+        return self.ends - self.starts
+
+    def row(self, number: int) -> NDArray[np.int32]:
+        return self.flat[self.starts[number] : self.ends[number]]
+
+    def digests(self) -> NDArray[np.uint64]:
+        """First 16 bytes of the SHA-256 of each row, of shape (rows, 2)."""
+        digests_N2 = np.empty((len(self), 2), dtype=np.uint64)
+        for n in range(len(self)):
+            digests_N2[n] = np.frombuffer(hashlib.sha256(self.row(n).tobytes()).digest()[:16], dtype=">u8")
+        return digests_N2
 
 
-class _Places:
-    """Where the token rows of a file lie in a column, by row number; a row without a length is not tokenised yet."""
-
-    def __init__(self) -> None:
-        self.start: Ints = np.empty(0, dtype=np.int64)
-        self.length: Ints = np.empty(0, dtype=np.int64)
-        self.is_truncated = np.empty(0, dtype=np.bool_)
-
-    def make_room(self, rows: int) -> None:
-        if (added := rows - len(self.length)) > 0:
-            self.start, self.length = np.pad(self.start, (0, added)), np.pad(self.length, (0, added))
-            self.is_truncated = np.pad(self.is_truncated, (0, added))
-
-
-class _TokenFile:
-    """Token rows of one file and of its mirrored twins, in the order in which they were requested."""
-
-    def __init__(self) -> None:
-        self._flat = DiskColumn("i4")
-        self._places = {False: _Places(), True: _Places()}  # by whether the rows are mirrored
-
-    def tokens(
-        self,
-        file: WindowFile,
-        codec: Codec,
-        tokenizer: PreTrainedTokenizerBase,
-        max_tokens: int,
-        *,
-        is_mirrored: bool = False,
-    ) -> Tokens:
-        rows, places = file.row_numbers(), self._places[is_mirrored]
-        places.make_room(int(rows.max(initial=-1)) + 1)
-        missing = np.flatnonzero(places.length[rows] == 0)
-        windows: Iterable[Window] = file.take(missing) if len(missing) < len(rows) else file
-        texts = codec.render_all(twins(windows, codec) if is_mirrored else windows)
-        new_rows = DiskColumn(_TOKENISED)
-        for ids, is_truncated in token_rows(texts, tokenizer, max_tokens):
-            new_rows.append((len(self._flat), len(ids), is_truncated))
-            self._flat.extend(ids)
-        written, new_numbers = new_rows.array(), rows[missing]
-        places.start[new_numbers], places.length[new_numbers] = written["start"], written["length"]
-        places.is_truncated[new_numbers] = written["cut"]
-        starts_N = places.start[rows]
-        return Tokens(
-            self._flat.array(),
-            starts_N,
-            starts_N + places.length[rows],
-            tokenizer.pad_token_id,
-            int(places.is_truncated[rows].sum()),
-        )
-
-
-def tokens_on_disk(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokens:
-    """All rows of `token_rows`, in a column of their own."""
-    flat, rows = DiskColumn("i4"), DiskColumn(_TOKENISED)
+def tokenise(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokens:
+    """All rows of `token_rows`, in memory."""
+    flat, lengths, truncated = array("i"), array("q"), 0
     for ids, is_truncated in token_rows(texts, tokenizer, max_tokens):
-        rows.append((len(flat), len(ids), is_truncated))
+        truncated += is_truncated
+        lengths.append(len(ids))
         flat.extend(ids)
-    written = rows.array()
-    return Tokens.from_lengths(
-        flat.array(), written["length"].copy(), tokenizer.pad_token_id, int(written["cut"].sum())
-    )
+    lengths_N = np.array(lengths, dtype=np.int64)
+    return Tokens.from_lengths(np.asarray(flat, dtype=np.int32), lengths_N, tokenizer.pad_token_id, truncated)
+
+
+def token_rows(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> Iterator[tuple[list[int], bool]]:
+    """Tokenise texts; yield the newest `max_tokens` token ids of each, and whether the text was longer.
+
+    Special-token strings inside a text stay text. Raises DataError if the pad id occurs inside a row, because the
+    classification head uses that id to find the last token.
+    """
+    pad_id, row, stream = tokenizer.pad_token_id, 0, iter(texts)
+    while chunk := list(islice(stream, CHUNK)):
+        for text, ids in zip(chunk, _token_ids(chunk, tokenizer), strict=True):
+            kept, row = ids[-max_tokens:], row + 1
+            if not kept or pad_id in kept:
+                raise DataError(
+                    f"row {row} must become at least one token, none of them the pad token "
+                    f"{tokenizer.pad_token!r}, got {text[:60]!r}. Use a base whose tokenizer has a separate pad token."
+                )
+            yield kept, len(ids) > max_tokens
+
+
+def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[list[int]]:
+    """The same ids as `tokenizer(texts)`. Offsets are not computed; they would cost half as much more."""
+    if not tokenizer.is_fast:
+        encoding = tokenizer(texts, split_special_tokens=True, return_attention_mask=False, verbose=False)
+        return cast(list[list[int]], encoding["input_ids"])
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation:  # set by an earlier call; writing a setting disturbs threads that tokenise
+        backend.no_truncation()
+    if backend.padding:
+        backend.no_padding()
+    if not backend.encode_special_tokens:
+        backend.encode_special_tokens = True
+    return (encoding.ids for encoding in backend.encode_batch_fast(texts))

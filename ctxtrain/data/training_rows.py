@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.data.batches import Tokens
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.mirror import labels_with_twins, newest_bars, twins, unchanged_fields
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.profile import Survey
 from ctxtrain.data.row_schema import MIN_BARS
-from ctxtrain.data.tokens import TokenStore, tokens_on_disk
+from ctxtrain.data.token_store import TokenStore, tokens_on_disk
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError
 from ctxtrain.runtime import Purpose, generator

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2ForSequenceClassification, Qwen3ForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from ctxtrain.data.batches import Tokens, collate
+from ctxtrain.data.batches import collate
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.batch_memory import batch_tokens
 from ctxtrain.labels import LABELS
 from ctxtrain.memory import gpu_memory, is_out_of_memory

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ctxtrain.data.batches import tokenise
+from ctxtrain.data.tokens import tokenise
 from ctxtrain.engine.api import EngineChoice
 from ctxtrain.errors import DataError, ExportError
 from ctxtrain.export import reopen

@@ -26,9 +26,9 @@ from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from ctxtrain.config.value_types import CheckDevice, ExportDtype
-from ctxtrain.data.batches import Tokens
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.dataset import Dataset
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.api import EngineChoice
 from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.calibration import TemperatureScaler

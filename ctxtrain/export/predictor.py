@@ -29,10 +29,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ctxtrain.data.batches import Tokens, tokenise
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.sources import MemorySource
+from ctxtrain.data.tokens import Tokens, tokenise
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.engine.api import EngineChoice, make_inference_engine
 from ctxtrain.errors import ConfigError, DataError

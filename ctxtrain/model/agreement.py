@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ctxtrain.data.batches import Tokens, collate
+from ctxtrain.data.batches import collate
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.model.base import load_classifier
 from ctxtrain.model.base_config import convert_errors

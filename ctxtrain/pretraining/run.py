@@ -33,8 +33,9 @@ from ctxtrain.config.schema import SECTIONS
 from ctxtrain.config.sections import Section
 from ctxtrain.config.strict_yaml import load_yaml
 from ctxtrain.config.value_types import LearningRate, PathText
-from ctxtrain.data.batches import Tokens, collate, tokenise
+from ctxtrain.data.batches import collate
 from ctxtrain.data.codec_fitter import fit_codec
+from ctxtrain.data.tokens import Tokens, tokenise
 from ctxtrain.data.window_file import load_windows
 from ctxtrain.errors import ConfigError, short_repr
 from ctxtrain.limits import MAX_STEPS, MAX_TEXT_TOKENS

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ctxtrain.config.schema import Config
-from ctxtrain.data.batches import Tokens
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.dataset import Dataset
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.api import choose_checkpointing
 from ctxtrain.labels import LABELS
 from ctxtrain.memory import available_memory

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ctxtrain.data.batches import StepPlan, Tokens, evaluation_batches, plan_step
+from ctxtrain.data.batches import StepPlan, evaluation_batches, plan_step
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.api import EngineChoice, make_training_engine
 from ctxtrain.errors import ConfigError, TrainingDiverged
 from ctxtrain.labels import LABELS

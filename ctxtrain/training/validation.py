@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctxtrain.data.batches import Tokens
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.errors import TrainingDiverged
 from ctxtrain.evaluation.metrics import evaluate_logits
 from ctxtrain.model.losses import Loss

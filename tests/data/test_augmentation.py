@@ -26,7 +26,7 @@ from ctxtrain.data.mirror import (
 from ctxtrain.data.oversampling import class_counts
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.row_schema import BAR_FIELDS, PRICES, OwnFields
-from ctxtrain.data.tokens import TokenStore
+from ctxtrain.data.token_store import TokenStore
 from ctxtrain.data.training_rows import Augmentation
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile, load_windows

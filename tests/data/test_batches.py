@@ -8,15 +8,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from ctxtrain.data.batches import (
-    StepPlan,
-    collate,
-    cut_by_tokens,
-    evaluation_batches,
-    plan_step,
-    steps_per_epoch,
-    tokenise,
-)
+from ctxtrain.data.batches import StepPlan, collate, cut_by_tokens, evaluation_batches, plan_step, steps_per_epoch
+from ctxtrain.data.tokens import tokenise
 from ctxtrain.errors import DataError
 from ctxtrain.model.embedded import build_tokenizer
 

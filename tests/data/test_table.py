@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ctxtrain import TrainingPipeline, run_several
-from ctxtrain.data import batches, parse_report, parse_window, tokens
+from ctxtrain.data import parse_report, parse_window, token_store, tokens
 from ctxtrain.data.parse_window import Window
 from ctxtrain.data.positions import collect_positions
 from ctxtrain.data.table_cache import TableCache
@@ -125,7 +125,7 @@ def test_rows_are_parsed_and_tokenised_once(
 ) -> None:
     """Counted in the real functions. Rows of folds have no features here, so that one codec fits all folds."""
     places: list[str] = []
-    parse, texts, tokenise = parse_window.parse_row, Counter[str](), batches.token_rows
+    parse, texts, tokenise = parse_window.parse_row, Counter[str](), tokens.token_rows
 
     def counted(row: object, place: str, **settings: Any) -> tuple[Window | None, list[str]]:
         places.append(place)
@@ -140,7 +140,7 @@ def test_rows_are_parsed_and_tokenised_once(
         return tokenise(seen(), *settings)
 
     monkeypatch.setattr(parse_report, "parse_row", counted)
-    monkeypatch.setattr(tokens, "token_rows", counting)
+    monkeypatch.setattr(token_store, "token_rows", counting)
     folds = "evaluation.folds=2" in how
     more = (f"data.train={write_rows(tmp_path / 'dated', dated_rows(72, 3, apart=60))}",) if folds else ()
     config = make_config("training.epochs=1", "training.warmup_steps=0", *how, *more)

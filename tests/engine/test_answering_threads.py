@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ctxtrain.data.batches import Tokens, collate
+from ctxtrain.data.batches import collate
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.cpu import select
 from ctxtrain.engine.cpu.select import OnnxInferenceEngine
 from ctxtrain.engine.cpu.training_model import unsupported_reason

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from ctxtrain.data.batches import Tokens
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.batch_memory import MAX_TOKENS, SHARE_OF_FREE, batch_tokens, peak_bytes_per_token
 from ctxtrain.engine.cpu.select import OnnxInferenceEngine
 from ctxtrain.engine.reference import InferenceEngine, ReferenceNetwork

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ctxtrain.config.schema import Config
-from ctxtrain.data.batches import Tokens, collate
+from ctxtrain.data.batches import collate
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.cpu import frozen_layers as cache_module
 from ctxtrain.engine.cpu.frozen_layers import FrozenStateCache
 from ctxtrain.engine.cpu.training_model import FastClassifier

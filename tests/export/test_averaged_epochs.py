@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from ctxtrain import Config, TrainingPipeline, load_model
-from ctxtrain.data.batches import tokenise
+from ctxtrain.data.tokens import tokenise
 from ctxtrain.engine.reference import InferenceEngine
 from ctxtrain.evaluation.best_epoch import rank_epochs
 from ctxtrain.model import lora

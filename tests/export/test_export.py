@@ -25,9 +25,9 @@ from transformers import AutoModelForSequenceClassification
 
 from ctxtrain import Config, TrainingPipeline, load_model
 from ctxtrain.cli.process import main
-from ctxtrain.data.batches import tokenise
 from ctxtrain.data.codec import RENDER_CHUNK
 from ctxtrain.data.parse_window import Window, parse_row
+from ctxtrain.data.tokens import tokenise
 from ctxtrain.engine.reference import InferenceEngine
 from ctxtrain.errors import ConfigError, DataError, ExportError
 from ctxtrain.export import reopen

@@ -11,7 +11,8 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from ctxtrain.config.sections import LoraConfig
-from ctxtrain.data.batches import collate, tokenise
+from ctxtrain.data.batches import collate
+from ctxtrain.data.tokens import tokenise
 from ctxtrain.errors import ConfigError
 from ctxtrain.model import lora
 from ctxtrain.model.base import load_classifier

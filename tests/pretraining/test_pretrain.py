@@ -9,7 +9,8 @@ import torch
 from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ctxtrain.data.batches import collate, tokenise
+from ctxtrain.data.batches import collate
+from ctxtrain.data.tokens import tokenise
 from ctxtrain.errors import ConfigError
 from ctxtrain.model.embedded import base_config, build_tokenizer, embedded_base, is_close_token, token_parts
 from ctxtrain.pretraining import practice_windows as windows_module

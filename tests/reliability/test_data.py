@@ -22,9 +22,9 @@ from ctxtrain import TrainingPipeline
 from ctxtrain.cli.process import main
 from ctxtrain.config.schema import Config
 from ctxtrain.data import strict_json
-from ctxtrain.data.batches import tokenise
 from ctxtrain.data.check import check_files
 from ctxtrain.data.row_schema import BAR_FIELDS, Bar
+from ctxtrain.data.tokens import tokenise
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import MAX_FAULTS_SHOWN, DataError

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctxtrain.data.batches import Tokens
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.cpu.training_model import FastClassifier
 
 MIN_FREE_BYTES = 1 << 30  # disk space left for checkpoints

@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ctxtrain.data.batches import Tokens
+from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.cpu.frozen_layers import FrozenStateCache
 from ctxtrain.engine.cpu.rope_tables import MAX_GRAPH_TOKENS
 from ctxtrain.engine.cpu.training_model import FastClassifier, unsupported_reason
