@@ -21,10 +21,9 @@ from peft import PeftModel
 from torch.optim import Optimizer
 
 from ctxtrain.config.schema import Config
-from ctxtrain.data.batches import StepPlan, steps_per_epoch
+from ctxtrain.data.batches import steps_per_epoch
 from ctxtrain.data.dataset import Inputs, load_dataset
-from ctxtrain.data.oversampling import epoch_rows
-from ctxtrain.errors import Interrupted, TrainingDiverged
+from ctxtrain.errors import Interrupted
 from ctxtrain.evaluation.best_epoch import rank_epochs
 from ctxtrain.export.check_device import lock_in_first_process, rehearse_check
 from ctxtrain.export.package import place_export, prepare_export
@@ -50,8 +49,9 @@ from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.tracking.trackers import Trackers, open_trackers
 from ctxtrain.training import build
 from ctxtrain.training.checkpoint_parts import load_exportable, load_resume_checkpoint
+from ctxtrain.training.epoch import run_steps
 from ctxtrain.training.inputs import build_inputs, dataset_settings, require_single_run
-from ctxtrain.training.step import Ints, Learner, NonFiniteStep
+from ctxtrain.training.step import Learner
 from ctxtrain.training.validation import validate
 
 
@@ -135,15 +135,14 @@ class TrainingPipeline:
         """Train one epoch, or the rest of it after a resume; returns its mean training loss."""
         training, every_steps = self.config.training, self.config.checkpoints.every_steps
         epoch, first = divmod(self.state.step, self.steps_per_epoch)
-        if first == 0:
-            self.state.loss_sum = self.state.weight_sum = 0.0
-        lengths = self.data.training.tokens(epoch).lengths
-        order = epoch_rows(self.data.training.labels_R, self.data.epoch_counts_C, training.seed, epoch)
+        # Several processes stop between steps only: within a step, they may have different numbers of micro-batches.
+        before_batch = self._stop_on_signal if self.learner.accelerator.num_processes == 1 else None
+        loop, say = build.training_loop(self.config), self.reporter.say
+        steps = run_steps(self.learner, self.data, self.state, loop, self.steps_per_epoch, say, before_batch)
         with self.reporter.track_epoch(epoch + 1, training.epochs, self.steps_per_epoch, first) as after_step:
-            for step in range(first, self.steps_per_epoch):
-                plan = self.learner.plan(order, lengths, step, training.batch_size, training.gradient_accumulation)
-                figures = self._train_step(plan, epoch, step)
-                after_step(figures["loss"], figures["learning_rate"], len(plan.windows))
+            for record, figures in steps:
+                self._log(record)
+                after_step(figures["loss"], figures["learning_rate"], record["windows"])
                 if every_steps is not None and self.state.step % every_steps == 0:
                     self.save_checkpoint()
                 self._stop_on_signal()
@@ -276,37 +275,6 @@ class TrainingPipeline:
                     yield
             finally:
                 leave_process_group()
-
-    def _train_step(self, plan: StepPlan, epoch: int, step: int) -> dict[str, float]:
-        """Run and log one optimizer step, or skip it if it is not finite; returns its figures."""
-        tokens, labels_N = self.data.training.tokens(epoch), self.data.training.labels_R
-        numbers = {"step": self.state.step + 1, "epoch": epoch + 1}
-        # Several processes stop between steps only: within a step, they may have different numbers of micro-batches.
-        before_batch = self._stop_on_signal if self.learner.accelerator.num_processes == 1 else None
-        try:
-            figures = self.learner.step(tokens, labels_N, plan, (epoch, step), before_batch)
-            weight = self.learner.loss_fn.weight(labels_N[plan.windows])
-            self.state.loss_sum += figures["loss"] * weight
-            self.state.weight_sum += weight
-            self._log({"kind": "step", **numbers, **figures, "windows": len(plan.windows)})
-        except NonFiniteStep as error:
-            figures = self._skip_step(error, numbers, plan.windows)
-        self.state.step += 1
-        return figures
-
-    def _skip_step(self, error: NonFiniteStep, numbers: dict[str, int], windows: Ints) -> dict[str, float]:
-        """Skip and log a step; returns its figures. Raises TrainingDiverged if no skip is allowed."""
-        names, allowed = self.data.training.names, self.config.training.skip_nonfinite
-        description = f"optimizer step {numbers['step']} has {error.describe(names, windows)}"
-        is_epoch_untrained = self.state.weight_sum == 0 and numbers["step"] % self.steps_per_epoch == 0
-        if reason := error.stop_reason(self.state.skipped, allowed, is_epoch_untrained=is_epoch_untrained):
-            raise TrainingDiverged(f"a step needs a finite loss and gradient, but {description}. {reason}") from None
-        self.learner.skip()
-        self.state.skipped += 1
-        cause = {"why": str(error), "rows": [names[row] for row in error.rows]}
-        self._log({"kind": "skip", **numbers, **cause, "windows": len(windows)})
-        self.reporter.say(f"note: {description}. Step skipped, {self.state.skipped} of {allowed} allowed")
-        return error.figures
 
     def _is_finished(self) -> bool:
         return self.state.is_finished(self.config.training.epochs, self.config.training.patience)

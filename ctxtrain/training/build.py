@@ -40,6 +40,7 @@ from ctxtrain.storage.atomic_files import DamagedFile
 from ctxtrain.storage.ownership import RUN_SUBFOLDER
 from ctxtrain.storage.run_folder import RunFolder
 from ctxtrain.tracking.trackers import require_trackers
+from ctxtrain.training.epoch import Loop
 from ctxtrain.training.step import Learner
 from ctxtrain.training.validation import EVALUATION_BATCH
 
@@ -121,6 +122,19 @@ def export_settings(config: Config) -> dict[str, Any]:
         "targets": config.targets.model_dump(),
         "seed": config.training.seed,
     }
+
+
+def training_loop(config: Config) -> Loop:
+    """What a config says about the loop of a training."""
+    training = config.training
+    return Loop(
+        epochs=training.epochs,
+        patience=training.patience,
+        seed=training.seed,
+        batch_size=training.batch_size,
+        accumulation=training.gradient_accumulation,
+        skip_nonfinite=training.skip_nonfinite,
+    )
 
 
 def training_dtype(
