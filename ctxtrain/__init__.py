@@ -63,6 +63,7 @@ The list starts with the lowest layer. A module imports only from modules that a
     data.batches                an epoch → steps of micro-batches
     data.training_rows          the rows that training draws from, with augmentation
     data.dataset                the rows of a run, ready for training
+    data.part                   a part of the training rows, as a dataset of its own
 
     model.base_name             checks of the value of model.base
     model.embedded              the small Qwen that ships with the package
@@ -105,16 +106,18 @@ The list starts with the lowest layer. A module imports only from modules that a
     storage.split_folder        checks of folders with the rows of a sample or of windows
     storage.metrics_log         metrics.jsonl
     storage.checkpoint          checkpoints
+    reporting.curve_schema      the schema of a learning curve
     reporting.summary_schema    the schema of training_summary.json
     reporting.runs_schema       the schema of runs.json
     storage.run_folder          layout and lock of a run folder
     reporting.verdict           the verdict of a run in plain sentences
-    reporting.charts, reporting.figures, reporting.report       report.html
+    reporting.charts, reporting.figures, reporting.learning_curve, reporting.report     report.html
     tracking                    TensorBoard, MLflow, Weights & Biases
     training                    rows and learner of a run, one optimizer step, validation pass, checks of a checkpoint
 
     export                      best adapters → merged model → checked zip → predictions
     reporting.summary           training_summary.json
+    learning_curve              a run's model and baselines, trained anew on parts of its rows
     train                       TrainingPipeline: one run
     multi_run                   several runs: walk-forward folds, seeds
 

@@ -171,6 +171,9 @@ def _finished_summary(config: Config, files: Mapping[str, WindowFile]) -> Summar
     summary = folder.read_summary()
     digests = {split: file.sha256() for split, file in files.items()}
     is_finished = not summary.unfinished  # the export of an unfinished run writes a summary too
+    sizes = config.evaluation.learning_curve
+    if sizes and (not summary.learning_curve or summary.learning_curve.misses(sizes)):
+        return None
     return summary if is_finished and summary.data.sha256 == digests else None
 
 

@@ -68,6 +68,15 @@ class Reporter:
             yield after_step
 
     @contextmanager
+    def track_part(self, windows: int, epoch: int, epochs: int, steps: int) -> Iterator[Callable[[], None]]:
+        """Display an epoch of a point of the learning curve. Call the yielded function after each step."""
+        title = f"learning curve: {windows:,} windows, epoch {epoch} of {epochs}"
+        if not self.console.is_terminal:
+            self.say(title)
+        with self._bar(title, steps, 0) as advance:
+            yield lambda: advance(1, "")
+
+    @contextmanager
     def track_rows(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """Display a pass over rows. Call the yielded function with the number of rows of each batch."""
         with self._bar(title, total, 0) as advance:

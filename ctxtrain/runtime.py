@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     SAMPLING = 2
     DROPOUT = 3
     CROP = 4
+    PART = 5
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:
@@ -201,6 +202,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number = 0
         self._interrupts_immediately = False
+        self._where = ""
 
     def number_of_any_process(self) -> int:
         """The largest signal number of all processes, 0 without a signal; all must call it at the same place."""
@@ -214,14 +216,14 @@ class StopRequest:
         return int(largest)
 
     @contextmanager
-    def interrupt_immediately(self) -> Iterator[None]:
-        """Let a signal raise Interrupted at any point of the block.
+    def interrupt_immediately(self, where: str = "stopped between two checkpoints") -> Iterator[None]:
+        """Let a signal raise Interrupted at any point of the block; its message begins with `where`.
 
         Use it for work that only changes memory and scratch files: reading rows, building a model, preparing an export.
         A library may swallow the exception or replace it; the end of the block raises Interrupted in any case.
         """
         try:
-            self._interrupts_immediately = True
+            self._interrupts_immediately, self._where = True, where
             self._raise_if_requested()
             yield
         finally:
@@ -236,7 +238,7 @@ class StopRequest:
 
     def _raise_if_requested(self) -> None:
         if self.signal_number:
-            raise Interrupted(self.signal_number, "stopped between two checkpoints; continue with train --resume")
+            raise Interrupted(self.signal_number, f"{self._where}; continue with train --resume")
 
 
 @contextmanager

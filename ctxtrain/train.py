@@ -6,6 +6,7 @@ train_epoch        optimizer steps over the oversampled windows
 evaluate           validation scores
 save_checkpoint    the state for resuming, and the scores for selecting the best epoch
 run                all of these, epoch by epoch, then `finish`: best epoch → merged model → temperature → zip → summary
+add_learning_curve for a config that asks for it: after `finish`, trains on parts of the training rows
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,14 @@ from ctxtrain.errors import Interrupted
 from ctxtrain.evaluation.best_epoch import rank_epochs
 from ctxtrain.export.check_device import lock_in_first_process, rehearse_check
 from ctxtrain.export.package import place_export, prepare_export
+from ctxtrain.learning_curve import Parts, begin_curve, open_sizes, too_large, with_entry
 from ctxtrain.memory import TRAINING_REMEDY, annotate_memory_errors, release_memory
 from ctxtrain.model.losses import Loss
 from ctxtrain.model.tokenizer import tokenizer_and_notes
 from ctxtrain.progress import Reporter
 from ctxtrain.reporting.report import write_report
 from ctxtrain.reporting.summary import make_summary
+from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import warnings
 from ctxtrain.runtime import (
     StopRequest,
@@ -50,7 +54,7 @@ from ctxtrain.tracking.trackers import Trackers, open_trackers
 from ctxtrain.training import build
 from ctxtrain.training.checkpoint_parts import load_exportable, load_resume_checkpoint
 from ctxtrain.training.epoch import run_steps
-from ctxtrain.training.inputs import build_inputs, dataset_settings, require_single_run
+from ctxtrain.training.inputs import build_inputs, dataset_settings, part_settings, require_single_run
 from ctxtrain.training.step import Learner
 from ctxtrain.training.validation import validate
 
@@ -89,11 +93,12 @@ class TrainingPipeline:
         self.tokenizer, notes = tokenizer_and_notes(model.base, model.revision)
         self.pad_id: int = self.tokenizer.pad_token_id
         inputs = self.inputs or build_inputs(self.config, self.reporter.say, self.rows)
+        self.token_store, sizes = inputs.tokens, self.config.evaluation.learning_curve
         self.data = load_dataset(inputs, self.tokenizer, **dataset_settings(self.config))
         windows = int(self.data.epoch_counts_C.sum())
         self.steps_per_epoch = steps_per_epoch(windows, training.batch_size, training.gradient_accumulation)
         self.total_steps = training.epochs * self.steps_per_epoch
-        for note in notes + self.data.notes():
+        for note in notes + self.data.notes() + too_large(sizes, len(self.data.labels["train"])):
             self.reporter.say(f"note: {note}")
 
     def setup_model(self) -> None:
@@ -129,7 +134,7 @@ class TrainingPipeline:
                 self._stop_on_signal()
             leave_process_group()
             self.learner.accelerator.end_training()
-            return self.finish() if is_main_process() else None
+            return self.add_learning_curve(self.finish()) if is_main_process() else None
 
     def train_epoch(self) -> float:
         """Train one epoch, or the rest of it after a resume; returns its mean training loss."""
@@ -237,10 +242,34 @@ class TrainingPipeline:
             exported=exported,
             environment=environment(),
         )
+        summary = begin_curve(summary, self.config.evaluation.learning_curve, self.folder)
         write_json(self.folder.summary, written := summary.to_dict())
         write_report(self.folder, summary)
         self.trackers.log_summary(summary, self.folder)
         return written
+
+    def add_learning_curve(self, written: dict[str, Any]) -> dict[str, Any]:
+        """Add what the summary of the finished run lacks of its learning curve; returns the summary.
+
+        Each point is written once it is computed, so that a run that is stopped here keeps it.
+        """
+        config, summary = self.config, Summary.model_validate(written)
+        sizes = open_sizes(summary, config.evaluation.learning_curve or ())
+        if not sizes:
+            return written
+        fitting = part_settings(config)
+        learner = partial(build.build_part_learner, config, self.dtype, self.pad_id, self.total_steps)
+        loop, trained = build.training_loop(config), partial(build.candidates, config, self.skeleton)
+        parts = Parts(self.data, self.token_store, self.tokenizer, loop, learner, trained, self.reporter, **fitting)
+        self.reporter.say(f"{self.folder.zip} is finished; computing the learning curve")
+        for size in sizes:
+            with self.stop.interrupt_immediately("the run is finished, stopped in its learning curve"):
+                entry = parts.compute(size)
+            summary = with_entry(summary, entry)
+            write_json(self.folder.summary, summary.to_dict())
+            write_report(self.folder, summary)
+        self.trackers.log_summary(summary, self.folder)
+        return summary.to_dict()
 
     @contextmanager
     def _open_run(self, *, exporting: bool = False) -> Iterator[None]:

@@ -12,10 +12,10 @@ from tests.helpers import DRIFT, Row, bars_of, make_row, write_rows
 from tests.tiny_models import build_tiny
 
 SECTIONS = [
-    *("targets", "baselines", "learning", "confusion", "classes", "calibration", "confidence", "balance"),
+    *("targets", "baselines", "learning", "curve", "confusion", "classes", "calibration", "confidence", "balance"),
     *("mistakes", "data", "reproduce"),
 ]
-CHARTS = 11 + 6  # the last are the windows that were most confidently wrong
+CHARTS = 12 + 6  # the last are the windows that were most confidently wrong
 HOSTILE = "</script><script>window.taken = 1</script><img src=x onerror='window.taken = 2'>\"'&{{ 7 * 7 }}"
 
 
@@ -48,6 +48,7 @@ def finished_run(folder: Path) -> Path:
             "data": files,
             "model": {"base": str(build_tiny(folder / "base")), "max_tokens": 512},
             "training": {"epochs": 3, "warmup_steps": 1, "learning_rate": 1e-2, "gradient_accumulation": 1},
+            "evaluation": {"learning_curve": [12, 24, 5000]},
             "output_dir": str(folder / "<b>run"),
         }
     )

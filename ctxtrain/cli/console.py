@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from ctxtrain.cli.curve_table import curve_table
 from ctxtrain.errors import describe_kinds
 from ctxtrain.evaluation.metrics import Metric, metrics_for
 from ctxtrain.labels import Label
+from ctxtrain.reporting.learning_curve import curve_reading
 from ctxtrain.reporting.runs_schema import PooledBaselines, Runs
 from ctxtrain.reporting.summary_schema import BlockIntervals, Summary, Target
 from ctxtrain.reporting.verdict import leak_suffix, readable, short, verdict, verdict_of_several
@@ -39,6 +41,9 @@ def print_summary(summary: Summary, output_dir: str) -> None:
     _print_targets(console, summary.targets, summary.targets_judged_on)
     print_metrics(summary.judged)
     _print_table(console, _baselines(summary), _baselines(summary, narrow=True))
+    if summary.learning_curve:
+        _print_table(console, curve_table(summary))
+        console.print(curve_reading(summary), highlight=False, soft_wrap=not console.is_terminal)
     intervals = summary.intervals
     console.print(_blocks(intervals), highlight=False)
     console.print(verdict(summary), highlight=False, soft_wrap=not console.is_terminal)

@@ -21,10 +21,12 @@ from ctxtrain.config.value_types import (
     LearningRate,
     LoraLayers,
     OversamplingTarget,
+    PartSize,
     PathText,
     Seed,
     Switch,
     Text,
+    require_ascending,
     require_distinct,
 )
 from ctxtrain.limits import (
@@ -32,6 +34,7 @@ from ctxtrain.limits import (
     MAX_BATCH_TOKENS,
     MAX_EPOCHS,
     MAX_FOLDS,
+    MAX_PARTS,
     MAX_SEEDS,
     MAX_STEPS,
     MAX_TEXT_TOKENS,
@@ -264,7 +267,7 @@ class TargetsConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Walk-forward evaluation over several folds."""
+    """Walk-forward evaluation over several folds; the learning curve of a run."""
 
     folds: int | None = Field(
         None,
@@ -274,6 +277,13 @@ class EvaluationConfig(Section):
     )
     fold: int | None = Field(
         None, ge=1, le=MAX_FOLDS, description="Run only this fold, counted from 1; null runs all folds."
+    )
+    learning_curve: Annotated[list[PartSize], AfterValidator(require_ascending)] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_PARTS,
+        description="After the run, train model and baselines anew on so many of the training windows, ascending, such "
+        "as [100, 300], and score them; each size takes its share of the time of the run.",
     )
 
 

@@ -15,6 +15,7 @@ from ctxtrain.limits import (
     MIN_CLASS_WEIGHT,
     MIN_GRAD_NORM,
     MIN_LEARNING_RATE,
+    MIN_PART,
 )
 
 FieldKind = Literal["number", "flag", "count", "category"]  # of a bar field that the user declares
@@ -91,6 +92,12 @@ def require_distinct(seeds: list[int]) -> list[int]:
     return seeds
 
 
+def require_ascending(sizes: list[int]) -> list[int]:
+    if sorted(set(sizes)) != sizes:
+        raise ValueError("must be numbers that ascend strictly, for example [100, 300]")
+    return sizes
+
+
 Weight = Annotated[float, Field(ge=MIN_CLASS_WEIGHT, le=MAX_CLASS_WEIGHT)]
 ClassWeights = Annotated[
     Literal["auto", "none"] | list[float],
@@ -131,3 +138,4 @@ PathText = Annotated[str, Field(min_length=1), AfterValidator(_check_path)]
 Text = Annotated[str, AfterValidator(_check_text)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
+PartSize = Annotated[int, Strict(), Field(ge=MIN_PART, le=MAX_WINDOWS)]

@@ -143,6 +143,22 @@ def lines(
     return _spec(alt.layer(*layers), height=220)
 
 
+def sizes(rows: Rows, title: str, colors: Mapping[str, str]) -> Spec:
+    """Scores over the number of training windows, on a logarithmic axis; `rows` have windows, series and value."""
+    domain, ticks = list(colors), sorted({row["windows"] for row in rows})
+    axis = alt.Axis(values=ticks, format=",d", labelOverlap="greedy", grid=False)
+    base = _chart(rows).encode(
+        x=alt.X("windows:Q", title="training windows", scale=alt.Scale(type="log", nice=False, padding=24), axis=axis),
+        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+        color=alt.Color("series:N", scale=alt.Scale(domain=domain, range=list(colors.values()))),
+        tooltip=_tips(("series", "", ""), ("windows", "training windows", ","), ("value", title, ".3f")),
+    )
+    dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=domain, range=[[1, 0], [6, 4]]))
+    shape = alt.Shape("series:N", scale=alt.Scale(domain=domain, range=["circle", "square"]))
+    line, points = base.mark_line(strokeWidth=2), base.mark_point(filled=True, opacity=1, size=80)
+    return _spec(alt.layer(line.encode(strokeDash=dash), points.encode(shape=shape)), height=240)
+
+
 def confusion(cells: Rows, labels: Sequence[str]) -> Spec:
     """A square per label and prediction; `cells` have label, called, rows, and the share of the label as shade."""
     base = _chart(cells).encode(

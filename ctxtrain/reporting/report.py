@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from ctxtrain.data.codec import PULSES
 from ctxtrain.data.leakage import kinds_not_found
 from ctxtrain.labels import LABELS, SIMULATED_SUFFIX
+from ctxtrain.reporting.learning_curve import curve_figure, curve_reading
 from ctxtrain.reporting.summary_schema import Data, Summary
 from ctxtrain.reporting.verdict import advice, headline, omissions, readable, warnings
 from ctxtrain.storage.atomic_files import write_bytes
@@ -34,6 +35,8 @@ def write_report(folder: RunFolder, summary: Summary, say: Callable[[str], None]
     with debug_mode(False):  # the schema check of each chart takes half of the time, and the tests do it
         lines = folder.metrics.read()
         drawn = figures.all_figures(summary, lines)
+        if summary.learning_curve and summary.learning_curve.points:
+            drawn["curve"] = curve_figure(summary)
         mistakes = [(mistake, figures.candles(mistake)) for mistake in summary.mistakes]
     specs = {name: figure.spec for name, figure in drawn.items()}
     specs |= {f"mistake-{number}": figure.spec for number, (_, figure) in enumerate(mistakes, 1) if figure}
@@ -47,6 +50,7 @@ def write_report(folder: RunFolder, summary: Summary, say: Callable[[str], None]
         advice=advice(summary),
         brief_advice=advice(summary, brief=True),
         omissions=omissions(summary),
+        curve_reading=curve_reading(summary),
         figures=drawn,
         mistakes=mistakes,
         calibrated=figures.calibrated,

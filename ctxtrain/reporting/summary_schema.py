@@ -15,6 +15,7 @@ from ctxtrain.evaluation.comparison import Finding
 from ctxtrain.evaluation.metrics import METRICS, metrics_for
 from ctxtrain.evaluation.worst_errors import COLUMNS, Column
 from ctxtrain.labels import Label
+from ctxtrain.reporting.curve_schema import LearningCurve
 from ctxtrain.storage.metrics_log import EpochRecord, MetricValues, Scores, Share, metric_schema
 from ctxtrain.storage.validated import StoredModel
 
@@ -300,6 +301,7 @@ class Summary(StoredModel):
     export_check: ExportCheck
     environment: dict[str, str | int]
     files: dict[str, str]
+    learning_curve: LearningCurve | None = None
 
     @property
     def judged(self) -> Scores:
@@ -319,4 +321,7 @@ class Summary(StoredModel):
             raise ValueError("targets must have one of macro_f1")
         if self.best.epoch not in {epoch.epoch for epoch in self.epochs}:
             raise ValueError(f"best.epoch must be one of epochs, got {self.best.epoch}")
+        sizes = [point.windows for point in self.learning_curve.points] if self.learning_curve else []
+        if sorted({*sizes, self.data.rows.train}) != [*sizes, self.data.rows.train]:
+            raise ValueError(f"learning_curve.points must ascend to less than data.rows.train, got windows {sizes}")
         return self

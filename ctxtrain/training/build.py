@@ -236,6 +236,18 @@ def build_learner(
     return learner
 
 
+def build_part_learner(
+    config: Config, dtype: torch.dtype, pad_id: int, steps_of_run: int, part: Dataset, steps: int
+) -> Learner:
+    """The learner for a part of the training rows, with `steps` optimizer steps in all.
+
+    Its warm-up has the same share of them as that of the run: the run's own could be longer than the whole training.
+    """
+    warmup_steps = config.training.warmup_steps * steps // steps_of_run
+    training = config.training.model_copy(update={"warmup_steps": warmup_steps})
+    return build_learner(config.model_copy(update={"training": training}), dtype, pad_id, part, steps, lambda _: None)
+
+
 def memory_settings(config: Config, dtype: torch.dtype, device: torch.device, tokens: Mapping[str, Tokens]) -> Training:
     """What the memory of a run depends on besides the model, with its largest batches; the engine is not chosen yet."""
     limit, settings = config.training.tokens_per_batch, config.lora

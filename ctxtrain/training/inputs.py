@@ -20,6 +20,7 @@ from ctxtrain.data.training_rows import Augmentation
 from ctxtrain.data.walk_forward import cut_folds
 from ctxtrain.data.window_file import WindowFile
 from ctxtrain.errors import ConfigError, short_repr
+from ctxtrain.runtime import process_count
 from ctxtrain.storage.ownership import check_cache_dir
 
 
@@ -31,7 +32,10 @@ def multi_run_keys(config: Config) -> dict[str, object]:
 
 
 def require_single_run(config: Config, rows: Mapping[str, object] | None = None) -> Config:
-    """The config itself. Raises ConfigError if it requests several runs, or as `require_rows` does."""
+    """The config itself.
+
+    Raises ConfigError if it requests several runs or, of several processes, a learning curve, or as `require_rows`.
+    """
     if keys := multi_run_keys(config):
         raise ConfigError(
             [
@@ -39,6 +43,11 @@ def require_single_run(config: Config, rows: Mapping[str, object] | None = None)
                 f"ctxtrain.run_several, or set {key} to null."
                 for key, value in keys.items()
             ]
+        )
+    if config.evaluation.learning_curve and process_count() > 1:
+        raise ConfigError(
+            f"evaluation.learning_curve is computed in one process, this run has {process_count()}. Set it to null; "
+            "train --resume without torchrun adds it to the finished run."
         )
     require_rows(config, rows)
     return config
@@ -101,6 +110,14 @@ def note_unused_files(config: Config, say: Callable[[str], None], rows: Mapping[
     """Note that folds read only the training rows, if there are others."""
     if config.data.val or config.data.test or set(rows or ()) - {"train"}:
         say("note: evaluation.folds splits data.train; data.val and data.test are not read")
+
+
+def part_settings(config: Config) -> dict[str, Any]:
+    """Keyword arguments of `Parts` from a config; `fitting` are those of `take_part`."""
+    settings = dataset_settings(config)
+    fitting = {name: settings[name] for name in ("codec", "oversampling", "max_repeat", "weights", "augmentation")}
+    average, engine = config.checkpoints.average, config.model.engine
+    return {"fitting": fitting, "average": average, "dtype": config.export.dtype, "engine": engine}
 
 
 def dataset_settings(config: Config) -> dict[str, Any]:

@@ -39,7 +39,7 @@ calibration calibration.method
 export export.dtype export.check_device
 targets targets.accuracy targets.macro_f1 targets.long_precision targets.short_precision targets.long_recall
 targets.short_recall
-evaluation evaluation.folds evaluation.fold
+evaluation evaluation.folds evaluation.fold evaluation.learning_curve
 tracking tracking.to
 output_dir
 """

@@ -66,7 +66,7 @@ def test_defaults_are_those_of_the_specification() -> None:
             "accuracy": 0.65, "macro_f1": 0.60, "long_precision": 0.60, "short_precision": 0.60,
             "long_recall": 0.55, "short_recall": 0.55,
         },
-        "evaluation": {"folds": None, "fold": None},
+        "evaluation": {"folds": None, "fold": None, "learning_curve": None},
         "tracking": {"to": []},
         "output_dir": "runs/a",
     }  # fmt: skip
