@@ -84,7 +84,7 @@ def describe_error(detail: ErrorDetails, keys: Sequence[str], listed_in: str = S
         return f"{key} is not a config key{_suggestion(key, keys, listed_in)}"
     if detail["type"] == "missing":
         return missing_key_message(key)
-    rule = re.sub(r"^(Input|List|String) should", "must", detail["msg"].removeprefix("Value error, "))
+    rule = re.sub(r"^(Input|List|String|Value) should", "must", detail["msg"].removeprefix("Value error, "))
     rule = rule.partition(" after validation")[0]
     if detail["type"] in ("model_type", "model_attributes_type"):
         rule = "must be a section with keys"

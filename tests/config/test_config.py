@@ -147,6 +147,14 @@ def test_a_key_like_no_other_is_refused_with_the_list_of_keys() -> None:
         ("data.train=''", 'data.train must have at least 1 character, got "".'),
         ("data.codec=xml", "data.codec must be 'compact' or 'json', got \"xml\"."),
         ("tracking.to=[slack]", "tracking.to.0 must be 'tensorboard', 'mlflow' or 'wandb', got \"slack\"."),
+        (
+            "evaluation.learning_curve=[300, 100]",
+            "evaluation.learning_curve must be numbers that ascend strictly, for example [100, 300], got [300, 100].",
+        ),
+        ("evaluation.learning_curve=[9]", "evaluation.learning_curve.0 must be greater than or equal to 10, got 9."),
+        ("evaluation.learning_curve=[50.5]", "evaluation.learning_curve.0 must be a valid integer, got 50.5."),
+        ("evaluation.learning_curve=[]", "evaluation.learning_curve must have at least 1 item, got []."),
+        ("evaluation.learning_curve=100", "evaluation.learning_curve must be a valid list, got 100."),
         ("training=3", "training must be a section with keys, got 3."),
     ],
 )

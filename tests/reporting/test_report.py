@@ -27,6 +27,7 @@ from ctxtrain.export.predictor import load_model
 from ctxtrain.labels import LABELS
 from ctxtrain.reporting import charts, figures
 from ctxtrain.reporting.figures import Figure
+from ctxtrain.reporting.learning_curve import curve_figure, curve_reading
 from ctxtrain.reporting.report import write_report
 from ctxtrain.reporting.summary_schema import Summary
 from ctxtrain.reporting.verdict import advice, headline, readable
@@ -208,6 +209,7 @@ def test_every_chart_is_valid_vega_lite(run: Path, page: Page) -> None:
     """Outside of a run the plotting library checks what it is given."""
     summary = RunFolder(run).read_summary()
     drawn: dict[str, Figure | None] = {**figures.all_figures(summary, RunFolder(run).metrics.read())}
+    drawn["curve"] = curve_figure(summary)
     drawn |= {f"mistake-{n}": figures.candles(mistake) for n, mistake in enumerate(summary.mistakes, start=1)}
     assert {name: json.loads(json.dumps(figure.spec)) for name, figure in drawn.items() if figure} == page.specs()
     with pytest.raises(SchemaValidationError, match="colour"):
@@ -238,6 +240,32 @@ def test_scores_leave_room_below_the_target_and_draw_accuracy_over_macro_f1(run:
     assert len(floors) == 1
     assert 0 <= floors.pop() < low
     assert [row["series"] for row in drawn] == sorted((row["series"] for row in drawn), reverse=True)
+
+
+def test_the_learning_curve_ends_with_the_run_and_has_no_section_without_the_key(
+    run: Path, page: Page, rewritten: Rewritten
+) -> None:
+    summary = summary_of(run)
+    points, best = summary["learning_curve"]["points"], summary["baselines"]["best"]
+    model = [point["macro_f1"] for point in points] + [summary["test"]["macro_f1"]]
+    baseline = [point["baseline_macro_f1"] for point in points] + [summary["baselines"]["scores"][best]["macro_f1"]]
+    drawn = page.values("curve", "series")
+    assert [row["windows"] for row in drawn] == [12, 24, 48] * 2
+    assert [row["value"] for row in drawn] == model + baseline
+    table = page.tables["Macro-F1 by number of training windows (curve)"][1:]
+    assert [row[:3] for row in table] == [
+        [size, f"{own:.3f}", f"{other:.3f}"]
+        for size, own, other in zip(("12", "24", "48"), model, baseline, strict=True)
+    ]
+    assert table[-1][4] == readable(best)
+    assert curve_reading(Summary.model_validate(summary)) in page.text
+    assert "Without 5,000 windows: the run itself trains on 48 windows." in page.text
+    del summary["learning_curve"]
+    page = rewritten(summary)
+    assert "curve" not in page.specs()
+    assert [found["id"] for tag, found in page.elements if tag == "section"] == [
+        name for name in SECTIONS if name != "curve"
+    ]
 
 
 def test_a_long_run_is_drawn_as_means_of_neighbours() -> None:
