@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from ctxtrain import TrainingPipeline, run_several
 from ctxtrain.cli.console import print_summary
 from ctxtrain.config.schema import Config
-from ctxtrain.data.dataset import Inputs, load_dataset, take_part
+from ctxtrain.data.dataset import Inputs, load_dataset
+from ctxtrain.data.part import take_part
 from ctxtrain.errors import ConfigError, Interrupted
 from ctxtrain.learning_curve import begin_curve, open_sizes, part_order
 from ctxtrain.model.tokenizer import tokenizer_and_notes
@@ -32,6 +33,7 @@ from tests.helpers import bars_of, learnable_rows, write_rows
 pytestmark = pytest.mark.slow
 
 SIZES = "evaluation.learning_curve=[12, 24, 46, 100]"
+EXTRAS = ("augmentation.mirror=true", "augmentation.crop=true", "checkpoints.average=2")
 
 
 class Watching(Reporter):
@@ -72,10 +74,10 @@ def files_of(config: Config) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def story(tiny_base: Path, tiny_rows: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Story:
     folder = tmp_path_factory.mktemp("curve") / "run"
-    config, reporters = short_run(tiny_base, tiny_rows, folder), [Watching(), Watching(stop_at=24), Watching()]
+    config, reporters = short_run(tiny_base, tiny_rows, folder, *EXTRAS), [Watching(), Watching(24), Watching()]
     plain = TrainingPipeline(config, reporter=reporters[0]).run()
     assert plain is not None
-    files, config = files_of(config), short_run(tiny_base, tiny_rows, folder, SIZES)
+    files, config = files_of(config), short_run(tiny_base, tiny_rows, folder, SIZES, *EXTRAS)
     with pytest.raises(Interrupted) as stopped:
         TrainingPipeline(config, resume=True, reporter=reporters[1]).run()
     between = RunFolder(folder).read_summary()
@@ -110,7 +112,8 @@ def test_a_point_is_what_a_run_on_these_rows_alone_comes_to(
     lines = Path(tiny_rows["train"]).read_text().splitlines()
     order = part_order(np.array([("LONG", "SHORT", "SKIP").index(label_of(line)) for line in lines]), seed=0)
     train = write_rows(tmp_path / "part.jsonl", [lines[row] for row in sorted(order[:24])])
-    alone = TrainingPipeline(make_config(f"data.train={train}", "training.warmup_steps=1")).run()  # 2 of 21 → 1 of 12
+    warmup = "training.warmup_steps=1"  # the share of 2 in the 42 steps of the run, of 24
+    alone = TrainingPipeline(make_config(f"data.train={train}", warmup, *EXTRAS)).run()
     assert alone is not None
     point = story.whole["learning_curve"]["points"][1]
     best = alone["baselines"]["best"]
