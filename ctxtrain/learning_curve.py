@@ -25,7 +25,7 @@ from ctxtrain.data.batches import steps_per_epoch
 from ctxtrain.data.dataset import Dataset
 from ctxtrain.data.oversampling import by_label, class_counts
 from ctxtrain.data.part import take_part
-from ctxtrain.data.tokens import TokenStore
+from ctxtrain.data.token_store import TokenStore
 from ctxtrain.engine.api import EngineChoice
 from ctxtrain.errors import ConfigError, DataError, TrainingDiverged
 from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines

@@ -14,7 +14,7 @@ from ctxtrain.data.class_weights import class_weights
 from ctxtrain.data.dataset import Dataset, Ints, fit_codec_of_run
 from ctxtrain.data.oversampling import class_counts, oversampled_counts
 from ctxtrain.data.profile import survey
-from ctxtrain.data.tokens import TokenStore
+from ctxtrain.data.token_store import TokenStore
 from ctxtrain.data.training_rows import Augmentation, make_training_rows
 
 if TYPE_CHECKING:
