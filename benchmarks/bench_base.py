@@ -7,6 +7,7 @@
     python benchmarks/bench_base.py --pattern flags       # the sample with its flags shown
     python benchmarks/bench_base.py --pattern features    # the same flags at the event as features, without bars
     python benchmarks/bench_base.py --bars 120            # windows of 120 bars instead of 30 to 50
+    python benchmarks/bench_base.py --mirror              # LoRA and the baselines get the mirrored rows too
 
 Each seed simulates its own `ctxtrain sample --hide-flags`: the pattern has to be read off prices, volume and delta.
 Smaller sizes are random parts of the training rows, the same for all. LoRA has the specification's settings; the epoch
@@ -57,10 +58,11 @@ EPOCHS = {100: 10, 300: 6, 1200: 4}
 Row = dict[str, Any]  # size, seed, best, and scores by name
 
 
-def lora_score(folder: Path, train: Path, base: str, seed: int, size: int) -> float:
+def lora_score(folder: Path, train: Path, base: str, seed: int, size: int, *, mirror: bool) -> float:
     """Macro-F1 on the test rows, at the epoch with the best macro-F1 on the validation rows."""
     epochs = next((count for rows, count in EPOCHS.items() if size <= rows), 4)
-    run = best_run(folder, train, {"model": {"base": base}, "training": {"epochs": epochs, "seed": seed}})
+    training = {"epochs": epochs // 2 if mirror else epochs, "seed": seed}  # a mirrored epoch has twice the rows
+    run = best_run(folder, train, {"model": {"base": base}, "training": training, "augmentation": {"mirror": mirror}})
     return test_score(run, folder / "test.jsonl")
 
 
@@ -69,6 +71,7 @@ def best_run(folder: Path, train: Path, changes: Mapping[str, Mapping[str, Any]]
     config = Config.parse(
         {
             "data": {"train": str(train), "val": str(folder / "val.jsonl"), **changes.get("data", {})},
+            "augmentation": dict(changes.get("augmentation", {})),
             "model": dict(changes.get("model", {})),
             "training": {**TRAINING, **changes.get("training", {})},
             "output_dir": str(folder / "run"),
@@ -96,11 +99,11 @@ def test_score(run: TrainingPipeline, path: Path) -> float:
     return float(run.evaluate()["macro_f1"])
 
 
-def baseline_scores(files: Mapping[str, Path], seed: int) -> dict[str, float | str]:
+def baseline_scores(files: Mapping[str, Path], seed: int, *, mirror: bool) -> dict[str, float | str]:
     """Macro-F1 of each baseline on the test rows, and the name of the best one on the validation rows."""
     windows = {name: load_windows(path) for name, path in files.items()}
     labels = {name: labels_of(own) for name, own in windows.items()}
-    found, _ = fit_baselines(windows, labels, "test", fit_codec("compact", windows["train"]), seed)
+    found, _ = fit_baselines(windows, labels, "test", fit_codec("compact", windows["train"]), seed, mirror=mirror)
     scores = {name: baseline.scores for name, baseline in found.items()}
     return {**{name: own["macro_f1"] for name, own in scores.items()}, "best": best_on_validation(scores)}
 
@@ -129,7 +132,14 @@ def keep_event_features(path: Path) -> None:
 
 
 def run_seed(
-    base: str, random_base: str | None, pattern: str, bars: tuple[int, int], seed: int, sizes: list[int]
+    base: str,
+    random_base: str | None,
+    pattern: str,
+    bars: tuple[int, int],
+    seed: int,
+    sizes: list[int],
+    *,
+    mirror: bool,
 ) -> list[Row]:
     results: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -147,11 +157,11 @@ def run_seed(
             part = folder / f"train_{size}.jsonl"
             part.write_bytes(b"".join(lines[row] for row in picked))
             files = {"train": part, "val": folder / "val.jsonl", "test": folder / "test.jsonl"}
-            result: Row = {"size": size, "seed": seed, **baseline_scores(files, seed)}
+            result: Row = {"size": size, "seed": seed, **baseline_scores(files, seed, mirror=mirror)}
             if base:
-                result["lora"] = lora_score(folder, part, base, seed, size)
+                result["lora"] = lora_score(folder, part, base, seed, size, mirror=mirror)
             if random_base and size == max(sizes):
-                result["random"] = lora_score(folder, part, random_base, seed, size)
+                result["random"] = lora_score(folder, part, random_base, seed, size, mirror=mirror)
             print(json.dumps(result), flush=True)
             results.append(result)
     return results
@@ -165,6 +175,7 @@ def main() -> None:
     parser.add_argument("--pattern", choices=["sample", "flags", "features", *PATTERNS], default="sample")
     parser.add_argument("--bars", type=int, help="bars of each window of the sample, for example 120")
     parser.add_argument("--no-random", action="store_true", help="leave the randomly initialised base out")
+    parser.add_argument("--mirror", action="store_true", help="augmentation.mirror, with half of the epochs")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, each on one thread")
     arguments = parser.parse_args()
     bars = (arguments.bars, arguments.bars) if arguments.bars else (30, 50)
@@ -173,7 +184,15 @@ def main() -> None:
         if not arguments.no_random:
             random_base = str(Path(scratch) / "random")
             write_random_base(random_base, seed=0)
-        one_seed = partial(run_seed, arguments.base, random_base, arguments.pattern, bars, sizes=arguments.sizes)
+        one_seed = partial(
+            run_seed,
+            arguments.base,
+            random_base,
+            arguments.pattern,
+            bars,
+            sizes=arguments.sizes,
+            mirror=arguments.mirror,
+        )
         rows = [row for of_seed in pool.map(one_seed, arguments.seeds) for row in of_seed]
     columns = ["windows", "seed", "LoRA", *BASELINES.values(), "best on validation", "LoRA − best", "random base"]
     print(f"\n| {' | '.join(columns)} |")
