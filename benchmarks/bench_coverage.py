@@ -26,7 +26,7 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 from ctxtrain.evaluation.bootstrap import REPLICATES, block_sums, difference_intervals, score_intervals
-from ctxtrain.evaluation.scores import ScoredRows, confusion_scores, log_losses
+from ctxtrain.evaluation.metric_formulas import ScoredRows, confusion_scores, log_losses
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]

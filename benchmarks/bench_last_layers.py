@@ -38,7 +38,8 @@ from ctxtrain.data.batches import collate, evaluation_batches
 from ctxtrain.data.oversampling import labels_of
 from ctxtrain.data.tokens import tokenise
 from ctxtrain.data.window_file import load_windows
-from ctxtrain.model.lora import load_trainable_state, logits, trainable_state
+from ctxtrain.model.forward import logits
+from ctxtrain.model.lora import load_trainable_state, trainable_state
 from ctxtrain.synthetic.sample import write_sample
 from ctxtrain.train import TrainingPipeline
 

@@ -40,7 +40,8 @@ def child(*, plain_first: bool) -> None:
     from ctxtrain.engine.cpu.training_model import FastClassifier
     from ctxtrain.engine.tuning import warm_up_vector_math
     from ctxtrain.model.base import load_classifier
-    from ctxtrain.model.lora import add_lora, logits
+    from ctxtrain.model.forward import logits
+    from ctxtrain.model.lora import add_lora
 
     warm_up_vector_math()
     base = load_classifier("embedded", 0)

@@ -73,6 +73,7 @@ The list starts with the lowest layer. A module imports only from modules that a
     model.tokenizer             the tokenizer of a base model
     model.base                  a base model, loaded as a classifier
     model.lora                  frozen base model + adapters + trained head
+    model.forward               a batch → logits
     model.shape                 sizes of model and adapters, from the config alone
     model.skeleton              names, shapes and source files of a model's weights, without the numbers
     model.averaging             the mean of the weights of several epochs

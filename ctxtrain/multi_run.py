@@ -37,8 +37,8 @@ from ctxtrain.evaluation.baselines import (
 from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.bootstrap import NO_INTERVALS, score_intervals
 from ctxtrain.evaluation.comparison import compare
+from ctxtrain.evaluation.metric_formulas import ScoredRows
 from ctxtrain.evaluation.metrics import PRIMARY_METRIC, evaluate_logits
-from ctxtrain.evaluation.scores import ScoredRows
 from ctxtrain.evaluation.targets import evaluate_targets
 from ctxtrain.export.fresh_process import fresh_process
 from ctxtrain.export.predictor import load_model

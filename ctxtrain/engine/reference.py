@@ -25,7 +25,7 @@ from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.batch_memory import batch_tokens
 from ctxtrain.labels import LABELS
 from ctxtrain.memory import gpu_memory, is_out_of_memory
-from ctxtrain.model.lora import logits
+from ctxtrain.model.forward import logits
 from ctxtrain.model.shape import EngineKind
 from ctxtrain.runtime import thread_map
 
@@ -111,7 +111,7 @@ class TrainingEngine:
             layer.gradient_checkpointing = False  # nothing is kept below the first adapter
 
     def batch(self, tokens: Tokens, rows: Ints, device: torch.device, labels_N: Ints | None = None) -> dict[str, Any]:
-        """Inputs of `lora.logits` for these rows, on the device; with `labels_N`, also `labels` of these rows."""
+        """Inputs of `forward.logits` for these rows, on the device; with `labels_N`, also `labels` of these rows."""
         return dict(collate(tokens, rows, device, labels_N))
 
 

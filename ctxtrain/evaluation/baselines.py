@@ -32,8 +32,8 @@ from ctxtrain.data.mirror import labels_with_twins, mirrored
 from ctxtrain.data.parse_window import Window
 from ctxtrain.evaluation.baseline_inputs import window_inputs
 from ctxtrain.evaluation.baseline_models import CLASSIFIERS, FitFailed
+from ctxtrain.evaluation.metric_formulas import ScoredRows
 from ctxtrain.evaluation.metrics import METRICS, FromColumnSums, class_scores, macro_f1
-from ctxtrain.evaluation.scores import ScoredRows
 from ctxtrain.labels import LABELS
 from ctxtrain.runtime import thread_count
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtr, ndtri, stdtrit
 
+from ctxtrain.evaluation.metric_formulas import ScoredRows
 from ctxtrain.evaluation.metrics import (
     METRICS,
     PRIMARY_METRIC,
@@ -35,7 +36,6 @@ from ctxtrain.evaluation.metrics import (
     Metric,
     metrics_for,
 )
-from ctxtrain.evaluation.scores import ScoredRows
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]

@@ -11,10 +11,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import softmax
 
+from ctxtrain.evaluation.metric_formulas import ECE_BINS, ScoredRows, equal_mass_bins, negative_log_likelihood
 from ctxtrain.evaluation.metrics import METRICS
-from ctxtrain.evaluation.scores import ECE_BINS, ScoredRows, equal_mass_bins, negative_log_likelihood
+from ctxtrain.evaluation.probabilities import calibrated_probabilities
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -45,7 +45,7 @@ class TemperatureScaler:
             return self
         self.before_ = _probability_scores(logits_NC, labels_N)
         self.temperature_, self.reason_, self.after_ = 1.0, None, self.before_
-        table = reliability_table(softmax(logits_NC, axis=1), labels_N)
+        table = reliability_table(calibrated_probabilities(logits_NC, 1.0), labels_N)
         self.reliability_ = {"before": table, "after": table}
         if len(np.unique(labels_N)) < 2 or len(labels_N) < 2 * FOLDS:
             self.reason_ = f"too few rows to fit a temperature: {len(labels_N)} of {len(np.unique(labels_N))} classes"
@@ -64,12 +64,11 @@ class TemperatureScaler:
             return self
         self.temperature_ = fit_temperature(logits_NC, labels_N)
         self.after_ = cross_fitted
-        self.reliability_["after"] = reliability_table(softmax(scaled_NC, axis=1), labels_N)
+        self.reliability_["after"] = reliability_table(calibrated_probabilities(scaled_NC, 1.0), labels_N)
         return self
 
     def predict_proba(self, logits_NC: Floats) -> Floats:
-        probabilities: Floats = softmax(np.asarray(logits_NC, dtype=np.float64) / self.temperature_, axis=1)
-        return probabilities
+        return calibrated_probabilities(logits_NC, self.temperature_)
 
     def summary(self) -> dict[str, Any]:
         return {

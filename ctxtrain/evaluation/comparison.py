@@ -14,8 +14,8 @@ from scipy.special import ndtri
 from ctxtrain.evaluation.baselines import WITHOUT_INPUT, Baseline
 from ctxtrain.evaluation.blocks import Blocks
 from ctxtrain.evaluation.bootstrap import LEVEL, clip_difference, difference_intervals
+from ctxtrain.evaluation.metric_formulas import ScoredRows
 from ctxtrain.evaluation.metrics import METRICS, PRIMARY_METRIC, metrics_for
-from ctxtrain.evaluation.scores import ScoredRows
 
 Finding = Literal["ahead", "not ahead", "undecided", "nothing learned", "too few blocks"]
 

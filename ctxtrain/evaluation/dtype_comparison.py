@@ -11,9 +11,9 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from ctxtrain.evaluation.metrics import PRIMARY_METRIC, evaluate_logits
+from ctxtrain.evaluation.probabilities import calibrated_probabilities
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -32,7 +32,7 @@ class DtypeComparison(TypedDict):
 def compare_dtypes(logits: Mapping[str, Floats], labels_N: Ints, temperature: float) -> DtypeComparison:
     """Compare logits of shape (N, 3) of the same rows, by dtype: exactly two."""
     first_NC, second_NC = logits.values()
-    p_NC, q_NC = (softmax(logits_NC / temperature, axis=1) for logits_NC in (first_NC, second_NC))
+    p_NC, q_NC = (calibrated_probabilities(logits_NC, temperature) for logits_NC in (first_NC, second_NC))
     return DtypeComparison(
         rows=len(labels_N),
         labels_changed=int((p_NC.argmax(axis=1) != q_NC.argmax(axis=1)).sum()),

@@ -19,8 +19,8 @@ from ctxtrain.evaluation.baselines import best_on_validation, count_variants, fi
 from ctxtrain.evaluation.blocks import MIN_BLOCKS, assign_blocks
 from ctxtrain.evaluation.bootstrap import LEVEL, NO_INTERVALS, REPLICATES, score_intervals
 from ctxtrain.evaluation.comparison import compare
+from ctxtrain.evaluation.metric_formulas import ScoredRows
 from ctxtrain.evaluation.metrics import Metrics
-from ctxtrain.evaluation.scores import ScoredRows
 from ctxtrain.evaluation.selective import (
     Threshold,
     abstain,

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxtrain.evaluation.scores import (
+from ctxtrain.evaluation.metric_formulas import (
     ECE_BINS,
     ScoredRows,
     calibration_error_from_sums,

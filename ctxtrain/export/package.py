@@ -22,7 +22,6 @@ import orjson
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from ctxtrain.config.value_types import CheckDevice, ExportDtype
@@ -34,6 +33,7 @@ from ctxtrain.evaluation.blocks import assign_blocks
 from ctxtrain.evaluation.calibration import TemperatureScaler
 from ctxtrain.evaluation.export_scores import score_export
 from ctxtrain.evaluation.metrics import PRIMARY_METRIC, Metrics, evaluate_logits
+from ctxtrain.evaluation.probabilities import calibrated_probabilities
 from ctxtrain.evaluation.selective import Threshold, choose_thresholds
 from ctxtrain.export.check_device import choose_device
 from ctxtrain.export.choose import choose_weights
@@ -265,7 +265,7 @@ def _calibrate(
     if blocks is not None:
         calibration = TemperatureScaler().fit(logits_NC, labels_N, blocks).summary()
     precisions = {"LONG": targets["long_precision"], "SHORT": targets["short_precision"]}
-    probabilities_NC = softmax(logits_NC / calibration["temperature"], axis=1)
+    probabilities_NC = calibrated_probabilities(logits_NC, calibration["temperature"])
     return calibration, choose_thresholds(probabilities_NC, labels_N, precisions)
 
 

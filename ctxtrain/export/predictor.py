@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.special import softmax
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -37,6 +36,7 @@ from ctxtrain.data.window_file import WindowFile
 from ctxtrain.engine.api import EngineChoice, make_inference_engine
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.evaluation.metrics import Metrics, evaluate_logits
+from ctxtrain.evaluation.probabilities import calibrated_probabilities
 from ctxtrain.evaluation.selective import abstain, min_confidence_by_class
 from ctxtrain.export.answer_dtype import (
     DtypeChoice,
@@ -254,7 +254,7 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """One prediction per window, in order. `advance` is called with the number of windows in each batch."""
         min_confidence_C = self._min_confidence_by_class(min_confidence)
-        probabilities_NC = softmax(self._logits(batch, advance) / self.temperature, axis=1)
+        probabilities_NC = calibrated_probabilities(self._logits(batch, advance), self.temperature)
         predicted_N, abstained_N = abstain(probabilities_NC, min_confidence_C)
         for id_, predicted, abstained, p_C in zip(
             batch.ids, predicted_N.tolist(), abstained_N.tolist(), probabilities_NC.tolist(), strict=True

@@ -19,7 +19,7 @@ from ctxtrain.data.tokens import Tokens
 from ctxtrain.errors import ConfigError, DataError
 from ctxtrain.model.base import load_classifier
 from ctxtrain.model.base_config import convert_errors
-from ctxtrain.model.lora import logits
+from ctxtrain.model.forward import logits
 from ctxtrain.model.tokenizer import tokenizer_and_notes
 
 PROBE_TOKENS = 128  # enough to detect any attention rule, and too few to take noticeable time

@@ -1,7 +1,7 @@
 """LoRA: frozen base model, adapters, trained 3-class head.
 
-Input: a base model of `base.py`. Output: a PEFT model whose `logits(...)` has shape (B, 3), its trainable weights by
-name, and the merged model without adapters.
+Input: a base model of `base.py`. Output: a PEFT model, its trainable weights by name, and the merged model
+without adapters.
 """
 
 from __future__ import annotations
@@ -67,17 +67,6 @@ def add_lora(
     if base_name is not None:
         adapted.peft_config["default"].base_model_name_or_path = base_name
     return cast(PeftModel, adapted)
-
-
-def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Uncalibrated logits in float32, of shape (B, 3), for a batch from `batches.collate` and other model inputs.
-
-    Drops the attention mask: in a causal model, padding on the right does not affect earlier tokens, and attention
-    without a mask tensor is faster. The tests compare the result with the masked model for every model family.
-    """
-    inputs = {name: value for name, value in batch.items() if name != "attention_mask"}
-    output: Tensor = model(**inputs).logits
-    return output.float()
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

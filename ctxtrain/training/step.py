@@ -28,7 +28,8 @@ from ctxtrain.data.tokens import Tokens
 from ctxtrain.engine.api import EngineChoice, make_training_engine
 from ctxtrain.errors import ConfigError, TrainingDiverged
 from ctxtrain.labels import LABELS
-from ctxtrain.model.lora import load_trainable_state, logits, trainable_parameters, trainable_state
+from ctxtrain.model.forward import logits
+from ctxtrain.model.lora import load_trainable_state, trainable_parameters, trainable_state
 from ctxtrain.model.losses import Loss
 from ctxtrain.model.optimizer import find_non_finite, largest_magnitude
 from ctxtrain.runtime import Purpose, seed_torch

@@ -18,6 +18,7 @@ from ctxtrain.engine.cpu.select import PackedTrainingEngine
 from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.engine.reference import ReferenceNetwork, TrainingEngine
 from ctxtrain.model import lora
+from ctxtrain.model.forward import logits
 from ctxtrain.model.shape import Batch, Device, Dtype, EngineKind, LoraShape, ModelShape, Precision
 from ctxtrain.runtime import Purpose, seed_torch
 from tests.tiny_models import COMMON, FAMILIES
@@ -66,7 +67,7 @@ def forward(engine: TrainingEngine, rows: int, tokens: int, dtype: Dtype) -> Ten
     ids_BT = torch.randint(1, 300, (rows, tokens), generator=torch.Generator().manual_seed(0))
     seed_torch(0, Purpose.DROPOUT)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-        return lora.logits(engine.network, {"input_ids": ids_BT})
+        return logits(engine.network, {"input_ids": ids_BT})
 
 
 class Saved:

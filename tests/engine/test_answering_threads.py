@@ -15,7 +15,7 @@ from ctxtrain.engine.cpu.select import OnnxInferenceEngine
 from ctxtrain.engine.cpu.training_model import unsupported_reason
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
 from ctxtrain.engine.reference import InferenceEngine
-from ctxtrain.model import lora
+from ctxtrain.model import forward
 from ctxtrain.model.base import load_classifier
 from tests.helpers import threads_of_a_new_thread
 from tests.tiny_models import build_tiny
@@ -61,7 +61,7 @@ def test_a_narrow_model_answers_many_rows_in_threads_of_their_own(
     assert torch.get_num_threads() == threads_of_a_new_thread() == 2
     for row in range(len(tokens)):
         with torch.inference_mode():
-            alone = lora.logits(model, collate(tokens, [row]))[0]
+            alone = forward.logits(model, collate(tokens, [row]))[0]
         torch.testing.assert_close(torch.tensor(logits_NC[row]).float(), alone, atol=1e-5, rtol=0)
 
 

@@ -14,7 +14,7 @@ from ctxtrain.engine.cpu.wide_inference import MergedClassifier
 from ctxtrain.engine.reference import ReferenceNetwork
 from ctxtrain.model import agreement
 from ctxtrain.model.agreement import engine_mismatch, probe_rows, rounding_noise
-from ctxtrain.model.lora import logits
+from ctxtrain.model.forward import logits
 from tests.tiny_models import FAMILIES, build_tiny
 
 

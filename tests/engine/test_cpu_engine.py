@@ -29,7 +29,7 @@ from ctxtrain.engine.cpu.onnx_inference import OnnxClassifier
 from ctxtrain.engine.cpu.training_model import FastClassifier, unsupported_reason
 from ctxtrain.engine.cpu.wide_inference import MergedClassifier
 from ctxtrain.export.predictor import Predictor
-from ctxtrain.model import lora
+from ctxtrain.model import forward, lora
 from ctxtrain.model.agreement import engine_mismatch, probe_rows
 from ctxtrain.model.base import load_classifier
 from ctxtrain.model.embedded import embedded_base
@@ -80,7 +80,7 @@ def ragged(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> Tensor:
 def results(model: PeftModel, network: nn.Module, ids_BT: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Logits, loss and the gradient of every trained weight."""
     model.zero_grad()
-    logits_BC = lora.logits(network, {"input_ids": ids_BT})
+    logits_BC = forward.logits(network, {"input_ids": ids_BT})
     loss, _ = focal_loss(logits_BC, torch.arange(len(ids_BT)) % 3, 2.0, torch.tensor([1.0, 2.0, 3.0]))
     loss.backward()
     weights = lora.trainable_parameters(model)
@@ -145,7 +145,7 @@ def test_large_tensors_of_the_mlp_are_those_of_the_step_before(tmp_path: Path, m
     model = build(build_tiny(tmp_path))
     fast, memory = FastClassifier(model), []
     free_buffers = fast.mlp_buffers._free
-    lora.logits(fast, {"input_ids": ragged()})  # nothing comes back from a step that has no backward pass
+    forward.logits(fast, {"input_ids": ragged()})  # nothing comes back from a step that has no backward pass
     for lengths in (LENGTHS, LENGTHS, (3, 2), (200, *LENGTHS), LENGTHS):
         ids_BT = ragged(lengths)
         assert_same(results(model, fast, ids_BT), results(model, model, ids_BT))
@@ -250,9 +250,9 @@ def test_masks_have_the_right_share_and_depend_on_the_seed_alone(dropout: float)
 def test_batch_mates_and_padding_do_not_matter(family: str, tmp_path: Path) -> None:
     fast, ids_BT = FastClassifier(build(build_tiny(tmp_path, family))).eval(), ragged()
     with torch.no_grad():
-        together = lora.logits(fast, {"input_ids": ids_BT})
+        together = forward.logits(fast, {"input_ids": ids_BT})
         for row, length in enumerate(LENGTHS):
-            alone = lora.logits(fast, {"input_ids": ids_BT[row : row + 1, :length]})
+            alone = forward.logits(fast, {"input_ids": ids_BT[row : row + 1, :length]})
             torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
 
 
@@ -261,12 +261,12 @@ def test_evaluation_has_no_dropout_and_draws_nothing(tmp_path: Path) -> None:
     model = build(folder, dropout=0.5)
     fast = FastClassifier(model)
     with torch.no_grad():
-        expected = lora.logits(FastClassifier(build(folder, dropout=0.0)), batch)
-        assert not torch.allclose(lora.logits(fast, batch), expected)
+        expected = forward.logits(FastClassifier(build(folder, dropout=0.0)), batch)
+        assert not torch.allclose(forward.logits(fast, batch), expected)
         before = torch.get_rng_state()
-        assert torch.equal(lora.logits(fast.eval(), batch), expected)
+        assert torch.equal(forward.logits(fast.eval(), batch), expected)
         assert torch.equal(torch.get_rng_state(), before)
-        torch.testing.assert_close(lora.logits(model, batch), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(forward.logits(model, batch), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
@@ -283,10 +283,10 @@ def test_what_it_trains_is_the_same_reloaded_in_plain_peft_and_merged(family: st
     trained = lora.trainable_state(model)
     assert list(trained) == names
     with torch.no_grad():
-        expected = lora.logits(fast.eval(), batch)
+        expected = forward.logits(fast.eval(), batch)
         again = build(folder)
         lora.load_trainable_state(again, trained)
-        torch.testing.assert_close(lora.logits(again.eval(), batch), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(forward.logits(again.eval(), batch), expected, atol=1e-5, rtol=0)
         merged = lora.merge(model)
         merged.save_pretrained(tmp_path / "merged")
         plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float32)
@@ -317,7 +317,7 @@ def kept_bytes(model: PeftModel, network: nn.Module, ids_BT: Tensor) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        lora.logits(network, {"input_ids": ids_BT})
+        forward.logits(network, {"input_ids": ids_BT})
     return sum(kept.values())
 
 
@@ -419,7 +419,7 @@ def test_a_merged_model_answers_as_plain_transformers(
         try:
             torch.set_num_threads(threads)
             with torch.inference_mode(), saved_tensors_hooks(kept.append, lambda x: x):
-                torch.testing.assert_close(lora.logits(fast, {"input_ids": ids_BT}), masked, atol=1e-5, rtol=0)
+                torch.testing.assert_close(forward.logits(fast, {"input_ids": ids_BT}), masked, atol=1e-5, rtol=0)
         finally:
             torch.set_num_threads(1)
     assert kept == []

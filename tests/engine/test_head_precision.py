@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ctxtrain.engine.cpu.training_model import FastClassifier
 from ctxtrain.engine.reference import ReferenceNetwork
-from ctxtrain.model import lora
+from ctxtrain.model import forward
 from tests.engine.test_cpu_engine import build, ragged
 from tests.tiny_models import FAMILIES, build_tiny
 
@@ -17,7 +17,7 @@ ROWS = tuple(range(20, 140, 2))
 
 def answers(network: nn.Module, ids_BT: Tensor) -> Tensor:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return lora.logits(network.eval(), {"input_ids": ids_BT})
+        return forward.logits(network.eval(), {"input_ids": ids_BT})
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

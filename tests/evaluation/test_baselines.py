@@ -24,8 +24,8 @@ from ctxtrain.evaluation.baselines import (
 from ctxtrain.evaluation.blocks import Blocks
 from ctxtrain.evaluation.comparison import Finding, compare, finding
 from ctxtrain.evaluation.export_scores import score_export
+from ctxtrain.evaluation.metric_formulas import ScoredRows, confusion_scores, log_losses
 from ctxtrain.evaluation.metrics import evaluate_logits
-from ctxtrain.evaluation.scores import ScoredRows, confusion_scores, log_losses
 from ctxtrain.labels import LABELS
 from ctxtrain.reporting.summary_schema import Baselines, Best, Data, Intervals, Summary, Target
 from ctxtrain.reporting.verdict import advice, verdict

@@ -13,8 +13,8 @@ from ctxtrain.data.positions import collect_positions
 from ctxtrain.evaluation.blocks import MIN_BLOCKS, ONE_BLOCK, assign_blocks, time_blocks
 from ctxtrain.evaluation.bootstrap import block_sums, difference_intervals, score_intervals, weighted_sums
 from ctxtrain.evaluation.calibration import TemperatureScaler, assign_folds, reliability_table
+from ctxtrain.evaluation.metric_formulas import ScoredRows, confusion_scores, expected_calibration_error, log_losses
 from ctxtrain.evaluation.metrics import evaluate_logits
-from ctxtrain.evaluation.scores import ScoredRows, confusion_scores, expected_calibration_error, log_losses
 from ctxtrain.evaluation.selective import abstain, choose_thresholds, min_confidence_by_class, risk_coverage
 from tests.helpers import make_row, make_window
 

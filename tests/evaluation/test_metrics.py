@@ -22,8 +22,8 @@ from ctxtrain.evaluation import bootstrap
 from ctxtrain.evaluation import metrics as metrics_module
 from ctxtrain.evaluation.bootstrap import NO_INTERVALS, difference_intervals, score_intervals
 from ctxtrain.evaluation.calibration import FOLDS, MAX_TEMPERATURE, MIN_TEMPERATURE, TemperatureScaler, fit_temperature
+from ctxtrain.evaluation.metric_formulas import ScoredRows, expected_calibration_error, negative_log_likelihood
 from ctxtrain.evaluation.metrics import METRICS, FromConfusion, MeanOverRows, Metric, View, evaluate_logits, metrics_for
-from ctxtrain.evaluation.scores import ScoredRows, expected_calibration_error, negative_log_likelihood
 from ctxtrain.evaluation.targets import evaluate_targets
 from ctxtrain.labels import LABELS
 from ctxtrain.storage.metrics_log import metric_schema

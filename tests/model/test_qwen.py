@@ -14,7 +14,7 @@ from ctxtrain.config.sections import LoraConfig
 from ctxtrain.data.batches import collate
 from ctxtrain.data.tokens import tokenise
 from ctxtrain.errors import ConfigError
-from ctxtrain.model import lora
+from ctxtrain.model import forward, lora
 from ctxtrain.model.base import load_classifier
 from ctxtrain.model.losses import focal_loss
 from ctxtrain.model.tokenizer import load_tokenizer
@@ -35,7 +35,7 @@ def build(folder: Path, **changes: object) -> tuple[PeftModel, dict[str, torch.T
 def train_a_little(model: PeftModel, batch: dict[str, torch.Tensor]) -> None:
     optimizer = torch.optim.AdamW(lora.trainable_parameters(model).values(), lr=1e-2)
     for _ in range(3):
-        loss_sum, _ = focal_loss(lora.logits(model, batch), torch.tensor([0, 1, 2]), 2.0, torch.ones(3))
+        loss_sum, _ = focal_loss(forward.logits(model, batch), torch.tensor([0, 1, 2]), 2.0, torch.ones(3))
         loss_sum.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -54,13 +54,13 @@ def test_every_family_trains_saves_merges_and_reloads(family: str, tmp_path: Pat
     assert all(not torch.equal(start[name], trained[name]) for name in trained)
 
     with torch.no_grad():
-        expected = lora.logits(model, batch)
+        expected = forward.logits(model, batch)
         again, _ = build(folder)
         lora.load_trainable_state(again, trained)
-        assert torch.equal(lora.logits(again.eval(), batch), expected)
+        assert torch.equal(forward.logits(again.eval(), batch), expected)
         model.save_pretrained(str(tmp_path / "adapter"))
         merged = lora.merge(model)
-        torch.testing.assert_close(lora.logits(merged.eval(), batch), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(forward.logits(merged.eval(), batch), expected, atol=1e-5, rtol=0)
         merged.save_pretrained(tmp_path / "merged")
         plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
         torch.testing.assert_close(plain(**batch).logits, expected, atol=1e-5, rtol=0)
@@ -68,7 +68,7 @@ def test_every_family_trains_saves_merges_and_reloads(family: str, tmp_path: Pat
         tokenizer = load_tokenizer(str(folder))
         base = load_classifier(str(folder), tokenizer.pad_token_id, seed=1)  # its own head is another one
         adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-        torch.testing.assert_close(lora.logits(adapted, batch), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(forward.logits(adapted, batch), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,10 +77,10 @@ def test_logits_do_not_depend_on_batch_mates_or_padding(family: str, tmp_path: P
     model.eval()
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     with torch.no_grad():
-        together = lora.logits(model, batch)
+        together = forward.logits(model, batch)
         for row, length in enumerate(lengths):
             alone = {name: values[row : row + 1, :length] for name, values in batch.items()}
-            torch.testing.assert_close(lora.logits(model, alone)[0], together[row], atol=1e-5, rtol=0)
+            torch.testing.assert_close(forward.logits(model, alone)[0], together[row], atol=1e-5, rtol=0)
 
 
 def test_share_of_trained_parameters_at_the_true_05b_shape() -> None:
@@ -208,4 +208,4 @@ def test_a_base_whose_config_names_no_pad_id_gets_the_tokenizers(tmp_path: Path)
     config = json.loads((folder / "config.json").read_text()) | {"pad_token_id": None}
     (folder / "config.json").write_text(json.dumps(config))
     model, batch = build(folder)  # a batch of several rows, which transformers refuses without a pad id
-    assert lora.logits(model, batch).shape == (3, 3)
+    assert forward.logits(model, batch).shape == (3, 3)

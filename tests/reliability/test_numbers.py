@@ -22,7 +22,7 @@ from ctxtrain import Config, TrainingPipeline, load_model
 from ctxtrain.data.batches import plan_step
 from ctxtrain.errors import TrainingDiverged
 from ctxtrain.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, TemperatureScaler, fit_temperature
-from ctxtrain.evaluation.scores import negative_log_likelihood
+from ctxtrain.evaluation.metric_formulas import negative_log_likelihood
 from ctxtrain.model import lora
 from ctxtrain.model.base import load_classifier
 from ctxtrain.model.base_config import HEAD

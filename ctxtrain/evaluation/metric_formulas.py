@@ -11,8 +11,9 @@ from typing import Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 
+from ctxtrain.evaluation.probabilities import calibrated_probabilities
 from ctxtrain.labels import LABELS
 
 Floats = NDArray[np.float64]
@@ -39,8 +40,8 @@ class ScoredRows:
     def from_logits(cls, logits_NC: Floats, labels_N: Ints, temperature: float = 1.0) -> Self:
         """Rows predicted as their most probable class, with probabilities softmax(logits / temperature)."""
         logits_NC = np.asarray(logits_NC, dtype=np.float64)
-        predicted_NC, scaled_NC = np.eye(_C)[logits_NC.argmax(axis=1)], logits_NC / temperature
-        return cls(labels_N, softmax(scaled_NC, axis=1), predicted_NC, log_losses(scaled_NC, labels_N))
+        predicted_NC, losses_N = np.eye(_C)[logits_NC.argmax(axis=1)], log_losses(logits_NC / temperature, labels_N)
+        return cls(labels_N, calibrated_probabilities(logits_NC, temperature), predicted_NC, losses_N)
 
     def confusion(self) -> Floats:
         """Confusion matrix of shape (3, 3), true class by predicted class."""
