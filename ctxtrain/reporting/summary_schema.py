@@ -82,7 +82,7 @@ class Data(StoredModel):
     before_oversampling: Counts
     after_oversampling: Counts
     class_weights: Floats
-    augmentation: Augmentation | None = None  # absent in summaries of earlier releases
+    augmentation: Augmentation
     codec: str
     partial_fields: dict[str, NonNegativeInt]
     noticed: dict[str, list[str]]
@@ -286,7 +286,7 @@ class Summary(StoredModel):
     unfinished: str | None
     skipped_steps: NonNegativeInt
     best: Best
-    averaging: Averaging | None = None  # None too in summaries of earlier releases
+    averaging: Averaging | None
     test: Scores | None
     targets: Annotated[list[Target], Field(min_length=1)]
     targets_judged_on: str

@@ -29,7 +29,7 @@ import torch
 import ctxtrain.train
 import ctxtrain.training.build
 from ctxtrain.cli import process
-from ctxtrain.data import parse_report, tokens
+from ctxtrain.data import parse_report, token_store
 from ctxtrain.evaluation.calibration import TemperatureScaler
 from ctxtrain.export import package, reopen
 from ctxtrain.export.fresh_process import BATCH_SIZE, FreshProcess
@@ -44,7 +44,7 @@ HANGS_AFTER = 300
 # Where a signal can be sent from, besides the calls of calls.py: a function, on entry.
 PHASES: dict[str, tuple[Any, str]] = {
     "reading": (parse_report, "parse_row"),
-    "tokenising": (tokens, "token_rows"),
+    "tokenising": (token_store, "token_rows"),
     "building": (ctxtrain.training.build, "build_learner"),
     "resuming": (checkpoint, "check_same_run"),
     "training": (Learner, "_loss_sum"),
