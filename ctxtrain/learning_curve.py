@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -30,15 +29,12 @@ from ctxtrain.engine.api import EngineChoice
 from ctxtrain.errors import ConfigError, DataError, TrainingDiverged
 from ctxtrain.evaluation.baselines import best_on_validation, fit_baselines
 from ctxtrain.evaluation.best_epoch import rank_epochs
-from ctxtrain.evaluation.metrics import PRIMARY_METRIC, evaluate_logits
-from ctxtrain.export.check_device import choose_device
-from ctxtrain.export.choose import choose_weights
-from ctxtrain.export.merge import round_weights
-from ctxtrain.export.predictor import Predictor
+from ctxtrain.evaluation.metrics import PRIMARY_METRIC
+from ctxtrain.export.choose import choose_weights, exported_macro_f1
 from ctxtrain.labels import LABELS
 from ctxtrain.memory import release_memory
 from ctxtrain.model.averaging import Candidates
-from ctxtrain.model.lora import merge, trainable_state
+from ctxtrain.model.lora import trainable_state
 from ctxtrain.progress import Reporter
 from ctxtrain.reporting.curve_schema import CurvePoint, LearningCurve, LeftOut
 from ctxtrain.reporting.summary_schema import Summary
@@ -200,10 +196,4 @@ class Parts:
         """Macro-F1 of the merged model, in the dtype of the export, as the run chooses and scores its own."""
         candidates, tokenizer, say = self.load(weights), self.tokenizer, self.reporter.say
         trained, _ = choose_weights(candidates, tokenizer, part, dtype=self.dtype, engine=self.engine, say=say)
-        merged = merge(trained.load())
-        if self.dtype != "float32":
-            round_weights(merged, getattr(torch, self.dtype))
-        merged = merged.to(choose_device("auto", trained.skeleton.nbytes))
-        predictor = Predictor(merged, self.tokenizer, part.codec, 1.0, part.max_tokens, engine=self.engine)
-        logits_NC = predictor.token_logits(part.tokens[self._split])
-        return float(evaluate_logits(logits_NC, part.labels[self._split])[PRIMARY_METRIC])
+        return exported_macro_f1(trained, tokenizer, part, self._split, self.dtype, self.engine)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -88,8 +88,8 @@ def event_numbers(*samples: EventSample) -> list[list[Values]]:
 class RowNames(Sequence[str]):
     """Name of each row in messages, looked up on access."""
 
-    def __init__(self, file: WindowFile, rows: int) -> None:
-        self._file = file
+    def __init__(self, name: Callable[[int], str], rows: int) -> None:
+        self._name = name
         self._rows = rows
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class RowNames(Sequence[str]):
             return [self[n] for n in range(*row.indices(self._rows))]
         if not -self._rows <= row < self._rows:
             raise IndexError(row)
-        return self._file.name(int(row) % self._rows)
+        return self._name(int(row) % self._rows)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class _Surveyor:
         rows = self._rows.array()
         return Survey(
             file,
-            RowNames(file, len(rows)),
+            RowNames(file.name, len(rows)),
             rows["label"].astype(np.int64),
             rows["horizon"],
             rows["bars"],

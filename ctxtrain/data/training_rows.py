@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ctxtrain.data.codec import Codec
 from ctxtrain.data.mirror import labels_with_twins, newest_bars, twins, unchanged_fields
 from ctxtrain.data.parse_window import Window
-from ctxtrain.data.profile import Survey
+from ctxtrain.data.profile import RowNames, Survey
 from ctxtrain.data.row_schema import MIN_BARS
 from ctxtrain.data.token_store import TokenStore, tokens_on_disk
 from ctxtrain.data.tokens import Tokens
@@ -148,7 +148,7 @@ def make_training_rows(
     return TrainingRows(
         survey.file,
         labels_R,
-        _NamesWithTwins(names) if augmentation.mirror else names,
+        _names_with_twins(names) if augmentation.mirror else names,
         whole,
         survey.bars_N,
         codec,
@@ -158,21 +158,7 @@ def make_training_rows(
     )
 
 
-class _NamesWithTwins(Sequence[str]):
-    """The names of rows in messages, then those of their twins."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-
-    def __len__(self) -> int:
-        return 2 * len(self._names)
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[n] for n in range(*row.indices(len(self)))]
-        is_twin, place = divmod(row, len(self._names))
-        return f"{self._names[place]}, mirrored" if is_twin else self._names[place]
+def _names_with_twins(names: Sequence[str]) -> RowNames:
+    """The names of N rows in messages, then those of their twins."""
+    count = len(names)
+    return RowNames(lambda row: names[row] if row < count else f"{names[row - count]}, mirrored", 2 * count)

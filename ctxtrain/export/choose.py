@@ -48,7 +48,7 @@ def choose_weights(
         return candidates.best, found | {"used": False, "reason": reason}
     say(f"scoring the mean of epochs {_listed(epochs)}")
     best_score, mean_score = (
-        _validation_score(trained, tokenizer, data, dtype, engine) for trained in (candidates.best, mean)
+        exported_macro_f1(trained, tokenizer, data, "val", dtype, engine) for trained in (candidates.best, mean)
     )
     is_used = mean_score >= best_score
     reason = (
@@ -63,15 +63,21 @@ def choose_weights(
     return mean if is_used else candidates.best, found
 
 
-def _validation_score(
-    trained: Trained, tokenizer: PreTrainedTokenizerBase, data: Dataset, dtype: ExportDtype, engine: EngineChoice
+def exported_macro_f1(
+    trained: Trained,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Dataset,
+    split: str,
+    dtype: ExportDtype,
+    engine: EngineChoice,
 ) -> float:
+    """Macro-F1 of the merged model on the rows of `split`, in the dtype of the export; no model is kept."""
     merged = merge(trained.load().eval())
     if dtype != "float32":
         round_weights(merged, getattr(torch, dtype))
     merged = merged.to(choose_device("auto", trained.skeleton.nbytes))
     predictor = Predictor(merged, tokenizer, data.codec, 1.0, data.max_tokens, engine=engine)
-    score = evaluate_logits(predictor.token_logits(data.tokens["val"]), data.labels["val"])[PRIMARY_METRIC]
+    score = evaluate_logits(predictor.token_logits(data.tokens[split]), data.labels[split])[PRIMARY_METRIC]
     del predictor, merged
     release_memory()  # the next model is loaded anew
     return float(score)

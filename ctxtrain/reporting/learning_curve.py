@@ -1,6 +1,6 @@
 """The learning curve of a run for people: a figure, and a sentence that says how much the last windows changed.
 
-Comes in: the summary of a run that has a `learning_curve`. Goes out: its points with that of the whole run, text, and
+Input: the summary of a run that has a `learning_curve`. Output: its points with that of the whole run, text, and
 for the report a `Figure`.
 """
 

@@ -183,11 +183,8 @@ def run_fingerprint(
     dump = config.model_dump(mode="json")
     # This key decides where a run stops, not what it trains: users may raise it to resume a stopped run.
     del dump["training"]["skip_nonfinite"]
-    names = ["lora", "loss", "oversampling", "training"]
-    if any(dump["augmentation"].values()):  # older checkpoints do not have the section
-        names.append("augmentation")
     return {
-        "config": {name: dump[name] for name in names},
+        "config": {name: dump[name] for name in ("augmentation", "lora", "loss", "oversampling", "training")},
         "dtype": str(dtype),
         "quantization": config.model.quantization,
         "labels": list(LABELS),

@@ -171,6 +171,7 @@ def test_mirrored_rows_follow_the_rows_and_count_as_the_other_class() -> None:
     assert texts(data, data.training.whole) == texts(plain, plain.tokens["train"]) + expected
     assert data.training.names[3] == data.names["train"][3]
     assert data.training.names[14] == f"{data.names['train'][3]}, mirrored"
+    assert len(list(data.training.names)) == len(data.training.labels_R)  # iteration ends
     for split in ("train", "val"):
         assert texts(data, data.tokens[split]) == texts(plain, plain.tokens[split])
     assert data.summary()["augmentation"] == {
